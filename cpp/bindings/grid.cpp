@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <mlcalib/grid.hpp>
+
+#include "module.hpp"
+
+namespace mlcalib {
+
+void register_grid(py::module_& m) {
+  const GridSpec defaults;
+  py::class_<GridSpec>(m, "GridSpec",
+                       "The values a weight may take: 2^bits levels per group of input channels.")
+      .def(py::init([](int64_t bits, int64_t group_size, bool symmetric, const std::string& range,
+                       at::ScalarType scale_dtype) {
+             const GridSpec spec{bits, group_size, symmetric, parse_range(range), scale_dtype};
+             spec.check();
+             return spec;
+           }),
+           py::arg("bits") = defaults.bits, py::arg("group_size") = defaults.group_size,
+           py::arg("symmetric") = defaults.symmetric,
+           py::arg("range") = std::string(to_string(defaults.range)),
+           py::arg("scale_dtype") = defaults.scale_dtype)
+      .def_readonly("bits", &GridSpec::bits)
+      .def_readonly("group_size", &GridSpec::group_size)
+      .def_readonly("symmetric", &GridSpec::symmetric)
+      .def_property_readonly("range",
+                             [](const GridSpec& spec) { return std::string(to_string(spec.range)); })
+      .def_readonly("scale_dtype", &GridSpec::scale_dtype)
+      .def("groups", &GridSpec::groups, py::arg("channels"),
+           "Number of groups in a row of `channels`; the last may be shorter.");
+
+  py::class_<Grid>(m, "Grid", "scale float32 and zero uint8, both [rows, groups].")
+      .def(py::init<at::Tensor, at::Tensor, GridSpec>(), py::arg("scale"), py::arg("zero"),
+           py::arg("spec"))
+      .def_readonly("scale", &Grid::scale)
+      .def_readonly("zero", &Grid::zero)
+      .def_readonly("spec", &Grid::spec);
+
+  m.def("fit_grid", &fit_grid, py::arg("weight"), py::arg("spec"), py::arg("gram") = py::none(),
+        NoGil(), "The grid of weight [rows, cols]; gram [cols, cols] is needed for range='gram'.");
+  m.def("quantize", &quantize, py::arg("weight"), py::arg("grid"), NoGil(),
+        "Nearest codes, uint8 [rows, cols].");
+  m.def("dequantize", &dequantize, py::arg("codes"), py::arg("grid"), NoGil(),
+        "float32 [rows, cols].");
+}
+
+}  // namespace mlcalib

@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <mlcalib/linear.hpp>
+
+#include "module.hpp"
+
+namespace mlcalib {
+
+void register_linear(py::module_& m) {
+  py::class_<QuantizedLinear>(m, "QuantizedLinear", "What every solver returns.")
+      .def(py::init([](at::Tensor codes, Grid grid) {
+             return QuantizedLinear{.codes = std::move(codes), .grid = std::move(grid), .loss = {}};
+           }),
+           py::arg("codes"), py::arg("grid"))
+      .def_readonly("codes", &QuantizedLinear::codes)
+      .def_readonly("grid", &QuantizedLinear::grid)
+      .def_readonly("loss", &QuantizedLinear::loss)
+      .def_readonly("damp", &QuantizedLinear::damp)
+      .def_readonly("dead_channels", &QuantizedLinear::dead_channels)
+      .def("dequantize", &QuantizedLinear::dequantize, NoGil(), "float32 [rows, cols].");
+
+  m.def(
+      "losses",
+      [](const at::Tensor& weight, const QuantizedLinear& quantized,
+         const std::vector<at::Tensor>& grams) { return losses(weight, quantized, grams); },
+      py::arg("weight"), py::arg("quantized"), py::arg("grams"), NoGil(),
+      "tr(D G Dᵀ) for each Gram, D = weight - dequantized.");
+}
+
+}  // namespace mlcalib

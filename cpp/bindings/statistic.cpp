@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <mlcalib/statistic.hpp>
+
+#include "module.hpp"
+
+namespace mlcalib {
+
+void register_statistic(py::module_& m) {
+  py::class_<Statistic>(
+      m, "Statistic",
+      "A summary of activations that adds up over tokens, batches, languages and processes.")
+      .def_property_readonly("name", &Statistic::name)
+      .def_property_readonly("channels", &Statistic::channels)
+      .def_property_readonly("tokens", &Statistic::tokens)
+      .def("update", &Statistic::update, py::arg("x"), NoGil(),
+           "Adds the tokens of x [..., channels].")
+      .def("merge", &Statistic::merge, py::arg("other"), py::arg("weight") = 1.0, NoGil(),
+           "*this += weight · other.")
+      .def("state", &Statistic::state, NoGil(), "Copies of the named tensors, with 'tokens'.")
+      .def("load", &Statistic::load, py::arg("state"), NoGil(), "Replaces the state.");
+  m.def(
+      "make_statistic",
+      [](const std::string& name, int64_t channels) { return make_statistic(name, channels); },
+      py::arg("name"), py::arg("channels"), "An empty statistic.");
+  m.def("statistic_names", &statistic_names);
+}
+
+}  // namespace mlcalib

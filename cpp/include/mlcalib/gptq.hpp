@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <mlcalib/linear.hpp>
+
+#include <string_view>
+#include <vector>
+
+namespace mlcalib {
+
+/// The order in which GPTQ visits input channels.
+enum class Order {
+  kActivation,  ///< falling diagonal of the Gram, groups as in the original weight (static groups)
+  kNatural,     ///< first to last
+};
+
+std::string_view to_string(Order order);
+Order parse_order(std::string_view name);
+
+struct GptqOptions {
+  GridSpec grid{.range = Range::kGram};
+  double damp = 0.01;   ///< added to the diagonal, as a fraction of its mean
+  int64_t block = 128;  ///< columns solved between two matrix products
+  Order order = Order::kActivation;
+  bool static_grid = true;  ///< false (natural order only): fit a group's grid when it is reached
+
+  /// Throws ValueError for fields outside their domain.
+  void check() const;
+};
+
+/// GPTQ (Frantar et al., arXiv 2210.17323) of weight [rows, cols] against gram [cols, cols] in its
+/// feedback form: with H = G + λI = R Rᵀ, R upper triangular, M = R · diag(R)⁻¹,
+///   ŵ_k = Q(w_k + Σ_{j<k} (w_j − ŵ_j) M_jk).
+/// One Cholesky factorisation; no inverse. Where H is not positive definite the damping rises tenfold
+/// at a time and is reported; past a limit LinAlgError is thrown.
+QuantizedLinear gptq(const at::Tensor& weight, const at::Tensor& gram,
+                     const GptqOptions& options = {});
+
+/// Linears that read the same input: one factorisation, one solve of all their rows.
+std::vector<QuantizedLinear> gptq(at::TensorList weights, const at::Tensor& gram,
+                                  const GptqOptions& options = {});
+
+}  // namespace mlcalib

@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+#include <string_view>
+
+namespace mlcalib {
+
+/// How the range of a group is chosen.
+enum class Range {
+  kMinMax,  ///< its extremes
+  kMse,     ///< the shrunk range of least squared error
+  kGram,    ///< the same, each channel's error weighted by the diagonal of the Gram
+};
+
+std::string_view to_string(Range range);
+Range parse_range(std::string_view name);
+
+/// group_size of a grid whose groups are whole rows.
+inline constexpr int64_t kWholeRow = -1;
+
+/// The values a weight may take: 2^bits levels per group of consecutive input channels.
+struct GridSpec {
+  int64_t bits = 4;          ///< 2 … 8
+  int64_t group_size = 128;  ///< input channels that share a scale, or kWholeRow
+  bool symmetric = false;    ///< zero point fixed at mid-range
+  Range range = Range::kMinMax;
+  at::ScalarType scale_dtype = at::kFloat;  ///< scales are rounded to it before codes are chosen
+
+  /// Throws ValueError for fields outside their domain.
+  void check() const;
+  /// Number of groups in a row of `channels`; the last may be shorter.
+  int64_t groups(int64_t channels) const;
+  int64_t max_code() const { return (int64_t{1} << bits) - 1; }
+};
+
+/// scale float32 and zero uint8, both [rows, groups]; weight ≈ scale · (code − zero).
+struct Grid {
+  at::Tensor scale;
+  at::Tensor zero;
+  GridSpec spec;
+};
+
+/// The grid of weight [rows, cols] (float32, bfloat16 or float16). `gram` [cols, cols] is needed for
+/// Range::kGram alone. Throws ValueError for NaN or Inf in weight, and for a scale that scale_dtype
+/// cannot hold.
+Grid fit_grid(const at::Tensor& weight, const GridSpec& spec,
+              const std::optional<at::Tensor>& gram = std::nullopt);
+
+/// Nearest codes, uint8 [rows, cols].
+at::Tensor quantize(const at::Tensor& weight, const Grid& grid);
+
+/// float32 [rows, cols].
+at::Tensor dequantize(const at::Tensor& codes, const Grid& grid);
+
+}  // namespace mlcalib

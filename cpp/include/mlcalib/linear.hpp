@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <ATen/core/List.h>
+#include <ATen/core/Tensor.h>
+#include <mlcalib/grid.hpp>
+
+#include <optional>
+#include <vector>
+
+namespace mlcalib {
+
+/// What every solver returns.
+struct QuantizedLinear {
+  at::Tensor codes;            ///< uint8 [rows, cols], in the weight's own column order
+  Grid grid;
+  std::optional<double> loss;  ///< tr(D G Dᵀ), D = weight − dequantized; absent without a Gram
+  double damp = 0;             ///< damping used, a fraction of the mean of the Gram's diagonal
+  int64_t dead_channels = 0;   ///< channels that no calibration token excited (rounded)
+
+  at::Tensor dequantize() const { return mlcalib::dequantize(codes, grid); }
+};
+
+/// tr(D G Dᵀ) for each Gram [cols, cols], D = weight − dequantized: ⟨DᵀD, G⟩, so that further Grams
+/// (one per language) cost cols² each. Throws ValueError where shapes differ.
+std::vector<double> losses(const at::Tensor& weight, const QuantizedLinear& quantized,
+                           at::TensorList grams);
+
+}  // namespace mlcalib

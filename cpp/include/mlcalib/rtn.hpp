@@ -1,0 +1,12 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <mlcalib/linear.hpp>
+
+namespace mlcalib {
+
+/// Round to nearest on a fitted grid. `gram` [cols, cols] serves Range::kGram and the loss.
+QuantizedLinear rtn(const at::Tensor& weight, const GridSpec& spec,
+                    const std::optional<at::Tensor>& gram = std::nullopt);
+
+}  // namespace mlcalib

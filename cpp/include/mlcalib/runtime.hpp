@@ -1,0 +1,19 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <map>
+#include <string>
+#include <vector>
+
+namespace mlcalib {
+
+/// The instruction set whose kernels run: MLCALIB_ISA, or the best that the processor has.
+std::string isa();
+
+/// Instruction sets that this processor can run, best first.
+std::vector<std::string> available_isas();
+
+/// version, torch (built with), compiler, build type.
+std::map<std::string, std::string> build_info();
+
+}  // namespace mlcalib

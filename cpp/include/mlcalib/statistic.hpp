@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <map>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace mlcalib {
+
+using TensorMap = std::map<std::string, at::Tensor>;
+
+/// A summary of activations that adds up over tokens, batches, languages and processes.
+class Statistic {
+ public:
+  Statistic(std::string name, int64_t channels) : name_(std::move(name)), channels_(channels) {}
+  virtual ~Statistic() = default;
+  Statistic(const Statistic&) = delete;
+  Statistic& operator=(const Statistic&) = delete;
+
+  const std::string& name() const { return name_; }
+  int64_t channels() const { return channels_; }
+  /// Tokens seen; fractional after a weighted merge.
+  double tokens() const { return tokens_; }
+
+  /// Adds the tokens of x [..., channels], float32, bfloat16 or float16. Throws ValueError for NaN
+  /// or Inf, and then has added nothing.
+  void update(const at::Tensor& x);
+  /// *this += weight · other. Throws ValueError for another kind or number of channels.
+  void merge(const Statistic& other, double weight = 1.0);
+  /// Copies: the named tensors of the statistic, and "tokens" (float64, no dimensions).
+  TensorMap state() const;
+  /// Replaces the state. Throws ValueError for missing, foreign or misshapen tensors.
+  void load(const TensorMap& state);
+
+ protected:
+  virtual void add(const at::Tensor& x) = 0;  ///< x: [tokens, channels], checked and finite
+  virtual void add(const Statistic& other, double weight) = 0;  ///< of the same kind
+  virtual TensorMap tensors() const = 0;
+  virtual void set_tensors(const TensorMap& tensors) = 0;
+
+ private:
+  std::string name_;
+  int64_t channels_;
+  double tokens_ = 0;
+};
+
+/// Throws ValueError for a name that is not registered.
+std::unique_ptr<Statistic> make_statistic(std::string_view name, int64_t channels);
+std::vector<std::string> statistic_names();
+
+}  // namespace mlcalib

@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "check.hpp"
+
+#include <ATen/ops/count_nonzero.h>
+#include <ATen/ops/isfinite.h>
+#include <ATen/ops/logical_not.h>
+#include <ATen/ops/nonzero.h>
+#include <ATen/ops/sum.h>
+#include <c10/util/Exception.h>
+
+#include <cmath>
+#include <string>
+
+namespace mlcalib {
+namespace {
+
+std::string first_index(const at::Tensor& where) {
+  std::string text;
+  for (int64_t d = 0; d < where.size(1); ++d) {
+    text += (d == 0 ? "[" : ", ") + std::to_string(where[0][d].item<int64_t>());
+  }
+  return text + "]";
+}
+
+}  // namespace
+
+void check_floating(const at::Tensor& tensor, const char* name) {
+  const at::ScalarType type = tensor.scalar_type();
+  TORCH_CHECK_TYPE(type == at::kFloat || type == at::kBFloat16 || type == at::kHalf, name, " is ",
+                   type, ", expected float32, bfloat16 or float16; convert it with .float().");
+}
+
+void check_finite(const at::Tensor& tensor, const char* what) {
+  // NaN and Inf survive a sum; a sum that overflows without them is told apart by the exact check.
+  if (std::isfinite(at::sum(tensor, at::kFloat).item<float>())) return;
+  const at::Tensor bad = at::logical_not(at::isfinite(tensor));
+  const at::Tensor where = at::nonzero(bad);
+  TORCH_CHECK_VALUE(where.size(0) == 0, what, " holds ", where.size(0), " NaN or Inf of ",
+                    tensor.numel(), " values, the first at index ", first_index(where));
+}
+
+at::Tensor check_weight(const at::Tensor& weight) {
+  TORCH_CHECK_VALUE(weight.dim() == 2, "weight has shape ", weight.sizes(),
+                    ", expected a matrix [out, in].");
+  check_floating(weight, "weight");
+  TORCH_CHECK_VALUE(weight.numel() > 0, "weight has shape ", weight.sizes(),
+                    ", expected at least one row and one column.");
+  check_finite(weight, "weight");
+  return weight.detach().to(at::kFloat).contiguous();
+}
+
+void check_gram(const at::Tensor& gram, int64_t channels) {
+  TORCH_CHECK_VALUE(gram.dim() == 2 && gram.size(0) == channels && gram.size(1) == channels,
+                    "gram has shape ", gram.sizes(), ", expected [", channels, ", ", channels,
+                    "], the input channels of the weight.");
+  TORCH_CHECK_TYPE(gram.scalar_type() == at::kFloat, "gram is ", gram.scalar_type(),
+                   ", expected float32; convert it with .float().");
+  check_finite(gram, "gram");
+}
+
+int64_t count_dead_channels(const at::Tensor& gram) {
+  return gram.size(0) - at::count_nonzero(gram.diagonal()).item<int64_t>();
+}
+
+}  // namespace mlcalib

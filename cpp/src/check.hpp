@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: Apache-2.0
+// Checks of arguments that several fronts share. Each throws ValueError or TypeError that says what
+// was given, what was expected and what to do.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+namespace mlcalib {
+
+/// float32, bfloat16 or float16.
+void check_floating(const at::Tensor& tensor, const char* name);
+
+/// A floating matrix without NaN or Inf, as a contiguous float32 copy or view.
+at::Tensor check_weight(const at::Tensor& weight);
+
+/// A finite float32 matrix [channels, channels].
+void check_gram(const at::Tensor& gram, int64_t channels);
+
+/// Channels that no token excited: zeros on the Gram's diagonal.
+int64_t count_dead_channels(const at::Tensor& gram);
+
+/// Throws ValueError that names the first NaN or Inf; `what` says whose it is.
+void check_finite(const at::Tensor& tensor, const char* what);
+
+}  // namespace mlcalib

@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+
+#include <algorithm>
+
+#include "../stubs.hpp"
+#include "fit_panel.hpp"
+#include "kernels/kernels.hpp"
+#include "panel.hpp"
+
+namespace mlcalib {
+namespace cpu {
+
+// Shrunk ranges tried by the searches: 1.00, 0.97, … 0.61.
+constexpr int kCandidates = 14;
+
+void fit_panel(const at::Tensor& panel, const at::Tensor& importance, const GridSpec& spec,
+               int64_t rows, const at::Tensor& scale, const at::Tensor& zero) {
+  const GridShape shape{.max_code = static_cast<float>(spec.max_code()),
+                        .symmetric = spec.symmetric,
+                        .candidates = spec.range == Range::kMinMax ? 1 : kCandidates};
+  const float* weight = panel.const_data_ptr<float>();
+  const float* weights = importance.defined() ? importance.const_data_ptr<float>() : nullptr;
+  float* scales = scale.data_ptr<float>();
+  float* zeros = zero.data_ptr<float>();
+  at::parallel_for(0, row_tiles(rows), 1, [&](int64_t begin, int64_t end) {
+    const int64_t first = begin * kRowTile;
+    const GroupPanel group{.weight = weight + first,
+                           .importance = weights,
+                           .columns = panel.size(0),
+                           .rows = (end - begin) * kRowTile,
+                           .stride = panel.size(1)};
+    kernels().fit_group(group, shape, scales + first, zeros + first);
+  });
+}
+
+}  // namespace cpu
+
+namespace {
+
+std::tuple<at::Tensor, at::Tensor> fit_grid_cpu(const at::Tensor& weight,
+                                                const at::Tensor& importance,
+                                                const GridSpec& spec) {
+  const int64_t rows = weight.size(0), columns = weight.size(1), groups = spec.groups(columns);
+  const int64_t width = spec.group_size == kWholeRow ? columns : spec.group_size;
+  const at::Tensor panel = cpu::to_panel(weight);
+  const at::Tensor scale = at::empty({groups, panel.size(1)}, weight.options());
+  const at::Tensor zero = at::empty_like(scale);
+  for (int64_t g = 0; g < groups; ++g) {
+    const int64_t first = g * width, size = std::min(width, columns - first);
+    cpu::fit_panel(panel.narrow(0, first, size),
+                   importance.defined() ? importance.narrow(0, first, size) : importance, spec,
+                   rows, scale[g], zero[g]);
+  }
+  return {cpu::from_panel(scale, rows), cpu::from_panel(zero, rows)};
+}
+
+// Calls run(offset, length, scale, zero) for every row's every group.
+template <class Run>
+void for_each_run(int64_t rows, int64_t columns, const Grid& grid, const Run& run) {
+  const at::Tensor scale = grid.scale.contiguous(), zero = grid.zero.contiguous();
+  const float* scales = scale.const_data_ptr<float>();
+  const uint8_t* zeros = zero.const_data_ptr<uint8_t>();
+  const int64_t groups = scale.size(1);
+  const int64_t width = grid.spec.group_size == kWholeRow ? columns : grid.spec.group_size;
+  at::parallel_for(0, rows, 16, [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      for (int64_t g = 0; g < groups; ++g) {
+        run(r * columns + g * width, std::min(width, columns - g * width), scales[r * groups + g],
+            static_cast<float>(zeros[r * groups + g]));
+      }
+    }
+  });
+}
+
+at::Tensor quantize_cpu(const at::Tensor& weight, const Grid& grid) {
+  at::Tensor codes = at::empty_like(weight, weight.options().dtype(at::kByte));
+  const float* from = weight.const_data_ptr<float>();
+  uint8_t* to = codes.data_ptr<uint8_t>();
+  const auto max_code = static_cast<float>(grid.spec.max_code());
+  for_each_run(weight.size(0), weight.size(1), grid,
+               [&](int64_t at, int64_t n, float scale, float zero) {
+                 cpu::kernels().quantize_run(from + at, n, scale, zero, max_code, to + at);
+               });
+  return codes;
+}
+
+at::Tensor dequantize_cpu(const at::Tensor& codes, const Grid& grid) {
+  at::Tensor weight = at::empty_like(codes, codes.options().dtype(at::kFloat));
+  const uint8_t* from = codes.const_data_ptr<uint8_t>();
+  float* to = weight.data_ptr<float>();
+  for_each_run(codes.size(0), codes.size(1), grid,
+               [&](int64_t at, int64_t n, float scale, float zero) {
+                 cpu::kernels().dequantize_run(from + at, n, scale, zero, to + at);
+               });
+  return weight;
+}
+
+const bool installed = fit_grid_stub.install(at::kCPU, &fit_grid_cpu) &&
+                       quantize_stub.install(at::kCPU, &quantize_cpu) &&
+                       dequantize_stub.install(at::kCPU, &dequantize_cpu);
+
+}  // namespace
+}  // namespace mlcalib

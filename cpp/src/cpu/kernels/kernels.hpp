@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+// The contract between the CPU backend and its instruction sets: plain structs and function pointers.
+// Nothing from std or ATen may be included here (see cpp/CMakeLists.txt).
+#pragma once
+
+#include <cstdint>
+
+namespace mlcalib::cpu {
+
+/// Row counts of transposed panels are multiples of this, so that no kernel has a tail.
+inline constexpr int64_t kRowTile = 64;
+
+/// Levels are 0 … max_code; weight ≈ scale · (code − zero).
+struct GridShape {
+  float max_code;
+  bool symmetric;
+  int candidates;  ///< shrunk ranges tried per group; 1 is the group's own extremes
+};
+
+/// The columns of one group, transposed: weight[c * stride + r].
+struct GroupPanel {
+  const float* weight;
+  const float* importance;  ///< [columns], the weight of each column's squared error; may be null
+  int64_t columns;
+  int64_t rows;  ///< a multiple of kRowTile
+  int64_t stride;
+};
+
+/// One block of columns of the GPTQ solve, for `rows` rows; all panels are transposed, [column][row].
+struct GptqBlock {
+  const float* weight;    ///< original weights
+  const float* target;    ///< weights plus the feedback of all earlier blocks
+  const float* factor;    ///< [columns][columns]: row k holds M_jk for j < k, contiguous in j
+  const float* diagonal;  ///< [columns]: R_kk
+  const float* const* scale;  ///< [columns] pointers to the [rows] scales of each column's group
+  const float* const* zero;
+  float* error;    ///< D = W − Ŵ, written
+  uint8_t* codes;  ///< written
+  double* energy;  ///< [rows] += Σ_k (R_kk · (target_k − ŵ_k))², the damped loss
+  double* square;  ///< [rows] += Σ_k D_k²
+  int64_t columns;
+  int64_t rows;    ///< a multiple of kRowTile
+  int64_t stride;  ///< elements between two columns of every panel
+  float max_code;
+};
+
+/// Kernels of one instruction set. All of them decide the same codes, bit for bit, from the same input.
+struct KernelTable {
+  const char* name;
+
+  /// The range of each row of a group: writes scale[r] and zero[r].
+  void (*fit_group)(const GroupPanel& group, const GridShape& shape, float* scale, float* zero);
+
+  /// Nearest codes of n weights of one row that share one scale.
+  void (*quantize_run)(const float* weight, int64_t n, float scale, float zero, float max_code,
+                       uint8_t* codes);
+
+  /// scale · (code − zero) for n codes that share one scale.
+  void (*dequantize_run)(const uint8_t* codes, int64_t n, float scale, float zero, float* weight);
+
+  /// The triangular loop of one block.
+  void (*gptq_block)(const GptqBlock& block);
+
+  /// Σ a·b in double.
+  double (*dot)(const float* a, const float* b, int64_t n);
+};
+
+/// The table in use: the best that this processor runs, or the one that MLCALIB_ISA names.
+const KernelTable& kernels();
+
+/// Tables that this processor can run, best first.
+struct KernelTables {
+  const KernelTable* const* begin_;
+  const KernelTable* const* end_;
+  const KernelTable* const* begin() const { return begin_; }
+  const KernelTable* const* end() const { return end_; }
+};
+KernelTables available_kernels();
+
+}  // namespace mlcalib::cpu

@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <ATen/ops/isfinite.h>
+#include <c10/util/Exception.h>
+#include <mlcalib/grid.hpp>
+
+#include "check.hpp"
+#include "round_grid.hpp"
+#include "stubs.hpp"
+
+namespace mlcalib {
+
+std::string_view to_string(Range range) {
+  switch (range) {
+    case Range::kMinMax: return "minmax";
+    case Range::kMse: return "mse";
+    case Range::kGram: return "gram";
+  }
+  TORCH_INTERNAL_ASSERT(false);
+}
+
+Range parse_range(std::string_view name) {
+  for (const Range range : {Range::kMinMax, Range::kMse, Range::kGram}) {
+    if (to_string(range) == name) return range;
+  }
+  TORCH_CHECK_VALUE(false, "range is '", name, "', expected 'minmax', 'mse' or 'gram'.");
+}
+
+void GridSpec::check() const {
+  TORCH_CHECK_VALUE(2 <= bits && bits <= 8, "bits is ", bits, ", expected 2 to 8.");
+  TORCH_CHECK_VALUE(group_size == kWholeRow || group_size > 0, "group_size is ", group_size,
+                    ", expected a positive number of input channels, or -1 for the whole row.");
+  TORCH_CHECK_VALUE(
+      scale_dtype == at::kFloat || scale_dtype == at::kBFloat16 || scale_dtype == at::kHalf,
+      "scale_dtype is ", scale_dtype, ", expected float32, bfloat16 or float16.");
+}
+
+int64_t GridSpec::groups(int64_t channels) const {
+  return group_size == kWholeRow ? 1 : (channels + group_size - 1) / group_size;
+}
+
+Grid round_grid(const at::Tensor& scale, const at::Tensor& zero, const GridSpec& spec) {
+  // A scale too small for its type becomes the smallest that it has: zero would divide to NaN.
+  const double smallest = spec.scale_dtype == at::kHalf ? 5.9604645e-8 : 1.17549435e-38;
+  const at::Tensor rounded = scale.clamp_min(smallest).to(spec.scale_dtype).to(at::kFloat);
+  TORCH_CHECK_VALUE(at::isfinite(rounded).all().item<bool>(), "a scale of up to ",
+                    scale.max().item<float>(), " does not fit ", spec.scale_dtype,
+                    "; use scale_dtype=torch.float32 or torch.bfloat16.");
+  return {rounded.contiguous(), zero.to(at::kByte).contiguous(), spec};
+}
+
+Grid fit_grid(const at::Tensor& weight, const GridSpec& spec,
+              const std::optional<at::Tensor>& gram) {
+  spec.check();
+  const at::Tensor checked = check_weight(weight);
+  at::Tensor importance;
+  if (spec.range == Range::kGram) {
+    TORCH_CHECK_VALUE(gram.has_value(), "range='gram' needs the Gram of the weight's input; pass ",
+                      "gram=, or use range='mse'.");
+    check_gram(*gram, checked.size(1));
+    importance = gram->diagonal().contiguous();
+  }
+  const auto [scale, zero] = fit_grid_stub(checked.device().type(), checked, importance, spec);
+  return round_grid(scale, zero, spec);
+}
+
+namespace {
+
+void check_grid(const Grid& grid, const at::Tensor& matrix, const char* name) {
+  grid.spec.check();
+  const at::IntArrayRef shape = grid.scale.sizes();
+  TORCH_CHECK_VALUE(
+      matrix.dim() == 2 && shape.size() == 2 && shape[0] == matrix.size(0) &&
+          shape[1] == grid.spec.groups(matrix.size(1)) && grid.zero.sizes() == shape,
+      name, " has shape ", matrix.sizes(), " but the grid's scale has shape ", shape,
+      " and its zero ", grid.zero.sizes(), "; expected [rows, groups] with groups of ",
+      grid.spec.group_size, " columns.");
+  TORCH_CHECK_TYPE(grid.scale.scalar_type() == at::kFloat && grid.zero.scalar_type() == at::kByte,
+                   "the grid's scale is ", grid.scale.scalar_type(), " and its zero ",
+                   grid.zero.scalar_type(), ", expected float32 and uint8.");
+}
+
+}  // namespace
+
+at::Tensor quantize(const at::Tensor& weight, const Grid& grid) {
+  const at::Tensor checked = check_weight(weight);
+  check_grid(grid, checked, "weight");
+  return quantize_stub(checked.device().type(), checked, grid);
+}
+
+at::Tensor dequantize(const at::Tensor& codes, const Grid& grid) {
+  TORCH_CHECK_TYPE(codes.scalar_type() == at::kByte, "codes are ", codes.scalar_type(),
+                   ", expected uint8.");
+  check_grid(grid, codes, "codes");
+  return dequantize_stub(codes.device().type(), codes.contiguous(), grid);
+}
+
+}  // namespace mlcalib

@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <mlcalib/statistic.hpp>
+
+#include <ATen/ops/scalar_tensor.h>
+#include <c10/util/Exception.h>
+
+#include <cmath>
+
+#include "check.hpp"
+#include "statistic_registry.hpp"
+
+namespace mlcalib {
+namespace {
+
+using Registry = std::map<std::string, StatisticFactory, std::less<>>;
+
+Registry& registry() {
+  static Registry instance;
+  return instance;
+}
+
+std::string join(const std::vector<std::string>& names) {
+  std::string text;
+  for (const std::string& name : names) text += (text.empty() ? "" : ", ") + name;
+  return text;
+}
+
+}  // namespace
+
+bool register_statistic(const char* name, StatisticFactory factory) {
+  return registry().emplace(name, factory).second;
+}
+
+std::vector<std::string> statistic_names() {
+  std::vector<std::string> names;
+  for (const auto& [name, factory] : registry()) names.push_back(name);
+  return names;
+}
+
+std::unique_ptr<Statistic> make_statistic(std::string_view name, int64_t channels) {
+  const auto found = registry().find(name);
+  TORCH_CHECK_VALUE(found != registry().end(), "Unknown statistic '", name,
+                    "'. Available: ", join(statistic_names()), ".");
+  TORCH_CHECK_VALUE(channels > 0, "channels is ", channels, ", expected a positive number.");
+  return found->second(std::string(name), channels);
+}
+
+void Statistic::update(const at::Tensor& x) {
+  TORCH_CHECK_VALUE(x.dim() >= 1 && x.size(-1) == channels_, "x has shape ", x.sizes(),
+                    ", expected [..., ", channels_, "].");
+  check_floating(x, "x");
+  if (x.numel() == 0) return;
+  check_finite(x, "x");
+  const at::Tensor rows = x.detach().reshape({-1, channels_});
+  add(rows);
+  tokens_ += static_cast<double>(rows.size(0));
+}
+
+void Statistic::merge(const Statistic& other, double weight) {
+  TORCH_CHECK_VALUE(other.name_ == name_ && other.channels_ == channels_, "cannot merge ",
+                    other.name_, " of ", other.channels_, " channels into ", name_, " of ",
+                    channels_, " channels; expected the same kind and number of channels.");
+  TORCH_CHECK_VALUE(std::isfinite(weight), "weight is ", weight, ", expected a finite number.");
+  add(other, weight);
+  tokens_ += weight * other.tokens_;
+}
+
+TensorMap Statistic::state() const {
+  TensorMap result = tensors();
+  result["tokens"] = at::scalar_tensor(tokens_, at::TensorOptions(at::kDouble));
+  return result;
+}
+
+void Statistic::load(const TensorMap& state) {
+  const TensorMap own = tensors();
+  for (const auto& [key, tensor] : state) {
+    TORCH_CHECK_VALUE(key == "tokens" || own.contains(key), "state of ", name_,
+                      " holds the unknown tensor '", key, "'.");
+  }
+  for (const auto& [key, tensor] : own) {
+    const auto found = state.find(key);
+    TORCH_CHECK_VALUE(found != state.end(), "state of ", name_, " lacks the tensor '", key, "'.");
+    TORCH_CHECK_VALUE(found->second.sizes() == tensor.sizes() &&
+                          found->second.scalar_type() == tensor.scalar_type(),
+                      "'", key, "' in the state of ", name_, " is ", found->second.scalar_type(),
+                      " ", found->second.sizes(), ", expected ", tensor.scalar_type(), " ",
+                      tensor.sizes(), ".");
+  }
+  const auto tokens = state.find("tokens");
+  TORCH_CHECK_VALUE(tokens != state.end() && tokens->second.numel() == 1, "state of ", name_,
+                    " needs 'tokens', one number.");
+  set_tensors(state);
+  tokens_ = tokens->second.item<double>();
+}
+
+}  // namespace mlcalib

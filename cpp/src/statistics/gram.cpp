@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <ATen/ops/zeros.h>
+
+#include "../statistic_registry.hpp"
+#include "../stubs.hpp"
+
+namespace mlcalib {
+namespace {
+
+/// G = Σ x xᵀ over tokens, float32 [channels, channels]. One triangle is accumulated.
+class Gram final : public Statistic {
+ public:
+  Gram(std::string name, int64_t channels)
+      : Statistic(std::move(name), channels), gram_(at::zeros({channels, channels}, at::kFloat)) {}
+
+ protected:
+  void add(const at::Tensor& x) override {
+    // The first tokens decide where the statistic lives.
+    if (tokens() == 0 && gram_.device() != x.device()) gram_ = gram_.to(x.device());
+    gram_update_stub(x.device().type(), gram_, x);
+  }
+
+  void add(const Statistic& other, double weight) override {
+    gram_.add_(static_cast<const Gram&>(other).gram_, weight);
+  }
+
+  TensorMap tensors() const override {
+    at::Tensor full = gram_.clone();
+    mirror_stub(full.device().type(), full);
+    return {{"gram", full}};
+  }
+
+  void set_tensors(const TensorMap& tensors) override { gram_ = tensors.at("gram").clone(); }
+
+ private:
+  at::Tensor gram_;
+};
+
+MLCALIB_STATISTIC("gram", Gram);
+
+}  // namespace
+}  // namespace mlcalib

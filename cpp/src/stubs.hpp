@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+// The whole contract of a backend: a device that installs these runs everything. Arguments are
+// checked by the fronts; weights and activations arrive contiguous along their last dimension.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <mlcalib/gptq.hpp>
+#include <mlcalib/grid.hpp>
+
+#include <tuple>
+#include <vector>
+
+#include "device_stub.hpp"
+
+namespace mlcalib {
+
+/// Adds xᵀx of x [tokens, channels] to the upper triangle of gram [channels, channels], float32.
+/// What stands below the diagonal is undefined.
+inline constinit DeviceStub<void(const at::Tensor& gram, const at::Tensor& x)> gram_update_stub{
+    "gram_update"};
+
+/// Copies the upper triangle of gram into the lower.
+inline constinit DeviceStub<void(const at::Tensor& gram)> mirror_stub{"mirror"};
+
+/// (scale, zero), float32 [rows, groups], unrounded, of weight float32 [rows, cols]; importance
+/// float32 [cols] weights squared errors and may be undefined.
+inline constinit DeviceStub<std::tuple<at::Tensor, at::Tensor>(
+    const at::Tensor& weight, const at::Tensor& importance, const GridSpec& spec)>
+    fit_grid_stub{"fit_grid"};
+
+/// codes uint8 [rows, cols] of weight float32 [rows, cols].
+inline constinit DeviceStub<at::Tensor(const at::Tensor& weight, const Grid& grid)> quantize_stub{
+    "quantize"};
+
+/// float32 [rows, cols] of codes uint8 [rows, cols].
+inline constinit DeviceStub<at::Tensor(const at::Tensor& codes, const Grid& grid)> dequantize_stub{
+    "dequantize"};
+
+/// What the GPTQ solve needs; columns are in the order in which they are visited.
+struct GptqProblem {
+  at::Tensor weight;    ///< float32 [rows, cols]
+  at::Tensor factor;    ///< M = R · diag(R)⁻¹, float32 [cols, cols], unit upper triangular
+  at::Tensor diagonal;  ///< diag(R), float32 [cols]
+  at::Tensor importance;  ///< diag(H), float32 [cols], for running grids
+  std::vector<int64_t> group_of;  ///< [cols]
+  Grid grid;            ///< fitted beforehand; with running grids empty tensors to be filled
+  GptqOptions options;
+};
+
+struct GptqSolution {
+  at::Tensor codes;   ///< uint8 [rows, cols], in the order visited
+  at::Tensor energy;  ///< float64 [rows], the diagonal of D H Dᵀ
+  at::Tensor square;  ///< float64 [rows], ‖D‖² of each row
+  Grid grid;
+};
+inline constinit DeviceStub<GptqSolution(const GptqProblem& problem)> gptq_stub{"gptq"};
+
+/// ⟨a, b⟩ of two float32 matrices, summed in float64.
+inline constinit DeviceStub<double(const at::Tensor& a, const at::Tensor& b)> dot_stub{"dot"};
+
+inline constinit DeviceStub<at::Tensor(const at::Tensor& codes, int64_t bits)> pack_stub{"pack"};
+inline constinit DeviceStub<at::Tensor(const at::Tensor& packed, int64_t bits, int64_t columns)>
+    unpack_stub{"unpack"};
+
+}  // namespace mlcalib

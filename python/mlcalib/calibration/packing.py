@@ -1,0 +1,204 @@
+"""Fill each language's share of the budget with its text."""
+
+import operator
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from mlcalib.calibration.calibration_set import CalibrationSet, LanguageReport
+from mlcalib.calibration.tokens import (
+    Encoded,
+    check_documents,
+    describe_separator,
+    encode,
+    tokenizer_fingerprint,
+)
+from mlcalib.languages import LanguageSet, language
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def build(
+    tokenizer: "PreTrainedTokenizerBase",
+    texts: Mapping[str, Sequence[str]],
+    language_set: LanguageSet,
+    *,
+    tokens: int,
+    seq_len: int,
+    seed: int = 0,
+    separator: str | None = None,
+    allow_short: bool = False,
+    corpus: str = "given",
+) -> CalibrationSet:
+    r"""Make a calibration set from text.
+
+    A language's sequences depend on its own documents, the seed and the tokenizer alone: the other
+    languages do not matter, and fewer tokens give the first of the same sequences.
+
+    Args:
+        tokenizer: a fast tokenizer.
+        texts: language → documents.
+        language_set: the languages and their shares.
+        tokens: tokens of the whole calibration set; split over the languages by their shares.
+        seq_len: tokens in a sequence, 2 or more.
+        seed: what the documents are shuffled with.
+        separator: what stands between documents: None for what the tokenizer itself adds to a
+            document; ``eos``, ``bos`` or any text, e.g. ``\n\n``, for that after each document and
+            nothing else.
+        allow_short: take what there is where a language has too little text.
+        corpus: where the text comes from, for the record.
+
+    Raises:
+        TypeError: a language's documents are one string.
+        ValueError: no tokens; ``seq_len`` below 2; a language without text, with a blank document,
+            with too little text, or with a share of 0 tokens; a tokenizer that is not fast, lacks
+            the separator, or gives ids it has no entry for.
+    """
+    _check_seq_len(seq_len)
+    shares = language_set.split(tokens)
+    for code, asked in shares.items():
+        if not asked:
+            raise ValueError(
+                f"The share of '{code}' in the set '{language_set.name}' rounds to 0 of {tokens:,} "
+                "tokens; ask for more tokens, give it more weight, or leave it out."
+            )
+        if code not in texts:
+            raise ValueError(
+                f"No text was given in '{code}', which is in the set '{language_set.name}'; there is "
+                f"text in: {', '.join(texts) or 'no language'}."
+            )
+        check_documents(texts[code], f"The text in '{code}'")
+    fill = _fill_id(tokenizer)
+    packed = {
+        code: _pack(
+            encode(tokenizer, _shuffled(texts[code], seed, code), separator), asked, seq_len, fill
+        )
+        for code, asked in shares.items()
+    }
+    report = {code: entry for code, (_, entry) in packed.items()}
+    _check_enough(report, allow_short)
+    return CalibrationSet(
+        ids={code: ids for code, (ids, _) in packed.items()},
+        seq_len=seq_len,
+        seed=seed,
+        set_name=language_set.name,
+        corpus=corpus,
+        separator=describe_separator(tokenizer, separator),
+        tokenizer=tokenizer_fingerprint(tokenizer),
+        report=report,
+    )
+
+
+def from_ids(
+    ids: Mapping[str, Sequence[Sequence[int]]], *, seq_len: int, corpus: str = "given"
+) -> CalibrationSet:
+    """Make a calibration set from token ids: all of them, in the order given.
+
+    Args:
+        ids: language → documents, each a sequence of token ids. They are packed end to end with
+            nothing between them, so documents of ``seq_len`` ids are kept as they are.
+        seq_len: tokens in a sequence, 2 or more.
+        corpus: where the ids come from, for the record.
+
+    Raises:
+        ValueError: ``seq_len`` below 2; no language or an unknown one; a language without ids; an
+            id that is not an integer of 0 or more.
+    """
+    _check_seq_len(seq_len)
+    if not ids:
+        raise ValueError("No ids were given; give {language: [[id, …], …]}.")
+    packed = {}
+    for code, documents in ids.items():
+        language(code)
+        rows = [_checked(document, code) for document in documents]
+        total = sum(map(len, rows))
+        if not total:
+            raise ValueError(f"There are no ids for '{code}'; give some or leave it out.")
+        packed[code] = _pack((Encoded("", row, []) for row in rows), total, seq_len, 0)
+    return CalibrationSet(
+        ids={code: rows for code, (rows, _) in packed.items()},
+        seq_len=seq_len,
+        seed=None,
+        set_name="+".join(ids),
+        corpus=corpus,
+        separator="as given: token ids are not changed",
+        tokenizer="none: token ids were given",
+        report={code: entry for code, (_, entry) in packed.items()},
+    )
+
+
+def _pack(
+    documents: Iterable[Encoded], asked: int, seq_len: int, fill: int
+) -> tuple[Tensor, LanguageReport]:
+    """Take documents until whole sequences hold ``asked`` tokens, or there are no more."""
+    room = -(-asked // seq_len) * seq_len
+    ids: list[int] = []
+    used = characters = used_end = 0
+    for document in documents:
+        if len(ids) < asked:
+            used += 1
+            characters += len(document.text)
+            used_end = len(ids) + len(document.ids)
+        ids += document.ids
+        if len(ids) >= room:
+            break
+    got = min(asked, len(ids))
+    sequences = -(-got // seq_len)
+    rows = (ids + [fill] * seq_len)[: sequences * seq_len]
+    report = LanguageReport(
+        asked=asked,
+        got=got,
+        sequences=sequences,
+        documents=used,
+        characters_per_token=characters / used_end if characters and used_end else None,
+        cut=used_end - got,
+    )
+    return torch.tensor(rows, dtype=torch.int64).view(sequences, seq_len), report
+
+
+def _shuffled(documents: Sequence[str], seed: int, code: str) -> list[str]:
+    # random() is the one draw that Python promises to keep the same from version to version.
+    draw = random.Random(f"{seed} {code}").random
+    keys = [draw() for _ in documents]
+    return [documents[index] for index in sorted(range(len(keys)), key=keys.__getitem__)]
+
+
+def _fill_id(tokenizer: "PreTrainedTokenizerBase") -> int:
+    """What follows the end of the text in the last sequence; it is never counted."""
+    known = (tokenizer.pad_token_id, tokenizer.eos_token_id)
+    return next((token for token in known if token is not None), 0)
+
+
+def _check_seq_len(seq_len: int) -> None:
+    if seq_len < 2:
+        raise ValueError(f"seq_len is {seq_len}; a sequence needs 2 tokens or more.")
+
+
+def _check_enough(reports: Mapping[str, LanguageReport], allow_short: bool) -> None:
+    short = {code: report for code, report in reports.items() if report.got < report.asked}
+    for code, report in short.items():
+        if not report.got:
+            raise ValueError(f"The tokenizer makes no tokens of the text in '{code}'.")
+    if short and not allow_short:
+        lines = [
+            f"Too little text in '{code}': {report.asked:,} tokens were asked for, {report.got:,} "
+            f"are available in {report.documents:,} documents, {report.asked - report.got:,} are "
+            "missing."
+            for code, report in short.items()
+        ]
+        remedy = "Give more text, ask for fewer tokens, or use what there is with --allow-short"
+        raise ValueError("\n".join([*lines, f"{remedy} (allow_short=True)."]))
+
+
+def _checked(document: Sequence[int], code: str) -> list[int]:
+    try:
+        row = [operator.index(token) for token in document]
+    except TypeError as error:
+        raise ValueError(f"The ids of '{code}' are not all integers: {error}.") from error
+    if row and min(row) < 0:
+        raise ValueError(f"The ids of '{code}' hold {min(row)}; an id is 0 or more.")
+    return row

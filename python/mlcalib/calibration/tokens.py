@@ -1,0 +1,213 @@
+"""Documents → tokens, the same way for calibration and for evaluation."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class Stream(NamedTuple):
+    """Documents as one run of tokens.
+
+    Attributes:
+        ids: [n] int64 token ids.
+        byte_counts: [n] int64, UTF-8 bytes of text that each token adds. A character that several
+            tokens make up counts at the first of them; one that no token covers (white space that
+            the tokenizer drops) at the next, or the last of its document. Special tokens add 0.
+        document: [n] int64, the index of the document that each token is of; a separator is of the
+            document before it.
+    """
+
+    ids: Tensor
+    byte_counts: Tensor
+    document: Tensor
+
+
+class Encoded(NamedTuple):
+    """One document: its text, token ids, and the characters [start, end) each token covers."""
+
+    text: str
+    ids: list[int]
+    offsets: list[tuple[int, int]]
+
+
+def stream(
+    tokenizer: "PreTrainedTokenizerBase", documents: Sequence[str], separator: str | None = None
+) -> Stream:
+    """Tokenise documents in the order given and put them end to end.
+
+    The bytes add up to those of the documents, and of the separators where these are text: what
+    bits per byte divides by.
+
+    Args:
+        tokenizer: a fast tokenizer.
+        documents: the texts; none blank.
+        separator: see ``encode``.
+
+    Raises:
+        TypeError: ``documents`` is one string.
+        ValueError: the tokenizer is not fast or gives ids it has no entry for; no documents, or a
+            blank one; a separator that the tokenizer lacks.
+    """
+    check_documents(documents, "The text")
+    ids: list[int] = []
+    counts: list[int] = []
+    owners: list[int] = []
+    for index, encoded in enumerate(encode(tokenizer, documents, separator)):
+        ids += encoded.ids
+        counts += _byte_counts(encoded)
+        owners += [index] * len(encoded.ids)
+    return Stream(*(torch.tensor(values, dtype=torch.int64) for values in (ids, counts, owners)))
+
+
+def check_documents(documents: Sequence[str], what: str) -> None:
+    """Refuse what would be tokenised without complaint but cannot be meant."""
+    if isinstance(documents, str):
+        raise TypeError(f"{what} is one string; give a list of documents, such as [text].")
+    if not documents:
+        raise ValueError(f"{what} has no documents; give one or more.")
+    for index, document in enumerate(documents):
+        if not document.strip():
+            raise ValueError(f"{what} has a blank document (index {index}); leave it out.")
+
+
+def encode(
+    tokenizer: "PreTrainedTokenizerBase", documents: Sequence[str], separator: str | None
+) -> Iterator[Encoded]:
+    r"""Tokenise documents one by one, as they are asked for.
+
+    Args:
+        tokenizer: a fast tokenizer.
+        documents: the texts.
+        separator: None to keep what the tokenizer itself adds to a document
+            (``add_special_tokens``). Otherwise it adds nothing, and after each document comes
+            ``eos`` or ``bos`` (the token of that name), or any other text, such as ``\n\n``;
+            nothing where that is the empty string.
+
+    Yields:
+        The ids and offsets of each document with its separator.
+
+    Raises:
+        ValueError: the tokenizer is not fast, lacks the separator, or gives an id beyond its size.
+    """
+    tail = _separator(tokenizer, separator)
+    size = len(tokenizer)
+    for document in documents:
+        body = _tokenise(tokenizer, document, add_special_tokens=separator is None)
+        # Text that separates goes on where the document ends, so its offsets do too.
+        end = len(document)
+        offsets = body.offsets + [(start + end, stop + end) for start, stop in tail.offsets]
+        encoded = Encoded(document + tail.text, body.ids + tail.ids, offsets)
+        if encoded.ids and max(encoded.ids) >= size:
+            raise ValueError(
+                f"The tokenizer gives the id {max(encoded.ids)} but has only {size} entries; it is "
+                "damaged, or tokens were added to it after it was saved."
+            )
+        yield encoded
+
+
+def describe_separator(tokenizer: "PreTrainedTokenizerBase", separator: str | None) -> str:
+    """Say what stands between documents, for people to read.
+
+    Raises:
+        ValueError: the tokenizer is not fast, or lacks the separator.
+    """
+    if separator == "":
+        return "none: documents follow each other directly"
+    if separator is not None:
+        ids = _separator(tokenizer, separator).ids
+        if separator in ("bos", "eos"):
+            return f"{separator} {tokenizer.convert_ids_to_tokens(ids[0])} after each document"
+        return f"text {separator!r} ({len(ids)} tokens) after each document"
+    probe = _tokenise(tokenizer, "a", add_special_tokens=True)
+    body = [index for index, (start, stop) in enumerate(probe.offsets) if stop > start]
+    before = [_special_name(tokenizer, i, "bos") for i in probe.ids[: body[0]]]
+    after = [_special_name(tokenizer, i, "eos") for i in probe.ids[body[-1] + 1 :]]
+    parts = [f"{' '.join(before)} before each document"] if before else []
+    parts += [f"{' '.join(after)} after each document"] if after else []
+    return ", ".join(parts) or (
+        "none: the tokenizer adds nothing between documents; set --separator"
+    )
+
+
+def tokenizer_fingerprint(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """Return the sha256, as hex, of all that decides how a fast tokenizer turns text into ids.
+
+    Raises:
+        ValueError: the tokenizer is not fast.
+    """
+    _check_fast(tokenizer)
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    # Set by the last call, not by the tokenizer; no call here truncates or pads.
+    del state["truncation"], state["padding"]
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+
+def _check_fast(tokenizer: "PreTrainedTokenizerBase") -> None:
+    if not tokenizer.is_fast:
+        raise ValueError(
+            f"{type(tokenizer).__name__} is not a fast tokenizer, so it does not say which text a "
+            "token covers. Load a fast one (AutoTokenizer, from a tokenizer.json), or give token "
+            "ids to mlcalib.calibration.from_ids."
+        )
+
+
+def _tokenise(
+    tokenizer: "PreTrainedTokenizerBase", text: str, *, add_special_tokens: bool
+) -> Encoded:
+    _check_fast(tokenizer)
+    # verbose=False: documents may be longer than the model's context, for they are cut into
+    # sequences afterwards.
+    batch: Any = tokenizer(
+        text,
+        add_special_tokens=add_special_tokens,
+        return_offsets_mapping=True,
+        return_attention_mask=False,
+        verbose=False,
+    )
+    return Encoded(text, batch["input_ids"], batch["offset_mapping"])
+
+
+def _separator(tokenizer: "PreTrainedTokenizerBase", separator: str | None) -> Encoded:
+    if separator in ("bos", "eos"):
+        token = tokenizer.bos_token_id if separator == "bos" else tokenizer.eos_token_id
+        if token is None:
+            raise ValueError(
+                f"The separator '{separator}' was asked for, but the tokenizer has no {separator} "
+                "token; give a text instead."
+            )
+        return Encoded("", [token], [(0, 0)])
+    encoded = _tokenise(tokenizer, separator or "", add_special_tokens=False)
+    if separator and not encoded.ids:
+        raise ValueError(f"The tokenizer drops the separator {separator!r}; give another text.")
+    return encoded
+
+
+def _special_name(tokenizer: "PreTrainedTokenizerBase", token: int, likely: str) -> str:
+    # One token can be both (GPT-2's <|endoftext|>): where it stands says what it is.
+    named = {tokenizer.eos_token_id: "eos", tokenizer.bos_token_id: "bos"}
+    if token == getattr(tokenizer, f"{likely}_token_id"):
+        named[token] = likely
+    return f"{named.get(token, '')} {tokenizer.convert_ids_to_tokens(token)}".strip()
+
+
+def _byte_counts(encoded: Encoded) -> list[int]:
+    counts = []
+    done = 0
+    last = 0
+    for index, (start, stop) in enumerate(encoded.offsets):
+        if stop == start:  # a special token
+            counts.append(0)
+            continue
+        counts.append(len(encoded.text[done:stop].encode()))
+        done = max(done, stop)
+        last = index
+    if counts:
+        counts[last] += len(encoded.text[done:].encode())
+    return counts

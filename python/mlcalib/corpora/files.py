@@ -1,0 +1,40 @@
+"""Text from a folder of files."""
+
+from pathlib import Path
+
+from mlcalib.corpora._reader import read_documents
+from mlcalib.corpora.base import Split, registry
+
+
+@registry.register
+class FilesCorpus:
+    """``files:PATH``: a folder of ``LANG/{calib,eval}.txt`` or ``LANG/{calib,eval}.jsonl``.
+
+    In ``.txt`` a document is a line or, where the file holds form feeds, the text between them. In
+    ``.jsonl`` it is the field ``text`` of the JSON object on each line. Other files are ignored.
+
+    Args:
+        argument: the folder.
+
+    Raises:
+        ValueError: no folder was given.
+        FileNotFoundError: the folder does not exist.
+        NotADirectoryError: it is a file.
+    """
+
+    def __init__(self, argument: str) -> None:
+        if not argument:
+            raise ValueError("The corpus 'files' needs a folder; write 'files:PATH'.")
+        self.name = f"files:{argument}"
+        self._root = Path(argument).expanduser()
+        if not self._root.exists():
+            raise FileNotFoundError(f"The corpus folder '{self._root}' does not exist.")
+        if not self._root.is_dir():
+            raise NotADirectoryError(
+                f"The corpus '{self._root}' is a file; give the folder that holds a folder for "
+                "each language."
+            )
+
+    def documents(self, language: str, split: Split) -> list[str]:
+        """See ``Corpus.documents``."""
+        return read_documents(self._root, language, split)

@@ -1,0 +1,25 @@
+"""A little text in every language, for demonstrations that need no download."""
+
+from importlib.resources import files
+
+from mlcalib.corpora._reader import read_documents
+from mlcalib.corpora.base import Split, registry
+
+
+@registry.register
+class SampleCorpus:
+    """``sample``: the text in this folder. Machine-written and unreviewed; see its README.md.
+
+    Raises:
+        ValueError: an argument was given.
+    """
+
+    name = "sample"
+
+    def __init__(self, argument: str) -> None:
+        if argument:
+            raise ValueError(f"The corpus 'sample' takes no argument, but '{argument}' was given.")
+
+    def documents(self, language: str, split: Split) -> list[str]:
+        """See ``Corpus.documents``."""
+        return read_documents(files(__name__), language, split)

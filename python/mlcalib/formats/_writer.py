@@ -1,0 +1,218 @@
+"""Checkpoint folders, written whole or not at all."""
+
+import contextlib
+import copy
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from mlcalib._core import GridSpec, QuantizedLinear
+from mlcalib.formats._reader import INDEX
+from mlcalib.formats.base import Format
+
+if TYPE_CHECKING:
+    from mlcalib._core import Order  # the stub knows it, the compiled module does not
+
+
+def check_output(out: str | Path) -> None:
+    """Make sure, at the start of a run, that its result can be written at the end.
+
+    Args:
+        out: the folder to be written; it must not exist, or be an empty folder.
+
+    Raises:
+        FileExistsError: something is there.
+        OSError: the folder cannot be made there (PermissionError, NotADirectoryError, …).
+    """
+    out = Path(out).resolve()
+    if out.is_dir() and not any(out.iterdir()):
+        parent = out.parent
+    elif os.path.lexists(out):
+        raise FileExistsError(f"{out} exists and is not empty; give another path or remove it")
+    else:
+        parent = next(parent for parent in out.parents if os.path.lexists(parent))
+    probe = _partial(parent / out.name)
+    if probe.exists():
+        raise FileExistsError(f"{probe} is there: another run writes it, or was killed; remove it")
+    try:  # Permission bits do not tell about read-only file systems or root: try it.
+        probe.mkdir()
+        probe.rmdir()
+    except OSError as error:
+        reason = f"cannot write {out}: {parent}: {error.strerror}; give another path"
+        raise OSError(error.errno, reason) from error
+
+
+@contextlib.contextmanager
+def atomic_folder(out: str | Path) -> Iterator[Path]:
+    """Give a folder to fill, which becomes ``out`` on leaving the block, all at once.
+
+    The folder is a sibling of ``out``, named ``.NAME.partial-PID``. An exception inside the block
+    removes it, and no trace remains. Files are synced to disk before the rename.
+
+    Args:
+        out: the folder to be written; missing parents are made.
+
+    Raises:
+        FileExistsError: ``out`` exists and is not empty.
+        OSError: ``out`` cannot be written.
+    """
+    check_output(out)
+    out = Path(out).resolve()
+    made = [parent for parent in out.parents if not parent.exists()]
+    partial = _partial(out)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        for path in [*partial.rglob("*"), partial]:
+            _sync(path)
+        partial.rename(out)
+        _sync(out.parent)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        for parent in made:
+            with contextlib.suppress(OSError):  # Another run may have written beside us.
+                parent.rmdir()
+        raise
+
+
+def save_checkpoint(
+    model: Any,
+    tokenizer: Any,
+    out: str | Path,
+    checkpoint_format: Format,
+    quantized: Mapping[str, QuantizedLinear],
+    metadata: Mapping[str, Any],
+    *,
+    order: "Order" = "natural",
+    max_shard_size: int | str = "5GB",
+) -> None:
+    """Write a Hugging Face folder in which quantized linears replace the model's own.
+
+    The folder holds config.json, generation_config.json, the weights in one or several safetensors
+    files, the tokenizer with its chat template, and mlcalib.json. Everything but the quantized
+    weights is written as the model holds it, under the names the model gives it; a tied lm_head is
+    not written, its config ties it again. The model is not modified, and its config's own
+    ``quantization_config`` (of a model that was loaded from GGUF) is left behind.
+
+    Args:
+        model: a transformers ``PreTrainedModel``.
+        tokenizer: its tokenizer.
+        out: the folder, as for ``check_output``.
+        checkpoint_format: how quantized linears are held.
+        quantized: by module name; all on one grid spec, whose scale dtype is the format's.
+        metadata: content of mlcalib.json; JSON types, finite numbers.
+        order: the order in which the solver visited channels.
+        max_shard_size: of a safetensors file, in bytes or as "5GB"; one larger tensor still fits.
+
+    Raises:
+        FileExistsError: ``out`` exists and is not empty.
+        OSError: ``out`` cannot be written.
+        ValueError: a linear does not belong to the model, is tied, or does not fit the format.
+    """
+    spec = _common_spec(quantized)
+    expected = checkpoint_format.scale_dtype(model.dtype)
+    if spec.scale_dtype != expected:
+        raise ValueError(
+            f"the grids have scale_dtype {spec.scale_dtype}, "
+            f"but a model in {model.dtype} is saved with {expected}; quantize with that"
+        )
+    ignore = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and name not in quantized
+    ]
+    section = checkpoint_format.quantization_config(spec, order, ignore)
+    described = json.dumps(metadata, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    with atomic_folder(out) as folder:
+        _save_config(model, section, folder)
+        tokenizer.save_pretrained(folder)
+        (folder / "mlcalib.json").write_text(described, encoding="utf-8")
+        _save_tensors(_tensors(model, checkpoint_format, quantized), folder, max_shard_size)
+
+
+def _partial(out: Path) -> Path:
+    return out.with_name(f".{out.name}.partial-{os.getpid()}")
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _common_spec(quantized: Mapping[str, QuantizedLinear]) -> GridSpec:
+    """Return the grid spec of all linears; a checkpoint's config describes only one."""
+    specs: dict[tuple[Any, ...], tuple[str, GridSpec]] = {}
+    for name, linear in quantized.items():
+        spec = linear.grid.spec
+        key = (spec.bits, spec.group_size, spec.symmetric, spec.range, spec.scale_dtype)
+        specs.setdefault(key, (name, spec))
+    if len(specs) != 1:
+        found = "; ".join(f"{name}: {key}" for key, (name, _) in specs.items()) or "no linear"
+        raise ValueError(f"expected quantized linears on one grid spec, found {found}")
+    ((_, spec),) = specs.values()
+    return spec
+
+
+def _save_config(model: Any, section: dict[str, Any] | None, folder: Path) -> None:
+    """Write config.json and generation_config.json from copies."""
+    config = copy.deepcopy(model.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    if section is not None:
+        config.quantization_config = section
+    config.dtype = str(model.dtype).removeprefix("torch.")
+    config.architectures = [type(model).__name__]
+    config.save_pretrained(folder)
+    if model.can_generate():
+        copy.deepcopy(model.generation_config).save_pretrained(folder)
+
+
+def _tensors(
+    model: Any, checkpoint_format: Format, quantized: Mapping[str, QuantizedLinear]
+) -> dict[str, Tensor]:
+    """Return the tensors of the checkpoint, on the CPU, in the model's order."""
+    state: dict[str, Tensor] = model.state_dict()
+    if missing := [name for name in quantized if f"{name}.weight" not in state]:
+        raise ValueError(f"the model has no weight for {', '.join(missing)}")
+    tied = {
+        target
+        for target, source in model.all_tied_weights_keys.items()
+        if target in state and state[target].data_ptr() == state[source].data_ptr()
+    }
+    tensors: dict[str, Tensor] = {}
+    shared = tied | {model.all_tied_weights_keys[target] for target in tied}
+    for key, value in state.items():
+        name = key.removesuffix(".weight")
+        if name == key or name not in quantized:
+            if key not in tied:
+                tensors[key] = value
+            continue
+        if key in shared:
+            raise ValueError(f"{name} is tied to another weight; untie it or leave it unquantized")
+        if (codes := quantized[name].codes).shape != value.shape:
+            raise ValueError(
+                f"{name}: codes {list(codes.shape)} cannot replace a weight {list(value.shape)}"
+            )
+        tensors |= checkpoint_format.pack(name, quantized[name])
+    return {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+
+
+def _save_tensors(tensors: dict[str, Tensor], folder: Path, max_shard_size: int | str) -> None:
+    """Write model.safetensors, or shards and their index."""
+    split = split_torch_state_dict_into_shards(tensors, max_shard_size=max_shard_size)
+    for file, names in split.filename_to_tensors.items():
+        # transformers asks for the format key.
+        save_file({name: tensors[name] for name in names}, folder / file, {"format": "pt"})
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", "utf-8")

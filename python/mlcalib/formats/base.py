@@ -1,0 +1,102 @@
+"""What every checkpoint format answers."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from mlcalib._core import GridSpec, QuantizedLinear
+from mlcalib.registry import Registry
+
+if TYPE_CHECKING:
+    from mlcalib._core import Order  # the stub knows it, the compiled module does not
+
+
+class Format(ABC):
+    """The tensors of a quantized linear in a checkpoint, and the config that tells of them.
+
+    A format has no state. Tensor names are those of the checkpoint: a linear ``name`` owns the
+    tensors ``name.*``, and ``pack`` replaces its ``name.weight``.
+
+    Attributes:
+        codes: last part of the name of the tensor that holds a linear's codes; None where the
+            format keeps no codes and so cannot be read back.
+    """
+
+    codes: ClassVar[str | None] = None
+
+    @abstractmethod
+    def check(self, spec: GridSpec, linears: Mapping[str, tuple[int, int]]) -> None:
+        """Refuse, before any forward, what ``pack`` could not hold.
+
+        Args:
+            spec: the grid asked for.
+            linears: (out, in) of each linear to be quantized.
+
+        Raises:
+            ValueError: the spec or a layer does not fit; names the layers and what would fit.
+        """
+
+    @abstractmethod
+    def quantization_config(
+        self, spec: GridSpec, order: "Order", ignore: list[str]
+    ) -> dict[str, Any] | None:
+        """Return the ``quantization_config`` of config.json, or None where readers need none.
+
+        Args:
+            spec: the grid of every quantized linear.
+            order: the order in which the solver visited channels.
+            ignore: names of the linears that stay unquantized.
+        """
+
+    @abstractmethod
+    def pack(self, name: str, quantized: QuantizedLinear) -> dict[str, Tensor]:
+        """Return the tensors, by their names in the checkpoint, that replace ``name.weight``.
+
+        Raises:
+            ValueError: the linear cannot be held exactly (``check`` was not heeded).
+        """
+
+    @abstractmethod
+    def unpack(self, name: str, tensors: Mapping[str, Tensor], spec: GridSpec) -> QuantizedLinear:
+        """Return the linear that ``pack`` was given.
+
+        Args:
+            name: the linear.
+            tensors: tensors of the checkpoint by name, at least those of this linear.
+            spec: the grid of the linear, from ``read_spec``.
+
+        Raises:
+            ValueError: a tensor is missing, or shapes or dtypes disagree.
+            NotImplementedError: the format keeps no codes.
+        """
+
+    @abstractmethod
+    def read_spec(self, config: Mapping[str, Any], scale_dtype: torch.dtype) -> GridSpec:
+        """Return the grid that a ``quantization_config`` describes.
+
+        Args:
+            config: the section of a config.json, this format's or another tool's.
+            scale_dtype: dtype of the checkpoint's scales.
+
+        Raises:
+            ValueError: the section describes something that ``unpack`` cannot read.
+            NotImplementedError: the format keeps no codes.
+        """
+
+    def scale_dtype(self, model_dtype: torch.dtype) -> torch.dtype:
+        """Return the dtype that scales are to be rounded to: the model's, which readers compute in.
+
+        Raises:
+            ValueError: the model's dtype is not float32, bfloat16 or float16.
+        """
+        if model_dtype not in (torch.float32, torch.bfloat16, torch.float16):
+            raise ValueError(
+                f"the model's dtype is {model_dtype}; load it in float32, bfloat16 or float16"
+            )
+        return model_dtype
+
+
+formats: Registry[Format] = Registry("format", package="mlcalib.formats", group="mlcalib.formats")

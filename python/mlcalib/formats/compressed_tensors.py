@@ -1,0 +1,186 @@
+"""compressed-tensors ``pack-quantized``: read by transformers and vLLM.
+
+Checked against the sources of compressed-tensors 0.17 to 0.20. Of a linear [out, in] with b bits:
+
+==================  ==========================  ====================================================
+weight_packed       int32 [out, ceil(in·b/32)]  codes, one LSB-first bit stream per row
+weight_scale        model dtype [out, groups]   groups = 1 for whole rows ("channel")
+weight_shape        int64 [2]                   out, in
+weight_zero_point   int32 [ceil(out·b/32),      asymmetric only; LSB-first along *out*
+                    groups]
+==================  ==========================  ====================================================
+
+The readers' codes and zero points are signed and stored with 2^(b-1) added: stored, they are ours.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from mlcalib import _core
+from mlcalib._core import Grid, GridSpec, QuantizedLinear
+from mlcalib.formats.base import Format, formats
+
+if TYPE_CHECKING:
+    from mlcalib._core import Order  # the stub knows it, the compiled module does not
+
+_BITS = (4, 8)
+_OBSERVERS = {"minmax": "minmax", "mse": "mse", "gram": "imatrix_mse"}
+
+
+@formats.register
+class CompressedTensors(Format):
+    """4 and 8 bits, symmetric or not, in groups that divide the input channels or in whole rows."""
+
+    codes: ClassVar[str] = "weight_packed"
+
+    def check(self, spec: GridSpec, linears: Mapping[str, tuple[int, int]]) -> None:
+        """Refuse other bits than 4 and 8, and group sizes that leave a shorter last group."""
+        if spec.bits not in _BITS:
+            raise ValueError(f"compressed-tensors holds 4 or 8 bits, not {spec.bits}")
+        if spec.group_size == -1:
+            return
+        misfits: dict[int, list[str]] = {}
+        for name, (_, channels) in linears.items():
+            if channels % spec.group_size:
+                misfits.setdefault(channels, []).append(name)
+        if not misfits:
+            return
+        layers = ", nor ".join(
+            f"{channels} input channels of {names[0]}"
+            + (f" (and {len(names) - 1} more)" if names[1:] else "")
+            for channels, names in misfits.items()
+        )
+        fitting = _fitting_sizes(spec.group_size, [channels for _, channels in linears.values()])
+        raise ValueError(f"group_size {spec.group_size} does not divide {layers}; use {fitting}")
+
+    def quantization_config(
+        self, spec: GridSpec, order: "Order", ignore: list[str]
+    ) -> dict[str, Any]:
+        """Return the section, the same for transformers and vLLM."""
+        weights = {
+            "num_bits": spec.bits,
+            "type": "int",
+            "symmetric": spec.symmetric,
+            "strategy": "channel" if spec.group_size == -1 else "group",
+            "group_size": None if spec.group_size == -1 else spec.group_size,
+            "dynamic": False,
+            "actorder": "static" if order == "activation" else None,
+            "observer": _OBSERVERS[spec.range],
+        }
+        group = {
+            "targets": ["Linear"],
+            "weights": weights,
+            "input_activations": None,
+            "output_activations": None,
+            "format": "pack-quantized",
+        }
+        config: dict[str, Any] = {
+            "quant_method": "compressed-tensors",
+            "format": "pack-quantized",
+            "quantization_status": "compressed",
+            "config_groups": {"group_0": group},
+            "kv_cache_scheme": None,
+            "global_compression_ratio": None,
+            "ignore": ignore,
+        }
+        if not spec.symmetric:
+            # transformers cannot keep packed zero points in memory (compressed-tensors from 0.18 on
+            # prepares an unpacked parameter for them); this key makes it dequantize while loading.
+            config["dequantize"] = True
+        return config
+
+    def pack(self, name: str, quantized: QuantizedLinear) -> dict[str, Tensor]:
+        """Return weight_packed, weight_scale, weight_shape and, asymmetric, weight_zero_point."""
+        grid, codes = quantized.grid, quantized.codes
+        spec = grid.spec
+        self.check(spec, {name: (codes.shape[0], codes.shape[1])})
+        scale = grid.scale.to(spec.scale_dtype)
+        if not scale.isfinite().all() or (scale.float() != grid.scale).any():
+            raise ValueError(
+                f"{name}: scales are not finite and exact in {spec.scale_dtype}; "
+                "fit the grid with that scale_dtype"
+            )
+        tensors = {
+            f"{name}.weight_packed": _core.pack(codes, spec.bits),
+            f"{name}.weight_scale": scale,
+            f"{name}.weight_shape": torch.tensor(codes.shape),
+        }
+        if not spec.symmetric:
+            packed = _core.pack(grid.zero.t().contiguous(), spec.bits)
+            tensors[f"{name}.weight_zero_point"] = packed.t().contiguous()
+        elif (grid.zero != 1 << (spec.bits - 1)).any():
+            raise ValueError(
+                f"{name}: the grid is symmetric but its zero points are not all "
+                f"{1 << (spec.bits - 1)}; a symmetric checkpoint holds none"
+            )
+        return tensors
+
+    def unpack(self, name: str, tensors: Mapping[str, Tensor], spec: GridSpec) -> QuantizedLinear:
+        """Return codes and grid, exactly as packed."""
+        shape = _tensor(tensors, f"{name}.weight_shape", torch.int64, (2,))
+        rows, columns = (int(size) for size in shape)
+        groups, bits = spec.groups(columns), spec.bits
+        words = (rows, math.ceil(columns * bits / 32))
+        packed = _tensor(tensors, f"{name}.weight_packed", torch.int32, words)
+        scale = _tensor(tensors, f"{name}.weight_scale", spec.scale_dtype, (rows, groups))
+        if spec.symmetric:
+            zero = torch.full((rows, groups), 1 << (bits - 1), dtype=torch.uint8)
+        else:
+            words = (math.ceil(rows * bits / 32), groups)
+            packed_zero = _tensor(tensors, f"{name}.weight_zero_point", torch.int32, words)
+            zero = _core.unpack(packed_zero.t().contiguous(), bits, rows).t().contiguous()
+        grid = Grid(scale.float(), zero, spec)
+        return QuantizedLinear(_core.unpack(packed, bits, columns), grid)
+
+    def read_spec(self, config: Mapping[str, Any], scale_dtype: torch.dtype) -> GridSpec:
+        """Return the one grid of a pack-quantized section written by mlcalib or llm-compressor."""
+        try:
+            (group,) = config["config_groups"].values()
+            weights = group["weights"]
+            found = (group.get("format") or config["format"], weights["type"], weights["num_bits"])
+            strategy, size = weights["strategy"], weights.get("group_size")
+            symmetric, order = weights["symmetric"], weights.get("actorder")
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                "quantization_config does not describe exactly one group of quantized weights "
+                f"({type(error).__name__}: {error})"
+            ) from error
+        if found not in [("pack-quantized", "int", bits) for bits in _BITS]:
+            raise ValueError(f"expected pack-quantized int weights of 4 or 8 bits, found {found}")
+        if order in ("group", "dynamic"):
+            raise ValueError(f"actorder {order!r} cannot be read; expected static or none")
+        if strategy == "channel":
+            size = -1
+        elif strategy != "group" or not isinstance(size, int):
+            raise ValueError(
+                f"strategy {strategy!r} with group_size {size!r} cannot be read; "
+                "expected channel, or group with a size"
+            )
+        return GridSpec(found[2], size, bool(symmetric), scale_dtype=scale_dtype)
+
+
+def _fitting_sizes(asked: int, channels: list[int]) -> str:
+    """Name group sizes near the asked one that divide all channel counts."""
+    common = math.gcd(*channels)
+    divisors = [size for size in range(2, 2 * asked + 1) if common % size == 0]
+    near = [size for size in divisors if 2 * size >= asked] or divisors[-1:]
+    return f"{', '.join(map(str, near))} or -1" if near else "-1"
+
+
+def _tensor(
+    tensors: Mapping[str, Tensor], name: str, dtype: torch.dtype, shape: tuple[int, ...]
+) -> Tensor:
+    """Return a tensor of the checkpoint, or say how it differs from what the config promises."""
+    if name not in tensors:
+        raise ValueError(f"the checkpoint has no tensor {name}")
+    tensor = tensors[name]
+    if tensor.dtype != dtype or tensor.shape != shape:
+        raise ValueError(
+            f"{name} is {tensor.dtype} {list(tensor.shape)}, "
+            f"but config.json and weight_shape say {dtype} {list(shape)}"
+        )
+    return tensor

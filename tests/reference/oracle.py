@@ -1,0 +1,106 @@
+"""Float64 references, written the textbook way and never imported by the package."""
+
+import torch
+from torch import Tensor
+
+SHRINKS = [1 - 0.03 * i for i in range(14)]
+
+
+def fit_group(w: Tensor, bits: int, symmetric: bool, importance: Tensor | None, search: bool):
+    """(scale, zero) [rows] of one group w [rows, columns]; the best of the shrunk ranges."""
+    max_code = 2**bits - 1
+    low, high = w.amin(1).clamp(max=0), w.amax(1).clamp(min=0)
+    if symmetric:
+        high = torch.maximum(high, -low)
+        low = -high
+    best = None
+    for shrink in SHRINKS if search else [1.0]:
+        scale = ((high - low) * shrink / max_code).clamp(min=1.17549435e-38)
+        if symmetric:
+            zero = torch.full_like(scale, (max_code + 1) / 2)
+        else:
+            zero = torch.round(-low * shrink / scale).clamp(0, max_code)
+        d = w - nearest(w, scale[:, None], zero[:, None], max_code)
+        loss = (d * d * (1 if importance is None else importance)).sum(1)
+        if best is None:
+            best, best_scale, best_zero = loss, scale, zero
+        better = loss < best
+        best = torch.where(better, loss, best)
+        best_scale = torch.where(better, scale, best_scale)
+        best_zero = torch.where(better, zero, best_zero)
+    return best_scale, best_zero
+
+
+def nearest(w: Tensor, scale: Tensor, zero: Tensor, max_code: int) -> Tensor:
+    """The level of the grid nearest to w."""
+    return scale * (torch.round(w / scale) + zero).clamp(0, max_code).sub(zero)
+
+
+def gptq(
+    weight: Tensor,
+    gram: Tensor,
+    *,
+    bits: int,
+    group_size: int,
+    symmetric: bool = False,
+    search: str = "gram",
+    damp: float = 0.01,
+    order: str = "activation",
+    static_grid: bool = True,
+    grid: tuple[Tensor, Tensor] | None = None,
+):
+    """GPTQ in the classic inverse form (arXiv 2210.17323, algorithm 1), column by column.
+
+    With ``grid`` = (scale, zero) [rows, groups] the grids are given. Returns codes, scale, zero, loss.
+    """
+    w = weight.double().clone()
+    rows, columns = w.shape
+    size = columns if group_size == -1 else group_size
+    groups = -(-columns // size)
+    max_code = 2**bits - 1
+    h = gram.double().clone()
+    h += torch.eye(columns, dtype=torch.float64) * damp * h.diagonal().mean()
+    importance = h.diagonal().clone() if search == "gram" else None
+    if search == "gram":
+        # The core weights by the fp32 sum of the diagonal and the damping.
+        importance = importance.float().double()
+    scale = torch.zeros(rows, groups, dtype=torch.float64)
+    zero = torch.zeros(rows, groups, dtype=torch.float64)
+
+    def fit(g: int, held: Tensor) -> None:
+        part = slice(g * size, min((g + 1) * size, columns))
+        own = None if importance is None else importance[part]
+        scale[:, g], zero[:, g] = fit_group(held[:, part], bits, symmetric, own, search != "minmax")
+        scale[:, g] = scale[:, g].float().double()
+
+    if grid is not None:
+        scale, zero = grid[0].double(), grid[1].double()
+    elif static_grid:
+        for g in range(groups):
+            fit(g, w)
+
+    visits = torch.arange(columns)
+    if order == "activation":
+        visits = torch.argsort(h.diagonal(), descending=True, stable=True)
+    h_visits = h[visits][:, visits]
+    inverse = torch.linalg.cholesky(torch.linalg.inv(h_visits), upper=True)
+    codes = torch.zeros(rows, columns, dtype=torch.uint8)
+    held = w.clone()
+    for k in range(columns):
+        column = int(visits[k])
+        g = column // size
+        if grid is None and not static_grid and column % size == 0:
+            fit(g, held)
+        s, z = scale[:, g], zero[:, g]
+        q = nearest(held[:, column], s, z, max_code)
+        codes[:, column] = torch.round(q / s + z).to(torch.uint8)
+        error = (held[:, column] - q) / inverse[k, k]
+        held[:, visits[k:]] -= error[:, None] * inverse[k, k:][None, :]
+        held[:, column] = q
+    return codes, scale, zero, loss(weight, held, gram)
+
+
+def loss(weight: Tensor, quantized: Tensor, gram: Tensor) -> float:
+    """tr(D G Dᵀ), D = weight − quantized."""
+    d = weight.double() - quantized.double()
+    return float((d @ gram.double() * d).sum())

@@ -1,0 +1,48 @@
+"""Quantize multilingual language models with language-diverse calibration.
+
+>>> import mlcalib
+>>> calibration = mlcalib.calibration("model", "multi10", "files:text", tokens=40960)
+>>> quantized = mlcalib.quantize("model", calibration, bits=4, group_size=64)
+>>> quantized.save("out")
+>>> mlcalib.evaluate(["model", "out"], "multi10", "files:text")
+"""
+
+import torch
+
+from mlcalib import _build
+
+
+def _check_torch(built: str, found: str) -> None:
+    """Refuse a torch whose libraries are not those that the core was linked with.
+
+    libtorch has no ABI promise from one release to the next. What follows the ``+`` (cpu, cu130)
+    names the same release built for another device, and is free to differ.
+    """
+    if built.partition("+")[0] != found.partition("+")[0]:
+        raise ImportError(
+            f"mlcalib was built with torch {built}, but torch {found} is installed; build it again "
+            "with this torch: pip install --no-build-isolation --force-reinstall --no-deps . (in "
+            f"mlcalib's folder), or install torch=={built.partition('+')[0]}."
+        )
+
+
+_check_torch(_build.TORCH_VERSION, torch.__version__)
+
+from mlcalib._core import build_info  # noqa: E402 - only after the check
+from mlcalib.api import calibration, quantize  # noqa: E402
+from mlcalib.calibration_sets import CalibrationSet  # noqa: E402
+from mlcalib.evaluation import evaluate  # noqa: E402
+from mlcalib.languages import LanguageSet  # noqa: E402
+from mlcalib.quantized_model import QuantizedModel  # noqa: E402
+
+__version__ = build_info()["version"]
+
+__all__ = [
+    "CalibrationSet",
+    "LanguageSet",
+    "QuantizedModel",
+    "__version__",
+    "calibration",
+    "evaluate",
+    "quantize",
+]

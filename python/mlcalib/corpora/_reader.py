@@ -10,12 +10,12 @@ def read_documents(root: Traversable, language: str, split: Split) -> list[str]:
     """Return the documents of one language and split, without surrounding white space.
 
     In a ``.txt`` file a document is a line or, where the file holds form feeds, the text between
-    them; in a ``.jsonl`` file it is the field ``text`` of the object on each line. Blank documents
-    are skipped.
+    them; in a ``.jsonl`` file, which is read where there is no ``.txt``, it is the field ``text`` of
+    the object on each line. Blank documents are skipped.
 
     Raises:
         FileNotFoundError: there is no folder for the language, or no file for the split.
-        ValueError: both files are there; invalid UTF-8; a line that is no JSON object with a
+        ValueError: invalid UTF-8; a line that is no JSON object with a
             ``text``; no documents.
     """
     if language not in (available := _languages(root)):
@@ -50,11 +50,7 @@ def _split_file(folder: Traversable, split: Split) -> Traversable:
             f"'{folder}' has no {split} text: '{split}.txt' or '{split}.jsonl' was expected, but "
             f"there is only {', '.join(names)}."
         )
-    if len(found) > 1:
-        raise ValueError(
-            f"'{folder}' has both {' and '.join(found)}, so it is unclear which is meant; keep one."
-        )
-    return folder.joinpath(found[0])
+    return folder.joinpath(found[0])  # .txt before .jsonl, never both
 
 
 def _decode(file: Traversable) -> str:

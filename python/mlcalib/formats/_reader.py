@@ -77,9 +77,13 @@ def validate_folder(folder: str | Path) -> dict[str, Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; give the folder of a downloaded model")
-    if (folder / SINGLE).exists():
+    config = folder / "config.json"
+    if config.is_file() and _read_json(config).get("transformers_weights") is not None:
+        # transformers would load the file that this key names, a pickle perhaps, and not ours.
+        raise ValueError(f"{config} redirects to other weights; remove its transformers_weights")
+    if (folder / SINGLE).is_file():
         return dict.fromkeys(read_header(folder / SINGLE), folder / SINGLE)
-    if (folder / INDEX).exists():
+    if (folder / INDEX).is_file():
         return _validate_shards(folder)
     pickles = sorted(file.name for file in folder.iterdir() if file.suffix in _PICKLES)
     if pickles:

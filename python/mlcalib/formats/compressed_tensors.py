@@ -88,8 +88,8 @@ class CompressedTensors(Format):
             "ignore": ignore,
         }
         if not spec.symmetric:
-            # transformers cannot keep packed zero points in memory (compressed-tensors from 0.18 on
-            # prepares an unpacked parameter for them); this key makes it dequantize while loading.
+            # transformers 5.23 with compressed-tensors 0.18 to 0.20 prepares an unpacked parameter
+            # for packed zero points and fails; with this key it dequantizes while loading.
             config["dequantize"] = True
         return config
 

@@ -1,8 +1,8 @@
 """Text → calibration set: tokenise, keep to a budget, pack into sequences, leave a fingerprint."""
 
-from mlcalib.calibration.calibration_set import CalibrationSet, LanguageReport
-from mlcalib.calibration.packing import build, from_ids
-from mlcalib.calibration.tokens import (
+from mlcalib.calibration_sets.calibration_set import CalibrationSet, LanguageReport
+from mlcalib.calibration_sets.packing import build, from_ids
+from mlcalib.calibration_sets.tokens import (
     Stream,
     describe_separator,
     stream,

@@ -125,10 +125,12 @@ def describe_separator(tokenizer: "PreTrainedTokenizerBase", separator: str | No
         if separator in ("bos", "eos"):
             return f"{separator} {tokenizer.convert_ids_to_tokens(ids[0])} after each document"
         return f"text {separator!r} ({len(ids)} tokens) after each document"
-    probe = _tokenise(tokenizer, "a", add_special_tokens=True)
-    body = [index for index, (start, stop) in enumerate(probe.offsets) if stop > start]
-    before = [_special_name(tokenizer, i, "bos") for i in probe.ids[: body[0]]]
-    after = [_special_name(tokenizer, i, "eos") for i in probe.ids[body[-1] + 1 :]]
+    _check_fast(tokenizer)
+    probe: Any = tokenizer("a", return_special_tokens_mask=True)
+    body = probe["special_tokens_mask"].index(0)
+    end = len(probe["input_ids"]) - probe["special_tokens_mask"][::-1].index(0)
+    before = [_special_name(tokenizer, i, "bos") for i in probe["input_ids"][:body]]
+    after = [_special_name(tokenizer, i, "eos") for i in probe["input_ids"][end:]]
     parts = [f"{' '.join(before)} before each document"] if before else []
     parts += [f"{' '.join(after)} after each document"] if after else []
     return ", ".join(parts) or (
@@ -154,7 +156,7 @@ def _check_fast(tokenizer: "PreTrainedTokenizerBase") -> None:
         raise ValueError(
             f"{type(tokenizer).__name__} is not a fast tokenizer, so it does not say which text a "
             "token covers. Load a fast one (AutoTokenizer, from a tokenizer.json), or give token "
-            "ids to mlcalib.calibration.from_ids."
+            "ids to mlcalib.calibration_sets.from_ids."
         )
 
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from mlcalib.calibration.calibration_set import CalibrationSet, LanguageReport
-from mlcalib.calibration.tokens import (
+from mlcalib.calibration_sets.calibration_set import CalibrationSet, LanguageReport
+from mlcalib.calibration_sets.tokens import (
     Encoded,
     check_documents,
     describe_separator,
@@ -68,8 +68,8 @@ def build(
             )
         if code not in texts:
             raise ValueError(
-                f"No text was given in '{code}', which is in the set '{language_set.name}'; there is "
-                f"text in: {', '.join(texts) or 'no language'}."
+                f"No text was given in '{code}', which is in the set '{language_set.name}'; there "
+                f"is text in: {', '.join(texts) or 'no language'}."
             )
         check_documents(texts[code], f"The text in '{code}'")
     fill = _fill_id(tokenizer)

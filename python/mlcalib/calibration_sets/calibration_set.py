@@ -2,8 +2,9 @@
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
+from typing import Any
 
 from torch import Tensor
 
@@ -81,9 +82,22 @@ class CalibrationSet:
             KeyError: the calibration set does not have the language.
         """
         left = self.tokens[language]
-        for sequence in self.ids[language].split(1):
-            yield sequence, min(left, self.seq_len)
+        for sequence in self.ids[language]:
+            yield sequence.unsqueeze(0), min(left, self.seq_len)
             left -= self.seq_len
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a checkpoint records of its calibration; JSON types."""
+        return {
+            "set": self.set_name,
+            "corpus": self.corpus,
+            "seq_len": self.seq_len,
+            "seed": self.seed,
+            "separator": self.separator,
+            "tokenizer": self.tokenizer,
+            "fingerprint": self.fingerprint,
+            "languages": {language: asdict(report) for language, report in self.report.items()},
+        }
 
     def table(self) -> str:
         """Return the report as plain text: one line per language, totals, and what is missing."""

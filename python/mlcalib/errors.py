@@ -1,0 +1,19 @@
+"""Errors that say where."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+@contextmanager
+def named(where: str) -> Iterator[None]:
+    """Put ``where`` (a layer, a language) in front of the message of an error raised inside.
+
+    Raises:
+        ValueError, NotImplementedError, torch.linalg.LinAlgError: the same error, with its place.
+    """
+    try:
+        yield
+    except (ValueError, NotImplementedError, torch.linalg.LinAlgError) as error:
+        raise type(error)(f"{where}: {error}") from error

@@ -1,0 +1,140 @@
+"""What quantization did to each language."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tqdm.auto import tqdm
+
+from mlcalib.calibration_sets import Stream, describe_separator, stream, tokenizer_fingerprint
+from mlcalib.corpora import open_corpus
+from mlcalib.errors import named
+from mlcalib.evaluation.perplexity import Scores, score
+from mlcalib.results import Row, read_rows, write_rows
+from mlcalib.languages import LanguageSet, language_set
+from mlcalib.models.loading import load_model, load_tokenizer
+from mlcalib.quantized_model import QuantizedModel
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["Row", "Scores", "definition", "evaluate", "read_rows", "score", "write_rows"]
+
+
+def evaluate(
+    models: "str | Path | QuantizedModel | Sequence[str | Path | QuantizedModel]",
+    languages: str | LanguageSet = "multi10",
+    corpus: str = "sample",
+    *,
+    tokens: int = 8192,
+    seq_len: int = 512,
+    separator: str | None = None,
+    dtype: str = "auto",
+    progress: bool = True,
+) -> list[Row]:
+    """Measure perplexity, bits per byte and token loss per language.
+
+    Args:
+        models: folders, hub names, GGUF files, or what ``mlcalib.quantize`` returned.
+        languages: as for ``mlcalib.calibration``; shares do not matter here.
+        corpus: ``sample`` or ``files:PATH``; its eval split is used.
+        tokens: tokens scored per language: the first so many.
+        seq_len: context; windows do not overlap.
+        separator: what stands between documents, as for ``mlcalib.calibration``.
+        dtype: of models that are loaded here.
+        progress: show a bar.
+
+    Returns:
+        Rows with the metrics ``perplexity``, ``bits_per_byte`` and ``token_loss`` (nats); standard
+        errors are over documents.
+
+    Raises:
+        FileNotFoundError: no such model or text.
+        ValueError: too little text in a language; names it.
+    """
+    if isinstance(models, str | Path | QuantizedModel):
+        models = [models]
+    codes = list(
+        (languages if isinstance(languages, LanguageSet) else language_set(languages)).weights
+    )
+    source = open_corpus(corpus)
+    documents = {code: source.documents(code, "eval") for code in codes}
+    streams: dict[str, dict[str, Stream]] = {}  # a tokenizer's fingerprint → language → text
+    rows: list[Row] = []
+    with tqdm(total=len(models) * len(codes), desc="evaluating", disable=not progress) as bar:
+        for model in models:
+            if isinstance(model, QuantizedModel):
+                live, tokenizer, name = model.model, model.tokenizer, model.recipe["model"]
+            else:
+                name = str(model)
+                live, tokenizer = load_model(name, dtype), load_tokenizer(name)
+            method, calibration = _origin(model)
+            texts = _streams(tokenizer, documents, separator, streams)
+            for code in codes:
+                bar.set_postfix_str(f"{name} {code}")
+                with named(f"language '{code}', model {name}"):
+                    scores = score(live, texts[code], tokens=tokens, seq_len=seq_len)
+                for metric in ("perplexity", "bits_per_byte", "token_loss"):
+                    value, stderr = getattr(scores, metric)
+                    rows.append(
+                        Row(
+                            name,
+                            method,
+                            calibration,
+                            code,
+                            "perplexity",
+                            metric,
+                            value,
+                            stderr,
+                            tokens,
+                        )
+                    )
+                bar.update()
+    return rows
+
+
+def definition(
+    tokenizer: "PreTrainedTokenizerBase", *, tokens: int, seq_len: int, separator: str | None
+) -> str:
+    """Say how perplexity was measured, for people to read below a table."""
+    return (
+        f"Token perplexity of the first {tokens:,} tokens per language after the first; context "
+        f"{seq_len}, stride {seq_len} (no overlap); between documents: "
+        f"{describe_separator(tokenizer, separator)}. Standard errors are over documents. Token "
+        "perplexity is not comparable between tokenizers or languages; bits per byte is closer to "
+        "it."
+    )
+
+
+def _streams(
+    tokenizer: "PreTrainedTokenizerBase",
+    documents: dict[str, list[str]],
+    separator: str | None,
+    known: dict[str, dict[str, Stream]],
+) -> dict[str, Stream]:
+    key = tokenizer_fingerprint(tokenizer)
+    if key not in known:
+        known[key] = {
+            code: stream(tokenizer, texts, separator) for code, texts in documents.items()
+        }
+    return known[key]
+
+
+def _origin(model: str | Path | QuantizedModel) -> tuple[str, str]:
+    """Return the method and calibration of a model: from its ``mlcalib.json``, if it has one."""
+    if isinstance(model, QuantizedModel):
+        calibration = model.calibration
+        return model.recipe["method"], "none" if calibration is None else calibration.set_name
+    record = Path(model) / "mlcalib.json"
+    if not record.is_file():
+        return "float", "none"
+    try:
+        content = json.loads(record.read_text(encoding="utf-8"))
+        calibration = content["calibration"]
+        return content["recipe"]["method"], "none" if calibration is None else calibration["set"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{record} is not a record that mlcalib wrote ({type(error).__name__}: {error}); "
+            "restore it, or remove it to evaluate the folder as any model."
+        ) from error

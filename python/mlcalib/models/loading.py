@@ -1,0 +1,108 @@
+"""A model and its tokenizer from a folder, a hub name or a GGUF file."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mlcalib.formats import validate_folder as check_model_folder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_DTYPES = {
+    "auto": "auto",
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+def check_source(source: str) -> None:
+    """Check what can be checked of a model without loading it.
+
+    Raises:
+        FileNotFoundError: ``source`` looks like a path and there is nothing.
+        ValueError: a folder without a usable checkpoint, or a damaged safetensors file.
+    """
+    path = Path(source)
+    if path.is_dir():
+        check_model_folder(path)
+    elif path.suffix == ".gguf" or source.startswith((".", "/", "~")):
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"There is no model at '{source}'; give a folder with safetensors, a GGUF file, or "
+                "the name of a model on the hub."
+            )
+        with path.open("rb") as file:
+            magic = file.read(4)
+        if magic != b"GGUF":
+            raise ValueError(
+                f"'{source}' is not a GGUF file (it begins with {magic!r}); give a folder with "
+                "safetensors, a GGUF file, or the name of a model on the hub."
+            )
+
+
+def architecture(source: str) -> str:
+    """Return the class name of a model, e.g. ``LlamaForCausalLM``, from its config alone.
+
+    Raises:
+        ValueError: the config names no causal language model.
+    """
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    folder, options = _where(source)
+    config = AutoConfig.from_pretrained(folder, **options)
+    if config.architectures:
+        return str(config.architectures[0])
+    name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
+    if name is None:
+        raise ValueError(
+            f"'{source}' is a model of type '{config.model_type}', which is no causal language "
+            "model; mlcalib quantizes models that predict the next token."
+        )
+    return str(name)
+
+
+def load_tokenizer(source: str) -> "PreTrainedTokenizerBase":
+    """Load a tokenizer."""
+    from transformers import AutoTokenizer
+
+    folder, options = _where(source)
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, **options)
+    return tokenizer
+
+
+def load_model(source: str, dtype: str = "auto") -> "PreTrainedModel":
+    """Load a model on the CPU, in evaluation mode.
+
+    Args:
+        source: a folder, a hub name or a GGUF file (whose weights are dequantized).
+        dtype: ``auto`` (as stored; float32 for GGUF), ``float32``, ``bfloat16`` or ``float16``.
+
+    Raises:
+        FileNotFoundError, ValueError: see ``check_source``; an unknown dtype.
+    """
+    from transformers import AutoModelForCausalLM
+
+    if dtype not in _DTYPES:
+        raise ValueError(f"dtype is '{dtype}', expected one of: {', '.join(_DTYPES)}.")
+    check_source(source)
+    folder, options = _where(source)
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=_DTYPES[dtype], **options
+    )
+    if "gguf_file" in options:
+        # The weights are floating point now; what is left in the config would refuse to be saved.
+        del model.config.quantization_config
+        model.hf_quantizer = None
+    model.config.use_cache = False
+    return model.eval()
+
+
+def _where(source: str) -> tuple[str, dict[str, Any]]:
+    path = Path(source)
+    if path.suffix == ".gguf":
+        return str(path.parent), {"gguf_file": path.name}
+    return source, {}

@@ -1,0 +1,108 @@
+"""A quantized model in memory, and the checkpoint it is saved as."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mlcalib import _core
+from mlcalib._core import QuantizedLinear
+from mlcalib.calibration_sets import CalibrationSet
+from mlcalib.formats import formats, save_checkpoint
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizedModel:
+    """A quantized model in memory.
+
+    Attributes:
+        model: a transformers model whose quantized linears hold dequantized weights: what a reader
+            of the checkpoint computes with.
+        tokenizer: its tokenizer.
+        linears: name → codes and grid.
+        losses: name → language → tr(D G Dᵀ) per token on that language's calibration text.
+        recipe: what was asked for; JSON types.
+        calibration: what it was calibrated on, or None.
+        seconds: phase → time.
+    """
+
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
+    linears: dict[str, QuantizedLinear]
+    losses: dict[str, dict[str, float]]
+    recipe: dict[str, Any]
+    calibration: CalibrationSet | None
+    seconds: dict[str, float]
+
+    def save(self, out: str | Path, format: str = "compressed-tensors") -> None:  # noqa: A002
+        """Write a Hugging Face folder; all of it or nothing.
+
+        Args:
+            out: a folder that does not exist.
+            format: ``compressed-tensors`` or ``dense``.
+
+        Raises:
+            FileExistsError: ``out`` exists.
+            ValueError: the format cannot hold these grids.
+        """
+        start = time.perf_counter()
+        save_checkpoint(
+            self.model,
+            self.tokenizer,
+            out,
+            formats.get(format)(),
+            self.linears,
+            self.metadata(format),
+            order=self.recipe["order"],
+        )
+        self.seconds["write"] = time.perf_counter() - start
+
+    def metadata(self, format: str) -> dict[str, Any]:  # noqa: A002
+        """Return what ``mlcalib.json`` records of the checkpoint."""
+        import transformers
+
+        calibration = self.calibration
+        return {
+            "mlcalib": _core.build_info()["version"],
+            "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+            "isa": _core.isa(),
+            "threads": torch.get_num_threads(),
+            "recipe": {**self.recipe, "format": format},
+            "calibration": None if calibration is None else calibration.describe(),
+            "layers": {
+                name: {
+                    "loss_per_token": self.losses[name],
+                    "damp": linear.damp,
+                    "dead_channels": linear.dead_channels,
+                }
+                for name, linear in self.linears.items()
+            },
+            "seconds": {phase: round(spent, 3) for phase, spent in self.seconds.items()},
+        }
+
+    def summary(self) -> str:
+        """Return a few lines on what was done and what to look at."""
+        lines = [f"{len(self.linears)} linears quantized with {self.recipe['method']}"]
+        asked = self.recipe["options"].get("damp")
+        raised = [name for name, linear in self.linears.items() if linear.damp != (asked or 0)]
+        if raised:
+            worst = max(raised, key=lambda name: self.linears[name].damp)
+            lines.append(
+                f"damping raised above {asked} in {len(raised)} linears, most in {worst}: "
+                f"{self.linears[worst].damp:g}"
+            )
+        dead = {name: linear.dead_channels for name, linear in self.linears.items()}
+        if any(dead.values()):
+            worst = max(dead, key=lambda name: dead[name])
+            lines.append(
+                f"channels without any activation (rounded): {sum(dead.values())} in "
+                f"{sum(map(bool, dead.values()))} linears, most in {worst}: {dead[worst]}"
+            )
+        spent = ", ".join(f"{phase} {time:.1f} s" for phase, time in self.seconds.items())
+        lines.append(f"time: {spent}")
+        return "\n".join(lines)

@@ -1,0 +1,87 @@
+"""Languages down, models across."""
+
+from collections.abc import Sequence
+from statistics import fmean
+
+from mlcalib.results import Row
+
+Table = list[list[str]]
+"""Cells as text: the header, then the rows."""
+
+
+def perplexity_table(rows: Sequence[Row]) -> Table:
+    """Return perplexity ± standard error, and bits per byte, of every model per language."""
+    models = _models(rows)
+    values = {(_key(row), row.language, row.metric): row for row in rows}
+    table = [["language", *(f"{_label(model, models)}" for model in models)]]
+    for language in _languages(rows):
+        cells = [language]
+        for model in models:
+            perplexity = values[model, language, "perplexity"]
+            bits = values[model, language, "bits_per_byte"]
+            error = "" if perplexity.stderr is None else f" ± {perplexity.stderr:.2f}"
+            cells.append(f"{perplexity.value:.2f}{error} ({bits.value:.3f})")
+        table.append(cells)
+    return table
+
+
+def rise_table(rows: Sequence[Row]) -> Table:
+    """Return the rise in token loss (nats) of every model against the first, mean and worst last.
+
+    Raises:
+        ValueError: a single model, which has nothing to be compared with.
+    """
+    models = _models(rows)
+    if len(models) < 2:
+        raise ValueError("A rise needs two models or more: the first is what the others rise from.")
+    loss = {(_key(row), row.language): row.value for row in rows if row.metric == "token_loss"}
+    first, *others = models
+    languages = _languages(rows)
+    rises = {
+        model: [loss[model, language] - loss[first, language] for language in languages]
+        for model in others
+    }
+    table = [["language", *(_label(model, models) for model in others)]]
+    for index, language in enumerate(languages):
+        table.append([language, *(f"{rises[model][index]:+.3f}" for model in others)])
+    table.append(["mean", *(f"{fmean(rises[model]):+.3f}" for model in others)])
+    table.append(["worst", *(f"{max(rises[model]):+.3f}" for model in others)])
+    return table
+
+
+def markdown(table: Table) -> str:
+    """Return a table as Markdown, aligned so that it reads as plain text too."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    header, *body = table
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    return "\n".join(
+        "| " + " | ".join(_pad(cells, widths)) + " |" for cells in [header, rule, *body]
+    )
+
+
+_Model = tuple[str, str, str]
+
+
+def _key(row: Row) -> _Model:
+    return row.model, row.method, row.calibration
+
+
+def _models(rows: Sequence[Row]) -> list[_Model]:
+    return list(dict.fromkeys(map(_key, rows)))
+
+
+def _languages(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(row.language for row in rows))
+
+
+def _label(model: _Model, models: Sequence[_Model]) -> str:
+    """Say method and calibration, and the model's own name where these are not enough."""
+    name, method, calibration = model
+    short = method if calibration == "none" else f"{method} {calibration}"
+    alone = [other[1:] for other in models].count((method, calibration)) == 1
+    return short if alone else f"{short} {name}"
+
+
+def _pad(cells: list[str], widths: list[int]) -> list[str]:
+    numbers = (cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True))
+    return [cells[0].ljust(widths[0]), *numbers]

@@ -1,0 +1,61 @@
+"""Statistics of activations, added up per language and mixed."""
+
+from collections.abc import Iterable, Mapping
+
+from torch import Tensor
+
+from mlcalib import _core
+
+__all__ = ["StatisticSet", "mix"]
+
+
+class StatisticSet:
+    """The statistics of one input: several kinds, fed with the same activations."""
+
+    def __init__(self, names: Iterable[str], channels: int) -> None:
+        """Start empty.
+
+        Args:
+            names: kinds of statistic, e.g. ``gram``.
+            channels: channels of the input.
+
+        Raises:
+            ValueError: an unknown kind.
+        """
+        self._channels = channels
+        self._statistics = {name: _core.make_statistic(name, channels) for name in names}
+
+    @property
+    def tokens(self) -> float:
+        """Tokens seen."""
+        return max((statistic.tokens for statistic in self._statistics.values()), default=0.0)
+
+    def update(self, x: Tensor) -> None:
+        """Add the tokens of x [..., channels].
+
+        Raises:
+            ValueError: NaN or Inf; another number of channels.
+        """
+        for statistic in self._statistics.values():
+            statistic.update(x)
+
+    def merge(self, other: "StatisticSet", weight: float = 1.0) -> None:
+        """Add ``weight`` times another set of the same kinds."""
+        for name, statistic in self._statistics.items():
+            statistic.merge(other._statistics[name], weight)
+
+    def empty_like(self) -> "StatisticSet":
+        """Return an empty set of the same kinds."""
+        return StatisticSet(self._statistics, self._channels)
+
+    def gram(self) -> Tensor:
+        """Return the Gram, float32 [channels, channels]."""
+        return self._statistics["gram"].state()["gram"]
+
+
+def mix(statistics: Mapping[str, StatisticSet], weights: Mapping[str, float]) -> StatisticSet:
+    """Return Σ weight · statistics over the languages of ``weights``: any mixture, no new pass."""
+    mixed = next(iter(statistics.values())).empty_like()
+    for language, weight in weights.items():
+        mixed.merge(statistics[language], weight)
+    return mixed

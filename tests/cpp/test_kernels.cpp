@@ -1,0 +1,232 @@
+// SPDX-License-Identifier: Apache-2.0
+// Every instruction set that this machine has gives the bits of the generic one.
+#include <array>
+#include <mlcalib/runtime.hpp>
+#include <ostream>
+#include <set>
+#include <tuple>
+
+#include "cpu/kernels/kernels.hpp"
+#include "reference.hpp"
+
+namespace mlcalib::cpu {
+
+void PrintTo(const KernelTable* table, std::ostream* out) { *out << table->name; }
+
+namespace {
+
+const KernelTable& generic() { return **(available_kernels().end() - 1); }
+
+template <class T>
+bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0;
+}
+
+enum class Values { kNormal, kZeros, kTiny, kSubnormal, kLarge, kTies, kNegative, kMixed };
+constexpr std::array kAllValues{Values::kNormal,    Values::kZeros, Values::kTiny,
+                                Values::kSubnormal, Values::kLarge, Values::kTies,
+                                Values::kNegative,  Values::kMixed};
+constexpr std::array kNames{"Normal", "Zeros", "Tiny",     "Subnormal",
+                            "Large",  "Ties",  "Negative", "Mixed"};
+
+std::vector<float> draw(Values values, int64_t count, uint32_t seed) {
+  std::mt19937 engine(seed);
+  std::normal_distribution<float> normal;
+  const auto one = [&](Values kind) -> float {
+    switch (kind) {
+      case Values::kNormal:
+        return normal(engine);
+      case Values::kZeros:
+        return engine() % 2 == 0 ? 0.0F : -0.0F;
+      case Values::kTiny:
+        return normal(engine) * 1e-38F;
+      case Values::kSubnormal:
+        return normal(engine) * 1e-42F;
+      case Values::kLarge:
+        return normal(engine) * 1e30F;
+      // Halves, between the levels of every scale that is a power of two.
+      case Values::kTies:
+        return (static_cast<float>(engine() % 32) - 16.0F) / 2;
+      case Values::kNegative:
+        return -std::abs(normal(engine));
+      case Values::kMixed:
+        break;
+    }
+    return 0;
+  };
+  std::vector<float> drawn(count);
+  for (float& value : drawn) {
+    value = one(values == Values::kMixed ? kAllValues[engine() % (kAllValues.size() - 1)] : values);
+  }
+  return drawn;
+}
+
+class KernelTest : public testing::TestWithParam<std::tuple<const KernelTable*, Values>> {
+ protected:
+  const KernelTable& table_ = *std::get<0>(GetParam());
+  Values values_ = std::get<1>(GetParam());
+};
+
+TEST_P(KernelTest, FitGroup) {
+  constexpr int64_t kRows = 2 * kRowTile, kStride = 3 * kRowTile;
+  for (const int64_t columns : {1, 3, 64}) {
+    const std::vector<float> weight = draw(values_, columns * kStride, 1);
+    std::vector<float> importance = draw(Values::kNormal, columns, 2);
+    for (float& each : importance) each = each < -1 ? 0 : each * each;
+    for (const float* weights :
+         {static_cast<const float*>(nullptr), static_cast<const float*>(importance.data())}) {
+      for (const bool symmetric : {false, true}) {
+        for (const int candidates : {1, 14}) {
+          for (const int bits : {2, 3, 4, 8}) {
+            const GroupPanel group{weight.data(), weights, columns, kRows, kStride};
+            const GridShape shape{std::exp2f(static_cast<float>(bits)) - 1, symmetric, candidates};
+            std::vector<float> scale(kRows), zero(kRows), wanted_scale(kRows), wanted_zero(kRows);
+            table_.fit_group(group, shape, scale.data(), zero.data());
+            generic().fit_group(group, shape, wanted_scale.data(), wanted_zero.data());
+            EXPECT_TRUE(same_bits(scale, wanted_scale))
+                << columns << " columns, " << bits << " bits";
+            EXPECT_TRUE(same_bits(zero, wanted_zero)) << columns << " columns, " << bits << " bits";
+            for (int64_t r = 0; r < kRows; ++r) {
+              ASSERT_GT(scale[r], 0);
+              ASSERT_TRUE(0 <= zero[r] && zero[r] <= shape.max_code + symmetric);
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_P(KernelTest, QuantizeAndDequantizeRun) {
+  for (const int64_t n : {1, 7, 16, 63, 64, 129}) {
+    const std::vector<float> weight = draw(values_, n, 3);
+    for (const float scale : {1.0F, 0.5F, 0.0731F, 1.17549435e-38F, 1e29F}) {
+      for (const float zero : {0.0F, 7.0F, 8.0F, 15.0F}) {
+        std::vector<uint8_t> codes(n), wanted(n);
+        table_.quantize_run(weight.data(), n, scale, zero, 15, codes.data());
+        generic().quantize_run(weight.data(), n, scale, zero, 15, wanted.data());
+        ASSERT_TRUE(same_bits(codes, wanted)) << n << " weights of scale " << scale;
+        ASSERT_LE(*std::max_element(codes.begin(), codes.end()), 15);
+        std::vector<float> values(n), wanted_values(n);
+        table_.dequantize_run(codes.data(), n, scale, zero, values.data());
+        generic().dequantize_run(codes.data(), n, scale, zero, wanted_values.data());
+        ASSERT_TRUE(same_bits(values, wanted_values)) << n << " codes of scale " << scale;
+      }
+    }
+  }
+}
+
+TEST_P(KernelTest, GptqBlock) {
+  constexpr int64_t kRows = 2 * kRowTile, kStride = 3 * kRowTile;
+  for (const int64_t columns : {1, 5, 32}) {
+    const std::vector<float> weight = draw(values_, columns * kStride, 4);
+    std::vector<float> target = draw(values_, columns * kStride, 5);
+    for (size_t i = 0; i < target.size(); ++i) target[i] = weight[i] + target[i] / 4;
+    std::vector<float> factor = draw(Values::kNormal, columns * columns, 6);
+    for (float& each : factor) each /= 8;
+    std::vector<float> diagonal = draw(Values::kNormal, columns, 7);
+    for (float& each : diagonal) each = std::abs(each);
+
+    // Two groups: scales from the columns' own range, and powers of two that make ties.
+    std::vector<float> scales(2 * kStride, 0.5F), zeros(2 * kStride, 8);
+    const GroupPanel group{weight.data(), nullptr, columns, kRows, kStride};
+    generic().fit_group(group, {15, false, 14}, scales.data(), zeros.data());
+    std::vector<const float*> scale, zero;
+    for (int64_t k = 0; k < columns; ++k) {
+      scale.push_back(scales.data() + (k % 2) * kStride);
+      zero.push_back(zeros.data() + (k % 2) * kStride);
+    }
+
+    struct Output {
+      std::vector<float> error;
+      std::vector<uint8_t> codes;
+      std::vector<double> energy, square;
+    };
+    const auto solve = [&](const KernelTable& table) {
+      Output out{std::vector<float>(columns * kStride), std::vector<uint8_t>(columns * kStride),
+                 std::vector<double>(kStride, 0.25), std::vector<double>(kStride, 0.5)};
+      table.gptq_block({.weight = weight.data(),
+                        .target = target.data(),
+                        .factor = factor.data(),
+                        .diagonal = diagonal.data(),
+                        .scale = scale.data(),
+                        .zero = zero.data(),
+                        .error = out.error.data(),
+                        .codes = out.codes.data(),
+                        .energy = out.energy.data(),
+                        .square = out.square.data(),
+                        .columns = columns,
+                        .rows = kRows,
+                        .stride = kStride,
+                        .max_code = 15});
+      return out;
+    };
+    const Output found = solve(table_), wanted = solve(generic());
+    EXPECT_TRUE(same_bits(found.error, wanted.error)) << columns << " columns";
+    EXPECT_TRUE(same_bits(found.codes, wanted.codes)) << columns << " columns";
+    EXPECT_TRUE(same_bits(found.energy, wanted.energy)) << columns << " columns";
+    EXPECT_TRUE(same_bits(found.square, wanted.square)) << columns << " columns";
+    EXPECT_LE(*std::max_element(found.codes.begin(), found.codes.end()), 15);
+    // Rows beyond `rows` are not touched.
+    for (int64_t r = kRows; r < kStride; ++r) {
+      EXPECT_EQ(found.energy[r], 0.25);
+      EXPECT_EQ(found.square[r], 0.5);
+      EXPECT_EQ(found.error[r], 0);
+    }
+  }
+}
+
+TEST_P(KernelTest, Dot) {
+  for (const int64_t n : {0, 1, 7, 8, 9, 100, 1000}) {
+    const std::vector<float> a = draw(values_, n, 8), b = draw(values_, n, 9);
+    const std::vector<double> found{table_.dot(a.data(), b.data(), n)};
+    const std::vector<double> wanted{generic().dot(a.data(), b.data(), n)};
+    EXPECT_TRUE(same_bits(found, wanted)) << n;
+    const double expected =
+        std::inner_product(a.begin(), a.end(), b.begin(), 0.0, std::plus<>(),
+                           [](float x, float y) { return static_cast<double>(x) * y; });
+    const double size =
+        std::inner_product(a.begin(), a.end(), b.begin(), 0.0, std::plus<>(),
+                           [](float x, float y) { return std::abs(static_cast<double>(x) * y); });
+    EXPECT_NEAR(found[0], expected, 1e-13 * size) << n;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Isa, KernelTest,
+    testing::Combine(testing::ValuesIn(std::vector<const KernelTable*>(available_kernels().begin(),
+                                                                       available_kernels().end())),
+                     testing::ValuesIn(kAllValues)),
+    [](const auto& each) {
+      return std::string(std::get<0>(info.param)->name) + "_" +
+             kNames[static_cast<size_t>(std::get<1>(info.param))];
+    });
+
+// Half to even, on every instruction set: the codes themselves, not only their agreement.
+TEST(Kernels, TiesGoToEven) {
+  const std::vector<float> weight{-0.5F, 0.5F, 1.5F, 2.5F, 3.5F, -1.5F, -2.5F, 100, -100};
+  const std::vector<uint8_t> wanted{8, 8, 10, 10, 12, 6, 6, 15, 0};
+  for (const KernelTable* table : available_kernels()) {
+    std::vector<uint8_t> codes(weight.size());
+    table->quantize_run(weight.data(), static_cast<int64_t>(weight.size()), 1, 8, 15, codes.data());
+    EXPECT_EQ(codes, wanted) << table->name;
+  }
+}
+
+TEST(Kernels, GenericIsTheLastResort) {
+  EXPECT_STREQ(generic().name, "generic");
+  const std::vector<std::string> names = available_isas();
+  EXPECT_EQ(std::set<std::string>(names.begin(), names.end()).size(), names.size());
+  EXPECT_NE(std::find(names.begin(), names.end(), isa()), names.end());
+}
+
+TEST(Runtime, SaysHowItWasBuilt) {
+  const std::map<std::string, std::string> info = build_info();
+  for (const char* key : {"version", "torch", "compiler", "build_type"}) {
+    ASSERT_TRUE(info.contains(key)) << key;
+    EXPECT_FALSE(info.at(key).empty()) << key;
+  }
+}
+
+}  // namespace
+}  // namespace mlcalib::cpu

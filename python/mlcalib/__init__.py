@@ -9,7 +9,7 @@
 
 import torch
 
-from mlcalib import _build
+from mlcalib._build import TORCH_VERSION
 
 
 def _check_torch(built: str, found: str) -> None:
@@ -26,7 +26,7 @@ def _check_torch(built: str, found: str) -> None:
         )
 
 
-_check_torch(_build.TORCH_VERSION, torch.__version__)
+_check_torch(TORCH_VERSION, torch.__version__)
 
 from mlcalib._core import build_info  # noqa: E402 - only after the check
 from mlcalib.api import calibration, quantize  # noqa: E402

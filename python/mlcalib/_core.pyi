@@ -20,7 +20,7 @@ class GridSpec:
     codes are chosen.
 
     Raises:
-        ValueError: bits outside 2…8, a group size that is neither -1 nor positive, an unknown range.
+        ValueError: bits outside 2…8, a group size neither -1 nor positive, an unknown range.
     """
 
     def __init__(
@@ -61,8 +61,8 @@ def dequantize(codes: Tensor, grid: Grid) -> Tensor: ...
 class QuantizedLinear:
     """``codes`` uint8 [rows, cols] in the weight's own column order, and the grid they index.
 
-    ``loss`` is tr(D G Dᵀ) with D = weight - dequantized, or None where no Gram was given. ``damp`` is
-    the damping used, a fraction of the mean of the Gram's diagonal; ``dead_channels`` counts the
+    ``loss`` is tr(D G Dᵀ) with D = weight - dequantized, or None where no Gram was given. ``damp``
+    is the damping used, a fraction of the mean of the Gram's diagonal; ``dead_channels`` counts the
     channels that no calibration token excited (they are rounded).
     """
 
@@ -85,8 +85,8 @@ def rtn(weight: Tensor, spec: GridSpec, gram: Tensor | None = None) -> Quantized
 class GptqOptions:
     """Options of ``gptq``.
 
-    ``order="activation"`` visits channels by falling diagonal of the Gram, with the groups and grids
-    of the original weight (static groups); ``"natural"`` from first to last. With
+    ``order="activation"`` visits channels by falling diagonal of the Gram, with the groups and
+    grids of the original weight (static groups); ``"natural"`` from first to last. With
     ``static_grid=False`` (natural order only) a group's grid is fitted when it is reached, to the
     weights GPTQ then holds. ``block`` is the number of columns solved between two matrix products.
     """

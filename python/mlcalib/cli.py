@@ -84,7 +84,7 @@ def quantize(
     --corpus files:TEXT --tokens 40960
     """
     import mlcalib
-    from mlcalib.formats import check_output
+    from mlcalib.files import check_output
 
     check_output(out)
     further = _options(option or [])
@@ -183,7 +183,7 @@ def info() -> None:
     from mlcalib.models import adapters
     from mlcalib.quantizers import quantizers
 
-    build = mlcalib.build_info()
+    build = _core.build_info()
     lines = {
         "mlcalib": mlcalib.__version__,
         "built with": f"torch {build['torch']}, {build['compiler']}, {build['build_type']}",

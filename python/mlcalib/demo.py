@@ -6,8 +6,7 @@ from pathlib import Path
 
 import mlcalib
 from mlcalib.evaluation import definition
-from mlcalib.files import atomic_file
-from mlcalib.formats import check_output
+from mlcalib.files import atomic_file, check_output
 from mlcalib.models.loading import load_model, load_tokenizer
 from mlcalib.report import markdown, perplexity_table, rise_table
 from mlcalib.results import write_rows

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]  # public, not in its stub
 
 
 @contextmanager
@@ -15,5 +15,5 @@ def named(where: str) -> Iterator[None]:
     """
     try:
         yield
-    except (ValueError, NotImplementedError, torch.linalg.LinAlgError) as error:
+    except (ValueError, NotImplementedError, LinAlgError) as error:
         raise type(error)(f"{where}: {error}") from error

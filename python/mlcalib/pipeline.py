@@ -132,7 +132,8 @@ class _Flow:
             }
             for name, members in linears.items()
         }
-        language, counted, in_statistics = "", 0, 0.0
+        in_statistics = 0.0
+        language, counted = "", 0  # of the sequence that runs
 
         def see(name: str, x: Tensor) -> None:
             nonlocal in_statistics
@@ -144,7 +145,8 @@ class _Flow:
         start = time.perf_counter()
         with watching(self._adapter, block, see):
             for language, states in self._hidden.items():
-                for index, (_, counted) in enumerate(self._calibration.sequences(language)):
+                sequences = self._calibration.sequences(language)
+                for index, (_, counted) in enumerate(sequences):  # noqa: B007 - read by see
                     if advance:
                         states[index] = run_block(block, states[index], self._inputs)
                     else:

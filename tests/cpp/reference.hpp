@@ -3,23 +3,15 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
 #include <c10/util/Exception.h>
 #include <gtest/gtest.h>
+#include <mlcalib/gptq.hpp>
 
-#include <Eigen/Cholesky>
 #include <Eigen/Core>
-#include <algorithm>
-#include <cmath>
-#include <cstring>
 #include <functional>
 #include <initializer_list>
-#include <limits>
-#include <mlcalib/gptq.hpp>
-#include <numeric>
-#include <random>
 #include <string>
-#include <string_view>
+#include <typeinfo>
 #include <vector>
 
 namespace mlcalib::reference {
@@ -29,41 +21,22 @@ using Row = Eigen::RowVectorXd;
 
 // ---- Tensors and matrices ----
 
-inline Matrix to_matrix(const at::Tensor& tensor) {
-  const at::Tensor values = tensor.to(at::kDouble).contiguous();
-  return Eigen::Map<const Matrix>(values.const_data_ptr<double>(), values.size(0), values.size(1));
-}
+Matrix to_matrix(const at::Tensor& tensor);
+at::Tensor to_tensor(const Matrix& matrix);  ///< float32
 
-inline at::Tensor to_tensor(const Matrix& matrix) {
-  at::Tensor tensor = at::empty({matrix.rows(), matrix.cols()}, at::kFloat);
-  Eigen::Map<Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>>(
-      tensor.data_ptr<float>(), matrix.rows(), matrix.cols()) = matrix.cast<float>();
-  return tensor;
-}
-
-inline Matrix normal(int64_t rows, int64_t columns, uint32_t seed) {
-  std::mt19937 engine(seed);
-  std::normal_distribution<double> draw;
-  return Matrix::NullaryExpr(rows, columns, [&] { return draw(engine); });
-}
-
-inline at::Tensor random_weight(int64_t rows, int64_t columns, uint32_t seed) {
-  return to_tensor(normal(rows, columns, seed));
-}
+/// xᵀx
+Matrix gram(const Matrix& x);
 
 /// Activations as those of a language model: correlated, and a few channels far larger than others.
-inline Matrix activations(int64_t tokens, int64_t channels, uint32_t seed) {
-  const int64_t common = std::min<int64_t>(8, channels);
-  const Row size = normal(1, channels, seed + 1).array().exp();
-  const Matrix x = normal(tokens, channels, seed + 2) +
-                   normal(tokens, common, seed + 3) * normal(common, channels, seed + 4) / 2;
-  return x.array().rowwise() * size.array();
-}
+Matrix activations(int64_t tokens, int64_t channels, uint32_t seed);
 
-inline at::Tensor random_gram(int64_t channels, uint32_t seed) {
-  const Matrix x = activations(2 * channels, channels, seed);
-  return to_tensor(x.transpose() * x);
-}
+at::Tensor random_weight(int64_t rows, int64_t columns, uint32_t seed);
+
+/// Of activations, twice as many tokens as channels.
+at::Tensor random_gram(int64_t channels, uint32_t seed);
+
+double share_equal(const Matrix& a, const Matrix& b);
+bool same_bits(const at::Tensor& a, const at::Tensor& b);
 
 // ---- Grids ----
 
@@ -71,55 +44,14 @@ struct Level {
   double scale = 0, zero = 0;
 };
 
-/// scale · (code − zero) of the code nearest to weight.
-inline double nearest(double weight, Level level, double max_code) {
-  return level.scale *
-         std::clamp(std::nearbyint(weight / level.scale), -level.zero, max_code - level.zero);
-}
-
 /// The 14 ranges that a search tries for a group; the first is the group's extremes.
-inline std::vector<Level> candidates(const Row& weight, const GridSpec& spec) {
-  double low = std::min(0.0, weight.minCoeff()), high = std::max(0.0, weight.maxCoeff());
-  const auto max_code = static_cast<double>(spec.max_code());
-  if (spec.symmetric) {
-    high = std::max(high, -low);
-    low = -high;
-  }
-  std::vector<Level> found;
-  for (int i = 0; i < 14; ++i) {
-    const double shrink = 1 - 0.03 * i;
-    const double scale =
-        std::max((high - low) * shrink / max_code, double{std::numeric_limits<float>::min()});
-    const double zero = spec.symmetric
-                            ? (max_code + 1) / 2
-                            : std::clamp(std::nearbyint(-low * shrink / scale), 0.0, max_code);
-    found.push_back({scale, zero});
-  }
-  return found;
-}
+std::vector<Level> candidates(const Row& weight, const GridSpec& spec);
 
 /// What the searches minimise.
-inline double squared_error(const Row& weight, const Row& importance, Level level,
-                            double max_code) {
-  const Row error =
-      weight - weight.unaryExpr([&](double w) { return nearest(w, level, max_code); });
-  return (error.array().square() * importance.array()).sum();
-}
+double squared_error(const Row& weight, const Row& importance, Level level, double max_code);
 
-inline Level fit(const Row& weight, const Row& importance, const GridSpec& spec) {
-  const std::vector<Level> tried = candidates(weight, spec);
-  if (spec.range == Range::kMinMax) return tried.front();
-  const auto max_code = static_cast<double>(spec.max_code());
-  const auto error = [&](Level level) {
-    return squared_error(weight, importance, level, max_code);
-  };
-  return *std::min_element(tried.begin(), tried.end(),
-                           [&](Level a, Level b) { return error(a) < error(b); });
-}
-
-inline int64_t group_width(const GridSpec& spec, int64_t channels) {
-  return spec.group_size == kWholeRow ? channels : spec.group_size;
-}
+/// Columns of a group that is not the last.
+int64_t group_width(const GridSpec& spec, int64_t channels);
 
 // ---- GPTQ ----
 
@@ -127,85 +59,25 @@ struct Solution {
   Matrix codes, dequantized, scale, zero;
 };
 
-/// tr(D G Dᵀ), D = weight − dequantized.
-inline double loss(const Matrix& weight, const Matrix& dequantized, const Matrix& gram) {
-  const Matrix error = weight - dequantized;
-  return (error * gram).cwiseProduct(error).sum();
-}
-
 /// GPTQ in the classic inverse form (arXiv 2210.17323, algorithm 1), column by column. Static grids
-/// are given; running grids are fitted here.
-inline Solution gptq(const at::Tensor& weight, const at::Tensor& gram, const GptqOptions& options,
-                     const Grid* grid) {
-  const Matrix original = to_matrix(weight);
-  const Matrix given = to_matrix(gram);
-  const int64_t rows = original.rows(), columns = original.cols();
-  const int64_t width = group_width(options.grid, columns);
-  const auto max_code = static_cast<double>(options.grid.max_code());
-  const Row diagonal = given.diagonal().array() + options.damp * given.diagonal().mean();
+/// are given; running grids (grid == nullptr) are fitted here.
+Solution gptq(const at::Tensor& weight, const at::Tensor& gram, const GptqOptions& options,
+              const Grid* grid);
 
-  std::vector<int64_t> visits(columns);
-  std::iota(visits.begin(), visits.end(), 0);
-  if (options.order == Order::kActivation) {
-    std::stable_sort(visits.begin(), visits.end(),
-                     [&](int64_t a, int64_t b) { return diagonal[a] > diagonal[b]; });
-  }
-  Matrix h = given(visits, visits);
-  h.diagonal() = diagonal(visits);
-  const Matrix inverse = h.llt().solve(Matrix::Identity(columns, columns));
-  const Matrix upper = Eigen::LLT<Matrix>(inverse).matrixU();
-
-  Solution result;
-  result.codes = Matrix::Zero(rows, columns);
-  result.scale = grid ? to_matrix(grid->scale) : Matrix::Zero(rows, options.grid.groups(columns));
-  result.zero = grid ? to_matrix(grid->zero) : Matrix::Zero(rows, options.grid.groups(columns));
-  Matrix held = original;
-  for (int64_t k = 0; k < columns; ++k) {
-    const int64_t column = visits[k], group = column / width;
-    const int64_t count = std::min(width, columns - column);
-    const bool refit = grid == nullptr && column % width == 0;
-    for (int64_t r = 0; r < rows; ++r) {
-      if (refit) {
-        const Row importance = options.grid.range == Range::kGram
-                                   ? Row(diagonal.segment(column, count))
-                                   : Row(Row::Ones(count));
-        const Level best = fit(held.row(r).segment(column, count), importance, options.grid);
-        result.scale(r, group) = static_cast<float>(best.scale);
-        result.zero(r, group) = best.zero;
-      }
-      const Level level{result.scale(r, group), result.zero(r, group)};
-      const double value = nearest(held(r, column), level, max_code);
-      result.codes(r, column) = std::nearbyint(value / level.scale) + level.zero;
-      const double error = (held(r, column) - value) / upper(k, k);
-      for (int64_t j = k + 1; j < columns; ++j) held(r, visits[j]) -= error * upper(k, j);
-      held(r, column) = value;
-    }
-  }
-  result.dequantized = held;
-  return result;
-}
+/// tr(D G Dᵀ), D = weight − dequantized.
+double loss(const at::Tensor& weight, const Matrix& dequantized, const at::Tensor& gram);
 
 // ---- Expectations ----
 
-inline double share_equal(const Matrix& a, const Matrix& b) {
-  return (a.array() == b.array()).cast<double>().mean();
-}
-
-inline bool same_bits(const at::Tensor& a, const at::Tensor& b) {
-  return a.sizes() == b.sizes() && a.scalar_type() == b.scalar_type() &&
-         std::memcmp(a.contiguous().const_data_ptr(), b.contiguous().const_data_ptr(),
-                     a.nbytes()) == 0;
-}
-
 /// run throws exactly Error, with a message that holds every one of `parts`.
 template <class Error>
-void expect_error(const std::function<void()>& run, std::initializer_list<const char*> parts) {
+void expect_error(const std::function<void()>& run, std::initializer_list<std::string> parts) {
   try {
     run();
   } catch (const Error& error) {
     const std::string message = error.what_without_backtrace();
     EXPECT_EQ(typeid(error), typeid(Error)) << message;
-    for (const char* part : parts) {
+    for (const std::string& part : parts) {
       EXPECT_NE(message.find(part), std::string::npos) << message << "\n  lacks: " << part;
     }
     return;

@@ -2,6 +2,7 @@
 #include <ATen/ops/full.h>
 #include <ATen/ops/zeros.h>
 
+#include <limits>
 #include "check.hpp"
 #include "reference.hpp"
 
@@ -73,7 +74,7 @@ INSTANTIATE_TEST_SUITE_P(Values, FiniteTest,
                                          FiniteCase{"Inf", kInf, kInf},
                                          FiniteCase{"MinusInf", -kInf, -kInf},
                                          FiniteCase{"InfsThatCancel", kInf, -kInf}),
-                         [](const auto& each) { return std::string(info.param.name); });
+                         [](const auto& each) { return std::string(each.param.name); });
 
 // Finite values whose sum is not.
 TEST(CheckFinite, AcceptsASumThatOverflows) {

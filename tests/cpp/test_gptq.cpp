@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <ATen/ops/cat.h>
+#include <ATen/TensorOperators.h>
 #include <ATen/ops/diag.h>
 
 #include <mlcalib/gptq.hpp>
@@ -43,8 +43,7 @@ TEST_P(GptqTest, AgreesWithTheInverseFormInDouble) {
   const reference::Solution wanted =
       reference::gptq(weight_, gram_, options_, options_.static_grid ? &found.grid : nullptr);
   EXPECT_GE(reference::share_equal(to_matrix(found.codes), wanted.codes), 0.999);
-  const Matrix w = to_matrix(weight_), g = to_matrix(gram_);
-  const double wanted_loss = reference::loss(w, wanted.dequantized, g);
+  const double wanted_loss = reference::loss(weight_, wanted.dequantized, gram_);
   ASSERT_TRUE(found.loss.has_value());
   EXPECT_NEAR(*found.loss, wanted_loss, 2e-3 * wanted_loss);
   if (!options_.static_grid) {
@@ -57,7 +56,7 @@ TEST_P(GptqTest, AgreesWithTheInverseFormInDouble) {
 TEST_P(GptqTest, ReportsTheLossOfItsCodes) {
   const QuantizedLinear found = gptq(weight_, gram_, options_);
   const double wanted =
-      reference::loss(to_matrix(weight_), to_matrix(found.dequantize()), to_matrix(gram_));
+      reference::loss(weight_, to_matrix(found.dequantize()), gram_);
   EXPECT_NEAR(*found.loss, wanted, 1e-4 * wanted);
   EXPECT_NEAR(losses(weight_, found, {gram_}).front(), wanted, 1e-4 * wanted);
   EXPECT_EQ(found.damp, options_.damp);
@@ -189,7 +188,7 @@ TEST_P(GptqTogetherTest, SeveralWeightsAreEachAlone) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Grids, GptqTogetherTest, testing::Bool(), [](const auto& each) {
-  return std::string(info.param ? "Static" : "Running");
+  return std::string(each.param ? "Static" : "Running");
 });
 
 TEST(Gptq, LeavesItsArgumentsAlone) {

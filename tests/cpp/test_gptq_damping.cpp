@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // What GPTQ does where a Gram or an option is not as it should be.
+#include <ATen/TensorOperators.h>
 #include <ATen/ops/zeros.h>
 
 #include <Eigen/Eigenvalues>
 #include <mlcalib/gptq.hpp>
 
+#include <cmath>
 #include "reference.hpp"
 
 namespace mlcalib {
@@ -48,7 +50,7 @@ TEST_P(DampTest, RisesUntilTheGramIsPositiveDefinite) {
   direct.damp = found.damp;
   EXPECT_TRUE(same_bits(found.codes, gptq(weight, gram, direct).codes));
   const double wanted =
-      reference::loss(to_matrix(weight), to_matrix(found.dequantize()), to_matrix(gram));
+      reference::loss(weight, to_matrix(found.dequantize()), gram);
   EXPECT_NEAR(*found.loss, wanted, 1e-4 * std::abs(wanted));
 }
 
@@ -58,7 +60,7 @@ INSTANTIATE_TEST_SUITE_P(Steps, DampTest,
                                          DampCase{"One", -0.03, 0.01, 0.1},
                                          DampCase{"Two", -0.3, 0.01, 1},
                                          DampCase{"FromSmall", -0.03, 1e-4, 0.1}),
-                         [](const auto& each) { return std::string(info.param.name); });
+                         [](const auto& each) { return std::string(each.param.name); });
 
 TEST(Damping, PastItsLimitIsALinAlgError) {
   const at::Tensor weight = random_weight(20, kChannels, 2);
@@ -87,10 +89,10 @@ TEST(Damping, AZeroGramIsAValueError) {
 TEST(Damping, CarriesAGramOfOneToken) {
   const at::Tensor weight = random_weight(30, kChannels, 4);
   const Matrix x = reference::activations(1, kChannels, 5);
-  const at::Tensor gram = reference::to_tensor(x.transpose() * x);
+  const at::Tensor gram = reference::to_tensor(reference::gram(x));
   const QuantizedLinear found = gptq(weight, gram);
   const double wanted =
-      reference::loss(to_matrix(weight), to_matrix(found.dequantize()), to_matrix(gram));
+      reference::loss(weight, to_matrix(found.dequantize()), gram);
   const double size = (to_matrix(weight) - to_matrix(found.dequantize())).squaredNorm() *
                       found.damp * to_matrix(gram).diagonal().mean();
   EXPECT_NEAR(*found.loss, wanted, 1e-5 * size);

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/full.h>
-#include <ATen/ops/ones.h>
 #include <ATen/ops/zeros.h>
 
 #include <mlcalib/grid.hpp>
 
+#include <algorithm>
+#include <cmath>
+#include <limits>
 #include "reference.hpp"
 
 namespace mlcalib {
@@ -85,7 +87,9 @@ TEST_P(GridTest, IsWhatACheckpointCanHold) {
   EXPECT_GT(to_matrix(grid.scale).minCoeff(), 0);
   const Matrix zero = to_matrix(grid.zero);
   EXPECT_LE(zero.maxCoeff(), max_code_);
-  if (spec_.symmetric) EXPECT_TRUE((zero.array() == std::exp2(spec_.bits - 1)).all());
+  if (spec_.symmetric) {
+    EXPECT_TRUE((zero.array() == std::exp2(spec_.bits - 1)).all());
+  }
 
   GridSpec exact = spec_;
   exact.scale_dtype = at::kFloat;
@@ -214,7 +218,7 @@ TEST_P(GridDtypeTest, WeightsOfAnyTypeAndLayout) {
 
 INSTANTIATE_TEST_SUITE_P(Dtypes, GridDtypeTest,
                          testing::Values(at::kFloat, at::kBFloat16, at::kHalf),
-                         [](const auto& each) { return std::string(c10::toString(info.param)); });
+                         [](const auto& each) { return std::string(c10::toString(each.param)); });
 
 TEST(GridErrors, NameWhatWasGivenAndExpected) {
   const at::Tensor weight = reference::random_weight(4, 32, 5);

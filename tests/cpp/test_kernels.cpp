@@ -1,8 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // Every instruction set that this machine has gives the bits of the generic one.
+#include <algorithm>
 #include <array>
 #include <mlcalib/runtime.hpp>
+#include <cmath>
+#include <cstring>
+#include <functional>
+#include <numeric>
 #include <ostream>
+#include <random>
 #include <set>
 #include <tuple>
 
@@ -198,8 +204,8 @@ INSTANTIATE_TEST_SUITE_P(
                                                                        available_kernels().end())),
                      testing::ValuesIn(kAllValues)),
     [](const auto& each) {
-      return std::string(std::get<0>(info.param)->name) + "_" +
-             kNames[static_cast<size_t>(std::get<1>(info.param))];
+      return std::string(std::get<0>(each.param)->name) + "_" +
+             kNames[static_cast<size_t>(std::get<1>(each.param))];
     });
 
 // Half to even, on every instruction set: the codes themselves, not only their agreement.

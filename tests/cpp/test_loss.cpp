@@ -35,7 +35,7 @@ TEST_P(LossTest, IsTheTraceForEveryGram) {
   ASSERT_EQ(found.size(), grams.size());
   for (size_t i = 0; i < grams.size(); ++i) {
     const double wanted =
-        reference::loss(to_matrix(weight), to_matrix(quantized.dequantize()), to_matrix(grams[i]));
+        reference::loss(weight, to_matrix(quantized.dequantize()), grams[i]);
     EXPECT_NEAR(found[i], wanted, 1e-5 * wanted) << "gram " << i;
   }
   EXPECT_EQ(found.back(), 0);
@@ -47,9 +47,9 @@ INSTANTIATE_TEST_SUITE_P(Shapes, LossTest,
                                          LossCase{3, 449, at::kBFloat16},
                                          LossCase{200, 192, at::kHalf}),
                          [](const auto& each) {
-                           return std::to_string(info.param.rows) + "x" +
-                                  std::to_string(info.param.columns) +
-                                  c10::toString(info.param.dtype);
+                           return std::to_string(each.param.rows) + "x" +
+                                  std::to_string(each.param.columns) +
+                                  c10::toString(each.param.dtype);
                          });
 
 TEST(Loss, OfAWeightOnItsGridIsZero) {

@@ -3,6 +3,9 @@
 #include <ATen/ops/zeros.h>
 
 #include <mlcalib/packing.hpp>
+#include <algorithm>
+#include <cstring>
+#include <random>
 #include <tuple>
 
 #include "reference.hpp"
@@ -53,8 +56,8 @@ INSTANTIATE_TEST_SUITE_P(Shapes, PackingTest,
                          testing::Combine(testing::Range<int64_t>(2, 9),
                                           testing::Values<int64_t>(1, 7, 31, 32, 33, 97, 256)),
                          [](const auto& each) {
-                           return "Bits" + std::to_string(std::get<0>(info.param)) + "Columns" +
-                                  std::to_string(std::get<1>(info.param));
+                           return "Bits" + std::to_string(std::get<0>(each.param)) + "Columns" +
+                                  std::to_string(std::get<1>(each.param));
                          });
 
 TEST(Packing, LowestBitsFirst) {

@@ -8,12 +8,17 @@
 
 #include <mlcalib/statistic.hpp>
 
+#include <algorithm>
+#include <cmath>
+#include <memory>
+#include <random>
 #include "reference.hpp"
 
 namespace mlcalib {
 namespace {
 
 using reference::expect_error;
+using reference::gram;
 using reference::Matrix;
 using reference::same_bits;
 using reference::to_matrix;
@@ -51,7 +56,7 @@ TEST_P(GramTest, IsTheSumOfProducts) {
   const at::Tensor x = activations(150, channels, 1);
   const Matrix values = to_matrix(x);
   const std::unique_ptr<Statistic> statistic = gram_of(x);
-  expect_close(matrix_of(*statistic), values.transpose() * values);
+  expect_close(matrix_of(*statistic), gram(values));
   EXPECT_TRUE(same_bits(matrix_of(*statistic), matrix_of(*statistic).t()));
   EXPECT_EQ(statistic->tokens(), 150);
 }
@@ -60,7 +65,7 @@ TEST_P(GramTest, IsExactForHalfTypes) {
   const int64_t channels = GetParam();
   const at::Tensor x = quarters(90, channels, 2);
   const Matrix values = to_matrix(x);
-  const Matrix wanted = values.transpose() * values;
+  const Matrix wanted = gram(values);
   for (const at::ScalarType type : {at::kFloat, at::kBFloat16, at::kHalf}) {
     EXPECT_EQ(to_matrix(matrix_of(*gram_of(x.to(type)))), wanted) << type;
   }
@@ -75,7 +80,7 @@ TEST_P(GramTest, PiecesAddUp) {
     for (int64_t first = 0; first < 96; first += piece) {
       statistic->update(x.narrow(0, first, std::min<int64_t>(piece, 96 - first)));
     }
-    expect_close(matrix_of(*statistic), values.transpose() * values);
+    expect_close(matrix_of(*statistic), gram(values));
     EXPECT_EQ(statistic->tokens(), 96);
   }
 }
@@ -83,8 +88,8 @@ TEST_P(GramTest, PiecesAddUp) {
 TEST_P(GramTest, MergesWithAWeight) {
   const int64_t channels = GetParam();
   const at::Tensor x = activations(80, channels, 4), y = activations(50, channels, 5);
-  const Matrix gx = to_matrix(x).transpose() * to_matrix(x);
-  const Matrix gy = to_matrix(y).transpose() * to_matrix(y);
+  const Matrix gx = gram(to_matrix(x));
+  const Matrix gy = gram(to_matrix(y));
   const std::unique_ptr<Statistic> a = gram_of(x), b = gram_of(y);
   a->merge(*b, 0.25);
   expect_close(matrix_of(*a), gx + 0.25 * gy);
@@ -112,7 +117,7 @@ TEST(Gram, TakesTokensOfAnyShapeAndLayout) {
   const std::unique_ptr<Statistic> one = gram_of(x[0]);
   EXPECT_EQ(one->tokens(), 1);
   const Matrix row = to_matrix(x.narrow(0, 0, 1));
-  EXPECT_EQ(to_matrix(matrix_of(*one)), row.transpose() * row);
+  EXPECT_EQ(to_matrix(matrix_of(*one)), gram(row));
 }
 
 TEST(Gram, NoTokensAddNothing) {
@@ -180,7 +185,7 @@ TEST(Gram, LivesInsideAndOutsideOfInferenceMode) {
   statistic->merge(*other);
   other->update(x);
   EXPECT_EQ(statistic->tokens(), 24);
-  EXPECT_EQ(to_matrix(matrix_of(*statistic)), Matrix(3 * to_matrix(x).transpose() * to_matrix(x)));
+  EXPECT_EQ(to_matrix(matrix_of(*statistic)), Matrix(3 * gram(to_matrix(x))));
   {
     const c10::InferenceMode inference;
     statistic->merge(*other);

@@ -38,7 +38,7 @@ TEST_P(StubTest, NamesTheMissingKernelAndDevice) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Kernels, StubTest, testing::ValuesIn(kStubs),
-                         [](const auto& each) { return std::string(info.param.kernel); });
+                         [](const auto& each) { return std::string(each.param.kernel); });
 
 int twice(const int& x) { return 2 * x; }
 int thrice(const int& x) { return 3 * x; }

@@ -10,7 +10,8 @@ from small_models import tiny_llama
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from mlcalib._core import GridSpec, rtn
-from mlcalib.formats import formats, load_quantized, save_checkpoint, validate_folder
+from mlcalib.formats import formats, load_quantized, save_checkpoint
+from mlcalib.safetensors_files import validate_folder
 
 IDS = torch.arange(40)[None] * 3 % 128
 

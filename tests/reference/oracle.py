@@ -51,7 +51,8 @@ def gptq(
 ):
     """GPTQ in the classic inverse form (arXiv 2210.17323, algorithm 1), column by column.
 
-    With ``grid`` = (scale, zero) [rows, groups] the grids are given. Returns codes, scale, zero, loss.
+    With ``grid`` = (scale, zero) [rows, groups] the grids are given. Returns codes, scale, zero,
+    loss.
     """
     w = weight.double().clone()
     rows, columns = w.shape
@@ -101,6 +102,6 @@ def gptq(
 
 
 def loss(weight: Tensor, quantized: Tensor, gram: Tensor) -> float:
-    """tr(D G Dᵀ), D = weight − quantized."""
+    """tr(D G Dᵀ), D = weight - quantized."""
     d = weight.double() - quantized.double()
     return float((d @ gram.double() * d).sum())

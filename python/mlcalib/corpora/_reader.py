@@ -10,8 +10,8 @@ def read_documents(root: Traversable, language: str, split: Split) -> list[str]:
     """Return the documents of one language and split, without surrounding white space.
 
     In a ``.txt`` file a document is a line or, where the file holds form feeds, the text between
-    them; in a ``.jsonl`` file, which is read where there is no ``.txt``, it is the field ``text`` of
-    the object on each line. Blank documents are skipped.
+    them; in a ``.jsonl`` file, which is read where there is no ``.txt``, it is the field ``text``
+    of the object on each line. Blank documents are skipped.
 
     Raises:
         FileNotFoundError: there is no folder for the language, or no file for the split.

@@ -11,10 +11,10 @@ from mlcalib.calibration_sets import Stream, describe_separator, stream, tokeniz
 from mlcalib.corpora import open_corpus
 from mlcalib.errors import named
 from mlcalib.evaluation.perplexity import Scores, score
-from mlcalib.results import Row, read_rows, write_rows
 from mlcalib.languages import LanguageSet, language_set
 from mlcalib.models.loading import load_model, load_tokenizer
 from mlcalib.quantized_model import QuantizedModel
+from mlcalib.results import Row, read_rows, write_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -34,7 +34,7 @@ class Scores:
 
     @property
     def perplexity(self) -> tuple[float, float | None]:
-        """exp of the mean loss; the error by the delta method."""
+        """Exponential of the mean loss; the error by the delta method."""
         mean, error = self.token_loss
         return math.exp(mean), None if error is None else math.exp(mean) * error
 

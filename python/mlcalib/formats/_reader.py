@@ -1,98 +1,16 @@
-"""Checkpoint folders, checked before anything loads them, and quantized linears read back."""
+"""Quantized linears, read back from a checkpoint."""
 
-import json
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors import safe_open
 
 from mlcalib._core import QuantizedLinear
 from mlcalib.formats.base import formats
-
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-_MAX_HEADER = 100_000_000
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-# fmt: off
-_BITS = {
-    "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "BOOL": 8, "U8": 8, "I8": 8,
-    "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
-    "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32,
-    "I64": 64, "U64": 64, "F64": 64, "C64": 64,
-}
-# fmt: on
-
-
-class TensorEntry(NamedTuple):
-    """A tensor in a safetensors header: safetensors' dtype name, shape, and bytes in the file."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    begin: int
-    end: int
-
-
-def read_header(path: str | Path) -> dict[str, TensorEntry]:
-    """Read and check the header of a safetensors file without reading its tensors.
-
-    Args:
-        path: the file.
-
-    Returns:
-        The tensors by name; byte positions count from the start of the tensor data.
-
-    Raises:
-        ValueError: the file is truncated, foreign, or its header contradicts itself; names the file
-            and what to do.
-    """
-    path = Path(path)
-    try:
-        return _read_header(path)
-    except _InvalidHeaderError as error:
-        raise ValueError(
-            f"{path} is not a usable safetensors file: {error}. "
-            "Download or convert it again, and compare its size with the original's."
-        ) from error
-
-
-def validate_folder(folder: str | Path) -> dict[str, Path]:
-    """Check the weights of a model folder before loading it; pickles are never opened.
-
-    The files checked are those that transformers loads: model.safetensors if there is one, else the
-    shards in model.safetensors.index.json.
-
-    Args:
-        folder: a local folder in the Hugging Face layout.
-
-    Returns:
-        The file of each tensor.
-
-    Raises:
-        ValueError: not a folder, no safetensors weights, a shard missing, or a file invalid.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder; give the folder of a downloaded model")
-    config = folder / "config.json"
-    if config.is_file() and _read_json(config).get("transformers_weights") is not None:
-        # transformers would load the file that this key names, a pickle perhaps, and not ours.
-        raise ValueError(f"{config} redirects to other weights; remove its transformers_weights")
-    if (folder / SINGLE).is_file():
-        return dict.fromkeys(read_header(folder / SINGLE), folder / SINGLE)
-    if (folder / INDEX).is_file():
-        return _validate_shards(folder)
-    pickles = sorted(file.name for file in folder.iterdir() if file.suffix in _PICKLES)
-    if pickles:
-        raise ValueError(
-            f"{folder} has its weights in {pickles[0]}, a pickle, which can run code when loaded; "
-            "convert it to safetensors where you trust it: "
-            "AutoModelForCausalLM.from_pretrained(...).save_pretrained(...)"
-        )
-    raise ValueError(f"{folder} has neither {SINGLE} nor {INDEX}; is the download complete?")
+from mlcalib.safetensors_files import read_json, validate_folder
 
 
 def load_quantized(folder: str | Path) -> dict[str, QuantizedLinear]:
@@ -107,7 +25,7 @@ def load_quantized(folder: str | Path) -> dict[str, QuantizedLinear]:
     """
     folder = Path(folder)
     files = validate_folder(folder)
-    config = _read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     section = config.get("quantization_config")
     if not isinstance(section, dict):
         raise ValueError(f"{folder}/config.json has no quantization_config: nothing to read back")
@@ -123,91 +41,6 @@ def load_quantized(folder: str | Path) -> dict[str, QuantizedLinear]:
             loaded = {tensor: opened[files[tensor]].get_tensor(tensor) for tensor in tensors}
             quantized[name] = checkpoint_format.unpack(name, loaded, spec)
     return quantized
-
-
-class _InvalidHeaderError(Exception):
-    """What is wrong with a header; ``read_header`` adds the file and the remedy."""
-
-
-def _read_header(path: Path) -> dict[str, TensorEntry]:
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(8)
-        if start == b"version ":
-            raise _InvalidHeaderError("it is a Git LFS pointer (git lfs pull fetches the file)")
-        length = int.from_bytes(start, "little")
-        if len(start) < 8 or not 2 <= length <= min(size - 8, _MAX_HEADER):
-            raise _InvalidHeaderError(
-                f"its first 8 bytes give a header of {length} bytes, "
-                f"the file has {size} and a header at most {_MAX_HEADER}"
-            )
-        raw = file.read(length)
-    try:
-        header = json.loads(raw.decode())
-    except (ValueError, RecursionError) as error:
-        raise _InvalidHeaderError(f"its header is not JSON ({error})") from error
-    if not isinstance(header, dict):
-        raise _InvalidHeaderError("its header is not a JSON object")
-    header.pop("__metadata__", None)
-    entries = {name: _entry(name, entry) for name, entry in header.items()}
-    end = 0
-    for name, entry in sorted(entries.items(), key=lambda item: item[1][2:]):
-        if entry.begin != end:
-            raise _InvalidHeaderError(f"tensor {name} starts at byte {entry.begin}, not at {end}")
-        end = entry.end
-    if end != size - 8 - length:
-        raise _InvalidHeaderError(
-            f"its tensors take {end} bytes, the file has {size - 8 - length} after the header"
-        )
-    return entries
-
-
-def _entry(name: str, entry: Any) -> TensorEntry:
-    """Return a checked entry of the header."""
-    try:
-        dtype, shape = entry["dtype"], entry["shape"]
-        begin, end = entry["data_offsets"]
-        integers = [*shape, begin, end]
-    except (KeyError, TypeError, ValueError) as error:
-        raise _InvalidHeaderError(f"tensor {name} lacks dtype, shape or offsets") from error
-    if any(type(value) is not int or value < 0 for value in integers):
-        raise _InvalidHeaderError(f"tensor {name} has a shape or offset that is not a count")
-    if not isinstance(dtype, str) or dtype not in _BITS:
-        raise _InvalidHeaderError(f"tensor {name} has an unknown dtype {dtype!r}")
-    if (end - begin) * 8 != math.prod(shape) * _BITS[dtype]:
-        raise _InvalidHeaderError(
-            f"tensor {name}, {dtype} {shape}, does not fill bytes {begin} to {end}"
-        )
-    return TensorEntry(dtype, tuple(shape), begin, end)
-
-
-def _validate_shards(folder: Path) -> dict[str, Path]:
-    """Check an index and its shards; return the file of each tensor."""
-    weight_map = _read_json(folder / INDEX).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise ValueError(f"{folder / INDEX} has no weight_map; download it again")
-    headers = {}
-    for shard in sorted(set(map(str, weight_map.values()))):
-        # An index must not reach outside its folder, nor make a loader open a pickle.
-        if Path(shard).name != shard or not shard.endswith(".safetensors"):
-            raise ValueError(f"{folder / INDEX} names {shard!r}, not a safetensors file beside it")
-        if not (folder / shard).is_file():
-            raise ValueError(f"{folder} lacks {shard}, which {INDEX} names; download it again")
-        headers[shard] = read_header(folder / shard)
-    for tensor, shard in weight_map.items():
-        if tensor not in headers[str(shard)]:
-            raise ValueError(f"{folder / shard} lacks {tensor}, which {INDEX} places there")
-    return {tensor: folder / shard for tensor, shard in weight_map.items()}
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a JSON {type(content).__name__}, not an object")
-    return content
 
 
 def _config_dtype(folder: Path, config: Mapping[str, Any]) -> torch.dtype:

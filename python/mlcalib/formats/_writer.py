@@ -1,11 +1,8 @@
 """Checkpoint folders, written whole or not at all."""
 
-import contextlib
 import copy
 import json
-import os
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,72 +11,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mlcalib._core import GridSpec, QuantizedLinear
-from mlcalib.formats._reader import INDEX
+from mlcalib.files import atomic_folder
 from mlcalib.formats.base import Format
+from mlcalib.safetensors_files import INDEX
 
 if TYPE_CHECKING:
     from mlcalib._core import Order  # the stub knows it, the compiled module does not
-
-
-def check_output(out: str | Path) -> None:
-    """Make sure, at the start of a run, that its result can be written at the end.
-
-    Args:
-        out: the folder to be written; it must not exist, or be an empty folder.
-
-    Raises:
-        FileExistsError: something is there.
-        OSError: the folder cannot be made there (PermissionError, NotADirectoryError, …).
-    """
-    out = Path(out).resolve()
-    if out.is_dir() and not any(out.iterdir()):
-        parent = out.parent
-    elif os.path.lexists(out):
-        raise FileExistsError(f"{out} exists and is not empty; give another path or remove it")
-    else:
-        parent = next(parent for parent in out.parents if os.path.lexists(parent))
-    probe = _partial(parent / out.name)
-    if probe.exists():
-        raise FileExistsError(f"{probe} is there: another run writes it, or was killed; remove it")
-    try:  # Permission bits do not tell about read-only file systems or root: try it.
-        probe.mkdir()
-        probe.rmdir()
-    except OSError as error:
-        reason = f"cannot write {out}: {parent}: {error.strerror}; give another path"
-        raise OSError(error.errno, reason) from error
-
-
-@contextlib.contextmanager
-def atomic_folder(out: str | Path) -> Iterator[Path]:
-    """Give a folder to fill, which becomes ``out`` on leaving the block, all at once.
-
-    The folder is a sibling of ``out``, named ``.NAME.partial-PID``. An exception inside the block
-    removes it, and no trace remains. Files are synced to disk before the rename.
-
-    Args:
-        out: the folder to be written; missing parents are made.
-
-    Raises:
-        FileExistsError: ``out`` exists and is not empty.
-        OSError: ``out`` cannot be written.
-    """
-    check_output(out)
-    out = Path(out).resolve()
-    made = [parent for parent in out.parents if not parent.exists()]
-    partial = _partial(out)
-    try:
-        partial.mkdir(parents=True)
-        yield partial
-        for path in [*partial.rglob("*"), partial]:
-            _sync(path)
-        partial.rename(out)
-        _sync(out.parent)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        for parent in made:
-            with contextlib.suppress(OSError):  # Another run may have written beside us.
-                parent.rmdir()
-        raise
 
 
 def save_checkpoint(
@@ -135,18 +72,6 @@ def save_checkpoint(
         tokenizer.save_pretrained(folder)
         (folder / "mlcalib.json").write_text(described, encoding="utf-8")
         _save_tensors(_tensors(model, checkpoint_format, quantized), folder, max_shard_size)
-
-
-def _partial(out: Path) -> Path:
-    return out.with_name(f".{out.name}.partial-{os.getpid()}")
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _common_spec(quantized: Mapping[str, QuantizedLinear]) -> GridSpec:

@@ -22,7 +22,7 @@ def find_adapter(architecture: str) -> Adapter:
     Raises:
         NotImplementedError: no family has it.
     """
-    known = []
+    known: list[str] = []
     for adapter in adapters():
         if architecture in adapter.architectures:
             return adapter

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mlcalib.formats import validate_folder as check_model_folder
+from mlcalib.safetensors_files import validate_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -27,7 +27,7 @@ def check_source(source: str) -> None:
     """
     path = Path(source)
     if path.is_dir():
-        check_model_folder(path)
+        validate_folder(path)
     elif path.suffix == ".gguf" or source.startswith((".", "/", "~")):
         if not path.is_file():
             raise FileNotFoundError(
@@ -91,7 +91,7 @@ def load_model(source: str, dtype: str = "auto") -> "PreTrainedModel":
     check_source(source)
     folder, options = _where(source)
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=_DTYPES[dtype], **options
+        folder, dtype=_DTYPES[dtype], use_safetensors=None if options else True, **options
     )
     if "gguf_file" in options:
         # The weights are floating point now; what is left in the config would refuse to be saved.

@@ -19,7 +19,7 @@ at::Tensor pack(const at::Tensor& codes, int64_t bits) {
                    ", expected uint8.");
   TORCH_CHECK_VALUE(codes.dim() == 2, "codes have shape ", codes.sizes(),
                     ", expected [rows, cols].");
-  if (codes.numel() > 0) {
+  if (codes.numel() > 0 && !codes.is_meta()) {
     const int64_t largest = codes.max().item<int64_t>();
     TORCH_CHECK_VALUE(largest < (int64_t{1} << bits), "codes go up to ", largest, ", but ", bits,
                       " bits hold at most ", (int64_t{1} << bits) - 1, ".");

@@ -2,6 +2,7 @@
 #include <mlcalib/statistic.hpp>
 
 #include <ATen/ops/scalar_tensor.h>
+#include <c10/core/InferenceMode.h>
 #include <c10/util/Exception.h>
 
 #include <cmath>
@@ -11,6 +12,12 @@
 
 namespace mlcalib {
 namespace {
+
+// Tensors made in inference mode cannot be written outside of it, but a statistic that is collected
+// there is merged elsewhere: whatever makes or writes its tensors leaves the mode.
+struct LeaveInferenceMode : c10::InferenceMode {
+  LeaveInferenceMode() : c10::InferenceMode(false) {}
+};
 
 using Registry = std::map<std::string, StatisticFactory, std::less<>>;
 
@@ -42,6 +49,7 @@ std::unique_ptr<Statistic> make_statistic(std::string_view name, int64_t channel
   TORCH_CHECK_VALUE(found != registry().end(), "Unknown statistic '", name,
                     "'. Available: ", join(statistic_names()), ".");
   TORCH_CHECK_VALUE(channels > 0, "channels is ", channels, ", expected a positive number.");
+  const LeaveInferenceMode leave;
   return found->second(std::string(name), channels);
 }
 
@@ -51,6 +59,7 @@ void Statistic::update(const at::Tensor& x) {
   check_floating(x, "x");
   if (x.numel() == 0) return;
   check_finite(x, "x");
+  const LeaveInferenceMode leave;
   const at::Tensor rows = x.detach().reshape({-1, channels_});
   add(rows);
   tokens_ += static_cast<double>(rows.size(0));
@@ -61,6 +70,7 @@ void Statistic::merge(const Statistic& other, double weight) {
                     other.name_, " of ", other.channels_, " channels into ", name_, " of ",
                     channels_, " channels; expected the same kind and number of channels.");
   TORCH_CHECK_VALUE(std::isfinite(weight), "weight is ", weight, ", expected a finite number.");
+  const LeaveInferenceMode leave;
   add(other, weight);
   tokens_ += weight * other.tokens_;
 }
@@ -89,6 +99,7 @@ void Statistic::load(const TensorMap& state) {
   const auto tokens = state.find("tokens");
   TORCH_CHECK_VALUE(tokens != state.end() && tokens->second.numel() == 1, "state of ", name_,
                     " needs 'tokens', one number.");
+  const LeaveInferenceMode leave;
   set_tensors(state);
   tokens_ = tokens->second.item<double>();
 }

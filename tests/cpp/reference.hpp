@@ -5,11 +5,12 @@
 #include <ATen/core/Tensor.h>
 #include <c10/util/Exception.h>
 #include <gtest/gtest.h>
-#include <mlcalib/gptq.hpp>
 
 #include <Eigen/Core>
 #include <functional>
 #include <initializer_list>
+#include <mlcalib/gptq.hpp>
+#include <ostream>
 #include <string>
 #include <typeinfo>
 #include <vector>
@@ -67,7 +68,20 @@ Solution gptq(const at::Tensor& weight, const at::Tensor& gram, const GptqOption
 /// tr(D G Dᵀ), D = weight − dequantized.
 double loss(const at::Tensor& weight, const Matrix& dequantized, const at::Tensor& gram);
 
-// ---- Expectations ----
+// ---- Cases and expectations ----
+
+/// The base of a test's parameters: what gtest shows of them.
+struct Named {
+  const char* name;
+  friend std::ostream& operator<<(std::ostream& out, const Named& named) {
+    return out << named.name;
+  }
+};
+
+template <class Case>
+std::string name_of(const testing::TestParamInfo<Case>& each) {
+  return each.param.name;
+}
 
 /// run throws exactly Error, with a message that holds every one of `parts`.
 template <class Error>

@@ -16,13 +16,10 @@ using reference::random_weight;
 using reference::same_bits;
 using reference::to_matrix;
 
-struct GptqCase {
-  const char* name;
+struct GptqCase : reference::Named {
   int64_t rows, columns;
   GptqOptions options;
 };
-
-std::string name_of(const testing::TestParamInfo<GptqCase>& info) { return info.param.name; }
 
 GptqOptions natural(GridSpec grid, bool static_grid) {
   return {.grid = grid, .order = Order::kNatural, .static_grid = static_grid};
@@ -55,8 +52,7 @@ TEST_P(GptqTest, AgreesWithTheInverseFormInDouble) {
 
 TEST_P(GptqTest, ReportsTheLossOfItsCodes) {
   const QuantizedLinear found = gptq(weight_, gram_, options_);
-  const double wanted =
-      reference::loss(weight_, to_matrix(found.dequantize()), gram_);
+  const double wanted = reference::loss(weight_, to_matrix(found.dequantize()), gram_);
   EXPECT_NEAR(*found.loss, wanted, 1e-4 * wanted);
   EXPECT_NEAR(losses(weight_, found, {gram_}).front(), wanted, 1e-4 * wanted);
   EXPECT_EQ(found.damp, options_.damp);
@@ -111,7 +107,8 @@ INSTANTIATE_TEST_SUITE_P(
                  20,
                  160,
                  {.grid = {.bits = 8, .group_size = 32, .scale_dtype = at::kBFloat16}}},
-        GptqCase{"OneColumnGroups", 100, 40, {.grid = {.group_size = 1, .range = Range::kMse}}},
+        GptqCase{
+            "GroupsOfFive", 100, 43, {.grid = {.bits = 3, .group_size = 5, .range = Range::kMse}}},
         GptqCase{"NaturalStatic", 70, 180,
                  natural({.group_size = 64, .range = Range::kGram}, true)},
         GptqCase{"NaturalStaticWholeRow2", 33, 190,
@@ -122,7 +119,7 @@ INSTANTIATE_TEST_SUITE_P(
         GptqCase{"RunningSymmetricGroupsOverBlocks", 65, 320,
                  natural({.group_size = 160, .symmetric = true, .range = Range::kGram}, false)},
         GptqCase{"RunningMinMaxWholeRow", 64, 130, natural({.group_size = kWholeRow}, false)}),
-    name_of);
+    reference::name_of<GptqCase>);
 
 TEST(Gptq, RunningScalesAreRounded) {
   const GridSpec grid{.group_size = 32, .range = Range::kGram, .scale_dtype = at::kBFloat16};

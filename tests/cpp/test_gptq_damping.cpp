@@ -4,9 +4,9 @@
 #include <ATen/ops/zeros.h>
 
 #include <Eigen/Eigenvalues>
+#include <cmath>
 #include <mlcalib/gptq.hpp>
 
-#include <cmath>
 #include "reference.hpp"
 
 namespace mlcalib {
@@ -23,7 +23,7 @@ constexpr int64_t kChannels = 64;
 
 // A random Gram with its smallest eigenvalue moved to `fraction` of the mean of its diagonal.
 at::Tensor gram_with_smallest(double fraction) {
-  const Matrix gram = to_matrix(random_gram(kChannels, 1));
+  const Matrix gram = reference::gram(to_matrix(random_weight(2 * kChannels, kChannels, 1)));
   const Eigen::SelfAdjointEigenSolver<Matrix> solver(gram);
   const Eigen::VectorXd direction = solver.eigenvectors().col(0);
   const double wanted = fraction * gram.diagonal().mean();
@@ -31,26 +31,25 @@ at::Tensor gram_with_smallest(double fraction) {
                                          direction.transpose());
 }
 
-struct DampCase {
-  const char* name;
+struct DampCase : reference::Named {
   double smallest, asked, used;
 };
 
 class DampTest : public testing::TestWithParam<DampCase> {};
 
 TEST_P(DampTest, RisesUntilTheGramIsPositiveDefinite) {
-  const auto [name, smallest, asked, used] = GetParam();
-  const at::Tensor weight = random_weight(20, kChannels, 2), gram = gram_with_smallest(smallest);
+  const double asked = GetParam().asked;
+  const at::Tensor weight = random_weight(20, kChannels, 2),
+                   gram = gram_with_smallest(GetParam().smallest);
   ASSERT_GE(to_matrix(gram).diagonal().minCoeff(), 0);
   const GptqOptions options{.grid = {.group_size = 32, .range = Range::kMse}, .damp = asked};
   const QuantizedLinear found = gptq(weight, gram, options);
-  EXPECT_NEAR(found.damp, used, 1e-9);
+  EXPECT_NEAR(found.damp, GetParam().used, 1e-9);
   // As if it had been asked for; the loss is still that of the Gram that was given.
   GptqOptions direct = options;
   direct.damp = found.damp;
   EXPECT_TRUE(same_bits(found.codes, gptq(weight, gram, direct).codes));
-  const double wanted =
-      reference::loss(weight, to_matrix(found.dequantize()), gram);
+  const double wanted = reference::loss(weight, to_matrix(found.dequantize()), gram);
   EXPECT_NEAR(*found.loss, wanted, 1e-4 * std::abs(wanted));
 }
 
@@ -60,7 +59,7 @@ INSTANTIATE_TEST_SUITE_P(Steps, DampTest,
                                          DampCase{"One", -0.03, 0.01, 0.1},
                                          DampCase{"Two", -0.3, 0.01, 1},
                                          DampCase{"FromSmall", -0.03, 1e-4, 0.1}),
-                         [](const auto& each) { return std::string(each.param.name); });
+                         reference::name_of<DampCase>);
 
 TEST(Damping, PastItsLimitIsALinAlgError) {
   const at::Tensor weight = random_weight(20, kChannels, 2);
@@ -91,8 +90,7 @@ TEST(Damping, CarriesAGramOfOneToken) {
   const Matrix x = reference::activations(1, kChannels, 5);
   const at::Tensor gram = reference::to_tensor(reference::gram(x));
   const QuantizedLinear found = gptq(weight, gram);
-  const double wanted =
-      reference::loss(weight, to_matrix(found.dequantize()), gram);
+  const double wanted = reference::loss(weight, to_matrix(found.dequantize()), gram);
   const double size = (to_matrix(weight) - to_matrix(found.dequantize())).squaredNorm() *
                       found.damp * to_matrix(gram).diagonal().mean();
   EXPECT_NEAR(*found.loss, wanted, 1e-5 * size);

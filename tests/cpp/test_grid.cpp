@@ -3,11 +3,11 @@
 #include <ATen/ops/full.h>
 #include <ATen/ops/zeros.h>
 
-#include <mlcalib/grid.hpp>
-
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <mlcalib/grid.hpp>
+
 #include "reference.hpp"
 
 namespace mlcalib {
@@ -20,13 +20,10 @@ using reference::Row;
 using reference::same_bits;
 using reference::to_matrix;
 
-struct GridCase {
-  const char* name;
+struct GridCase : reference::Named {
   int64_t rows, columns;
   GridSpec spec;
 };
-
-std::string name_of(const testing::TestParamInfo<GridCase>& info) { return info.param.name; }
 
 class GridTest : public testing::TestWithParam<GridCase> {
  protected:
@@ -159,7 +156,7 @@ INSTANTIATE_TEST_SUITE_P(
         GridCase{"Mse8", 9, 64, {.bits = 8, .group_size = 64, .range = Range::kMse}},
         GridCase{"GroupsOfOne", 3, 17, {.bits = 4, .group_size = 1, .range = Range::kMse}},
         GridCase{"GroupBeyondTheRow", 3, 17, {.bits = 5, .group_size = 64, .range = Range::kMse}}),
-    name_of);
+    reference::name_of<GridCase>);
 
 TEST(Grid, WholeRowIsOneGroupOfTheRow) {
   const at::Tensor weight = reference::random_weight(9, 80, 3);

@@ -2,10 +2,10 @@
 // Every instruction set that this machine has gives the bits of the generic one.
 #include <algorithm>
 #include <array>
-#include <mlcalib/runtime.hpp>
 #include <cmath>
 #include <cstring>
 #include <functional>
+#include <mlcalib/runtime.hpp>
 #include <numeric>
 #include <ostream>
 #include <random>

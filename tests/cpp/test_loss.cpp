@@ -16,7 +16,7 @@ using reference::random_weight;
 using reference::same_bits;
 using reference::to_matrix;
 
-struct LossCase {
+struct LossCase : reference::Named {
   int64_t rows, columns;
   at::ScalarType dtype;
 };
@@ -24,8 +24,8 @@ struct LossCase {
 class LossTest : public testing::TestWithParam<LossCase> {};
 
 TEST_P(LossTest, IsTheTraceForEveryGram) {
-  const auto [rows, columns, dtype] = GetParam();
-  const at::Tensor weight = random_weight(rows, columns, 1).to(dtype);
+  const int64_t rows = GetParam().rows, columns = GetParam().columns;
+  const at::Tensor weight = random_weight(rows, columns, 1).to(GetParam().dtype);
   const QuantizedLinear quantized = rtn(weight, {.bits = 3, .group_size = 32});
   EXPECT_FALSE(quantized.loss.has_value());
   const std::vector<at::Tensor> grams{random_gram(columns, 2), random_gram(columns, 3) * 1e4,
@@ -34,23 +34,19 @@ TEST_P(LossTest, IsTheTraceForEveryGram) {
   const std::vector<double> found = losses(weight, quantized, grams);
   ASSERT_EQ(found.size(), grams.size());
   for (size_t i = 0; i < grams.size(); ++i) {
-    const double wanted =
-        reference::loss(weight, to_matrix(quantized.dequantize()), grams[i]);
+    const double wanted = reference::loss(weight, to_matrix(quantized.dequantize()), grams[i]);
     EXPECT_NEAR(found[i], wanted, 1e-5 * wanted) << "gram " << i;
   }
   EXPECT_EQ(found.back(), 0);
 }
 
 INSTANTIATE_TEST_SUITE_P(Shapes, LossTest,
-                         testing::Values(LossCase{64, 64, at::kFloat}, LossCase{1, 1, at::kFloat},
-                                         LossCase{70, 130, at::kFloat},
-                                         LossCase{3, 449, at::kBFloat16},
-                                         LossCase{200, 192, at::kHalf}),
-                         [](const auto& each) {
-                           return std::to_string(each.param.rows) + "x" +
-                                  std::to_string(each.param.columns) +
-                                  c10::toString(each.param.dtype);
-                         });
+                         testing::Values(LossCase{"Square", 64, 64, at::kFloat},
+                                         LossCase{"OneByOne", 1, 1, at::kFloat},
+                                         LossCase{"ShortLastGroup", 70, 130, at::kFloat},
+                                         LossCase{"WideBf16", 3, 449, at::kBFloat16},
+                                         LossCase{"TallFp16", 200, 192, at::kHalf}),
+                         reference::name_of<LossCase>);
 
 TEST(Loss, OfAWeightOnItsGridIsZero) {
   const at::Tensor weight = random_weight(20, 64, 5);

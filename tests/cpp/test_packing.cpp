@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/zeros.h>
 
-#include <mlcalib/packing.hpp>
 #include <algorithm>
 #include <cstring>
+#include <mlcalib/packing.hpp>
 #include <random>
 #include <tuple>
 

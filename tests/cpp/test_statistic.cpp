@@ -6,12 +6,12 @@
 #include <ATen/ops/zeros.h>
 #include <c10/core/InferenceMode.h>
 
-#include <mlcalib/statistic.hpp>
-
 #include <algorithm>
 #include <cmath>
 #include <memory>
+#include <mlcalib/statistic.hpp>
 #include <random>
+
 #include "reference.hpp"
 
 namespace mlcalib {

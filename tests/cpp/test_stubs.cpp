@@ -1,4 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <ATen/ops/zeros.h>
+
+#include <mlcalib/packing.hpp>
+#include <mlcalib/rtn.hpp>
+#include <mlcalib/statistic.hpp>
+
 #include "reference.hpp"
 #include "stubs.hpp"
 
@@ -7,8 +13,7 @@ namespace {
 
 using reference::expect_error;
 
-struct StubCase {
-  const char* kernel;
+struct StubCase : reference::Named {
   void (*call)(c10::DeviceType device);
 };
 
@@ -28,7 +33,7 @@ const StubCase kStubs[] = {
 class StubTest : public testing::TestWithParam<StubCase> {};
 
 TEST_P(StubTest, NamesTheMissingKernelAndDevice) {
-  const std::string kernel = std::string("the kernel ") + GetParam().kernel + " ";
+  const std::string kernel = std::string("the kernel ") + GetParam().name + " ";
   for (const auto& [device, name] :
        {std::pair{at::kMeta, "device meta"}, std::pair{at::kPrivateUse1, "device privateuseone"},
         std::pair{at::kFPGA, "device fpga"}}) {
@@ -38,7 +43,27 @@ TEST_P(StubTest, NamesTheMissingKernelAndDevice) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Kernels, StubTest, testing::ValuesIn(kStubs),
-                         [](const auto& each) { return std::string(each.param.kernel); });
+                         reference::name_of<StubCase>);
+
+// The fronts come to the kernel: nothing before it needs values that a meta tensor lacks.
+TEST(Fronts, NameTheKernelThatTheDeviceLacks) {
+  const at::Tensor weight = at::zeros({4, 64}, at::TensorOptions(at::kFloat).device(at::kMeta));
+  const at::Tensor codes = weight.to(at::kByte);
+  const Grid grid{weight.narrow(1, 0, 2), codes.narrow(1, 0, 2), {.group_size = 32}};
+  const auto expect = [](const char* kernel, const std::function<void()>& run) {
+    expect_error<c10::NotImplementedError>(run, {kernel, "device meta"});
+  };
+  expect("fit_grid", [&] { fit_grid(weight, {}); });
+  expect("fit_grid", [&] { rtn(weight, {}); });
+  expect("fit_grid", [&] { gptq(weight, reference::random_gram(64, 1)); });
+  expect("quantize", [&] { quantize(weight, grid); });
+  expect("dequantize", [&] { dequantize(codes, grid); });
+  expect("pack", [&] { pack(codes, 4); });
+  expect("unpack", [&] { unpack(codes.narrow(1, 0, 8).to(at::kInt), 4, 64); });
+  const std::unique_ptr<Statistic> statistic = make_statistic("gram", 64);
+  expect("gram_update", [&] { statistic->update(weight); });
+  EXPECT_EQ(statistic->tokens(), 0);
+}
 
 int twice(const int& x) { return 2 * x; }
 int thrice(const int& x) { return 3 * x; }

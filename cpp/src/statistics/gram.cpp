@@ -30,7 +30,10 @@ class Gram final : public Statistic {
     return {{"gram", full}};
   }
 
-  void set_tensors(const TensorMap& tensors) override { gram_ = tensors.at("gram").clone(); }
+  void set_tensors(const TensorMap& tensors) override {
+    // Contiguous: mirror tells the triangles apart by where they lie.
+    gram_ = tensors.at("gram").clone(at::MemoryFormat::Contiguous);
+  }
 
  private:
   at::Tensor gram_;

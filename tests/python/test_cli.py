@@ -1,0 +1,147 @@
+"""The command line, end to end on a tiny model, and its errors."""
+
+import json
+import re
+import sys
+
+import pytest
+from small_models import tiny_llama
+from transformers import AutoModelForCausalLM
+
+import mlcalib
+from mlcalib.cli import app, main
+from mlcalib.results import read_rows
+
+
+@pytest.fixture(scope="module")
+def folder(tokenizer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    tiny_llama(vocabulary=384, tied=True).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run as the shell would; returns exit code, standard output and standard error."""
+
+    def run(*args):
+        monkeypatch.setattr(sys, "argv", ["mlcalib", *map(str, args)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        out, err = capsys.readouterr()
+        return stop.value.code or 0, out, err
+
+    return run
+
+
+def test_quantize_then_evaluate(run, folder, tmp_path):
+    out = tmp_path / "out"
+    code, text, _ = run(
+        "quantize", folder, "--out", out, "--group-size", 32, "--languages", "en:0.75,sw:0.25",
+        "--tokens", 200, "--seq-len", 32, "--seed", 3, "--option", "damp=0.02", "--symmetric",
+    )  # fmt: skip
+    assert code == 0, text
+    assert "en              150  150" in text
+    assert "separator: none: the tokenizer adds nothing" in text
+    record = json.loads((out / "mlcalib.json").read_text())
+    assert record["recipe"]["options"]["damp"] == 0.02
+    assert record["recipe"]["options"]["symmetric"] is True
+    assert record["recipe"]["format"] == "compressed-tensors"
+    assert record["calibration"]["languages"]["sw"]["got"] == 50
+    layer = record["layers"]["model.layers.1.mlp.down_proj"]
+    assert layer["damp"] == 0.02
+    assert set(layer["loss_per_token"]) == {"en", "sw"}
+    assert AutoModelForCausalLM.from_pretrained(out).config.tie_word_embeddings
+
+    results = tmp_path / "results.jsonl"
+    code, text, _ = run(
+        "evaluate", folder, out, "--languages", "en,sw", "--tokens", 64, "--seq-len", 32,
+        "--out", results,
+    )  # fmt: skip
+    assert code == 0, text
+    for part in ("| language |", "gptq en0.75+sw0.25", "| worst", "context 32, stride 32"):
+        assert part in text
+    assert {row.model for row in read_rows(results)} == {str(folder), str(out)}
+
+
+def test_rtn_and_dense_need_no_text(run, folder, tmp_path):
+    out = tmp_path / "out"
+    code, text, _ = run(
+        "quantize", folder, "--out", out, "--method", "rtn", "--format", "dense", "--bits", 3,
+        "--group-size", -1,
+    )  # fmt: skip
+    assert code == 0, text
+    assert "asked" not in text
+    assert "quantization_config" not in json.loads((out / "config.json").read_text())
+    assert AutoModelForCausalLM.from_pretrained(out).dtype == torch.float32
+
+
+def test_info(run):
+    code, text, _ = run("info")
+    assert code == 0
+    for part in (mlcalib.__version__, "gptq, rtn", "compressed-tensors, dense", "multimix"):
+        assert part in text
+
+
+@pytest.mark.parametrize("command", ["quantize", "evaluate", "demo", "info"])
+def test_help_says_what_every_option_is(run, command):
+    code, text, _ = run(command, "--help")
+    assert code == 0
+    parameters = next(c for c in app.registered_commands if c.callback.__name__ == command)
+    assert parameters.callback.__doc__.splitlines()[0].split(".")[0][:30] in text
+
+
+QUANTIZE = ["quantize", "{folder}", "--out", "{out}", "--group-size", "32", "--tokens", "64"]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([*QUANTIZE, "--languages", "en,tlh"], "ValueError: .*'tlh'"),
+        ([*QUANTIZE, "--languages", "en:1,sw:0"], "weight must"),
+        ([*QUANTIZE, "--corpus", "files:/nowhere"], "FileNotFoundError: .*/nowhere"),
+        ([*QUANTIZE, "--corpus", "web"], "Unknown corpus 'web'"),
+        ([*QUANTIZE, "--tokens", "1000000"], "are missing.*--allow-short"),
+        ([*QUANTIZE, "--option", "damp"], "expected NAME=VALUE"),
+        ([*QUANTIZE, "--option", "damp=much"], "damp"),
+        ([*QUANTIZE, "--seq-len", "1"], "seq_len is 1"),
+        ([*QUANTIZE[:5], "48"], "group_size 48 does not divide"),
+        (["quantize", "/nowhere", "--out", "{out}"], "There is no model at '/nowhere'"),
+        (
+            ["quantize", "{folder}", "--out", "{folder}"],
+            "FileExistsError: .*exists and is not empty",
+        ),
+        (["evaluate", "{folder}", "--tokens", "999999"], "language 'en'.*are to be scored"),
+    ],
+)
+def test_errors_are_one_message_and_leave_nothing(run, folder, tmp_path, args, message):
+    places = {"folder": folder, "out": tmp_path / "out"}
+    code, _, error = run(*(arg.format(**places) for arg in args))
+    assert code == 1
+    assert "Traceback" not in error
+    assert re.search(message, error, re.DOTALL), error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_truncated_model_is_named(run, folder, tmp_path):
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for file in folder.iterdir():
+        (broken / file.name).write_bytes(file.read_bytes())
+    whole = (broken / "model.safetensors").read_bytes()
+    (broken / "model.safetensors").write_bytes(whole[:-100])
+    code, _, error = run("quantize", broken, "--out", tmp_path / "out", "--method", "rtn")
+    assert code == 1
+    assert "model.safetensors is not a usable safetensors file" in error
+
+
+def test_a_torch_other_than_the_one_built_with():
+    from mlcalib import _check_torch
+
+    _check_torch("2.13.0+cpu", "2.13.0+cu130")
+    with pytest.raises(
+        ImportError, match=r"built with torch 2\.12\.1\+cpu, but torch 2\.13\.0"
+    ) as e:
+        _check_torch("2.12.1+cpu", "2.13.0+cpu")
+    assert "pip install --no-build-isolation --force-reinstall" in str(e.value)

@@ -1,0 +1,193 @@
+"""Perplexity against the plainest way to compute it; results and tables."""
+
+import json
+import math
+
+import pytest
+import torch
+from small_models import tiny_llama
+
+import mlcalib
+from mlcalib.calibration_sets import stream
+from mlcalib.evaluation import definition
+from mlcalib.evaluation.perplexity import Scores, score
+from mlcalib.report import markdown, perplexity_table, rise_table
+from mlcalib.results import Row, read_rows, write_rows
+
+TEXT = ["Soko hufunguliwa kabla ya jua kuchomoza.", "市场在日出前开门。", "one more", "and another"]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_llama(vocabulary=384)
+
+
+@pytest.fixture(scope="module")
+def text(tokenizer):
+    return stream(tokenizer, TEXT * 3)
+
+
+def plain_losses(model, ids, tokens, seq_len):
+    losses = []
+    with torch.no_grad():
+        for k in range(1, tokens + 1):
+            start = (k - 1) // seq_len * seq_len
+            logits = model(ids[None, start:k]).logits[0, -1].double()
+            losses.append(-torch.log_softmax(logits, 0)[ids[k]].item())
+    return torch.tensor(losses, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(("tokens", "seq_len"), [(64, 16), (50, 16), (7, 16), (33, 32)])
+def test_losses_are_those_of_the_plain_way(model, text, tokens, seq_len):
+    scores = score(model, text, tokens=tokens, seq_len=seq_len)
+    expected = plain_losses(model, text.ids, tokens, seq_len)
+    torch.testing.assert_close(scores.loss, expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(scores.byte_counts, text.byte_counts[1 : tokens + 1])
+
+
+def test_means_and_errors_by_hand():
+    scores = Scores(
+        loss=torch.tensor([1.0, 2.0, 3.0, 6.0], dtype=torch.float64),
+        byte_counts=torch.tensor([1, 2, 3, 4]),
+        document=torch.tensor([0, 0, 1, 1]),
+    )
+    mean, error = scores.token_loss
+    assert mean == 3.0
+    # Residuals of the two documents: 3 - 2*3 = -3 and 9 - 2*3 = 3; sqrt((9 + 9) * 2 / 1) / 4.
+    assert error == pytest.approx(1.5)
+    assert scores.perplexity == pytest.approx((math.exp(3), 1.5 * math.exp(3)))
+    assert scores.bits_per_byte[0] == pytest.approx(12 / 10 / math.log(2))
+
+
+def test_one_document_has_no_error(model, tokenizer):
+    text = stream(tokenizer, [" ".join(TEXT)])
+    assert score(model, text, tokens=20, seq_len=16).token_loss[1] is None
+
+
+def test_too_little_text_says_how_much_there_is(model, text):
+    with pytest.raises(ValueError, match=rf"has {len(text.ids)}, .* at most {len(text.ids) - 1} "):
+        score(model, text, tokens=len(text.ids), seq_len=16)
+
+
+def test_a_model_that_gives_nan(text):
+    broken = tiny_llama(vocabulary=384)
+    broken.model.norm.weight.data[0] = float("nan")
+    with pytest.raises(ValueError, match="the model gives NaN or Inf"):
+        score(broken, text, tokens=8, seq_len=16)
+
+
+@pytest.fixture(scope="module")
+def folder(model, tokenizer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def rows(folder, model, tokenizer):
+    quantized = mlcalib.quantize(
+        model, method="rtn", tokenizer=tokenizer, group_size=32, progress=False
+    )
+    options = {"tokens": 100, "seq_len": 32, "progress": False}
+    return mlcalib.evaluate([folder, quantized], "en,sw", "sample", **options)
+
+
+def test_rows_are_tidy(rows, folder):
+    assert len(rows) == 2 * 2 * 3
+    assert {(row.model, row.method) for row in rows if row.language == "sw"} == {
+        (str(folder), "float"),
+        ("LlamaForCausalLM", "rtn"),
+    }
+    for row in rows:
+        assert (row.task, row.calibration, row.n) == ("perplexity", "none", 100)
+        assert row.stderr is not None
+    loss = {(r.method, r.language): r.value for r in rows if r.metric == "token_loss"}
+    for row in rows:
+        if row.metric == "perplexity":
+            assert row.value == pytest.approx(math.exp(loss[row.method, row.language]))
+
+
+def test_a_checkpoint_says_how_it_was_made(model, tokenizer, tmp_path):
+    calibration = mlcalib.calibration(tokenizer, "en,sw", tokens=128, seq_len=32)
+    quantized = mlcalib.quantize(
+        model, calibration, tokenizer=tokenizer, group_size=32, progress=False
+    )
+    quantized.save(tmp_path / "out")
+    options = {"tokens": 64, "seq_len": 32, "progress": False}
+    from_disk = mlcalib.evaluate(tmp_path / "out", "sw", **options)
+    in_memory = mlcalib.evaluate(quantized, "sw", **options)
+    assert {(row.method, row.calibration) for row in from_disk} == {("gptq", "en+sw")}
+    assert [row.value for row in from_disk] == [row.value for row in in_memory]
+    (tmp_path / "out" / "mlcalib.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"mlcalib\.json is not a record that mlcalib wrote"):
+        mlcalib.evaluate(tmp_path / "out", "sw", **options)
+
+
+def test_too_little_text_names_the_language(folder):
+    with pytest.raises(
+        ValueError, match=r"^language 'en', model .*100,000 tokens are to be scored"
+    ):
+        mlcalib.evaluate(folder, "en", "sample", tokens=100_000, progress=False)
+
+
+def test_rows_survive_the_disk(rows, tmp_path):
+    write_rows(rows, tmp_path / "deep" / "results.jsonl")
+    assert read_rows(tmp_path / "deep" / "results.jsonl") == rows
+    assert [p.name for p in (tmp_path / "deep").iterdir()] == ["results.jsonl"]
+    first = json.loads((tmp_path / "deep" / "results.jsonl").read_text().splitlines()[0])
+    assert list(first) == [
+        "model",
+        "method",
+        "calibration",
+        "language",
+        "task",
+        "metric",
+        "value",
+        "stderr",
+        "n",
+    ]
+
+
+def test_a_foreign_line_is_named(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"model": "m"}\n')
+    with pytest.raises(ValueError, match=r"rows.jsonl, line 1, is not a row"):
+        read_rows(tmp_path / "rows.jsonl")
+
+
+def row(method, language, metric, value, model="m"):
+    return Row(model, method, "none", language, "perplexity", metric, value, 0.5, 10)
+
+
+def test_tables():
+    values = {("float", "en"): 2.0, ("float", "sw"): 3.0, ("rtn", "en"): 2.1, ("rtn", "sw"): 3.5}
+    rows = [
+        row(method, language, metric, value)
+        for (method, language), value in values.items()
+        for metric in ("token_loss", "perplexity", "bits_per_byte")
+    ]
+    assert rise_table(rows) == [
+        ["language", "rtn"],
+        ["en", "+0.100"],
+        ["sw", "+0.500"],
+        ["mean", "+0.300"],
+        ["worst", "+0.500"],
+    ]
+    assert perplexity_table(rows)[1] == ["en", "2.00 ± 0.50 (2.000)", "2.10 ± 0.50 (2.100)"]
+    assert markdown(rise_table(rows)).splitlines()[:2] == [
+        "| language |    rtn |",
+        "| -------- | -----: |",
+    ]
+    with pytest.raises(ValueError, match="A rise needs two models"):
+        rise_table(rows[:6])
+
+
+def test_models_of_one_method_are_told_apart_by_name():
+    rows = [row("rtn", "en", metric, 1.0, model) for model in "ab" for metric in ("token_loss",)]
+    assert rise_table(rows)[0] == ["language", "rtn b"]
+
+
+def test_the_definition_says_how(tokenizer):
+    said = definition(tokenizer, tokens=3072, seq_len=512, separator="eos")
+    for part in ("3,072 tokens", "context 512", "stride 512", "eos </s> after each document"):
+        assert part in said

@@ -1,0 +1,119 @@
+"""Adapters, and blocks run one by one."""
+
+import pytest
+import torch
+from small_models import tiny_llama
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from mlcalib.models import adapters, find_adapter
+from mlcalib.models.loading import architecture, check_source, load_model
+from mlcalib.models.running import embed, run_block, run_to_last_input, watching
+
+IDS = torch.arange(24)[None] % 100
+
+
+@pytest.fixture
+def model():
+    return tiny_llama()
+
+
+@pytest.fixture
+def adapter():
+    return find_adapter("LlamaForCausalLM")
+
+
+def test_every_linear_of_every_block_is_named_once(model, adapter):
+    expected = {
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and name != "lm_head"
+    }
+    names = [name for name, _ in adapter.named_linears(model)]
+    assert len(names) == len(expected)
+    assert set(names) == expected
+
+
+def test_every_module_of_the_package_is_a_family():
+    assert all(adapter.architectures and adapter.linears for adapter in adapters())
+
+
+def test_unknown_architecture_names_the_file_to_add():
+    with pytest.raises(NotImplementedError, match=r"GPT2LMHeadModel.*models/<family>\.py"):
+        find_adapter("GPT2LMHeadModel")
+
+
+def test_a_layer_that_is_missing_or_not_linear_is_named(adapter):
+    model = tiny_llama()
+    del model.model.layers[1].mlp.up_proj
+    with pytest.raises(NotImplementedError, match=r"LlamaDecoderLayer has no 'mlp\.up_proj'"):
+        list(adapter.named_linears(model))
+    model.model.layers[1].mlp.up_proj = torch.nn.Identity()
+    with pytest.raises(NotImplementedError, match=r"is a Identity, expected an nn\.Linear"):
+        list(adapter.named_linears(model))
+
+
+@torch.no_grad()
+def test_blocks_one_by_one_are_the_model(model, adapter):
+    hidden, inputs = embed(model, adapter, IDS)
+    for _, block in adapter.named_blocks(model):
+        hidden = run_block(block, hidden, inputs)
+    assert torch.equal(model.lm_head(model.model.norm(hidden)), model(IDS).logits)
+
+
+@torch.no_grad()
+def test_a_forward_after_the_pass_is_not_caught(model, adapter):
+    expected = model(IDS).logits
+    embed(model, adapter, IDS)
+    assert torch.equal(model(IDS).logits, expected)
+
+
+@torch.no_grad()
+def test_each_input_is_seen_once_also_without_the_last_linear(model, adapter):
+    hidden, inputs = embed(model, adapter, IDS)
+    _, block = adapter.named_blocks(model)[0]
+    whole, short = [], []
+    with watching(adapter, block, lambda name, x: whole.append((name, x))):
+        run_block(block, hidden, inputs)
+    with watching(adapter, block, lambda name, x: short.append((name, x))):
+        run_to_last_input(adapter, block, hidden, inputs)
+    assert [name for name, _ in whole] == list(adapter.linears)
+    for (name, x), (short_name, short_x) in zip(whole, short, strict=True):
+        assert name == short_name
+        assert torch.equal(x, short_x)
+        assert x.shape[-1] == adapter.linear(block, adapter.linears[name][0]).in_features
+
+
+def test_a_folder_round_trip(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    assert architecture(str(tmp_path)) == "LlamaForCausalLM"
+    assert torch.equal(load_model(str(tmp_path))(IDS).logits, model(IDS).logits)
+    assert load_model(str(tmp_path), "bfloat16").dtype == torch.bfloat16
+    with pytest.raises(ValueError, match="dtype is 'int8', expected one of: auto, float32"):
+        load_model(str(tmp_path), "int8")
+
+
+@pytest.mark.parametrize("source", ["/nowhere/at/all", "./model.gguf", "~/model"])
+def test_a_path_with_nothing_there(source):
+    with pytest.raises(FileNotFoundError, match=f"There is no model at '{source}'"):
+        check_source(source)
+
+
+def test_a_file_that_is_not_gguf(tmp_path):
+    (tmp_path / "model.gguf").write_bytes(b"PK\x03\x04")
+    with pytest.raises(ValueError, match=r"is not a GGUF file \(it begins with b'PK"):
+        check_source(str(tmp_path / "model.gguf"))
+
+
+def test_a_model_that_predicts_no_token(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "vit"}')
+    with pytest.raises(ValueError, match="type 'vit', which is no causal language model"):
+        architecture(str(tmp_path))
+
+
+def test_other_architectures_are_refused_before_their_weights_are_read(tmp_path, tokenizer):
+    import mlcalib
+
+    config = GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=64)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    with pytest.raises(NotImplementedError, match="GPT2LMHeadModel is not supported"):
+        mlcalib.quantize(tmp_path, method="rtn")

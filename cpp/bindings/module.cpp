@@ -27,6 +27,7 @@ void translate(std::exception_ptr thrown) {
 
 PYBIND11_MODULE(_core, m) {
   m.doc() = "The compiled core: arithmetic on tensors; it knows no module, language or file.";
+  py::module_::import("torch");  // the defaults below are its dtypes
   py::register_local_exception_translator(&translate);
   mlcalib::register_grid(m);
   mlcalib::register_linear(m);

@@ -1,7 +1,7 @@
 """The compiled core: arithmetic on tensors; it knows no module, language or file."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, overload
+from typing import Literal, Never, overload
 
 import torch
 from torch import Tensor
@@ -9,7 +9,10 @@ from torch import Tensor
 Range = Literal["minmax", "mse", "gram"]
 Order = Literal["activation", "natural"]
 
-class GridSpec:
+class _Extension(type):
+    """The metaclass of compiled classes."""
+
+class GridSpec(metaclass=_Extension):
     """The values a weight may take: 2^bits levels per group of consecutive input channels.
 
     ``group_size`` is the number of input channels that share a scale; -1 is the whole row. A last
@@ -43,7 +46,7 @@ class GridSpec:
     def scale_dtype(self) -> torch.dtype: ...
     def groups(self, channels: int) -> int: ...
 
-class Grid:
+class Grid(metaclass=_Extension):
     """``scale`` float32 and ``zero`` uint8, both [rows, groups]; weight ≈ scale · (code - zero)."""
 
     def __init__(self, scale: Tensor, zero: Tensor, spec: GridSpec) -> None: ...
@@ -58,7 +61,7 @@ def fit_grid(weight: Tensor, spec: GridSpec, gram: Tensor | None = None) -> Grid
 def quantize(weight: Tensor, grid: Grid) -> Tensor: ...
 def dequantize(codes: Tensor, grid: Grid) -> Tensor: ...
 
-class QuantizedLinear:
+class QuantizedLinear(metaclass=_Extension):
     """``codes`` uint8 [rows, cols] in the weight's own column order, and the grid they index.
 
     ``loss`` is tr(D G Dᵀ) with D = weight - dequantized, or None where no Gram was given. ``damp``
@@ -82,7 +85,7 @@ class QuantizedLinear:
 def losses(weight: Tensor, quantized: QuantizedLinear, grams: Sequence[Tensor]) -> list[float]: ...
 def rtn(weight: Tensor, spec: GridSpec, gram: Tensor | None = None) -> QuantizedLinear: ...
 
-class GptqOptions:
+class GptqOptions(metaclass=_Extension):
     """Options of ``gptq``.
 
     ``order="activation"`` visits channels by falling diagonal of the Gram, with the groups and
@@ -117,9 +120,13 @@ def gptq(
     weights: Sequence[Tensor], gram: Tensor, options: GptqOptions = ...
 ) -> list[QuantizedLinear]: ...
 
-class Statistic:
-    """A summary of activations that adds up over tokens, batches, languages and processes."""
+class Statistic(metaclass=_Extension):
+    """A summary of activations that adds up over tokens, batches, languages and processes.
 
+    ``make_statistic`` makes them.
+    """
+
+    def __init__(self, *args: Never, **kwargs: Never) -> None: ...
     @property
     def name(self) -> str: ...
     @property

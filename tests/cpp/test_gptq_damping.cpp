@@ -3,7 +3,6 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/zeros.h>
 
-#include <Eigen/Eigenvalues>
 #include <cmath>
 #include <mlcalib/gptq.hpp>
 
@@ -21,14 +20,12 @@ using reference::to_matrix;
 
 constexpr int64_t kChannels = 64;
 
-// A random Gram with its smallest eigenvalue moved to `fraction` of the mean of its diagonal.
-at::Tensor gram_with_smallest(double fraction) {
-  const Matrix gram = reference::gram(to_matrix(random_weight(2 * kChannels, kChannels, 1)));
-  const Eigen::SelfAdjointEigenSolver<Matrix> solver(gram);
-  const Eigen::VectorXd direction = solver.eigenvectors().col(0);
-  const double wanted = fraction * gram.diagonal().mean();
-  return reference::to_tensor(gram + (wanted - solver.eigenvalues()[0]) * direction *
-                                         direction.transpose());
+// All eigenvalues are one but the smallest, which is `smallest`; so nearly is the mean of the
+// diagonal.
+at::Tensor gram_with_smallest(double smallest) {
+  const Matrix direction = to_matrix(random_weight(1, kChannels, 1)).normalized();
+  return reference::to_tensor(Matrix::Identity(kChannels, kChannels) -
+                              (1 - smallest) * reference::gram(direction));
 }
 
 struct DampCase : reference::Named {

@@ -89,7 +89,7 @@ def rows(folder, model, tokenizer):
     quantized = mlcalib.quantize(
         model, method="rtn", tokenizer=tokenizer, group_size=32, progress=False
     )
-    options = {"tokens": 100, "seq_len": 32, "progress": False}
+    options = {"tokens": 300, "seq_len": 32, "progress": False}
     return mlcalib.evaluate([folder, quantized], "en,sw", "sample", **options)
 
 
@@ -100,7 +100,7 @@ def test_rows_are_tidy(rows, folder):
         ("LlamaForCausalLM", "rtn"),
     }
     for row in rows:
-        assert (row.task, row.calibration, row.n) == ("perplexity", "none", 100)
+        assert (row.task, row.calibration, row.n) == ("perplexity", "none", 300)
         assert row.stderr is not None
     loss = {(r.method, r.language): r.value for r in rows if r.metric == "token_loss"}
     for row in rows:

@@ -6,7 +6,6 @@
 namespace mlcalib {
 
 void register_gptq(py::module_& m) {
-  m.attr("Order") = literal(Order::kActivation, Order::kNatural);
   const GptqOptions defaults;
   py::class_<GptqOptions>(m, "GptqOptions", "Options of gptq.")
       .def(py::init([](const GridSpec& grid, double damp, int64_t block, const std::string& order,

@@ -6,7 +6,6 @@
 namespace mlcalib {
 
 void register_grid(py::module_& m) {
-  m.attr("Range") = literal(Range::kMinMax, Range::kMse, Range::kGram);
   const GridSpec defaults;
   py::class_<GridSpec>(m, "GridSpec",
                        "The values a weight may take: 2^bits levels per group of input channels.")

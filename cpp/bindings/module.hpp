@@ -10,13 +10,6 @@ namespace mlcalib {
 /// Arithmetic runs without the GIL.
 using NoGil = py::call_guard<py::gil_scoped_release>;
 
-/// typing.Literal of the names of an enum: what a stub calls its type.
-template <class... Enum>
-py::object literal(Enum... values) {
-  return py::module_::import("typing").attr("Literal")[py::make_tuple(
-      std::string(to_string(values))...)];
-}
-
 void register_grid(py::module_& m);
 void register_linear(py::module_& m);
 void register_rtn(py::module_& m);

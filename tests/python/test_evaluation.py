@@ -11,7 +11,7 @@ import mlcalib
 from mlcalib.calibration_sets import stream
 from mlcalib.evaluation import definition
 from mlcalib.evaluation.perplexity import Scores, score
-from mlcalib.report import markdown, perplexity_table, rise_table
+from mlcalib.report import markdown, metric_table, perplexity_table, rise_table
 from mlcalib.results import Row, read_rows, write_rows
 
 TEXT = ["Soko hufunguliwa kabla ya jua kuchomoza.", "市场在日出前开门。", "one more", "and another"]
@@ -178,6 +178,7 @@ def test_tables():
         "| language |    rtn |",
         "| -------- | -----: |",
     ]
+    assert metric_table(rows, "perplexity")[-1] == ["mean", "2.500", "2.800"]
     with pytest.raises(ValueError, match="A rise needs two models"):
         rise_table(rows[:6])
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <ATen/Parallel.h>
-#include <ATen/ops/addmm.h>
+#include <ATen/ops/empty.h>
 
 #include <algorithm>
 #include <numeric>
@@ -12,18 +12,58 @@
 namespace mlcalib {
 namespace {
 
-// Rows of the Gram per matrix product: the product starts at the diagonal, so that with k panels
-// (1 + 1/k)/2 of the full product is computed. Narrower panels make slower products.
-constexpr int64_t kPanel = 192;
+// Tokens packed at a time: a tile's columns (48 × 4 bytes a token) stay near the first-level cache,
+// and its sums are added to the Gram often enough that long runs do not drift.
+constexpr int64_t kTokens = 256;
+
+cpu::Element element_of(const at::Tensor& x) {
+  switch (x.scalar_type()) {
+    case at::kBFloat16: return cpu::Element::kBFloat16;
+    case at::kHalf: return cpu::Element::kHalf;
+    default: return cpu::Element::kFloat;
+  }
+}
+
+void add_tokens(const cpu::Activations& x, void* packed, float* gram) {
+  const cpu::GramKernels& kernels = *cpu::kernels().gram;
+  const int64_t groups = (x.channels + kernels.columns - 1) / kernels.columns;
+  const int64_t strips = groups * (kernels.columns / kernels.strip);
+  at::parallel_for(0, strips, 1, [&](int64_t begin, int64_t end) {
+    kernels.pack(x, begin, end, packed);
+  });
+
+  // Row tiles on or above the diagonal, counted over the groups, in equal shares.
+  const int64_t height = kernels.columns / kernels.rows;
+  const int64_t steps = kernels.steps(x.element, x.tokens);
+  at::parallel_for(0, height * groups * (groups + 1) / 2, 1, [&](int64_t begin, int64_t end) {
+    int64_t start = 0;  // of the group, in the count
+    for (int64_t group = 0; start < end; ++group) {
+      const int64_t tiles = height * (group + 1);
+      const int64_t first = std::max<int64_t>(begin - start, 0);
+      const int64_t last = std::min(end - start, tiles);
+      if (first < last) {
+        kernels.tiles(packed, x.element, steps, x.channels, group, first, last, gram);
+      }
+      start += tiles;
+    }
+  });
+}
 
 void gram_update_cpu(const at::Tensor& gram, const at::Tensor& x) {
-  const at::Tensor rows = x.to(at::kFloat);  // products of bf16 or fp16 are exact in fp32
-  const int64_t channels = gram.size(0);
-  for (int64_t first = 0; first < channels; first += kPanel) {
-    const int64_t height = std::min(kPanel, channels - first);
-    at::Tensor panel = gram.narrow(0, first, height).narrow(1, first, channels - first);
-    at::addmm_out(panel, panel, rows.narrow(1, first, height).t(),
-                  rows.narrow(1, first, channels - first));
+  const at::Tensor rows = x.stride(1) == 1 ? x : x.contiguous();
+  const cpu::GramKernels& kernels = *cpu::kernels().gram;
+  const int64_t channels = gram.size(0), tokens = rows.size(0);
+  const int64_t groups = (channels + kernels.columns - 1) / kernels.columns;
+  const at::Tensor packed =
+      at::empty({std::min(tokens, kTokens), groups * kernels.columns}, gram.options());
+  const char* data = static_cast<const char*>(rows.const_data_ptr());
+  for (int64_t first = 0; first < tokens; first += kTokens) {
+    add_tokens({.data = data + first * rows.stride(0) * rows.element_size(),
+                .element = element_of(rows),
+                .tokens = std::min(kTokens, tokens - first),
+                .channels = channels,
+                .stride = rows.stride(0)},
+               packed.data_ptr(), gram.data_ptr<float>());
   }
 }
 

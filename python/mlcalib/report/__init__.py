@@ -1,5 +1,5 @@
 """Tables for people, made from rows of results alone."""
 
-from mlcalib.report.tables import markdown, perplexity_table, rise_table
+from mlcalib.report.tables import markdown, metric_table, perplexity_table, rise_table
 
-__all__ = ["markdown", "perplexity_table", "rise_table"]
+__all__ = ["markdown", "metric_table", "perplexity_table", "rise_table"]

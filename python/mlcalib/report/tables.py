@@ -49,6 +49,19 @@ def rise_table(rows: Sequence[Row]) -> Table:
     return table
 
 
+def metric_table(rows: Sequence[Row], metric: str) -> Table:
+    """Return one metric of every model that has it, mean last."""
+    rows = [row for row in rows if row.metric == metric]
+    models, languages = _models(rows), _languages(rows)
+    values = {(_key(row), row.language): row.value for row in rows}
+    table = [["language", *(_label(model, models) for model in models)]]
+    for language in languages:
+        table.append([language, *(f"{values[model, language]:.3f}" for model in models)])
+    means = (fmean(values[model, language] for language in languages) for model in models)
+    table.append(["mean", *(f"{mean:.3f}" for mean in means)])
+    return table
+
+
 def markdown(table: Table) -> str:
     """Return a table as Markdown, aligned so that it reads as plain text too."""
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]

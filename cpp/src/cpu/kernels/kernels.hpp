@@ -44,6 +44,36 @@ struct GptqBlock {
   float max_code;
 };
 
+enum class Element { kFloat, kBFloat16, kHalf };
+
+/// Activations [tokens, channels]; `stride` elements from one token to the next.
+struct Activations {
+  const void* data;
+  Element element;
+  int64_t tokens;
+  int64_t channels;
+  int64_t stride;
+};
+
+/// The Gram in tiles of `rows` × `columns` over packed activations. A tile's columns are `columns`
+/// consecutive channels; a step is one token, or two where bfloat16 is multiplied in pairs.
+struct GramKernels {
+  int64_t rows;
+  int64_t columns;
+  int64_t strip;  ///< channels that are packed together; divides columns
+
+  /// Four-byte steps that the tokens take.
+  int64_t (*steps)(Element element, int64_t tokens);
+
+  /// Packs strips [first, last) as [strip][step][channel], channels beyond the last as zeros.
+  void (*pack)(const Activations& x, int64_t first, int64_t last, void* packed);
+
+  /// gram[i][j] += Σ x_i x_j for the columns of `group` and the row tiles [first, last), as far as
+  /// they lie in [channels, channels]; gram has rows of `channels` floats.
+  void (*tiles)(const void* packed, Element element, int64_t steps, int64_t channels,
+                int64_t group, int64_t first, int64_t last, float* gram);
+};
+
 /// Kernels of one instruction set. All of them decide the same codes, bit for bit, from the same input.
 struct KernelTable {
   const char* name;
@@ -63,6 +93,8 @@ struct KernelTable {
 
   /// Σ a·b in double.
   double (*dot)(const float* a, const float* b, int64_t n);
+
+  const GramKernels* gram;
 };
 
 /// The table in use: the best that this processor runs, or the one that MLCALIB_ISA names.

@@ -20,6 +20,9 @@ extern const KernelTable table;
 namespace avx512 {
 extern const KernelTable table;
 }
+namespace avx512_bf16 {
+extern const KernelTable table;
+}
 #endif
 
 namespace {
@@ -30,6 +33,7 @@ const std::vector<const KernelTable*>& tables() {
 #ifdef MLCALIB_X86
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+      if (__builtin_cpu_supports("avx512bf16")) list.push_back(&avx512_bf16::table);
       list.push_back(&avx512::table);
     }
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&

@@ -1,28 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// Compiled once per instruction set with MLCALIB_ISA and MLCALIB_VECTOR_BYTES set. Rows are
-// independent in every algorithm here, so all loops vectorise across the rows of a transposed panel.
-#include "kernels.hpp"
+// Grids and solvers. Rows are independent in every algorithm here, so all loops vectorise across the
+// rows of a transposed panel. Compiled without contraction: codes are decided here.
+#include "vec.hpp"
 
 namespace mlcalib::cpu::MLCALIB_ISA {
 namespace {
 
-constexpr int64_t kLanes = MLCALIB_VECTOR_BYTES / sizeof(float);
 static_assert(kRowTile % kLanes == 0);
 constexpr int64_t kVectors = kRowTile / kLanes;
-
-using Vec = float __attribute__((vector_size(MLCALIB_VECTOR_BYTES)));
-using Mask = int32_t __attribute__((vector_size(MLCALIB_VECTOR_BYTES)));
-using Bytes = uint8_t __attribute__((vector_size(MLCALIB_VECTOR_BYTES / sizeof(float))));
-
-inline Vec load(const float* p) {
-  Vec v;
-  __builtin_memcpy(&v, p, sizeof v);
-  return v;
-}
-
-inline void store(float* p, Vec v) { __builtin_memcpy(p, &v, sizeof v); }
-
-inline Vec broadcast(float x) { return Vec{} + x; }
 
 template <class T>
 inline T min_of(T a, T b) {
@@ -155,8 +140,10 @@ double dot(const float* a, const float* b, int64_t n) {
 #define MLCALIB_TEXT_(x) #x
 #define MLCALIB_TEXT(x) MLCALIB_TEXT_(x)
 
+extern const GramKernels gram_kernels;
 extern const KernelTable table;
-const KernelTable table = {MLCALIB_TEXT(MLCALIB_ISA), &fit_group, &quantize_run, &dequantize_run,
-                           &gptq_block,               &dot};
+const KernelTable table = {
+    MLCALIB_TEXT(MLCALIB_ISA), &fit_group, &quantize_run, &dequantize_run, &gptq_block, &dot,
+    &gram_kernels};
 
 }  // namespace mlcalib::cpu::MLCALIB_ISA

@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: Apache-2.0
+// The Gram's matrix product. Both operands are the same activations, packed once: strips of as many
+// channels as a vector holds, [step][channel]. A tile's columns are three strips, loaded as vectors;
+// its rows are half a strip, broadcast one by one. 24 accumulators (AVX-512) or 12 (AVX2), with three
+// column vectors and a broadcast, fill the register file.
+#include "vec.hpp"
+
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
+
+namespace mlcalib::cpu::MLCALIB_ISA {
+namespace {
+
+constexpr int64_t kStrips = 3;
+constexpr int64_t kColumns = kStrips * kLanes;
+constexpr int64_t kRows = kLanes / 2;
+
+#ifdef __AVX512BF16__
+constexpr bool kPairs = true;
+#else
+constexpr bool kPairs = false;
+#endif
+
+// A step of bfloat16 pairs is two tokens: one 32-bit element holds both of a channel.
+inline bool in_pairs(Element element) { return kPairs && element == Element::kBFloat16; }
+
+int64_t steps(Element element, int64_t tokens) {
+  return in_pairs(element) ? (tokens + 1) / 2 : tokens;
+}
+
+inline float to_float(float x) { return x; }
+
+inline float to_float(uint16_t bfloat16) {
+  const uint32_t bits = uint32_t{bfloat16} << 16;
+  float x;
+  __builtin_memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
+inline float to_float(_Float16 x) { return static_cast<float>(x); }
+
+template <class T>
+void pack_floats(const Activations& x, int64_t first, int64_t last, float* packed) {
+  for (int64_t strip = first; strip < last; ++strip) {
+    const int64_t channel = strip * kLanes;
+    const int64_t left = x.channels - channel;
+    float* to = packed + strip * x.tokens * kLanes;
+    const T* from = static_cast<const T*>(x.data) + channel;
+    for (int64_t t = 0; t < x.tokens; ++t, to += kLanes, from += x.stride) {
+      if (left >= kLanes) {
+        for (int64_t i = 0; i < kLanes; ++i) to[i] = to_float(from[i]);
+      } else {
+        for (int64_t i = 0; i < kLanes; ++i) to[i] = i < left ? to_float(from[i]) : 0.0F;
+      }
+    }
+  }
+}
+
+void pack_pairs(const Activations& x, int64_t first, int64_t last, uint16_t* packed) {
+  const int64_t pairs = (x.tokens + 1) / 2;
+  for (int64_t strip = first; strip < last; ++strip) {
+    const int64_t channel = strip * kLanes;
+    const int64_t left = x.channels - channel < kLanes ? x.channels - channel : kLanes;
+    uint16_t* to = packed + strip * pairs * kLanes * 2;
+    const uint16_t* from = static_cast<const uint16_t*>(x.data) + channel;
+    for (int64_t p = 0; p < pairs; ++p, to += 2 * kLanes, from += 2 * x.stride) {
+      const uint16_t* second = 2 * p + 1 < x.tokens ? from + x.stride : nullptr;
+      for (int64_t i = 0; i < kLanes; ++i) {
+        to[2 * i] = i < left ? from[i] : 0;
+        to[2 * i + 1] = i < left && second != nullptr ? second[i] : 0;
+      }
+    }
+  }
+}
+
+void pack(const Activations& x, int64_t first, int64_t last, void* packed) {
+  if (in_pairs(x.element)) return pack_pairs(x, first, last, static_cast<uint16_t*>(packed));
+  float* to = static_cast<float*>(packed);
+  switch (x.element) {
+    case Element::kFloat: return pack_floats<float>(x, first, last, to);
+    case Element::kBFloat16: return pack_floats<uint16_t>(x, first, last, to);
+    case Element::kHalf: return pack_floats<_Float16>(x, first, last, to);
+  }
+}
+
+struct Floats {
+  static Vec multiply_add(Vec sum, float a, Vec b) { return sum + broadcast(a) * b; }
+};
+
+#ifdef __AVX512BF16__
+struct Pairs {
+  // sum + a₀b₀ + a₁b₁ of bfloat16 pairs; products are exact, sums round in fp32.
+  static Vec multiply_add(Vec sum, float a, Vec b) {
+    __m512bh left, right;
+    const Vec pair = broadcast_bits(a);
+    __builtin_memcpy(&left, &pair, sizeof left);
+    __builtin_memcpy(&right, &b, sizeof right);
+    return _mm512_dpbf16_ps(sum, left, right);
+  }
+
+  static Vec broadcast_bits(float a) {
+    int32_t bits;
+    __builtin_memcpy(&bits, &a, sizeof bits);
+    return _mm512_castsi512_ps(_mm512_set1_epi32(bits));
+  }
+};
+#endif
+
+template <class Product>
+inline void tile(const float* row, const float* const* columns, int64_t count,
+                 Vec (&sum)[kRows][kStrips]) {
+  for (int64_t t = 0; t < count; ++t) {
+    Vec right[kStrips];
+#pragma GCC unroll 3
+    for (int64_t s = 0; s < kStrips; ++s) right[s] = load(columns[s] + t * kLanes);
+#pragma GCC unroll 8
+    for (int64_t r = 0; r < kRows; ++r) {
+#pragma GCC unroll 3
+      for (int64_t s = 0; s < kStrips; ++s) {
+        sum[r][s] = Product::multiply_add(sum[r][s], row[t * kLanes + r], right[s]);
+      }
+    }
+  }
+}
+
+// Adds a tile to the Gram, as far as it lies inside.
+inline void add(const Vec (&sum)[kRows][kStrips], int64_t channels, int64_t row, int64_t column,
+                float* gram) {
+  if (row + kRows <= channels && column + kColumns <= channels) {
+    for (int64_t r = 0; r < kRows; ++r) {
+      float* to = gram + (row + r) * channels + column;
+      for (int64_t s = 0; s < kStrips; ++s) {
+        store(to + s * kLanes, load(to + s * kLanes) + sum[r][s]);
+      }
+    }
+    return;
+  }
+  for (int64_t r = 0; r < kRows && row + r < channels; ++r) {
+    for (int64_t c = 0; c < kColumns && column + c < channels; ++c) {
+      gram[(row + r) * channels + column + c] += sum[r][c / kLanes][c % kLanes];
+    }
+  }
+}
+
+template <class Product>
+void tiles_of(const float* packed, int64_t count, int64_t channels, int64_t group, int64_t first,
+              int64_t last, float* gram) {
+  const int64_t strip = count * kLanes;
+  const float* columns[kStrips];
+  for (int64_t s = 0; s < kStrips; ++s) columns[s] = packed + (group * kStrips + s) * strip;
+  for (int64_t t = first; t < last; ++t) {
+    const int64_t row = t * kRows;
+    const float* rows = packed + row / kLanes * strip + row % kLanes;
+    Vec sum[kRows][kStrips] = {};
+    tile<Product>(rows, columns, count, sum);
+    add(sum, channels, row, group * kColumns, gram);
+  }
+}
+
+void tiles(const void* packed, Element element, int64_t count, int64_t channels, int64_t group,
+           int64_t first, int64_t last, float* gram) {
+  const float* from = static_cast<const float*>(packed);
+#ifdef __AVX512BF16__
+  if (in_pairs(element)) return tiles_of<Pairs>(from, count, channels, group, first, last, gram);
+#else
+  (void)element;
+#endif
+  tiles_of<Floats>(from, count, channels, group, first, last, gram);
+}
+
+}  // namespace
+
+extern const GramKernels gram_kernels;
+const GramKernels gram_kernels = {kRows, kColumns, kLanes, &steps, &pack, &tiles};
+
+}  // namespace mlcalib::cpu::MLCALIB_ISA

@@ -1,0 +1,202 @@
+"""A statistic is something you can add: the laws of that, for every one that is registered."""
+
+import pytest
+import torch
+from core_data import activations, gram_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlcalib import _core as core
+
+names = st.sampled_from(core.statistic_names())
+weights = st.floats(-4, 4, width=32)
+seeds = st.integers(0, 2**32 - 1)
+
+
+@st.composite
+def inputs(draw, count):
+    """``count`` inputs of as many channels, some without tokens."""
+    channels = draw(st.integers(1, 70) | st.sampled_from([192, 193, 260]))
+    return [activations(draw(st.integers(0, 40)), channels, draw(seeds)) for _ in range(count)]
+
+
+def statistic_of(name, *xs):
+    statistic = core.make_statistic(name, xs[0].shape[-1])
+    for x in xs:
+        statistic.update(x)
+    return statistic
+
+
+def sum_of(*terms):
+    """The weighted sum of (weight, statistic) pairs."""
+    total = core.make_statistic(terms[0][1].name, terms[0][1].channels)
+    for weight, statistic in terms:
+        total.merge(statistic, weight)
+    return total
+
+
+def assert_close(a, b, size):
+    """Equal but for the rounding of fp32 sums of terms as large as those of ``size``."""
+    assert a.tokens == pytest.approx(b.tokens, rel=1e-12, abs=1e-9)
+    limit = size.state()
+    for key, tensor in a.state().items():
+        bound = limit[key].abs().max() * 1e-5 + 1e-30
+        assert ((tensor - b.state()[key]).abs() <= bound).all(), key
+
+
+def assert_same(a, b):
+    for key, tensor in a.state().items():
+        assert torch.equal(tensor, b.state()[key]), key
+
+
+@given(names, inputs(1), st.data())
+def test_updates_in_pieces_add_up(name, xs, data):
+    (x,) = xs
+    cut = data.draw(st.integers(0, len(x)))
+    whole = statistic_of(name, x)
+    assert_close(statistic_of(name, x[:cut], x[cut:]), whole, whole)
+    assert whole.tokens == len(x)
+
+
+@given(names, inputs(2))
+def test_merging_is_updating(name, xs):
+    whole = statistic_of(name, *xs)
+    merged = statistic_of(name, xs[0])
+    merged.merge(statistic_of(name, xs[1]))
+    assert_close(merged, whole, whole)
+
+
+@given(names, inputs(2))
+def test_merging_commutes(name, xs):
+    a, b = (statistic_of(name, x) for x in xs)
+    assert_same(sum_of((1, a), (1, b)), sum_of((1, b), (1, a)))
+
+
+@given(names, inputs(3))
+def test_merging_associates(name, xs):
+    a, b, c = (statistic_of(name, x) for x in xs)
+    left = sum_of((1, sum_of((1, a), (1, b))), (1, c))
+    right = sum_of((1, a), (1, sum_of((1, b), (1, c))))
+    assert_close(left, right, left)
+
+
+@given(names, inputs(1))
+def test_an_empty_statistic_changes_nothing(name, xs):
+    (x,) = xs
+    statistic = statistic_of(name, x)
+    empty = core.make_statistic(name, x.shape[1])
+    assert_same(sum_of((1, statistic), (3, empty)), statistic)
+    assert_same(sum_of((1, empty), (1, statistic)), statistic)
+
+
+@given(names, inputs(2), weights)
+def test_a_weight_scales(name, xs, weight):
+    a, b = (statistic_of(name, x) for x in xs)
+    mixed = sum_of((1, a), (weight, b))
+    assert mixed.tokens == pytest.approx(len(xs[0]) + weight * len(xs[1]))
+    for key, tensor in mixed.state().items():
+        wanted = a.state()[key].double() + weight * b.state()[key].double()
+        size = a.state()[key].abs().double() + abs(weight) * b.state()[key].abs().double()
+        assert ((tensor - wanted).abs() <= 1e-6 * size).all(), key
+
+
+@given(names, inputs(2))
+def test_a_weight_of_zero_adds_nothing(name, xs):
+    a, b = (statistic_of(name, x) for x in xs)
+    before = {key: tensor.clone() for key, tensor in a.state().items()}
+    a.merge(b, 0.0)
+    for key, tensor in before.items():
+        assert torch.equal(tensor, a.state()[key]), key
+
+
+@given(names, inputs(2), weights, weights)
+def test_a_mixture_is_linear(name, xs, first, second):
+    a, b = (statistic_of(name, x) for x in xs)
+    twice = sum_of((2, sum_of((first, a), (second, b))))
+    once = sum_of((2 * first, a), (2 * second, b))
+    assert_close(twice, once, sum_of((2 * abs(first), a), (2 * abs(second), b)))
+
+
+@given(names, inputs(2))
+def test_a_state_loads(name, xs):
+    a, b = (statistic_of(name, x) for x in xs)
+    loaded = statistic_of(name, xs[1])
+    loaded.load(a.state())
+    assert_same(loaded, a)
+    # And goes on as the one it was taken from.
+    loaded.merge(b)
+    a.merge(b)
+    assert_same(loaded, a)
+
+
+@given(names, inputs(2))
+@settings(max_examples=30)
+def test_a_state_is_a_copy(name, xs):
+    statistic = statistic_of(name, xs[0])
+    state = statistic.state()
+    before = {key: tensor.clone() for key, tensor in state.items()}
+    loaded = core.make_statistic(name, statistic.channels)
+    loaded.load(state)
+    statistic.update(xs[1])
+    loaded.update(xs[1])
+    for key, tensor in before.items():
+        assert torch.equal(tensor, state[key]), key
+        state[key].fill_(-1)
+    assert_same(loaded, statistic)
+
+
+@given(inputs(1))
+def test_a_gram_is_the_sum_of_products(xs):
+    (x,) = xs
+    gram = statistic_of("gram", x).state()["gram"]
+    assert gram.dtype == torch.float32
+    assert torch.equal(gram, gram.T)
+    wanted = gram_of(x)
+    size = wanted.diagonal().sqrt()
+    assert ((gram - wanted).abs() <= 1e-5 * size[:, None] * size).all()
+
+
+@given(st.integers(1, 260), st.integers(1, 60), seeds)
+def test_a_gram_of_half_types_is_exact(channels, tokens, seed):
+    generator = torch.Generator().manual_seed(seed)
+    # Quarters: their products and the sums of these are floats.
+    x = torch.randint(-32, 33, (tokens, channels), generator=generator) / 4
+    wanted = gram_of(x)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        assert torch.equal(statistic_of("gram", x.to(dtype)).state()["gram"], wanted)
+
+
+@pytest.mark.parametrize("name", core.statistic_names())
+def test_tokens_are_all_dimensions_but_the_last(name):
+    x = activations(24, 40)
+    wanted = statistic_of(name, x)
+    for shaped in (x.view(2, 3, 4, 40), x.T.contiguous().T, x.repeat(1, 2)[:, :40]):
+        assert_close(statistic_of(name, shaped), wanted, wanted)
+        assert statistic_of(name, shaped).tokens == 24
+    assert statistic_of(name, x[0]).tokens == 1
+    assert statistic_of(name, x.clone().requires_grad_()).state()["tokens"].item() == 24
+
+
+@pytest.mark.parametrize("name", core.statistic_names())
+def test_collected_in_inference_mode_and_merged_outside(name):
+    x = activations(24, 40)
+    with torch.inference_mode():
+        inside = statistic_of(name, x.clone())
+    inside.merge(statistic_of(name, x))
+    inside.update(x)
+    wanted = statistic_of(name, x, x, x)
+    assert_close(inside, wanted, wanted)
+    assert not inside.state()["tokens"].is_inference()
+
+
+@pytest.mark.parametrize("name", core.statistic_names())
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_nan_or_inf_adds_nothing(name, value):
+    statistic = statistic_of(name, activations(24, 40))
+    before = statistic.state()
+    x = activations(8, 40)
+    x[3, 9] = value
+    with pytest.raises(ValueError, match=r"x holds 1 NaN or Inf of 320 values.*\[3, 9\]"):
+        statistic.update(x)
+    for key, tensor in statistic.state().items():
+        assert torch.equal(tensor, before[key]), key

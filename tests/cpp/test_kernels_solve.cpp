@@ -7,7 +7,6 @@
 #include <functional>
 #include <mlcalib/runtime.hpp>
 #include <numeric>
-#include <ostream>
 #include <random>
 #include <set>
 #include <tuple>
@@ -16,9 +15,6 @@
 #include "reference.hpp"
 
 namespace mlcalib::cpu {
-
-void PrintTo(const KernelTable* table, std::ostream* out) { *out << table->name; }
-
 namespace {
 
 const KernelTable& generic() { return **(available_kernels().end() - 1); }

@@ -5,16 +5,12 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <ostream>
 #include <tuple>
 
 #include "cpu/kernels/kernels.hpp"
 #include "reference.hpp"
 
 namespace mlcalib::cpu {
-
-void PrintTo(const KernelTable* table, std::ostream* out) { *out << table->name; }
-
 namespace {
 
 using reference::Matrix;

@@ -61,6 +61,9 @@ lint: install
 	$(BIN)/python -m mypy.stubtest mlcalib._core --mypy-config-file pyproject.toml
 
 bench: install
+	$(BIN)/cmake --preset release
+	$(BIN)/cmake --build --preset release --parallel $(JOBS)
+	build/release-cpp/benchmarks/cpp/mlcalib_benchmarks
 	$(BIN)/python benchmarks/python/quantize_smollm2.py
 
 clean:

@@ -25,8 +25,7 @@ void register_gptq(py::module_& m) {
           "order", [](const GptqOptions& options) { return std::string(to_string(options.order)); })
       .def_readonly("static_grid", &GptqOptions::static_grid);
 
-  m.def("gptq",
-        py::overload_cast<const at::Tensor&, const at::Tensor&, const GptqOptions&>(&gptq),
+  m.def("gptq", py::overload_cast<const at::Tensor&, const at::Tensor&, const GptqOptions&>(&gptq),
         py::arg("weight"), py::arg("gram"), py::arg("options") = defaults, NoGil(),
         "GPTQ of weight [rows, cols] against gram [cols, cols].");
   m.def(

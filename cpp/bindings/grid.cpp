@@ -22,8 +22,8 @@ void register_grid(py::module_& m) {
       .def_readonly("bits", &GridSpec::bits)
       .def_readonly("group_size", &GridSpec::group_size)
       .def_readonly("symmetric", &GridSpec::symmetric)
-      .def_property_readonly("range",
-                             [](const GridSpec& spec) { return std::string(to_string(spec.range)); })
+      .def_property_readonly(
+          "range", [](const GridSpec& spec) { return std::string(to_string(spec.range)); })
       .def_readonly("scale_dtype", &GridSpec::scale_dtype)
       .def("groups", &GridSpec::groups, py::arg("channels"),
            "Number of groups in a row of `channels`; the last may be shorter.");

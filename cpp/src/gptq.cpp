@@ -1,6 +1,4 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <mlcalib/gptq.hpp>
-
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/argsort.h>
@@ -11,6 +9,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <mlcalib/gptq.hpp>
 
 #include "check.hpp"
 #include "round_grid.hpp"
@@ -59,7 +58,8 @@ Factor factorise(const at::Tensor& gram, double mean, double damp) {
     if (info.item<int64_t>() == 0) return {lower.flip({0, 1}), damp};
     TORCH_CHECK_LINALG(damp * kDampStep <= std::max(kDampLimit, first),
                        "the Gram is not positive definite, even with damping ", damp,
-                       " (asked: ", first, ") of the mean of its diagonal; expected a sum of x xᵀ. ",
+                       " (asked: ", first,
+                       ") of the mean of its diagonal; expected a sum of x xᵀ. ",
                        "Check the statistics, or raise damp.");
   }
 }
@@ -97,7 +97,8 @@ double mean_diagonal(const at::Tensor& gram) {
                      "the Gram is not positive definite: its diagonal goes down to ",
                      diagonal.min().item<float>(), "; expected a sum of x xᵀ.");
   const double mean = diagonal.mean(at::kDouble).item<double>();
-  TORCH_CHECK_VALUE(mean > 0, "the Gram is zero: no calibration token reached this linear. Give it ",
+  TORCH_CHECK_VALUE(mean > 0,
+                    "the Gram is zero: no calibration token reached this linear. Give it ",
                     "tokens, or round it with rtn.");
   return mean;
 }
@@ -129,16 +130,14 @@ std::vector<QuantizedLinear> gptq(at::TensorList weights, const at::Tensor& gram
   const Factor factor =
       factorise(gram.index_select(0, visits).index_select(1, visits), mean, options.damp);
   const at::Tensor diagonal = factor.upper.diagonal().contiguous();
-  const GptqSolution solution =
-      gptq_stub(device, {.weight = weight.index_select(1, visits),
-                         .factor = factor.upper / diagonal,
-                         .diagonal = diagonal,
-                         .importance = importance.index_select(0, visits),
-                         .group_of = groups_of(visits, options.grid),
-                         .grid = grid,
-                         .options = options});
-  const at::Tensor codes =
-      at::empty_like(solution.codes).index_copy_(1, visits, solution.codes);
+  const GptqSolution solution = gptq_stub(device, {.weight = weight.index_select(1, visits),
+                                                   .factor = factor.upper / diagonal,
+                                                   .diagonal = diagonal,
+                                                   .importance = importance.index_select(0, visits),
+                                                   .group_of = groups_of(visits, options.grid),
+                                                   .grid = grid,
+                                                   .options = options});
+  const at::Tensor codes = at::empty_like(solution.codes).index_copy_(1, visits, solution.codes);
 
   // tr(D G Dᵀ) = tr(D H Dᵀ) − λ‖D‖²: both come out of the solve, row by row.
   const at::Tensor loss = solution.energy - solution.square * (factor.damp * mean);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <ATen/ops/isfinite.h>
 #include <c10/util/Exception.h>
+
 #include <mlcalib/grid.hpp>
 
 #include "check.hpp"
@@ -11,9 +12,12 @@ namespace mlcalib {
 
 std::string_view to_string(Range range) {
   switch (range) {
-    case Range::kMinMax: return "minmax";
-    case Range::kMse: return "mse";
-    case Range::kGram: return "gram";
+    case Range::kMinMax:
+      return "minmax";
+    case Range::kMse:
+      return "mse";
+    case Range::kGram:
+      return "gram";
   }
   TORCH_INTERNAL_ASSERT(false);
 }
@@ -68,12 +72,11 @@ namespace {
 void check_grid(const Grid& grid, const at::Tensor& matrix, const char* name) {
   grid.spec.check();
   const at::IntArrayRef shape = grid.scale.sizes();
-  TORCH_CHECK_VALUE(
-      matrix.dim() == 2 && shape.size() == 2 && shape[0] == matrix.size(0) &&
-          shape[1] == grid.spec.groups(matrix.size(1)) && grid.zero.sizes() == shape,
-      name, " has shape ", matrix.sizes(), " but the grid's scale has shape ", shape,
-      " and its zero ", grid.zero.sizes(), "; expected [rows, groups] with groups of ",
-      grid.spec.group_size, " columns.");
+  TORCH_CHECK_VALUE(matrix.dim() == 2 && shape.size() == 2 && shape[0] == matrix.size(0) &&
+                        shape[1] == grid.spec.groups(matrix.size(1)) && grid.zero.sizes() == shape,
+                    name, " has shape ", matrix.sizes(), " but the grid's scale has shape ", shape,
+                    " and its zero ", grid.zero.sizes(),
+                    "; expected [rows, groups] with groups of ", grid.spec.group_size, " columns.");
   TORCH_CHECK_TYPE(grid.scale.scalar_type() == at::kFloat && grid.zero.scalar_type() == at::kByte,
                    "the grid's scale is ", grid.scale.scalar_type(), " and its zero ",
                    grid.zero.scalar_type(), ", expected float32 and uint8.");

@@ -2,6 +2,7 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/zeros.h>
 #include <c10/util/Exception.h>
+
 #include <mlcalib/linear.hpp>
 
 #include "check.hpp"

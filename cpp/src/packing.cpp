@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <c10/util/Exception.h>
+
 #include <mlcalib/packing.hpp>
 
 #include "stubs.hpp"
@@ -31,9 +32,10 @@ at::Tensor unpack(const at::Tensor& packed, int64_t bits, int64_t columns) {
   check_bits(bits);
   TORCH_CHECK_TYPE(packed.scalar_type() == at::kInt, "packed codes are ", packed.scalar_type(),
                    ", expected int32.");
-  TORCH_CHECK_VALUE(columns >= 0 && packed.dim() == 2 && packed.size(1) == (columns * bits + 31) / 32,
-                    "packed codes have shape ", packed.sizes(), ", expected [rows, ",
-                    (columns * bits + 31) / 32, "] for ", columns, " columns of ", bits, " bits.");
+  TORCH_CHECK_VALUE(
+      columns >= 0 && packed.dim() == 2 && packed.size(1) == (columns * bits + 31) / 32,
+      "packed codes have shape ", packed.sizes(), ", expected [rows, ", (columns * bits + 31) / 32,
+      "] for ", columns, " columns of ", bits, " bits.");
   return unpack_stub(packed.device().type(), packed.contiguous(), bits, columns);
 }
 

@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <mlcalib/statistic.hpp>
-
 #include <ATen/ops/scalar_tensor.h>
 #include <c10/core/InferenceMode.h>
 #include <c10/util/Exception.h>
 
 #include <cmath>
+#include <mlcalib/statistic.hpp>
 
 #include "check.hpp"
 #include "statistic_registry.hpp"

@@ -4,9 +4,9 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+
 #include <mlcalib/gptq.hpp>
 #include <mlcalib/grid.hpp>
-
 #include <tuple>
 #include <vector>
 
@@ -38,12 +38,12 @@ inline constinit DeviceStub<at::Tensor(const at::Tensor& codes, const Grid& grid
 
 /// What the GPTQ solve needs; columns are in the order in which they are visited.
 struct GptqProblem {
-  at::Tensor weight;    ///< float32 [rows, cols]
-  at::Tensor factor;    ///< M = R · diag(R)⁻¹, float32 [cols, cols], unit upper triangular
-  at::Tensor diagonal;  ///< diag(R), float32 [cols]
+  at::Tensor weight;      ///< float32 [rows, cols]
+  at::Tensor factor;      ///< M = R · diag(R)⁻¹, float32 [cols, cols], unit upper triangular
+  at::Tensor diagonal;    ///< diag(R), float32 [cols]
   at::Tensor importance;  ///< diag(H), float32 [cols], for running grids
   std::vector<int64_t> group_of;  ///< [cols]
-  Grid grid;            ///< fitted beforehand; with running grids empty tensors to be filled
+  Grid grid;  ///< fitted beforehand; with running grids empty tensors to be filled
   GptqOptions options;
 };
 

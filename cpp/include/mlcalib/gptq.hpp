@@ -2,7 +2,6 @@
 #pragma once
 
 #include <mlcalib/linear.hpp>
-
 #include <string_view>
 #include <vector>
 
@@ -31,8 +30,8 @@ struct GptqOptions {
 /// GPTQ (Frantar et al., arXiv 2210.17323) of weight [rows, cols] against gram [cols, cols] in its
 /// feedback form: with H = G + λI = R Rᵀ, R upper triangular, M = R · diag(R)⁻¹,
 ///   ŵ_k = Q(w_k + Σ_{j<k} (w_j − ŵ_j) M_jk).
-/// One Cholesky factorisation; no inverse. Where H is not positive definite the damping rises tenfold
-/// at a time and is reported; past a limit LinAlgError is thrown.
+/// One Cholesky factorisation; no inverse. Where H is not positive definite the damping rises
+/// tenfold at a time and is reported; past a limit LinAlgError is thrown.
 QuantizedLinear gptq(const at::Tensor& weight, const at::Tensor& gram,
                      const GptqOptions& options = {});
 

@@ -43,9 +43,9 @@ struct Grid {
   GridSpec spec;
 };
 
-/// The grid of weight [rows, cols] (float32, bfloat16 or float16). `gram` [cols, cols] is needed for
-/// Range::kGram alone. Throws ValueError for NaN or Inf in weight, and for a scale that scale_dtype
-/// cannot hold.
+/// The grid of weight [rows, cols] (float32, bfloat16 or float16). `gram` [cols, cols] is needed
+/// for Range::kGram alone. Throws ValueError for NaN or Inf in weight, and for a scale that
+/// scale_dtype cannot hold.
 Grid fit_grid(const at::Tensor& weight, const GridSpec& spec,
               const std::optional<at::Tensor>& gram = std::nullopt);
 

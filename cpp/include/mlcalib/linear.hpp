@@ -3,8 +3,8 @@
 
 #include <ATen/core/List.h>
 #include <ATen/core/Tensor.h>
-#include <mlcalib/grid.hpp>
 
+#include <mlcalib/grid.hpp>
 #include <optional>
 #include <vector>
 
@@ -12,7 +12,7 @@ namespace mlcalib {
 
 /// What every solver returns.
 struct QuantizedLinear {
-  at::Tensor codes;            ///< uint8 [rows, cols], in the weight's own column order
+  at::Tensor codes;  ///< uint8 [rows, cols], in the weight's own column order
   Grid grid;
   std::optional<double> loss;  ///< tr(D G Dᵀ), D = weight − dequantized; absent without a Gram
   double damp = 0;             ///< damping used, a fraction of the mean of the Gram's diagonal

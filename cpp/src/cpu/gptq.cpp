@@ -47,16 +47,16 @@ class Solve {
       const int64_t group_end = end_of_group(first);
       if (!problem_.options.static_grid && starts_group(first)) fit_running(first, group_end);
       const int64_t block_end = first + problem_.options.block;
-      const int64_t last =
-          std::min(problem_.options.static_grid ? columns_ : group_end, std::min(block_end, columns_));
+      const int64_t last = std::min(problem_.options.static_grid ? columns_ : group_end,
+                                    std::min(block_end, columns_));
       solve_block(first, last - first);
       first = last;
     }
     return {.codes = cpu::from_panel(codes_, rows_),
             .energy = energy_.narrow(0, 0, rows_),
             .square = square_.narrow(0, 0, rows_),
-            .grid = {cpu::from_panel(scale_, rows_),
-                     cpu::from_panel(zero_, rows_).to(at::kByte), spec_}};
+            .grid = {cpu::from_panel(scale_, rows_), cpu::from_panel(zero_, rows_).to(at::kByte),
+                     spec_}};
   }
 
  private:
@@ -87,9 +87,8 @@ class Solve {
                                                 /*left=*/true, /*unitriangular=*/true);
     }
     const at::Tensor scale = scale_[group], zero = zero_[group];
-    const at::Tensor importance = spec_.range == Range::kGram
-                                      ? problem_.importance.narrow(0, first, count)
-                                      : at::Tensor();
+    const at::Tensor importance =
+        spec_.range == Range::kGram ? problem_.importance.narrow(0, first, count) : at::Tensor();
     zero.zero_();
     scale.fill_(1);
     cpu::fit_panel(held.contiguous(), importance, spec_, rows_, scale, zero);
@@ -99,9 +98,10 @@ class Solve {
   void solve_block(int64_t first, int64_t count) {
     const at::Tensor weight = weight_.narrow(0, first, count);
     const at::Tensor target =
-        first == 0 ? weight
-                   : at::addmm(weight, problem_.factor.narrow(0, 0, first).narrow(1, first, count).t(),
-                               error_.narrow(0, 0, first));
+        first == 0
+            ? weight
+            : at::addmm(weight, problem_.factor.narrow(0, 0, first).narrow(1, first, count).t(),
+                        error_.narrow(0, 0, first));
     const at::Tensor factor =
         problem_.factor.narrow(0, first, count).narrow(1, first, count).t().contiguous();
     const int64_t stride = weight_.size(1);

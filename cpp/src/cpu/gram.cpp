@@ -18,9 +18,12 @@ constexpr int64_t kTokens = 256;
 
 cpu::Element element_of(const at::Tensor& x) {
   switch (x.scalar_type()) {
-    case at::kBFloat16: return cpu::Element::kBFloat16;
-    case at::kHalf: return cpu::Element::kHalf;
-    default: return cpu::Element::kFloat;
+    case at::kBFloat16:
+      return cpu::Element::kBFloat16;
+    case at::kHalf:
+      return cpu::Element::kHalf;
+    default:
+      return cpu::Element::kFloat;
   }
 }
 
@@ -28,9 +31,8 @@ void add_tokens(const cpu::Activations& x, void* packed, float* gram) {
   const cpu::GramKernels& kernels = *cpu::kernels().gram;
   const int64_t groups = (x.channels + kernels.columns - 1) / kernels.columns;
   const int64_t strips = groups * (kernels.columns / kernels.strip);
-  at::parallel_for(0, strips, 1, [&](int64_t begin, int64_t end) {
-    kernels.pack(x, begin, end, packed);
-  });
+  at::parallel_for(0, strips, 1,
+                   [&](int64_t begin, int64_t end) { kernels.pack(x, begin, end, packed); });
 
   // Row tiles on or above the diagonal, counted over the groups, in equal shares.
   const int64_t height = kernels.columns / kernels.rows;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The Gram's matrix product. Both operands are the same activations, packed once: strips of as many
-// channels as a vector holds, [step][channel]. A tile's columns are three strips, loaded as vectors;
-// its rows are half a strip, broadcast one by one. 24 accumulators (AVX-512) or 12 (AVX2), with three
-// column vectors and a broadcast, fill the register file.
+// channels as a vector holds, [step][channel]. A tile's columns are three strips, loaded as
+// vectors; its rows are half a strip, broadcast one by one. 24 accumulators (AVX-512) or 12 (AVX2),
+// with three column vectors and a broadcast, fill the register file.
 #include "vec.hpp"
 
 #ifdef __AVX512BF16__
@@ -78,9 +78,12 @@ void pack(const Activations& x, int64_t first, int64_t last, void* packed) {
   if (in_pairs(x.element)) return pack_pairs(x, first, last, static_cast<uint16_t*>(packed));
   float* to = static_cast<float*>(packed);
   switch (x.element) {
-    case Element::kFloat: return pack_floats<float>(x, first, last, to);
-    case Element::kBFloat16: return pack_floats<uint16_t>(x, first, last, to);
-    case Element::kHalf: return pack_floats<_Float16>(x, first, last, to);
+    case Element::kFloat:
+      return pack_floats<float>(x, first, last, to);
+    case Element::kBFloat16:
+      return pack_floats<uint16_t>(x, first, last, to);
+    case Element::kHalf:
+      return pack_floats<_Float16>(x, first, last, to);
   }
 }
 

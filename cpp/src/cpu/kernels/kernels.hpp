@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The contract between the CPU backend and its instruction sets: plain structs and function pointers.
-// Nothing from std or ATen may be included here (see cpp/CMakeLists.txt).
+// The contract between the CPU backend and its instruction sets: plain structs and function
+// pointers. Nothing from std or ATen may be included here (see cpp/CMakeLists.txt).
 #pragma once
 
 #include <cstdint>
@@ -26,12 +26,13 @@ struct GroupPanel {
   int64_t stride;
 };
 
-/// One block of columns of the GPTQ solve, for `rows` rows; all panels are transposed, [column][row].
+/// One block of columns of the GPTQ solve, for `rows` rows; all panels are transposed,
+/// [column][row].
 struct GptqBlock {
-  const float* weight;    ///< original weights
-  const float* target;    ///< weights plus the feedback of all earlier blocks
-  const float* factor;    ///< [columns][columns]: row k holds M_jk for j < k, contiguous in j
-  const float* diagonal;  ///< [columns]: R_kk
+  const float* weight;        ///< original weights
+  const float* target;        ///< weights plus the feedback of all earlier blocks
+  const float* factor;        ///< [columns][columns]: row k holds M_jk for j < k, contiguous in j
+  const float* diagonal;      ///< [columns]: R_kk
   const float* const* scale;  ///< [columns] pointers to the [rows] scales of each column's group
   const float* const* zero;
   float* error;    ///< D = W − Ŵ, written
@@ -70,11 +71,12 @@ struct GramKernels {
 
   /// gram[i][j] += Σ x_i x_j for the columns of `group` and the row tiles [first, last), as far as
   /// they lie in [channels, channels]; gram has rows of `channels` floats.
-  void (*tiles)(const void* packed, Element element, int64_t steps, int64_t channels,
-                int64_t group, int64_t first, int64_t last, float* gram);
+  void (*tiles)(const void* packed, Element element, int64_t steps, int64_t channels, int64_t group,
+                int64_t first, int64_t last, float* gram);
 };
 
-/// Kernels of one instruction set. All of them decide the same codes, bit for bit, from the same input.
+/// Kernels of one instruction set. All of them decide the same codes, bit for bit, from the same
+/// input.
 struct KernelTable {
   const char* name;
 

@@ -55,15 +55,14 @@ const KernelTable& choose() {
     if (std::string_view(table->name) == wanted) return *table;
     have += std::string(have.empty() ? "" : ", ") + table->name;
   }
-  TORCH_CHECK_VALUE(false, "MLCALIB_ISA=", wanted, " is not an instruction set that this processor ",
-                    "runs; it runs: ", have, ". Set MLCALIB_ISA to one of these or unset it.");
+  TORCH_CHECK_VALUE(false, "MLCALIB_ISA=", wanted,
+                    " is not an instruction set that this processor ", "runs; it runs: ", have,
+                    ". Set MLCALIB_ISA to one of these or unset it.");
 }
 
 }  // namespace
 
-KernelTables available_kernels() {
-  return {tables().data(), tables().data() + tables().size()};
-}
+KernelTables available_kernels() { return {tables().data(), tables().data() + tables().size()}; }
 
 const KernelTable& kernels() {
   static const KernelTable& chosen = choose();

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Grids and solvers. Rows are independent in every algorithm here, so all loops vectorise across the
-// rows of a transposed panel. Compiled without contraction: codes are decided here.
+// Grids and solvers. Rows are independent in every algorithm here, so all loops vectorise across
+// the rows of a transposed panel. Compiled without contraction: codes are decided here.
 #include "vec.hpp"
 
 namespace mlcalib::cpu::MLCALIB_ISA {
@@ -131,7 +131,8 @@ double dot(const float* a, const float* b, int64_t n) {
       sum[j] += static_cast<double>(a[i + j]) * static_cast<double>(b[i + j]);
     }
   }
-  for (int64_t j = 0; i < n; ++i, ++j) sum[j] += static_cast<double>(a[i]) * static_cast<double>(b[i]);
+  for (int64_t j = 0; i < n; ++i, ++j)
+    sum[j] += static_cast<double>(a[i]) * static_cast<double>(b[i]);
   return ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
 }
 
@@ -142,8 +143,12 @@ double dot(const float* a, const float* b, int64_t n) {
 
 extern const GramKernels gram_kernels;
 extern const KernelTable table;
-const KernelTable table = {
-    MLCALIB_TEXT(MLCALIB_ISA), &fit_group, &quantize_run, &dequantize_run, &gptq_block, &dot,
-    &gram_kernels};
+const KernelTable table = {MLCALIB_TEXT(MLCALIB_ISA),
+                           &fit_group,
+                           &quantize_run,
+                           &dequantize_run,
+                           &gptq_block,
+                           &dot,
+                           &gram_kernels};
 
 }  // namespace mlcalib::cpu::MLCALIB_ISA

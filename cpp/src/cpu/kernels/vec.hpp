@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Vectors of one instruction set: included by translation units that are compiled once for each, with
-// MLCALIB_ISA and MLCALIB_VECTOR_BYTES set.
+// Vectors of one instruction set: included by translation units that are compiled once for each,
+// with MLCALIB_ISA and MLCALIB_VECTOR_BYTES set.
 #pragma once
 
 #include "kernels.hpp"

@@ -1,25 +1,16 @@
-"""What a notebook calls: make a calibration set, quantize a model."""
+"""``mlcalib.calibration``: text or token ids in, a calibration set out."""
 
-import copy
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
 from mlcalib.calibration_sets import CalibrationSet, build, from_ids
 from mlcalib.corpora import open_corpus
-from mlcalib.formats import formats
 from mlcalib.languages import LanguageSet, language_set
-from mlcalib.models import Adapter, find_adapter
-from mlcalib.models.loading import architecture, check_source, load_model, load_tokenizer
-from mlcalib.pipeline import Propagate, quantize_blocks
-from mlcalib.quantized_model import QuantizedModel
-from mlcalib.quantizers import quantizers
+from mlcalib.models.loading import check_source, load_tokenizer
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 
 def calibration(
@@ -94,100 +85,3 @@ def _token_ids(given: Mapping[str, Any]) -> Mapping[str, Sequence[Sequence[int]]
     if kinds == {True, False}:
         raise ValueError("Some languages have text and others token ids; give one or the other.")
     return given if kinds == {False} else None
-
-
-def quantize(
-    model: "str | Path | PreTrainedModel",
-    calibration: CalibrationSet | None = None,
-    *,
-    method: str = "gptq",
-    propagate: Propagate = "quantized",
-    format: str = "compressed-tensors",  # noqa: A002
-    tokenizer: "PreTrainedTokenizerBase | None" = None,
-    dtype: str = "auto",
-    progress: bool = True,
-    **options: Any,
-) -> QuantizedModel:
-    """Quantize the linears of a model's blocks.
-
-    Args:
-        model: a folder, a hub name, a GGUF file, or a transformers model, which is not changed.
-        calibration: see ``mlcalib.calibration_sets``; None for methods that need none.
-        method: name of a quantizer: ``rtn``, ``gptq``.
-        propagate: ``quantized`` gathers a block's statistics behind quantized blocks (two
-            forwards), ``float`` behind float ones (one forward).
-        format: the checkpoint format to be saved: what it cannot hold is refused now.
-        tokenizer: needed with a transformers model, to be saved with it.
-        dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``; of a model that is loaded here.
-        progress: show a bar.
-        options: of the quantizer: ``bits``, ``group_size``, ``symmetric``, ``range``, …
-
-    Raises:
-        ValueError: an unknown method, format or option; a format that cannot hold the grids; NaN or
-            Inf in a layer; a damaged checkpoint.
-        NotImplementedError: an architecture without an adapter.
-        torch.linalg.LinAlgError: a Gram that is not positive definite.
-    """
-    if propagate not in ("quantized", "float"):
-        raise ValueError(f"propagate is '{propagate}', expected 'quantized' or 'float'.")
-    kind = quantizers.get(method)
-    checked = kind.Options(**options)
-    if kind.needs and calibration is None:
-        raise ValueError(
-            f"{method} needs calibration text; pass calibration=mlcalib.calibration_sets(...)."
-        )
-    checkpoint_format = formats.get(format)()
-
-    start = time.perf_counter()
-    name, adapter, live, tokenizer = _open(model, tokenizer, dtype)
-    loaded = time.perf_counter() - start
-
-    quantizer = kind(checked, checkpoint_format.scale_dtype(live.dtype))
-    shapes = {
-        layer: (linear.out_features, linear.in_features)
-        for layer, linear in adapter.named_linears(live)
-    }
-    checkpoint_format.check(quantizer.spec, shapes)
-    solved = quantize_blocks(
-        live, adapter, quantizer, calibration, propagate=propagate, progress=progress
-    )
-    recipe = {
-        "model": name,
-        "method": method,
-        "options": checked.model_dump(),
-        "order": quantizer.order,
-        "propagate": propagate if calibration is not None else None,
-        "dtype": str(live.dtype).removeprefix("torch."),
-    }
-    return QuantizedModel(
-        live,
-        tokenizer,
-        solved.linears,
-        solved.losses,
-        recipe,
-        calibration,
-        {"load": loaded, **solved.seconds},
-    )
-
-
-def _open(
-    model: "str | Path | PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase | None",
-    dtype: str,
-) -> "tuple[str, Adapter, PreTrainedModel, PreTrainedTokenizerBase]":
-    if isinstance(model, str | Path):
-        source = str(model)
-        check_source(source)
-        adapter = find_adapter(architecture(source))
-        return source, adapter, load_model(source, dtype), tokenizer or load_tokenizer(source)
-    if tokenizer is None:
-        raise ValueError("A model was given without its tokenizer; pass tokenizer=.")
-    adapter = find_adapter(type(model).__name__)
-    name = model.config.name_or_path or type(model).__name__
-    return name, adapter, _shared_copy(model).eval(), tokenizer
-
-
-def _shared_copy(model: "PreTrainedModel") -> "PreTrainedModel":
-    """Copy the modules but not the parameters, so that the caller's model keeps its weights."""
-    shared: dict[int, nn.Parameter] = {id(parameter): parameter for parameter in model.parameters()}
-    return copy.deepcopy(model, shared)

@@ -1,0 +1,110 @@
+"""The calibration text on its way through the model, one block at a time."""
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from mlcalib.calibration_sets import CalibrationSet
+from mlcalib.errors import named
+from mlcalib.models import Adapter
+from mlcalib.models.running import BlockInputs, embed, run_block, run_to_last_input, watching
+from mlcalib.statistics import StatisticSet
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+BlockStatistics = dict[str, dict[str, StatisticSet]]
+"""Input of a block → language → its statistics."""
+
+
+class Stopwatch:
+    """Time spent per phase.
+
+    Attributes:
+        seconds: phase → seconds.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        """Add the time spent inside to a phase."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add(phase, time.perf_counter() - start)
+
+    def add(self, phase: str, seconds: float) -> None:
+        """Add time to a phase."""
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
+
+
+class Flow:
+    """The hidden states of every sequence of the calibration set, moving from block to block."""
+
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        adapter: Adapter,
+        calibration: CalibrationSet,
+        stopwatch: Stopwatch,
+    ) -> None:
+        """Embed every sequence: the hidden states that the first block reads."""
+        self._adapter = adapter
+        self._calibration = calibration
+        self._stopwatch = stopwatch
+        self._hidden: dict[str, list[Tensor]] = {}  # language → [1, seq_len, hidden size] each
+        self._inputs: BlockInputs  # the same for every sequence: they have one shape
+        with stopwatch.timed("forward"):
+            for language in calibration.ids:
+                self._hidden[language] = []
+                for ids, _ in calibration.sequences(language):
+                    state, self._inputs = embed(model, adapter, ids)
+                    self._hidden[language].append(state)
+
+    def collect(
+        self, block_name: str, block: nn.Module, kinds: Iterable[str], *, advance: bool
+    ) -> BlockStatistics:
+        """Return the block's statistics; with ``advance`` its outputs become the hidden states."""
+        linears = self._adapter.linears
+        statistics: BlockStatistics = {
+            name: {
+                language: StatisticSet(kinds, self._adapter.linear(block, members[0]).in_features)
+                for language in self._hidden
+            }
+            for name, members in linears.items()
+        }
+        in_statistics = 0.0
+        language, counted = "", 0  # of the sequence that runs
+
+        def see(name: str, x: Tensor) -> None:
+            nonlocal in_statistics
+            start = time.perf_counter()
+            with named(f"input of {block_name}.{linears[name][0]}, text in '{language}'"):
+                statistics[name][language].update(x[0, :counted])
+            in_statistics += time.perf_counter() - start
+
+        start = time.perf_counter()
+        with watching(self._adapter, block, see):
+            for language, states in self._hidden.items():
+                sequences = self._calibration.sequences(language)
+                for index, (_, counted) in enumerate(sequences):  # noqa: B007 - read by see
+                    if advance:
+                        states[index] = run_block(block, states[index], self._inputs)
+                    else:
+                        run_to_last_input(self._adapter, block, states[index], self._inputs)
+        self._stopwatch.add("gram", in_statistics)
+        self._stopwatch.add("forward", time.perf_counter() - start - in_statistics)
+        return statistics
+
+    def advance(self, block: nn.Module) -> None:
+        """Move the hidden states through the block as it is now."""
+        with self._stopwatch.timed("forward"):
+            for states in self._hidden.values():
+                for index, state in enumerate(states):
+                    states[index] = run_block(block, state, self._inputs)

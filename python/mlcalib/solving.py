@@ -1,0 +1,112 @@
+"""Solve the linears of a block, and find beforehand what would spoil it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from mlcalib import _core
+from mlcalib._core import QuantizedLinear
+from mlcalib.errors import named
+from mlcalib.flow import BlockStatistics, Stopwatch
+from mlcalib.models import Adapter
+from mlcalib.quantizers import Quantizer
+from mlcalib.statistics import StatisticSet, mix
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass
+class Solved:
+    """What the pipeline gives.
+
+    Attributes:
+        linears: name → codes and grid.
+        losses: name → language → tr(D G Dᵀ) per token with that language's Gram; no language
+            without calibration.
+        stopwatch: time per phase (forward, gram, solve, losses).
+    """
+
+    linears: dict[str, QuantizedLinear] = field(default_factory=dict)
+    losses: dict[str, dict[str, float]] = field(default_factory=dict)
+    stopwatch: Stopwatch = field(default_factory=Stopwatch)
+
+
+def solve_block(
+    adapter: Adapter,
+    block_name: str,
+    block: nn.Module,
+    statistics: BlockStatistics,
+    quantizer: Quantizer,
+    solved: Solved,
+) -> float:
+    """Solve the linears of a block and replace their weights by the dequantized ones.
+
+    Args:
+        adapter: the model's family.
+        block_name: name of the block in the model.
+        block: its linears get new weights.
+        statistics: of its inputs; empty without calibration.
+        quantizer: what solves.
+        solved: gets codes, losses and times.
+
+    Returns:
+        The sum of the losses per token.
+    """
+    total = 0.0
+    for name, members in adapter.linears.items():
+        linears = [adapter.linear(block, member) for member in members]
+        weights = [linear.weight.detach() for linear in linears]
+        by_language = statistics.get(name, {})
+        with solved.stopwatch.timed("solve"), named(f"{block_name}.{members[0]}"):
+            mixed = mix(by_language, dict.fromkeys(by_language, 1.0)) if by_language else None
+            results = quantizer.solve(weights, mixed)
+        for member, linear, weight, result in zip(members, linears, weights, results, strict=True):
+            layer = f"{block_name}.{member}"
+            solved.linears[layer] = result
+            with solved.stopwatch.timed("losses"):
+                solved.losses[layer] = _losses(weight, result, by_language)
+            if mixed is not None and result.loss is not None:
+                total += result.loss / mixed.tokens
+            linear.weight = nn.Parameter(result.dequantize().to(weight.dtype), requires_grad=False)
+    return total
+
+
+def _losses(
+    weight: Tensor, quantized: QuantizedLinear, by_language: Mapping[str, StatisticSet]
+) -> dict[str, float]:
+    grams = [statistics.gram() for statistics in by_language.values()]
+    sums = _core.losses(weight, quantized, grams) if grams else []
+    return {
+        language: loss / statistics.tokens
+        for (language, statistics), loss in zip(by_language.items(), sums, strict=True)
+    }
+
+
+def check_weights(model: "PreTrainedModel", adapter: Adapter) -> None:
+    """Find, before the first forward, what would spoil the run.
+
+    Raises:
+        ValueError: NaN or Inf in a weight, or a weight that two layers share; names the layer.
+    """
+    names = {
+        id(module.weight): name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Embedding)
+    }
+    for name, linear in adapter.named_linears(model):
+        other = names.setdefault(id(linear.weight), name)
+        if other != name:
+            raise ValueError(
+                f"{name} and {other} share one weight; quantizing one would change the other. "
+                "Untie them first."
+            )
+        if not torch.isfinite(linear.weight).all():
+            bad = int((~torch.isfinite(linear.weight)).sum())
+            raise ValueError(
+                f"{name}: the weight holds {bad} NaN or Inf; the model is damaged, or its dtype "
+                f"({linear.weight.dtype}) cannot hold it. Get it again, or load it as float32."
+            )

@@ -72,7 +72,7 @@ def evaluate(
             method, calibration = _origin(model)
             texts = _streams(tokenizer, documents, separator, streams)
             for code in codes:
-                bar.set_postfix_str(f"{name} {code}")
+                bar.set_postfix_str(f"{method}, {code}")
                 with named(f"language '{code}', model {name}"):
                     scores = score(live, texts[code], tokens=tokens, seq_len=seq_len)
                 for metric in ("perplexity", "bits_per_byte", "token_loss"):

@@ -64,11 +64,13 @@ def solve_block(
         with solved.stopwatch.timed("solve"), named(f"{block_name}.{members[0]}"):
             mixed = mix(by_language, dict.fromkeys(by_language, 1.0)) if by_language else None
             results = quantizer.solve(weights, mixed)
+        with solved.stopwatch.timed("losses"):
+            grams = [each.gram() for each in by_language.values()]  # copies: once for all members
         for member, linear, weight, result in zip(members, linears, weights, results, strict=True):
             layer = f"{block_name}.{member}"
             solved.linears[layer] = result
             with solved.stopwatch.timed("losses"):
-                solved.losses[layer] = _losses(weight, result, by_language)
+                solved.losses[layer] = _losses(weight, result, grams, by_language)
             if mixed is not None and result.loss is not None:
                 total += result.loss / mixed.tokens
             linear.weight = nn.Parameter(result.dequantize().to(weight.dtype), requires_grad=False)
@@ -76,9 +78,11 @@ def solve_block(
 
 
 def _losses(
-    weight: Tensor, quantized: QuantizedLinear, by_language: Mapping[str, StatisticSet]
+    weight: Tensor,
+    quantized: QuantizedLinear,
+    grams: list[Tensor],
+    by_language: Mapping[str, StatisticSet],
 ) -> dict[str, float]:
-    grams = [statistics.gram() for statistics in by_language.values()]
     sums = _core.losses(weight, quantized, grams) if grams else []
     return {
         language: loss / statistics.tokens

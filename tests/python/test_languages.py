@@ -15,9 +15,10 @@ def test_catalogue():
     assert [entry.code for entry in languages() if entry.kind == "text"] == ["code", "math"]
     for code in TEN:
         entry = language(code)
-        assert entry.tier in ("high", "medium", "low")
+        assert entry.tier in range(6)
         assert entry.family
-        assert entry.benchmarks["flores200"].endswith(f"_{entry.script}")
+        assert entry.flores.endswith(f"_{entry.script}")
+        assert entry.mc4 == entry.wikipedia == code
     assert language("zh").script == "Hans"
     assert not language("code").benchmarks
 
@@ -25,7 +26,6 @@ def test_catalogue():
 @pytest.mark.parametrize(
     ("benchmark", "codes"),
     [
-        ("flores200", TEN),
         ("belebele", TEN),
         ("xnli", ["en", "fr", "sw", "zh"]),
         ("xstorycloze", ["en", "sw", "zh"]),

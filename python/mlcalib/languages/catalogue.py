@@ -10,29 +10,48 @@ import yaml
 
 from mlcalib.registry import unknown
 
+RIGHT_TO_LEFT = frozenset({"Adlm", "Arab", "Hebr", "Nkoo", "Rohg", "Syrc", "Thaa"})
+
 
 @dataclass(frozen=True)
 class Language:
-    """A natural language, or a kind of text (``code``, ``math``) that is treated like one.
+    """A natural language in one script, or a kind of text (``code``, ``math``) treated like one.
 
     Attributes:
-        code: what the language is called throughout mlcalib, e.g. ``sw``.
+        code: what the language is called throughout mlcalib: its shortest BCP 47 tag, e.g. ``sw``.
         name: the English name.
-        kind: ``natural`` for a natural language, ``text`` for code and mathematics.
         script: ISO 15924 code, e.g. ``Latn``; None for a kind of text.
-        family: language family; None for a kind of text.
-        tier: how much text there is to train on; None for a kind of text.
+        family: language family, by Ethnologue's top level; None for a kind of text.
+        tier: how much text there is to train on, as the class of Joshi et al. 2020
+            (arXiv 2004.09095), from 0 (hardly any) to 5 (the most); None for a kind of text.
+        flores: code in FLORES-200, which is that of NLLB too, e.g. ``swh_Latn``.
+        mc4: configuration of the data set ``allenai/c4``, e.g. ``sw``, or ``iw`` for Hebrew.
+        wikipedia: edition of Wikipedia, e.g. ``sw``, or ``zh-yue`` for Cantonese.
         benchmarks: benchmark → what the language is called there. A benchmark that does not have
             the language is absent.
+
+    ``flores``, ``mc4`` and ``wikipedia`` are None where the source does not have the language.
     """
 
     code: str
     name: str
-    kind: Literal["natural", "text"]
     script: str | None = None
     family: str | None = None
-    tier: Literal["high", "medium", "low"] | None = None
+    tier: int | None = None
+    flores: str | None = None
+    mc4: str | None = None
+    wikipedia: str | None = None
     benchmarks: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def kind(self) -> Literal["natural", "text"]:
+        """``natural`` for a natural language, ``text`` for code and mathematics."""
+        return "natural" if self.script else "text"
+
+    @property
+    def right_to_left(self) -> bool:
+        """Whether the script is written from right to left."""
+        return self.script in RIGHT_TO_LEFT
 
 
 def languages() -> list[Language]:

@@ -9,7 +9,7 @@ from typing import Literal
 
 import yaml
 
-RIGHT_TO_LEFT = frozenset({"Adlm", "Arab", "Hebr", "Nkoo", "Rohg", "Syrc", "Thaa"})
+RIGHT_TO_LEFT = frozenset({"Arab", "Hebr", "Nkoo"})
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,8 @@ class Language:
         family: language family, by Ethnologue's top level; None for a kind of text.
         tier: how much text there is to train on, as the class of Joshi et al. 2020
             (arXiv 2004.09095), from 0 (hardly any) to 5 (the most); None for a kind of text.
-        flores: code in FLORES-200, which is that of NLLB too, e.g. ``swh_Latn``.
+        flores: code in FLORES-200, e.g. ``swh_Latn``. NLLB has the same, but for ``sat_Olck``,
+            which is ``sat_Beng`` there, and ``arb_Latn`` and ``min_Arab``, which it lacks.
         mc4: configuration of the data set ``allenai/c4``, e.g. ``sw``, or ``iw`` for Hebrew.
         wikipedia: edition of Wikipedia, e.g. ``sw``, or ``zh-yue`` for Cantonese.
         benchmarks: benchmark → what the language is called there. A benchmark that does not have

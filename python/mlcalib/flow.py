@@ -71,7 +71,7 @@ class Flow:
         self, block_name: str, block: nn.Module, kinds: Iterable[str], *, advance: bool
     ) -> BlockStatistics:
         """Return the block's statistics; with ``advance`` its outputs become the hidden states."""
-        linears = self._adapter.linears
+        linears = self._adapter.linears_of(block)
         statistics: BlockStatistics = {
             name: {
                 language: StatisticSet(kinds, self._adapter.linear(block, members[0]).in_features)

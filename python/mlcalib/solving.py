@@ -57,7 +57,7 @@ def solve_block(
         The sum of the losses per token.
     """
     total = 0.0
-    for name, members in adapter.linears.items():
+    for name, members in adapter.linears_of(block).items():
         linears = [adapter.linear(block, member) for member in members]
         weights = [linear.weight.detach() for linear in linears]
         by_language = statistics.get(name, {})

@@ -79,7 +79,7 @@ def watching(
     x is [1, seq_len, channels]. Linears that read the same input share one call.
     """
     handles = []
-    for name, linears in adapter.linears.items():
+    for name, linears in adapter.linears_of(block).items():
 
         def hook(_: nn.Module, args: tuple[Tensor, ...], name: str = name) -> None:
             see(name, args[0])
@@ -96,7 +96,7 @@ def run_to_last_input(
     adapter: Adapter, block: nn.Module, hidden: Tensor, inputs: BlockInputs
 ) -> None:
     """Run a block as far as the input of its last linear: all that statistics need."""
-    last = adapter.linear(block, list(adapter.linears.values())[-1][0])
+    last = adapter.linear(block, list(adapter.linears_of(block).values())[-1][0])
 
     def stop(_: nn.Module, __: tuple[Tensor, ...]) -> None:
         raise _Stop

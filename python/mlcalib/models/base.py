@@ -92,7 +92,7 @@ class Adapter:
         Raises:
             NotImplementedError: the experts are fused; see ``models.experts.unfuse``.
         """
-        if (kind := self._experts_of(block)) is None:
+        if (kind := self.experts_of(block)) is None:
             return dict(self.linears)
         resolved = {key: names for key, names in kind.linears.items() if "{}" not in key}
         each = {key: names for key, names in kind.linears.items() if "{}" in key}
@@ -107,7 +107,7 @@ class Adapter:
         Raises:
             NotImplementedError: the experts are fused; see ``models.experts.unfuse``.
         """
-        if (kind := self._experts_of(block)) is None:
+        if (kind := self.experts_of(block)) is None:
             return list(self.scale_groups)
         experts = _expert_names(block, kind)
         resolved = []
@@ -120,6 +120,18 @@ class Adapter:
                 inputs = tuple(key for each in group.inputs for key in _expanded(each, experts))
                 resolved.append(ScaleGroup(group.source, inputs, group.readers))
         return resolved
+
+    def experts_of(self, block: nn.Module) -> Experts | None:
+        """Return what is known of the block's experts, or None for a dense block."""
+        if self.experts is None:
+            return None
+        path, _, name = self.experts.path.rpartition(".")
+        return self.experts if hasattr(self.module(block, path), name) else None
+
+    def expert_of(self, linear: str) -> str | None:
+        """Return the expert that a linear of a block belongs to, or None."""
+        inside = self.experts is not None and linear.startswith(f"{self.experts.path}.")
+        return linear.rpartition(".")[0] if inside else None
 
     def linear(self, block: nn.Module, name: str) -> nn.Linear:
         """Return a linear of a block.
@@ -148,13 +160,6 @@ class Adapter:
                 f"{type(block).__name__} has no '{name}', which the adapter for "
                 f"{', '.join(self.architectures)} expects; add an adapter for this model."
             ) from error
-
-    def _experts_of(self, block: nn.Module) -> Experts | None:
-        """Return what is known of the block's experts, or None for a dense block."""
-        if self.experts is None:
-            return None
-        path, _, name = self.experts.path.rpartition(".")
-        return self.experts if hasattr(self.module(block, path), name) else None
 
 
 def _expert_names(block: nn.Module, kind: Experts) -> list[str]:

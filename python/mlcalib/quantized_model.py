@@ -11,6 +11,7 @@ from mlcalib import _core
 from mlcalib._core import QuantizedLinear
 from mlcalib.calibration_sets import CalibrationSet
 from mlcalib.formats import formats, save_checkpoint
+from mlcalib.models import find_adapter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -61,6 +62,7 @@ class QuantizedModel:
             self.linears,
             self.metadata(format),
             order=self.recipe["order"],
+            saved_names=find_adapter(type(self.model).__name__).saved_names,
         )
         self.seconds["write"] = time.perf_counter() - start
 

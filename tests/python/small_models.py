@@ -22,7 +22,7 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "mixtral": ("Mixtral", {**_MOE, "num_local_experts": 4, "sliding_window": 8}),
     "qwen2_moe": (
         "Qwen2Moe",
-        {**_QWEN_MOE, "shared_expert_intermediate_size": 96, "norm_topk_prob": True},
+        {**_QWEN_MOE, "num_experts": 12, "shared_expert_intermediate_size": 96},
     ),
     "qwen3_moe": ("Qwen3Moe", {**_QWEN_MOE, "head_dim": 16, "decoder_sparse_step": 2}),
 }

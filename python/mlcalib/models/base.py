@@ -1,7 +1,7 @@
 """What the rest of the library knows of a model family."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -60,6 +60,7 @@ class Adapter:
             is left out where folding would change what the block computes.
         norm_offset: norms multiply by ``norm_offset + weight``.
         experts: of blocks that have some, in place of ``linears`` and ``scale_groups``.
+        saved_names: part of a name in the model → what the family's checkpoints call it.
     """
 
     architectures: tuple[str, ...]
@@ -68,6 +69,7 @@ class Adapter:
     scale_groups: tuple[ScaleGroup, ...]
     norm_offset: float = 0.0
     experts: Experts | None = None
+    saved_names: Mapping[str, str] = field(default_factory=dict)
 
     def named_blocks(self, model: "PreTrainedModel") -> list[tuple[str, nn.Module]]:
         """Return (name, block) of each block, in the order in which they run."""

@@ -1,7 +1,7 @@
 """Experts as linears of their own; transformers 5 fuses those of a block into two parameters."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -62,11 +62,12 @@ class ExpertList(nn.Module):
         if gate_up is None or down is None or gate_up.shape[1] != 2 * down.shape[2]:
             raise NotImplementedError(
                 f"{type(fused).__name__} does not hold gate_up_proj [experts, 2 · intermediate, "
-                "hidden] and down_proj [experts, hidden, intermediate]; this release of "
-                "transformers fuses experts in another way than 5.20 to 5.23."
+                "hidden] and down_proj [experts, hidden, intermediate], as in transformers 5.23; "
+                "this release fuses experts in another way."
             )
+        activation = cast(Callable[[Tensor], Tensor], fused.act_fn)
         for index in range(gate_up.shape[0]):
-            expert = Expert(family, gate_up.detach()[index], down.detach()[index], fused.act_fn)
+            expert = Expert(family, gate_up.detach()[index], down.detach()[index], activation)
             self.add_module(str(index), expert)
 
     def forward(self, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
@@ -79,7 +80,7 @@ class ExpertList(nn.Module):
         """
         result = torch.zeros_like(hidden)
         for index, (_, expert) in enumerate(self.named_children()):
-            rank, positions = torch.where(chosen.T == index)
+            rank, positions = torch.where(chosen.T.eq(index))
             if len(positions):
                 given = expert(hidden[positions], positions) * weights[positions, rank, None]
                 result.index_add_(0, positions, given.to(result.dtype))

@@ -68,8 +68,8 @@ def fold(adapter: Adapter, block: nn.Module, group: ScaleGroup, scales: Tensor) 
     else:
         weight = weight / made[:, None]
     _replace(source, "weight", weight)
-    if getattr(source, "bias", None) is not None:
-        _replace(source, "bias", source.bias.detach().float() / made)
+    if isinstance(bias := getattr(source, "bias", None), Tensor):
+        _replace(source, "bias", bias.detach().float() / made)
     for name in (*_linears(adapter, block, group), *group.readers):
         reader = adapter.module(block, name)
         _replace(reader, "weight", _weight(adapter, block, name).float() * scales)

@@ -25,4 +25,5 @@ adapter = Adapter(
             ScaleGroup("mlp.experts.{}.w3", ("expert {} output",)),
         ),
     ),
+    saved_names={".mlp.": ".block_sparse_moe."},
 )

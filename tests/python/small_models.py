@@ -7,12 +7,13 @@ import transformers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 _MOE = {"num_experts_per_tok": 2, "output_router_logits": False}
+_SLIDING = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
 _QWEN_MOE = {**_MOE, "num_experts": 6, "moe_intermediate_size": 32}
 
 ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {}),
     "llama-bias": ("Llama", {"attention_bias": True, "mlp_bias": True, "head_dim": 8}),
-    "qwen2": ("Qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}),
+    "qwen2": ("Qwen2", _SLIDING),
     "qwen3": ("Qwen3", {"head_dim": 32}),
     "mistral": ("Mistral", {"sliding_window": 8}),
     "gemma2": ("Gemma2", {"head_dim": 32, "query_pre_attn_scalar": 40, "sliding_window": 8}),
@@ -22,7 +23,7 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "mixtral": ("Mixtral", {**_MOE, "num_local_experts": 4, "sliding_window": 8}),
     "qwen2_moe": (
         "Qwen2Moe",
-        {**_QWEN_MOE, "num_experts": 12, "shared_expert_intermediate_size": 96},
+        {**_QWEN_MOE, **_SLIDING, "num_experts": 12, "shared_expert_intermediate_size": 96},
     ),
     "qwen3_moe": ("Qwen3Moe", {**_QWEN_MOE, "head_dim": 16, "decoder_sparse_step": 2}),
 }

@@ -63,6 +63,18 @@ def test_dense_checkpoints_too(quantize, tmp_path, name, dtype):
     assert torch.equal(logits(loaded), logits(quantized.model))
 
 
+@pytest.mark.parametrize("name", ["cohere2", "mixtral", "qwen2_moe"])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_whole_rows_in_bfloat16(quantize, tmp_path, name, bits):
+    model = tiny_model(name, dtype=torch.bfloat16)
+    quantized = quantize(model, method="rtn", bits=bits, group_size=-1, symmetric=True)
+    quantized.save(tmp_path / "out")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    if "experts" in repr(model):
+        loaded.set_experts_implementation("eager")
+    assert torch.equal(logits(loaded), logits(quantized.model))
+
+
 @pytest.mark.parametrize("name", ["gemma2", "mixtral", "qwen2_moe"])
 def test_from_a_folder_with_float_propagation(quantize, tmp_path, name):
     model = tiny_model(name)

@@ -78,7 +78,7 @@ class Quantizer(ABC):
         """
         results = []
         for weight in weights:
-            alike = torch.eye(weight.shape[1]) if self.spec.range == "gram" else None
-            grid = _core.fit_grid(weight, self.spec, alike)
+            alike = torch.eye(weight.shape[1], device=weight.device)
+            grid = _core.fit_grid(weight, self.spec, alike)  # read where range is "gram"
             results.append(QuantizedLinear(_core.quantize(weight, grid), grid))
         return results

@@ -59,7 +59,8 @@ class Flow:
         self._calibration = calibration
         self._stopwatch = stopwatch
         self._hidden: dict[str, list[Tensor]] = {}  # language → [1, seq_len, hidden size] each
-        self._inputs: BlockInputs  # the same for every sequence: they have one shape
+        # Block → its other arguments, the same for every sequence: they have one shape.
+        self._inputs: dict[str, BlockInputs] = {}
         with stopwatch.timed("forward"):
             for language in calibration.ids:
                 self._hidden[language] = []
@@ -71,7 +72,7 @@ class Flow:
         self, block_name: str, block: nn.Module, kinds: Iterable[str], *, advance: bool
     ) -> BlockStatistics:
         """Return the block's statistics; with ``advance`` its outputs become the hidden states."""
-        linears = self._adapter.linears
+        linears = self._adapter.linears_of(block)
         statistics: BlockStatistics = {
             name: {
                 language: StatisticSet(kinds, self._adapter.linear(block, members[0]).in_features)
@@ -79,14 +80,16 @@ class Flow:
             }
             for name, members in linears.items()
         }
+        inputs = self._inputs[block_name]
         in_statistics = 0.0
         language, counted = "", 0  # of the sequence that runs
 
-        def see(name: str, x: Tensor) -> None:
+        def see(name: str, x: Tensor, positions: Tensor | None) -> None:
             nonlocal in_statistics
             start = time.perf_counter()
+            x = x[:counted] if positions is None else x[positions < counted]
             with named(f"input of {block_name}.{linears[name][0]}, text in '{language}'"):
-                statistics[name][language].update(x[0, :counted])
+                statistics[name][language].update(x)
             in_statistics += time.perf_counter() - start
 
         start = time.perf_counter()
@@ -95,16 +98,16 @@ class Flow:
                 sequences = self._calibration.sequences(language)
                 for index, (_, counted) in enumerate(sequences):  # noqa: B007 - read by see
                     if advance:
-                        states[index] = run_block(block, states[index], self._inputs)
+                        states[index] = run_block(block, states[index], inputs)
                     else:
-                        run_to_last_input(self._adapter, block, states[index], self._inputs)
+                        run_to_last_input(self._adapter, block, states[index], inputs)
         self._stopwatch.add("gram", in_statistics)
         self._stopwatch.add("forward", time.perf_counter() - start - in_statistics)
         return statistics
 
-    def advance(self, block: nn.Module) -> None:
+    def advance(self, block_name: str, block: nn.Module) -> None:
         """Move the hidden states through the block as it is now."""
         with self._stopwatch.timed("forward"):
             for states in self._hidden.values():
                 for index, state in enumerate(states):
-                    states[index] = run_block(block, state, self._inputs)
+                    states[index] = run_block(block, state, self._inputs[block_name])

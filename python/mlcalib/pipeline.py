@@ -12,6 +12,7 @@ from mlcalib.calibration_sets import CalibrationSet
 from mlcalib.flow import BlockStatistics, Flow, Stopwatch
 from mlcalib.formats import formats
 from mlcalib.models import Adapter, find_adapter
+from mlcalib.models.experts import unfuse
 from mlcalib.models.loading import architecture, check_source, load_model, load_tokenizer
 from mlcalib.quantized_model import QuantizedModel
 from mlcalib.quantizers import Quantizer, quantizers
@@ -68,6 +69,7 @@ def quantize(
     loading = Stopwatch()
     with loading.timed("load"):
         name, adapter, live, tokenizer = _open(model, tokenizer, dtype)
+        unfuse(live, adapter)
 
     quantizer = kind(checked, checkpoint_format.scale_dtype(live.dtype))
     shapes = {
@@ -94,6 +96,7 @@ def quantize(
         recipe,
         calibration,
         loading.seconds | solved.stopwatch.seconds,
+        solved.expert_tokens,
     )
 
 
@@ -134,7 +137,7 @@ def quantize_blocks(
                 statistics = flow.collect(name, block, kinds, advance=propagate == "float")
             loss = solve_block(adapter, name, block, statistics, quantizer, solved)
             if flow is not None and propagate == "quantized":
-                flow.advance(block)
+                flow.advance(name, block)
             bar.set_postfix_str(f"{name.rpartition('.')[2]}, loss/token {loss:.3g}")
     return solved
 

@@ -1,7 +1,7 @@
 """A quantized model in memory, and the checkpoint it is saved as."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from mlcalib import _core
 from mlcalib._core import QuantizedLinear
 from mlcalib.calibration_sets import CalibrationSet
 from mlcalib.formats import formats, save_checkpoint
+from mlcalib.models import find_adapter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -29,6 +30,7 @@ class QuantizedModel:
         recipe: what was asked for; JSON types.
         calibration: what it was calibrated on, or None.
         seconds: phase → time.
+        expert_tokens: expert → language → calibration tokens that were routed to it.
     """
 
     model: "PreTrainedModel"
@@ -38,6 +40,7 @@ class QuantizedModel:
     recipe: dict[str, Any]
     calibration: CalibrationSet | None
     seconds: dict[str, float]
+    expert_tokens: dict[str, dict[str, int]] = field(default_factory=dict)
 
     def save(self, out: str | Path, format: str = "compressed-tensors") -> None:  # noqa: A002
         """Write a Hugging Face folder; all of it or nothing.
@@ -59,6 +62,7 @@ class QuantizedModel:
             self.linears,
             self.metadata(format),
             order=self.recipe["order"],
+            saved_names=find_adapter(type(self.model).__name__).saved_names,
         )
         self.seconds["write"] = time.perf_counter() - start
 
@@ -82,6 +86,7 @@ class QuantizedModel:
                 }
                 for name, linear in self.linears.items()
             },
+            "expert_tokens": self.expert_tokens,
             "seconds": {phase: round(spent, 3) for phase, spent in self.seconds.items()},
         }
 
@@ -103,6 +108,27 @@ class QuantizedModel:
                 f"channels without any activation (rounded): {sum(dead.values())} in "
                 f"{sum(map(bool, dead.values()))} linears, most in {worst}: {dead[worst]}"
             )
+        lines += self._unseen_experts()
         spent = ", ".join(f"{phase} {time:.1f} s" for phase, time in self.seconds.items())
         lines.append(f"time: {spent}")
         return "\n".join(lines)
+
+    def _unseen_experts(self) -> list[str]:
+        """Name the experts that saw no token, and count those that a language never reached."""
+        tokens = self.expert_tokens
+        unseen: dict[str, list[str]] = {}
+        for name, by_language in tokens.items():
+            if not any(by_language.values()):
+                experts, _, number = name.rpartition(".")
+                unseen.setdefault(experts, []).append(number)
+        lines = []
+        if unseen:
+            named = "; ".join(f"{name} {', '.join(numbers)}" for name, numbers in unseen.items())
+            count = sum(map(len, unseen.values()))
+            lines.append(f"experts without any token (rounded): {count} of {len(tokens)}: {named}")
+        languages = next(iter(tokens.values()), {})
+        missed = {code: sum(not seen[code] for seen in tokens.values()) for code in languages}
+        if any(missed.values()):
+            counts = ", ".join(f"{code} {count}" for code, count in missed.items() if count)
+            lines.append(f"experts that saw no token of a language, of {len(tokens)}: {counts}")
+        return lines

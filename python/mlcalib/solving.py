@@ -26,12 +26,14 @@ class Solved:
     Attributes:
         linears: name → codes and grid.
         losses: name → language → tr(D G Dᵀ) per token with that language's Gram; no language
-            without calibration.
+            without calibration, nor one of which an expert saw no token.
+        expert_tokens: expert → language → tokens that were routed to it.
         stopwatch: time per phase (forward, gram, solve, losses).
     """
 
     linears: dict[str, QuantizedLinear] = field(default_factory=dict)
     losses: dict[str, dict[str, float]] = field(default_factory=dict)
+    expert_tokens: dict[str, dict[str, int]] = field(default_factory=dict)
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
 
 
@@ -57,13 +59,18 @@ def solve_block(
         The sum of the losses per token.
     """
     total = 0.0
-    for name, members in adapter.linears.items():
+    for name, members in adapter.linears_of(block).items():
         linears = [adapter.linear(block, member) for member in members]
         weights = [linear.weight.detach() for linear in linears]
         by_language = statistics.get(name, {})
+        if by_language and (expert := adapter.expert_of(members[0])) is not None:
+            tokens = {language: round(each.tokens) for language, each in by_language.items()}
+            solved.expert_tokens[f"{block_name}.{expert}"] = tokens
         with solved.stopwatch.timed("solve"), named(f"{block_name}.{members[0]}"):
             mixed = mix(by_language, dict.fromkeys(by_language, 1.0)) if by_language else None
-            results = quantizer.solve(weights, mixed)
+            unseen = mixed is not None and mixed.tokens == 0
+            results = quantizer.round(weights) if unseen else quantizer.solve(weights, mixed)
+        by_language = {code: each for code, each in by_language.items() if each.tokens}
         with solved.stopwatch.timed("losses"):
             grams = [each.gram() for each in by_language.values()]  # copies: once for all members
         for member, linear, weight, result in zip(members, linears, weights, results, strict=True):

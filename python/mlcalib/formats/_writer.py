@@ -4,6 +4,7 @@ import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import split_torch_state_dict_into_shards
@@ -28,6 +29,7 @@ def save_checkpoint(
     metadata: Mapping[str, Any],
     *,
     order: "Order" = "natural",
+    saved_names: Mapping[str, str] = MappingProxyType({}),
     max_shard_size: int | str = "5GB",
 ) -> None:
     """Write a Hugging Face folder in which quantized linears replace the model's own.
@@ -46,6 +48,7 @@ def save_checkpoint(
         quantized: by module name; all on one grid spec, whose scale dtype is the format's.
         metadata: content of mlcalib.json; JSON types, finite numbers.
         order: the order in which the solver visited channels.
+        saved_names: part of a name in the model → what the family's checkpoints call it.
         max_shard_size: of a safetensors file, in bytes or as "5GB"; one larger tensor still fits.
 
     Raises:
@@ -61,9 +64,9 @@ def save_checkpoint(
             f"but a model in {model.dtype} is saved with {expected}; quantize with that"
         )
     ignore = [
-        name
+        _saved_name(name, saved_names)
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and name not in quantized
+        if _is_linear(module) and name not in quantized
     ]
     section = checkpoint_format.quantization_config(spec, order, ignore)
     described = json.dumps(metadata, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -71,7 +74,24 @@ def save_checkpoint(
         _save_config(model, section, folder)
         tokenizer.save_pretrained(folder)
         (folder / "mlcalib.json").write_text(described, encoding="utf-8")
-        _save_tensors(_tensors(model, checkpoint_format, quantized), folder, max_shard_size)
+        tensors = {
+            _saved_name(name, saved_names): tensor
+            for name, tensor in _tensors(model, checkpoint_format, quantized).items()
+        }
+        _save_tensors(tensors, folder, max_shard_size)
+
+
+def _saved_name(name: str, saved_names: Mapping[str, str]) -> str:
+    for part, saved in saved_names.items():
+        name = name.replace(part, saved)
+    return name
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """Return whether a reader may see a linear: a router is one in vLLM, if not in transformers."""
+    weight = getattr(module, "weight", None)
+    matrix = isinstance(weight, Tensor) and weight.dim() == 2
+    return matrix and not isinstance(module, nn.Embedding)
 
 
 def _common_spec(quantized: Mapping[str, QuantizedLinear]) -> GridSpec:

@@ -14,6 +14,7 @@ The readers' codes and zero points are signed and stored with 2^(b-1) added: sto
 """
 
 import math
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from mlcalib._core import Order  # the stub knows it, the compiled module does not
 
 _BITS = (4, 8)
+_EXPERT = re.compile(r"\.experts\.\d+\.")
 _OBSERVERS = {"minmax": "minmax", "mse": "mse", "gram": "imatrix_mse"}
 
 
@@ -38,9 +40,17 @@ class CompressedTensors(Format):
     codes: ClassVar[str] = "weight_packed"
 
     def check(self, spec: GridSpec, linears: Mapping[str, tuple[int, int]]) -> None:
-        """Refuse other bits than 4 and 8, and group sizes that leave a shorter last group."""
+        """Refuse other bits than 4 and 8, asymmetric experts, and a shorter last group."""
         if spec.bits not in _BITS:
             raise ValueError(f"compressed-tensors holds 4 or 8 bits, not {spec.bits}")
+        experts = [name for name in linears if _EXPERT.search(name)]
+        if experts and not spec.symmetric:
+            # transformers 5.23 fuses experts while it loads; its CompressedTensorsDequantize does
+            # not pass their zero points on ("Asymmetric quant requires zero-point values").
+            raise ValueError(
+                "transformers cannot load asymmetric experts from compressed-tensors: it drops the "
+                f"zero points of {experts[0]} and its like; use symmetric=True or format='dense'"
+            )
         if spec.group_size == -1:
             return
         misfits: dict[int, list[str]] = {}

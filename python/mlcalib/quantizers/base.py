@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from mlcalib import _core
 from mlcalib._core import GridSpec, QuantizedLinear
 from mlcalib.config import Config
 from mlcalib.statistics import StatisticSet
@@ -69,3 +70,15 @@ class Quantizer(ABC):
         Raises:
             ValueError: NaN or Inf; shapes that do not fit.
         """
+
+    def round(self, weights: Sequence[Tensor]) -> list[QuantizedLinear]:
+        """Round linears whose input no token ever reached: there is nothing to solve from.
+
+        The grids weigh all channels alike. Args and errors as ``solve``.
+        """
+        results = []
+        for weight in weights:
+            alike = torch.eye(weight.shape[1], device=weight.device)
+            grid = _core.fit_grid(weight, self.spec, alike)  # read where range is "gram"
+            results.append(QuantizedLinear(_core.quantize(weight, grid), grid))
+        return results

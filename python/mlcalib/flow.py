@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
@@ -44,6 +45,24 @@ class Stopwatch:
         self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
 
 
+class Probe:
+    """A sample of what a block reads and what it made of that, to tell what a change costs."""
+
+    def __init__(self, block: nn.Module, hidden: list[Tensor], inputs: BlockInputs) -> None:
+        """Run the block as it is on hidden states [1, seq_len, hidden size]."""
+        self._hidden = hidden
+        self._inputs = inputs
+        self._outputs = [run_block(block, state, inputs) for state in hidden]
+
+    def loss(self, block: nn.Module) -> float:
+        """Return the mean squared difference between the block's outputs now and then."""
+        square = sum(
+            float((run_block(block, state, self._inputs) - output).float().square().sum())
+            for state, output in zip(self._hidden, self._outputs, strict=True)
+        )
+        return square / sum(output.numel() for output in self._outputs)
+
+
 class Flow:
     """The hidden states of every sequence of the calibration set, moving from block to block."""
 
@@ -67,6 +86,17 @@ class Flow:
                 for ids, _ in calibration.sequences(language):
                     state, self._inputs = embed(model, adapter, ids)
                     self._hidden[language].append(state)
+
+    def probe(self, block_name: str, block: nn.Module, tokens: int) -> Probe:
+        """Return a sample of at least ``tokens`` tokens, or all: sequences of each language in turn.
+
+        To be called before the hidden states move on.
+        """
+        rounds = zip_longest(*self._hidden.values())
+        in_turn = [state for states in rounds for state in states if state is not None]
+        count = -(-tokens // in_turn[0].shape[1])
+        with self._stopwatch.timed("forward"):
+            return Probe(block, in_turn[:count], self._inputs[block_name])
 
     def collect(
         self, block_name: str, block: nn.Module, kinds: Iterable[str], *, advance: bool

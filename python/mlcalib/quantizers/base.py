@@ -1,7 +1,8 @@
 """What every quantizer is."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
@@ -27,6 +28,36 @@ class QuantizerOptions(Config):
     group_size: int = 128
     symmetric: bool = False
     range: Literal["minmax", "mse", "gram"] = "minmax"
+
+
+@dataclass(frozen=True)
+class ScaledInput:
+    """An input whose channels may be scaled.
+
+    Attributes:
+        weights: of the linears that read it, [out, in] each.
+        statistics: of the input, with at least one token.
+    """
+
+    weights: Sequence[Tensor]
+    statistics: StatisticSet
+
+
+@dataclass(frozen=True)
+class ChannelScales:
+    """Scales of input channels: weights are multiplied by them, inputs divided.
+
+    Attributes:
+        values: float32 [in], positive.
+        summary: how they were found, for the records.
+    """
+
+    values: Tensor
+    summary: Mapping[str, float]
+
+
+OutputLoss = Callable[[Sequence[Tensor]], float]
+"""Weights of all linears of a scale group, in order → mean squared error of the block's output."""
 
 
 class Quantizer(ABC):
@@ -56,6 +87,24 @@ class Quantizer(ABC):
     def order(self) -> Literal["activation", "natural"]:
         """The order in which input channels are visited, which formats record."""
         return "natural"
+
+    @property
+    def probe_tokens(self) -> int:
+        """Tokens that ``prepare`` wants the block run on; 0 if it does not ask for that."""
+        return 0
+
+    def prepare(
+        self, inputs: Sequence[ScaledInput], source_of: Tensor | None, loss_of: OutputLoss
+    ) -> ChannelScales | None:
+        """Return scales for the channels of inputs that one source makes; None leaves them.
+
+        Args:
+            inputs: of the same channels: one, or one for each expert.
+            source_of: int64 [in], for each channel the source's channel; those that share one get
+                one scale. None where it is one to one.
+            loss_of: runs the block; only where ``probe_tokens`` is not 0.
+        """
+        return None
 
     @abstractmethod
     def solve(

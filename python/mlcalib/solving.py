@@ -1,6 +1,6 @@
 """Solve the linears of a block, and find beforehand what would spoil it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -41,6 +41,7 @@ def solve_block(
     block: nn.Module,
     statistics: BlockStatistics,
     quantizer: Quantizer,
+    exceptions: Mapping[str, Quantizer | None],
     solved: Solved,
 ) -> float:
     """Solve the linears of a block and replace their weights by the dequantized ones.
@@ -51,6 +52,7 @@ def solve_block(
         block: its linears get new weights.
         statistics: of its inputs; empty without calibration.
         quantizer: what solves.
+        exceptions: linear (its name in the model) → what solves it instead; None leaves it alone.
         solved: gets codes, losses and times.
 
     Returns:
@@ -58,23 +60,45 @@ def solve_block(
     """
     total = 0.0
     for name, members in adapter.linears.items():
-        linears = [adapter.linear(block, member) for member in members]
-        weights = [linear.weight.detach() for linear in linears]
+        together = _by_quantizer(block_name, members, quantizer, exceptions)
+        if not together:
+            continue
         by_language = statistics.get(name, {})
-        with solved.stopwatch.timed("solve"), named(f"{block_name}.{members[0]}"):
+        with solved.stopwatch.timed("solve"):
             mixed = mix(by_language, dict.fromkeys(by_language, 1.0)) if by_language else None
-            results = quantizer.solve(weights, mixed)
         with solved.stopwatch.timed("losses"):
             grams = [each.gram() for each in by_language.values()]  # copies: once for all members
-        for member, linear, weight, result in zip(members, linears, weights, results, strict=True):
-            layer = f"{block_name}.{member}"
-            solved.linears[layer] = result
-            with solved.stopwatch.timed("losses"):
-                solved.losses[layer] = _losses(weight, result, grams, by_language)
-            if mixed is not None and result.loss is not None:
-                total += result.loss / mixed.tokens
-            linear.weight = nn.Parameter(result.dequantize().to(weight.dtype), requires_grad=False)
+        for solver, alike in together:
+            linears = [adapter.linear(block, member) for member in alike]
+            weights = [linear.weight.detach() for linear in linears]
+            with solved.stopwatch.timed("solve"), named(f"{block_name}.{alike[0]}"):
+                results = solver.solve(weights, mixed)
+            for member, linear, weight, result in zip(
+                alike, linears, weights, results, strict=True
+            ):
+                layer = f"{block_name}.{member}"
+                solved.linears[layer] = result
+                with solved.stopwatch.timed("losses"):
+                    solved.losses[layer] = _losses(weight, result, grams, by_language)
+                if mixed is not None and result.loss is not None:
+                    total += result.loss / mixed.tokens
+                dequantized = result.dequantize().to(weight.dtype)
+                linear.weight = nn.Parameter(dequantized, requires_grad=False)
     return total
+
+
+def _by_quantizer(
+    block_name: str,
+    members: Sequence[str],
+    quantizer: Quantizer,
+    exceptions: Mapping[str, Quantizer | None],
+) -> list[tuple[Quantizer, list[str]]]:
+    """Return the linears of one input that are solved together, in one call of their quantizer."""
+    together: dict[int, tuple[Quantizer, list[str]]] = {}
+    for member in members:
+        if (solver := exceptions.get(f"{block_name}.{member}", quantizer)) is not None:
+            together.setdefault(id(solver), (solver, []))[1].append(member)
+    return list(together.values())
 
 
 def _losses(

@@ -48,7 +48,13 @@ def quantize(
     model: Annotated[str, typer.Argument(help=MODEL)],
     out: Annotated[Path, typer.Option(help="Folder to write; must not exist.")],
     method: Annotated[str, typer.Option(help="gptq or rtn (which needs no text).")] = "gptq",
-    bits: Annotated[int, typer.Option(help="Bits of a weight, 2 to 8.")] = 4,
+    bits: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Bits of a weight, 2 to 8 (default: 4), and again: REGEX=BITS for linears whose "
+            "name it matches; the first that matches counts."
+        ),
+    ] = None,
     group_size: Annotated[
         int, typer.Option(help="Input channels that share a scale; -1 for the whole row.")
     ] = 128,
@@ -77,6 +83,10 @@ def quantize(
         str, typer.Option(help="compressed-tensors (packed) or dense (dequantized weights).")
     ] = "compressed-tensors",
     dtype: Dtype = "auto",
+    skip: Annotated[
+        list[str] | None,
+        typer.Option(help="REGEX; linears whose name it matches stay in floating point."),
+    ] = None,
     option: Annotated[
         list[str] | None,
         typer.Option(help="Further option of the method as NAME=VALUE, e.g. damp=0.02."),
@@ -92,6 +102,7 @@ def quantize(
 
     check_output(out)
     further = _options(option or [])
+    width, overrides = _bits(bits or [])
     calibration = None
     if method != "rtn":
         calibration = mlcalib.calibration(
@@ -113,7 +124,9 @@ def quantize(
         propagate=propagate,  # type: ignore[arg-type]  # checked there
         format=format,
         dtype=dtype,
-        bits=bits,
+        skip=skip or (),
+        overrides=overrides,
+        bits=width,
         group_size=group_size,
         symmetric=symmetric,
         **further,
@@ -252,6 +265,27 @@ def _options(given: list[str]) -> dict[str, Any]:
             raise ValueError(f"--option is '{item}', expected NAME=VALUE, e.g. damp=0.02.")
         options[name] = value
     return options
+
+
+def _bits(given: list[str]) -> tuple[int, dict[str, dict[str, int]]]:
+    """Split --bits into the bits of most linears and the overrides; '=' may be in a pattern too."""
+    plain: list[int] = []
+    overrides = {}
+    for item in given:
+        pattern, equals, value = item.rpartition("=")
+        if not value.isdecimal() or (equals and not pattern):
+            raise ValueError(f"--bits is '{item}', expected a number, or REGEX=BITS.")
+        if pattern in overrides:
+            raise ValueError(f"--bits gives the pattern '{pattern}' twice; give it once.")
+        if equals:
+            overrides[pattern] = {"bits": int(value)}
+        else:
+            plain.append(int(value))
+    if len(plain) > 1:
+        raise ValueError(
+            f"--bits is given as {plain[0]} and as {plain[1]}; give one, or REGEX=BITS."
+        )
+    return plain[0] if plain else 4, overrides
 
 
 def _unescape(separator: str | None) -> str | None:

@@ -1,7 +1,7 @@
 """The calibration text on its way through the model, one block at a time."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import zip_longest
 from typing import TYPE_CHECKING
@@ -99,9 +99,18 @@ class Flow:
             return Probe(block, in_turn[:count], self._inputs[block_name])
 
     def collect(
-        self, block_name: str, block: nn.Module, kinds: Iterable[str], *, advance: bool
+        self,
+        block_name: str,
+        block: nn.Module,
+        kinds: Iterable[str],
+        *,
+        skipped: Container[str],
+        advance: bool,
     ) -> BlockStatistics:
-        """Return the block's statistics; with ``advance`` its outputs become the hidden states."""
+        """Return the block's statistics; with ``advance`` its outputs become the hidden states.
+
+        Inputs that only ``skipped`` linears (names in the model) read have none.
+        """
         linears = self._adapter.linears_of(block)
         statistics: BlockStatistics = {
             name: {
@@ -109,13 +118,18 @@ class Flow:
                 for language in self._hidden
             }
             for name, members in linears.items()
+            if any(f"{block_name}.{member}" not in skipped for member in members)
         }
+        if not (statistics or advance):
+            return statistics
         inputs = self._inputs[block_name]
         in_statistics = 0.0
         language, counted = "", 0  # of the sequence that runs
 
         def see(name: str, x: Tensor, positions: Tensor | None) -> None:
             nonlocal in_statistics
+            if name not in statistics:
+                return
             start = time.perf_counter()
             x = x[:counted] if positions is None else x[positions < counted]
             with named(f"input of {block_name}.{linears[name][0]}, text in '{language}'"):

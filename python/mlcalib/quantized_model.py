@@ -31,6 +31,8 @@ class QuantizedModel:
         calibration: what it was calibrated on, or None.
         seconds: phase → time.
         expert_tokens: expert → language → calibration tokens that were routed to it.
+        ranges: name → language → extremes of its input on that language's calibration text.
+        scales: source of a scale group (a norm or a linear) → how its scales were found.
     """
 
     model: "PreTrainedModel"
@@ -41,6 +43,8 @@ class QuantizedModel:
     calibration: CalibrationSet | None
     seconds: dict[str, float]
     expert_tokens: dict[str, dict[str, int]] = field(default_factory=dict)
+    ranges: dict[str, dict[str, tuple[float, float]]] = field(default_factory=dict)
+    scales: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def save(self, out: str | Path, format: str = "compressed-tensors") -> None:  # noqa: A002
         """Write a Hugging Face folder; all of it or nothing.
@@ -81,34 +85,49 @@ class QuantizedModel:
             "layers": {
                 name: {
                     "loss_per_token": self.losses[name],
+                    "input_range": self.ranges.get(name, {}),
                     "damp": linear.damp,
                     "dead_channels": linear.dead_channels,
                 }
                 for name, linear in self.linears.items()
             },
+            "scales": self.scales,
             "expert_tokens": self.expert_tokens,
             "seconds": {phase: round(spent, 3) for phase, spent in self.seconds.items()},
         }
 
-    def summary(self) -> str:
-        """Return a few lines on what was done and what to look at."""
-        lines = [f"{len(self.linears)} linears quantized with {self.recipe['method']}"]
+    def warnings(self) -> list[str]:
+        """Return what to look at: one sentence each."""
+        found = []
         asked = self.recipe["options"].get("damp")
         raised = [name for name, linear in self.linears.items() if linear.damp != (asked or 0)]
         if raised:
             worst = max(raised, key=lambda name: self.linears[name].damp)
-            lines.append(
+            found.append(
                 f"damping raised above {asked} in {len(raised)} linears, most in {worst}: "
                 f"{self.linears[worst].damp:g}"
             )
         dead = {name: linear.dead_channels for name, linear in self.linears.items()}
         if any(dead.values()):
             worst = max(dead, key=lambda name: dead[name])
-            lines.append(
+            found.append(
                 f"channels without any activation (rounded): {sum(dead.values())} in "
                 f"{sum(map(bool, dead.values()))} linears, most in {worst}: {dead[worst]}"
             )
-        lines += self._unseen_experts()
+        return found + self._unseen_experts()
+
+    def summary(self) -> str:
+        """Return a few lines on what was done and what to look at."""
+        lines = [f"{len(self.linears)} linears quantized with {self.recipe['method']}"]
+        counts = {True: 0, False: 0}  # skipped, changed
+        for override in self.recipe["overrides"]:
+            counts[override["options"] is None] += len(override["linears"])
+        if any(counts.values()):
+            lines.append(
+                f"{counts[True]} linears left in floating point, {counts[False]} with options of "
+                "their own"
+            )
+        lines += self.warnings()
         spent = ", ".join(f"{phase} {time:.1f} s" for phase, time in self.seconds.items())
         lines.append(f"time: {spent}")
         return "\n".join(lines)

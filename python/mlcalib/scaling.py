@@ -1,18 +1,18 @@
 """Scale the channels of a block before its linears are solved."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 from torch import Tensor, nn
 
 from mlcalib.errors import named
 from mlcalib.flow import BlockStatistics, Probe
 from mlcalib.models import Adapter
-from mlcalib.models.base import ScaleGroup
 from mlcalib.models.folding import fold, source_channels
 from mlcalib.quantizers import Quantizer
 from mlcalib.quantizers.base import ScaledInput
-from mlcalib.statistics import mix
+from mlcalib.statistics import StatisticSet, mix
 
 
 def scale_block(
@@ -21,6 +21,7 @@ def scale_block(
     block: nn.Module,
     statistics: BlockStatistics,
     quantizer: Quantizer,
+    skipped: Container[str],
     probe: Probe | None,
 ) -> dict[str, dict[str, float]]:
     """Let the quantizer choose scales for each scale group, and fold them into the block.
@@ -31,50 +32,57 @@ def scale_block(
         block: its modules get new parameters; it computes what it did.
         statistics: of its inputs; they become those of the scaled inputs.
         quantizer: what chooses.
+        skipped: linears (names in the model) that stay in floating point: they are scaled, but do
+            not matter to the choice.
         probe: hidden states to run the block on, where the quantizer asks for that.
 
     Returns:
         Source of the scale group (name in the model) → how the scales were found.
     """
     found = {}
+    linears = adapter.linears_of(block)
     for group in adapter.scale_groups_of(block):
         source = f"{block_name}.{group.source}"
-        inputs, names = _inputs(adapter, block, group, statistics)
-        if not inputs:  # nothing of it is quantized, or no token ever reached it
+        read = {
+            name: [each for each in linears[name] if f"{block_name}.{each}" not in skipped]
+            for name in group.inputs
+            if any(each.tokens for each in statistics.get(name, {}).values())
+        }
+        if not any(read.values()):  # nothing of it is quantized, or no token ever reached it
             continue
+        inputs = [_input(adapter, block, read[name], statistics[name]) for name in read]
+        loss_of = partial(
+            _loss, adapter, block, [each for names in read.values() for each in names], probe
+        )
         with named(f"scales behind {source}"):
-
-            def loss_of(weights: Sequence[Tensor], names: list[str] = names) -> float:
-                assert probe is not None
-                with _replaced(adapter, block, names, weights):
-                    return probe.loss(block)
-
             scales = quantizer.prepare(inputs, source_channels(adapter, block, group), loss_of)
-            if scales is None:
-                continue
             fold(adapter, block, group, scales.values)
-            for name in group.inputs:
-                for each in statistics.get(name, {}).values():
-                    each.rescale(1 / scales.values)
+        for name in group.inputs:
+            for each in statistics.get(name, {}).values():
+                each.rescale(1 / scales.values)
         found[source] = dict(scales.summary)
     return found
 
 
-def _inputs(
-    adapter: Adapter, block: nn.Module, group: ScaleGroup, statistics: BlockStatistics
-) -> tuple[list[ScaledInput], list[str]]:
-    """Return what the group scales, and the names of its linears in the same order."""
-    linears = adapter.linears_of(block)
-    inputs, names = [], []
-    for name in group.inputs:
-        by_language = statistics.get(name, {})
-        if sum(each.tokens for each in by_language.values()) == 0:
-            continue
-        weights = [adapter.linear(block, linear).weight.detach() for linear in linears[name]]
-        mixed = mix(by_language, dict.fromkeys(by_language, 1.0))
-        inputs.append(ScaledInput(weights, mixed))
-        names += linears[name]
-    return inputs, names
+def _input(
+    adapter: Adapter, block: nn.Module, names: Sequence[str], statistics: dict[str, StatisticSet]
+) -> ScaledInput:
+    weights = [adapter.linear(block, name).weight.detach() for name in names]
+    return ScaledInput(weights, mix(statistics, dict.fromkeys(statistics, 1.0)))
+
+
+def _loss(
+    adapter: Adapter,
+    block: nn.Module,
+    names: Sequence[str],
+    probe: Probe | None,
+    weights: Sequence[Tensor],
+) -> float:
+    """Return what it costs the block's output if linears hold these weights."""
+    if probe is None:
+        raise RuntimeError("the quantizer runs the block but its probe_tokens is 0")
+    with _replaced(adapter, block, names, weights):
+        return probe.loss(block)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ TEXT = {
     "en": [[(7 * i + j * j) % 128 for j in range(80)] for i in range(3)],
     "sw": [[(11 * i + 5 * j) % 128 for j in range(50)] for i in range(2)],
 }
-METHODS = ["rtn", "gptq"]
+METHODS = ["rtn", "gptq", "awq"]
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -45,7 +46,7 @@ def save_checkpoint(
         tokenizer: its tokenizer.
         out: the folder, as for ``check_output``.
         checkpoint_format: how quantized linears are held.
-        quantized: by module name; all on one grid spec, whose scale dtype is the format's.
+        quantized: by module name; the scale dtype of their grids is the format's.
         metadata: content of mlcalib.json; JSON types, finite numbers.
         order: the order in which the solver visited channels.
         saved_names: part of a name in the model → what the family's checkpoints call it.
@@ -56,19 +57,15 @@ def save_checkpoint(
         OSError: ``out`` cannot be written.
         ValueError: a linear does not belong to the model, is tied, or does not fit the format.
     """
-    spec = _common_spec(quantized)
-    expected = checkpoint_format.scale_dtype(model.dtype)
-    if spec.scale_dtype != expected:
-        raise ValueError(
-            f"the grids have scale_dtype {spec.scale_dtype}, "
-            f"but a model in {model.dtype} is saved with {expected}; quantize with that"
-        )
+    specs = _specs(quantized, checkpoint_format.scale_dtype(model.dtype), model.dtype)
+    shapes = {name: (len(q.codes), q.codes.shape[1]) for name, q in quantized.items()}
+    checkpoint_format.check(specs, shapes)
     ignore = [
         _saved_name(name, saved_names)
         for name, module in model.named_modules()
         if _is_linear(module) and name not in quantized
     ]
-    section = checkpoint_format.quantization_config(spec, order, ignore)
+    section = checkpoint_format.quantization_config(specs, order, ignore)
     described = json.dumps(metadata, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     with atomic_folder(out) as folder:
         _save_config(model, section, folder)
@@ -94,18 +91,20 @@ def _is_linear(module: nn.Module) -> bool:
     return matrix and not isinstance(module, nn.Embedding)
 
 
-def _common_spec(quantized: Mapping[str, QuantizedLinear]) -> GridSpec:
-    """Return the grid spec of all linears; a checkpoint's config describes only one."""
-    specs: dict[tuple[Any, ...], tuple[str, GridSpec]] = {}
-    for name, linear in quantized.items():
-        spec = linear.grid.spec
-        key = (spec.bits, spec.group_size, spec.symmetric, spec.range, spec.scale_dtype)
-        specs.setdefault(key, (name, spec))
-    if len(specs) != 1:
-        found = "; ".join(f"{name}: {key}" for key, (name, _) in specs.items()) or "no linear"
-        raise ValueError(f"expected quantized linears on one grid spec, found {found}")
-    ((_, spec),) = specs.values()
-    return spec
+def _specs(
+    quantized: Mapping[str, QuantizedLinear], scale_dtype: torch.dtype, model_dtype: torch.dtype
+) -> dict[str, GridSpec]:
+    """Return the grid spec of each linear, whose scales are those of the checkpoint."""
+    if not quantized:
+        raise ValueError("no linear is quantized; a checkpoint needs one or more")
+    specs = {name: linear.grid.spec for name, linear in quantized.items()}
+    for name, spec in specs.items():
+        if spec.scale_dtype != scale_dtype:
+            raise ValueError(
+                f"{name}: the grid has scale_dtype {spec.scale_dtype}, but a model in "
+                f"{model_dtype} is saved with {scale_dtype}; quantize with that"
+            )
+    return specs
 
 
 def _save_config(model: Any, section: dict[str, Any] | None, folder: Path) -> None:

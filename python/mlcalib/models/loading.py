@@ -65,6 +65,17 @@ def architecture(source: str) -> str:
     return str(name)
 
 
+def skeleton(source: str) -> "PreTrainedModel":
+    """Return the model's modules without weights (on the meta device), from its config alone."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    folder, options = _where(source)
+    config = AutoConfig.from_pretrained(folder, **options)
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    return model
+
+
 def load_tokenizer(source: str) -> "PreTrainedTokenizerBase":
     """Load a tokenizer."""
     from transformers import AutoTokenizer

@@ -38,6 +38,7 @@ class Awq(Quantizer):
     """Folds scales into the model so that rounding hurts large activations less, then rounds."""
 
     needs = ("gram", "moments")
+    scales = True
     Options = AwqQuantizerOptions
 
     def __init__(self, options: AwqQuantizerOptions, scale_dtype: torch.dtype) -> None:

@@ -65,11 +65,13 @@ class Quantizer(ABC):
 
     Attributes:
         needs: kinds of statistic it cannot do without.
+        scales: whether it has ``prepare``.
         Options: its options.
         spec: the grids it fits.
     """
 
     needs: ClassVar[tuple[str, ...]] = ()
+    scales: ClassVar[bool] = False
     Options: ClassVar[type[QuantizerOptions]] = QuantizerOptions
 
     def __init__(self, options: QuantizerOptions, scale_dtype: torch.dtype) -> None:
@@ -95,8 +97,8 @@ class Quantizer(ABC):
 
     def prepare(
         self, inputs: Sequence[ScaledInput], source_of: Tensor | None, loss_of: OutputLoss
-    ) -> ChannelScales | None:
-        """Return scales for the channels of inputs that one source makes; None leaves them.
+    ) -> ChannelScales:
+        """Return scales for the channels of inputs that one source makes; if ``scales`` is set.
 
         Args:
             inputs: of the same channels: one, or one for each expert.
@@ -104,7 +106,7 @@ class Quantizer(ABC):
                 one scale. None where it is one to one.
             loss_of: runs the block; only where ``probe_tokens`` is not 0.
         """
-        return None
+        raise NotImplementedError(f"{type(self).__name__} chooses no scales.")
 
     @abstractmethod
     def solve(

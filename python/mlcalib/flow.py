@@ -88,7 +88,7 @@ class Flow:
                     self._hidden[language].append(state)
 
     def probe(self, block_name: str, block: nn.Module, tokens: int) -> Probe:
-        """Return a sample of at least ``tokens`` tokens, or all: sequences of each language in turn.
+        """Return a sample of ``tokens`` tokens or some more: sequences of each language in turn.
 
         To be called before the hidden states move on.
         """

@@ -42,6 +42,8 @@ def test_transformers_computes_the_same_logits(quantize, tmp_path, name, method)
     quantized = quantize(model, method=method, symmetric=symmetric)
     quantized.save(tmp_path / "out")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    if symmetric:  # transformers' own choice for experts, grouped_mm, sums in another order
+        loaded.set_experts_implementation("eager")
     assert torch.equal(logits(loaded), logits(quantized.model))
     assert not torch.equal(logits(loaded), before)
     assert torch.equal(logits(model), before)  # the caller's model is as it was

@@ -23,7 +23,7 @@ class AwqQuantizerOptions(QuantizerOptions):
         objective: ``linear`` takes the scale with the least error of the linears' outputs, from the
             Gram; ``block`` that of the block's output, from its forward, as the authors do.
         clip: choose final ranges by the error of the outputs (the group's block of the Gram).
-        probe_tokens: calibration tokens, of all languages alike, that the forwards of ``block`` see.
+        probe_tokens: calibration tokens, of all languages alike, that ``block`` runs on.
     """
 
     range: Literal["minmax", "mse", "gram"] = "minmax"

@@ -29,6 +29,7 @@ def save_checkpoint(
     metadata: Mapping[str, Any],
     *,
     order: "Order" = "natural",
+    card: str | None = None,
     max_shard_size: int | str = "5GB",
 ) -> None:
     """Write a Hugging Face folder in which quantized linears replace the model's own.
@@ -47,6 +48,7 @@ def save_checkpoint(
         quantized: by module name; the scale dtype of their grids is the format's.
         metadata: content of mlcalib.json; JSON types, finite numbers.
         order: the order in which the solver visited channels.
+        card: the model card, README.md; None for none.
         max_shard_size: of a safetensors file, in bytes or as "5GB"; one larger tensor still fits.
 
     Raises:
@@ -68,6 +70,8 @@ def save_checkpoint(
         _save_config(model, section, folder)
         tokenizer.save_pretrained(folder)
         (folder / "mlcalib.json").write_text(described, encoding="utf-8")
+        if card is not None:
+            (folder / "README.md").write_text(card, encoding="utf-8")
         _save_tensors(_tensors(model, checkpoint_format, quantized), folder, max_shard_size)
 
 

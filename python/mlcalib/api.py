@@ -82,7 +82,7 @@ def calibration(
         corpus=name,
         **options,  # type: ignore[arg-type]  # a dict's values have one type
     )
-    if not isinstance(corpus, str):
+    if not (isinstance(corpus, str) and loaded.name_or_path):
         return built
     where = {"tokenizer": loaded.name_or_path, "languages": spelled, "corpus": corpus}
     return replace(built, arguments=where | options)

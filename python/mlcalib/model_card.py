@@ -177,8 +177,10 @@ def _loading(form: str) -> str:
 
 def _again(record: Mapping[str, Any]) -> str:
     recipe, calibration = record["recipe"], record["calibration"]
-    model = repr(recipe["model"])
     lines = ["import mlcalib", ""]
+    in_memory = not (_HUB_NAME.fullmatch(recipe["model"]) or Path(recipe["model"]).exists())
+    if in_memory:
+        lines.append(f"model, tokenizer = ...  # {recipe['model']}, given in memory")
     if calibration is not None and calibration["arguments"]:
         lines.append(f"calibration = mlcalib.calibration({_arguments(calibration['arguments'])})")
     elif calibration is not None:
@@ -197,8 +199,10 @@ def _again(record: Mapping[str, Any]) -> str:
     keywords |= recipe["options"]
     if calibration is None:
         del keywords["propagate"]
-    given = [model, *([] if calibration is None else ["calibration"]), _arguments(keywords)]
-    lines.append(f"quantized = mlcalib.quantize({', '.join(given)})")
+    given = ["model" if in_memory else repr(recipe["model"])]
+    given += [] if calibration is None else ["calibration"]
+    given += ["tokenizer=tokenizer"] if in_memory else []
+    lines.append(f"quantized = mlcalib.quantize({', '.join([*given, _arguments(keywords)])})")
     lines.append(f"quantized.save('OUT', {recipe['format']!r})")
     return "```python\n" + "\n".join(lines) + "\n```"
 

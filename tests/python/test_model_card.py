@@ -152,6 +152,8 @@ def test_base_models_on_the_hub_are_named_and_gguf_is_explained(quantized):
         data = ModelCard(model_card(record)).data.to_dict()
         assert data.get("base_model") == (name if relation else None)
         assert data.get("base_model_relation") == relation
+    assert "model, tokenizer = ...  # LlamaForCausalLM, given in memory" in model_card(record)
+    assert "mlcalib.quantize(model, calibration, tokenizer=tokenizer, " in model_card(record)
     record["recipe"]["model"] = "/models/some.Q4_1.gguf"
     assert "float, it means the weights of that file, dequantized" in model_card(record)
 

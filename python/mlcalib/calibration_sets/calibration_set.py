@@ -44,7 +44,7 @@ class CalibrationSet:
         tokenizer: fingerprint of the tokenizer.
         report: language → what was asked for and what there was.
         arguments: of ``mlcalib.calibration``, which makes this set again from them; JSON types.
-            Empty where text or ids were given in memory.
+            Empty where text, ids or a nameless tokenizer were given in memory.
     """
 
     ids: dict[str, Tensor]

@@ -1,6 +1,7 @@
 """``mlcalib.calibration``: text or token ids in, a calibration set out."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,25 +55,37 @@ def calibration(
     if tokens is None or tokenizer is None:
         missing = "tokens=, the size of the calibration set" if tokens is None else "a tokenizer"
         raise ValueError(f"Text was given without {missing}; pass it.")
-    if not isinstance(languages, LanguageSet):
-        languages = language_set(languages or (",".join(given) if given else "multi10"))
+    if isinstance(languages, LanguageSet):
+        spelled = ",".join(f"{code}:{share!r}" for code, share in languages.weights.items())
+    else:
+        spelled = languages or (",".join(given) if given else "multi10")
+        languages = language_set(spelled)
     if isinstance(corpus, str):
         source = open_corpus(corpus)
         given = {code: source.documents(code, "calib") for code in languages.weights}
     if isinstance(tokenizer, str | Path):
         check_source(str(tokenizer))
-        tokenizer = load_tokenizer(str(tokenizer))
-    return build(
-        tokenizer,
+        loaded = load_tokenizer(str(tokenizer))
+    else:
+        loaded = tokenizer
+    options = {
+        "tokens": tokens,
+        "seq_len": seq_len,
+        "seed": seed,
+        "separator": separator,
+        "allow_short": allow_short,
+    }
+    built = build(
+        loaded,
         given,  # type: ignore[arg-type]  # ids were dealt with above
         languages,
-        tokens=tokens,
-        seq_len=seq_len,
-        seed=seed,
-        separator=separator,
-        allow_short=allow_short,
         corpus=name,
+        **options,  # type: ignore[arg-type]  # a dict's values have one type
     )
+    if not (isinstance(corpus, str) and loaded.name_or_path):
+        return built
+    where = {"tokenizer": loaded.name_or_path, "languages": spelled, "corpus": corpus}
+    return replace(built, arguments=where | options)
 
 
 def _token_ids(given: Mapping[str, Any]) -> Mapping[str, Sequence[Sequence[int]]] | None:

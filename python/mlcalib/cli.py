@@ -99,10 +99,11 @@ def quantize(
     """
     import mlcalib
     from mlcalib.files import check_output
+    from mlcalib.overrides import parse_bits
 
     check_output(out)
     further = _options(option or [])
-    width, overrides = _bits(bits or [])
+    width, overrides = parse_bits(bits or [])
     calibration = None
     if method != "rtn":
         calibration = mlcalib.calibration(
@@ -148,15 +149,24 @@ def evaluate(
     separator: Separator = None,
     dtype: Dtype = "auto",
     out: Annotated[Path | None, typer.Option(help="Write the rows to this JSONL file.")] = None,
+    card: Annotated[
+        bool,
+        typer.Option(
+            "--card",
+            help="Put the results, with those of float models beside them, into the model card "
+            "(README.md) of each checkpoint that mlcalib wrote.",
+        ),
+    ] = False,
 ) -> None:
     """Measure perplexity and bits per byte per language."""
     import mlcalib
     from mlcalib.evaluation import definition
     from mlcalib.models.loading import load_tokenizer
-    from mlcalib.report import markdown, perplexity_table, rise_table
+    from mlcalib.report import markdown, perplexity_table, rise_table, write_model_card
     from mlcalib.results import write_rows
 
     separator = _unescape(separator)
+    carded = _carded(models) if card else []
     rows = mlcalib.evaluate(
         models,
         languages,
@@ -175,6 +185,10 @@ def evaluate(
         typer.echo(markdown(rise_table(rows)))
     how = definition(load_tokenizer(models[0]), tokens=tokens, seq_len=seq_len, separator=separator)
     typer.echo(f"\n{how}")
+    for folder in carded:
+        chosen = [row for row in rows if row.model == folder or row.method == "float"]
+        write_model_card(folder, chosen, f"{how} Text: the eval split of `{corpus}`.")
+        typer.echo(f"written to {folder}/README.md")
 
 
 @app.command()
@@ -267,25 +281,19 @@ def _options(given: list[str]) -> dict[str, Any]:
     return options
 
 
-def _bits(given: list[str]) -> tuple[int, dict[str, dict[str, int]]]:
-    """Split --bits into the bits of most linears and the overrides; '=' may be in a pattern too."""
-    plain: list[int] = []
-    overrides = {}
-    for item in given:
-        pattern, equals, value = item.rpartition("=")
-        if not value.isdecimal() or (equals and not pattern):
-            raise ValueError(f"--bits is '{item}', expected a number, or REGEX=BITS.")
-        if pattern in overrides:
-            raise ValueError(f"--bits gives the pattern '{pattern}' twice; give it once.")
-        if equals:
-            overrides[pattern] = {"bits": int(value)}
-        else:
-            plain.append(int(value))
-    if len(plain) > 1:
+def _carded(models: list[str]) -> list[str]:
+    """Return the checkpoints that mlcalib wrote, after a look at their cards."""
+    from mlcalib.model_card import check_card
+
+    folders = [model for model in models if (Path(model) / "mlcalib.json").is_file()]
+    if not folders:
         raise ValueError(
-            f"--bits is given as {plain[0]} and as {plain[1]}; give one, or REGEX=BITS."
+            f"--card: none of {', '.join(models)} is a checkpoint that mlcalib wrote (a folder "
+            "with mlcalib.json)."
         )
-    return plain[0] if plain else 4, overrides
+    for folder in folders:
+        check_card(folder)
+    return folders
 
 
 def _unescape(separator: str | None) -> str | None:

@@ -84,6 +84,31 @@ def resolve(
     return found
 
 
+def parse_bits(given: Sequence[str]) -> tuple[int, dict[str, dict[str, int]]]:
+    """Split what ``--bits`` was given into the bits of most linears (4 if unsaid) and overrides.
+
+    Raises:
+        ValueError: neither a number nor REGEX=BITS; two numbers; a pattern twice.
+    """
+    plain: list[int] = []
+    overrides: dict[str, dict[str, int]] = {}
+    for item in given:
+        pattern, equals, value = item.rpartition("=")  # a pattern may have one too
+        if not value.isdecimal() or (equals and not pattern):
+            raise ValueError(f"--bits is '{item}', expected a number, or REGEX=BITS.")
+        if pattern in overrides:
+            raise ValueError(f"--bits gives the pattern '{pattern}' twice; give it once.")
+        if equals:
+            overrides[pattern] = {"bits": int(value)}
+        else:
+            plain.append(int(value))
+    if len(plain) > 1:
+        raise ValueError(
+            f"--bits is given as {plain[0]} and as {plain[1]}; give one, or REGEX=BITS."
+        )
+    return plain[0] if plain else 4, overrides
+
+
 def _options(
     quantizer: type[Quantizer],
     options: Mapping[str, Any],

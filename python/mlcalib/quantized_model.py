@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from mlcalib import _core
 from mlcalib._core import QuantizedLinear
 from mlcalib.calibration_sets import CalibrationSet
 from mlcalib.formats import formats, save_checkpoint
+from mlcalib.model_card import model_card
 from mlcalib.models import find_adapter
 
 if TYPE_CHECKING:
@@ -47,7 +49,7 @@ class QuantizedModel:
     scales: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def save(self, out: str | Path, format: str = "compressed-tensors") -> None:  # noqa: A002
-        """Write a Hugging Face folder; all of it or nothing.
+        """Write a Hugging Face folder with a model card; all of it or nothing.
 
         Args:
             out: a folder that does not exist.
@@ -58,26 +60,29 @@ class QuantizedModel:
             ValueError: the format cannot hold these grids.
         """
         start = time.perf_counter()
+        record = self.metadata(format)
         save_checkpoint(
             self.model,
             self.tokenizer,
             out,
             formats.get(format)(),
             self.linears,
-            self.metadata(format),
+            record,
             order=self.recipe["order"],
             saved_names=find_adapter(type(self.model).__name__).saved_names,
+            card=model_card(record),
         )
         self.seconds["write"] = time.perf_counter() - start
 
     def metadata(self, format: str) -> dict[str, Any]:  # noqa: A002
         """Return what ``mlcalib.json`` records of the checkpoint."""
-        import transformers
-
         calibration = self.calibration
         return {
             "mlcalib": _core.build_info()["version"],
-            "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+            "versions": {
+                "torch": torch.__version__,
+                **{name: version(name) for name in ("transformers", "compressed-tensors")},
+            },
             "isa": _core.isa(),
             "threads": torch.get_num_threads(),
             "recipe": {**self.recipe, "format": format},
@@ -93,12 +98,16 @@ class QuantizedModel:
             },
             "scales": self.scales,
             "expert_tokens": self.expert_tokens,
+            "warnings": self.warnings(),
             "seconds": {phase: round(spent, 3) for phase, spent in self.seconds.items()},
         }
 
     def warnings(self) -> list[str]:
         """Return what to look at: one sentence each."""
         found = []
+        for code, report in (self.calibration.report if self.calibration else {}).items():
+            if report.got < report.asked:
+                found.append(f"{code} has {report.got:,} of {report.asked:,} tokens asked for")
         asked = self.recipe["options"].get("damp")
         raised = [name for name, linear in self.linears.items() if linear.damp != (asked or 0)]
         if raised:

@@ -1,5 +1,7 @@
 """What a notebook calls."""
 
+import json
+
 import pytest
 import torch
 
@@ -43,6 +45,27 @@ def test_a_corpus_by_name_and_a_model_for_its_tokenizer(tokenizer, tmp_path):
     calibration = mlcalib.calibration(tmp_path, tokens=300, seq_len=16)
     assert calibration.set_name == "multi10"
     assert set(calibration.tokens.values()) == {30}
+
+
+@pytest.mark.parametrize(
+    "languages", [None, "en:2,sw:1", LanguageSet("mine", {"sw": 3, "en": 0.1, "ha": 1 / 3})]
+)
+def test_a_calibration_set_is_made_again_from_its_arguments(tokenizer, tmp_path, languages):
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "model.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
+    made = mlcalib.calibration(
+        tmp_path, languages, tokens=301, seq_len=16, seed=4, separator="eos", allow_short=True
+    )
+    again = mlcalib.calibration(**json.loads(json.dumps(made.arguments)))
+    assert again.fingerprint == made.fingerprint
+    assert again.arguments == made.arguments == made.describe()["arguments"]
+
+
+def test_what_was_given_in_memory_has_no_arguments(tokenizer):
+    assert mlcalib.calibration(tokenizer, corpus=TEXTS, tokens=100, seq_len=16).arguments == {}
+    assert mlcalib.calibration(None, corpus={"en": [[1, 2]]}, seq_len=16).arguments == {}
+    assert mlcalib.calibration(tokenizer, tokens=100, seq_len=16).arguments == {}
 
 
 def test_every_language_of_the_sample_fills_the_demo(tokenizer):

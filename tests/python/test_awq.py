@@ -30,12 +30,7 @@ def calibration():
 @pytest.fixture
 def quantize(model, calibration, tokenizer):
     def quantize(model=model, **options):
-        options = {
-            "method": "awq",
-            "group_size": 32,
-            "format": "dense",
-            "progress": False,
-        } | options
+        defaults = {"method": "awq", "group_size": 32, "format": "dense", "progress": False}
         return mlcalib.quantize(model, calibration, tokenizer=tokenizer, **(defaults | options))
 
     return quantize

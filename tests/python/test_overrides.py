@@ -1,5 +1,6 @@
 """Linears that are skipped, or lie on another grid than most."""
 
+import copy
 import json
 import re
 
@@ -229,6 +230,29 @@ def test_linears_without_override_are_solved_as_ever(quantize):
             same = plain if linear.grid.spec.bits == 4 else eight
             assert torch.equal(linear.codes, same.linears[name].codes)
             assert mixed.losses[name] == same.losses[name]
+
+
+def test_linears_of_one_input_are_solved_by_their_own_quantizers(model):
+    """As in Cohere's blocks, where gate and up read what q, k and v read."""
+    calibration = mlcalib.calibration(None, corpus=IDS, seq_len=32)
+    gptq = quantizers.get("gptq")
+    four, eight = (gptq(gptq.Options(group_size=32, bits=bits), torch.float32) for bits in (4, 8))
+    name = "model.layers.0.self_attn.{}_proj"
+    exceptions = {name.format("q"): eight, name.format("k"): None}
+
+    def solve(quantizer, **options):
+        solved = pipeline.quantize_blocks(
+            copy.deepcopy(model), find_adapter("LlamaForCausalLM"), quantizer, calibration,
+            propagate="float", progress=False, **options,
+        )  # fmt: skip
+        return solved.linears
+
+    mixed, all_four, all_eight = solve(four, exceptions=exceptions), solve(four), solve(eight)
+    assert name.format("k") not in mixed
+    assert torch.equal(mixed[name.format("q")].codes, all_eight[name.format("q")].codes)
+    for other, linear in mixed.items():
+        if other not in exceptions:
+            assert torch.equal(linear.codes, all_four[other].codes)
 
 
 @pytest.mark.parametrize("propagate", ["float", "quantized"])

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -43,6 +43,8 @@ class CalibrationSet:
         separator: what stands between documents, in words.
         tokenizer: fingerprint of the tokenizer.
         report: language → what was asked for and what there was.
+        arguments: of ``mlcalib.calibration``, which makes this set again from them; JSON types.
+            Empty where text, ids or a nameless tokenizer were given in memory.
     """
 
     ids: dict[str, Tensor]
@@ -53,6 +55,7 @@ class CalibrationSet:
     separator: str
     tokenizer: str
     report: dict[str, LanguageReport]
+    arguments: dict[str, Any] = field(default_factory=dict)
 
     @property
     def tokens(self) -> dict[str, int]:
@@ -96,6 +99,7 @@ class CalibrationSet:
             "separator": self.separator,
             "tokenizer": self.tokenizer,
             "fingerprint": self.fingerprint,
+            "arguments": self.arguments,
             "languages": {language: asdict(report) for language, report in self.report.items()},
         }
 

@@ -31,6 +31,7 @@ def save_checkpoint(
     *,
     order: "Order" = "natural",
     saved_names: Mapping[str, str] = MappingProxyType({}),
+    card: str | None = None,
     max_shard_size: int | str = "5GB",
 ) -> None:
     """Write a Hugging Face folder in which quantized linears replace the model's own.
@@ -50,6 +51,7 @@ def save_checkpoint(
         metadata: content of mlcalib.json; JSON types, finite numbers.
         order: the order in which the solver visited channels.
         saved_names: part of a name in the model → what the family's checkpoints call it.
+        card: the model card, README.md; None for none.
         max_shard_size: of a safetensors file, in bytes or as "5GB"; one larger tensor still fits.
 
     Raises:
@@ -71,6 +73,8 @@ def save_checkpoint(
         _save_config(model, section, folder)
         tokenizer.save_pretrained(folder)
         (folder / "mlcalib.json").write_text(described, encoding="utf-8")
+        if card is not None:
+            (folder / "README.md").write_text(card, encoding="utf-8")
         tensors = {
             _saved_name(name, saved_names): tensor
             for name, tensor in _tensors(model, checkpoint_format, quantized).items()

@@ -82,6 +82,7 @@ def load_tokenizer(source: str) -> "PreTrainedTokenizerBase":
 
     folder, options = _where(source)
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, **options)
+    tokenizer.name_or_path = source  # not the folder of a GGUF file
     return tokenizer
 
 
@@ -108,6 +109,7 @@ def load_model(source: str, dtype: str = "auto") -> "PreTrainedModel":
         # The weights are floating point now; what is left in the config would refuse to be saved.
         del model.config.quantization_config
         model.hf_quantizer = None
+    model.config.name_or_path = source  # not the folder of a GGUF file
     model.config.use_cache = False
     return model.eval()
 

@@ -42,7 +42,7 @@ def divergence(
     """Return the mean KL(reference || model) in nats per language, as the end of a row."""
     found = []
     for code in language_set("multi10").weights:
-        documents = open_corpus(corpus).documents(code, "eval")
+        documents = list(open_corpus(corpus).documents(code, "eval"))
         ids = stream(tokenizer, documents).ids[:KL_TOKENS].view(-1, SEQ_LEN)
         sums = 0.0
         for window in ids:

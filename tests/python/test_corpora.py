@@ -14,7 +14,7 @@ def folder(tmp_path):
 
 
 def read(folder, language="en", split="calib"):
-    return open_corpus(f"files:{folder}").documents(language, split)
+    return list(open_corpus(f"files:{folder}").documents(language, split))
 
 
 def test_lines(folder):
@@ -113,7 +113,7 @@ def test_invalid_utf8(folder):
             r"line 3 has no field 'text'; it has: question, answer",
         ),
         ("{}", r"line 3 has no field 'text'; it has: no field"),
-        ('{"text": 5}', r"line 3: 'text' is a int; a string was expected"),
+        ('{"text": 5}', r"line 3: 'text' is a int; a string or a list of messages was expected"),
         ('{"text": "\\ud800"}', r"line 3: 'text' is not valid Unicode"),
     ],
 )
@@ -124,7 +124,7 @@ def test_bad_json_line(folder, line, message):
 
 
 def test_corpora_by_name():
-    assert registry.names() == ["files", "sample"]
+    assert registry.names() == ["c4", "files", "hub", "sample", "translated", "wikipedia"]
     with pytest.raises(ValueError, match=r"Unknown corpus 'file'\. Did you mean 'files'"):
         open_corpus("file:/tmp")
     with pytest.raises(ValueError, match="'sample' takes no argument, but 'en' was given"):
@@ -134,7 +134,7 @@ def test_corpora_by_name():
 @pytest.mark.parametrize("code", [entry.code for entry in languages()])
 def test_sample(code):
     sample = open_corpus("sample")
-    calib, held_out = sample.documents(code, "calib"), sample.documents(code, "eval")
+    calib, held_out = (list(sample.documents(code, split)) for split in ("calib", "eval"))
     assert min(len(calib), len(held_out)) > 5
     assert not set(calib) & set(held_out)
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
 app = typer.Typer(
     help="Quantize multilingual language models with language-diverse calibration, and see per "
@@ -21,7 +22,10 @@ app = typer.Typer(
 console = Console(stderr=True)
 
 MODEL = "A folder with safetensors, a hub name, or a GGUF file."
-LANGUAGES = "A set (multi10, multi, multimix, en …), languages (en,sw) or shares (en:0.7,sw:0.3)."
+LANGUAGES = (
+    "A set (multi10, multi, aya23 …), languages (en,sw) or shares (en:0.7,sw:0.3). The command "
+    "languages lists them."
+)
 CORPUS = (
     "sample (about 100 machine-written sentences per language, for demonstration only); "
     "files:PATH with LANG/{calib,eval}.txt, .jsonl or .parquet; c4, wikipedia or hub:NAME, "
@@ -180,6 +184,45 @@ def demo(
     from mlcalib.demo import run
 
     run(out, echo=typer.echo)
+
+
+@app.command()
+def languages(
+    of: Annotated[
+        str | None,
+        typer.Argument(metavar="SET", help="Only those of a set (multi10) or a list (en,sw)."),
+    ] = None,
+) -> None:
+    """List the languages, and which benchmarks have them.
+
+    Tier: from 0, hardly any text, to 5 (Joshi et al. 2020). Tab-separated where it is piped.
+
+    Example: mlcalib languages multi10
+    """
+    import mlcalib.languages as catalogue
+
+    entries = catalogue.languages()
+    if of is not None:
+        entries = [catalogue.language(code) for code in catalogue.language_set(of).weights]
+    header = ["code", "name", "script", "family", "tier", "benchmarks"]
+    rows = [
+        [
+            entry.code,
+            entry.name,
+            entry.script or "",
+            entry.family or "",
+            "" if entry.tier is None else str(entry.tier),
+            ", ".join(sorted(entry.benchmarks)),
+        ]
+        for entry in entries
+    ]
+    if not sys.stdout.isatty():
+        typer.echo("\n".join(map("\t".join, [header, *rows])))
+        return
+    table = Table(*header)
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
 
 
 @app.command()

@@ -11,7 +11,10 @@ from transformers import AutoModelForCausalLM
 
 import mlcalib
 from mlcalib.cli import app, main
+from mlcalib.languages import languages
 from mlcalib.results import read_rows
+
+TEN = ["en", "fr", "sw", "zh", "xh", "st", "zu", "yo", "ig", "ha"]
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +88,28 @@ def test_info(run):
         assert part in text
 
 
-@pytest.mark.parametrize("command", ["quantize", "evaluate", "demo", "info"])
+def test_languages(run, monkeypatch):
+    code, text, _ = run("languages")
+    assert code == 0
+    header, *lines = (line.split("\t") for line in text.splitlines())
+    assert header == ["code", "name", "script", "family", "tier", "benchmarks"]
+    assert [line[0] for line in lines] == [entry.code for entry in languages()]
+    zulu = next(line for line in lines if line[0] == "zu")
+    assert zulu[1:5] == ["isiZulu", "Latn", "Niger-Congo", "2"]
+    assert "afrixnli" in zulu[5].split(", ")
+    assert lines[-1] == ["math", "Mathematics", "", "", "", ""]
+
+    _, text, _ = run("languages", "multi10")
+    assert [line.split("\t")[0] for line in text.splitlines()[1:]] == TEN
+
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "100")
+    _, text, _ = run("languages", "en,sw")
+    assert re.search(r"│ sw +│ Swahili +│ Latn ", text)
+    assert len(text.splitlines()[-1]) <= 100
+
+
+@pytest.mark.parametrize("command", ["quantize", "evaluate", "demo", "languages", "info"])
 def test_help_says_what_every_option_is(run, command):
     code, text, _ = run(command, "--help")
     assert code == 0
@@ -101,6 +125,7 @@ QUANTIZE = ["quantize", "{folder}", "--out", "{out}", "--group-size", "32", "--t
     [
         ([*QUANTIZE, "--languages", "en,tlh"], "ValueError: .*'tlh'"),
         ([*QUANTIZE, "--languages", "en:1,sw:0"], "weight must"),
+        (["languages", "klingon"], "Unknown set or language 'klingon'"),
         ([*QUANTIZE, "--corpus", "files:/nowhere"], "FileNotFoundError: .*/nowhere"),
         ([*QUANTIZE, "--corpus", "web"], "Unknown corpus 'web'"),
         ([*QUANTIZE, "--tokens", "1000000"], "are missing.*--allow-short"),

@@ -88,7 +88,9 @@ class Translator:
         Raises:
             ValueError: the model does not know one of the languages.
         """
-        vocabulary = self._tokenizer.get_vocab()
+        # M2M100's tokenizer keeps its language tokens apart.
+        apart = getattr(self._tokenizer, "lang_token_to_id", {})
+        vocabulary = {**self._tokenizer.get_vocab(), **apart}
         joiner = "" if target.script in _WITHOUT_SPACES else " "
         if prefix := _first(vocabulary, "<2{}>", target):
             return Direction(None, f"{prefix} ", None, joiner)
@@ -171,8 +173,10 @@ class Translator:
             generation_config=options,
         )
         end = torch.tensor(ends).view(1, -1)
-        # The first token starts the decoder, and is the end token in NLLB and M2M100.
-        ended = (rows[:, 1:, None] == end).flatten(1).any(1)
+        # The first token starts the decoder, and is the end token in NLLB and M2M100; the next is
+        # the language, which M2M100's tokenizer does not know to be special.
+        rows = rows[:, 1 if direction.start is None else 2 :]
+        ended = (rows[:, :, None] == end).flatten(1).any(1)
         parts = self._tokenizer.batch_decode(rows, skip_special_tokens=True)
         return [
             (" ".join(part.split()), not end)

@@ -1,14 +1,13 @@
 """The languages mlcalib knows, read from ``languages.yaml``."""
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from typing import Literal
 
 import yaml
-
-from mlcalib.registry import unknown
 
 RIGHT_TO_LEFT = frozenset({"Adlm", "Arab", "Hebr", "Nkoo", "Rohg", "Syrc", "Thaa"})
 
@@ -55,7 +54,7 @@ class Language:
 
 
 def languages() -> list[Language]:
-    """List the languages, those of arXiv 2601.18306 first, then the kinds of text."""
+    """List the languages by code, then the kinds of text."""
     return list(_catalogue().values())
 
 
@@ -63,11 +62,32 @@ def language(code: str) -> Language:
     """Look a language up by its code.
 
     Raises:
-        ValueError: there is no such language; the message names the nearest.
+        ValueError: there is no such language; the message names the nearest, by spelling, English
+            name, or code elsewhere (``iw``, ``zho_Hans``).
     """
     if code not in _catalogue():
-        raise ValueError(unknown("language", code, _catalogue()))
+        raise ValueError(unknown_language(code))
     return _catalogue()[code]
+
+
+def unknown_language(given: str, sets: Iterable[str] = ()) -> str:
+    """Say that there is no such language (or set, where ``sets`` are given) and what was meant."""
+    sets = list(sets)
+    meanings = {name: f"'{name}'" for name in sets}
+    for attribute in ("code", "name", "flores", "mc4", "wikipedia"):
+        for entry in languages():
+            alias = getattr(entry, attribute)
+            if alias is not None:
+                meanings.setdefault(alias.lower(), f"'{entry.code}' ({entry.name})")
+    alias = given.lower()
+    close = [alias] if alias in meanings else difflib.get_close_matches(alias, meanings, cutoff=0.7)
+    meant = " or ".join(dict.fromkeys(meanings[name] for name in close))
+    return (
+        f"Unknown {'set or language' if sets else 'language'} '{given}'."
+        + (f" Did you mean {meant}?" if meant else "")
+        + (f" The sets are {', '.join(sets)}." if sets else "")
+        + f" The command 'mlcalib languages' lists the {len(languages())} languages."
+    )
 
 
 @cache

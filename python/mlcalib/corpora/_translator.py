@@ -71,7 +71,7 @@ class Translator:
         """Name and commit of a model on the hub; the sha256 of the files of one in a folder."""
         folder = Path(self._name)
         if not folder.is_dir():
-            return f"{self._name} at commit {self._config._commit_hash}"
+            return f"{self._name} at commit {self._commit or 'unknown'}"
         digest = hashlib.sha256()
         for file in sorted(item for item in folder.iterdir() if item.is_file()):
             digest.update(f"{file.name} {file.stat().st_size}\n".encode())
@@ -99,7 +99,8 @@ class Translator:
         tokens = [_first(vocabulary, "__{}__", entry) for entry in (source, target)]
         if tokens[0] and tokens[1]:
             return Direction(tokens[0].strip("_"), "", vocabulary[tokens[1]], joiner)
-        unknown = target if tokens[0] or source.flores in vocabulary else source
+        known = tokens[0] or source.flores in vocabulary or _first(vocabulary, "<2{}>", source)
+        unknown = target if known else source
         raise ValueError(
             f"The model '{self._name}' does not know {unknown.name} ('{unknown.code}'): its "
             f"vocabulary has neither {unknown.flores} (as NLLB) nor __{unknown.code}__ (M2M100) "
@@ -195,18 +196,21 @@ class Translator:
             )
         return config
 
+    @property
+    def _commit(self) -> str | None:
+        return getattr(self._config, "_commit_hash", None)  # a folder has none
+
     @cached_property
     def _tokenizer(self) -> Any:
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(self._name, revision=self._config._commit_hash)
+        return AutoTokenizer.from_pretrained(self._name, revision=self._commit)
 
     @cached_property
     def _model(self) -> Any:
         from transformers import AutoModelForSeq2SeqLM
 
-        revision = self._config._commit_hash
-        return AutoModelForSeq2SeqLM.from_pretrained(self._name, revision=revision).eval()
+        return AutoModelForSeq2SeqLM.from_pretrained(self._name, revision=self._commit).eval()
 
 
 def _first(vocabulary: dict[str, int], form: str, language: Language) -> str | None:

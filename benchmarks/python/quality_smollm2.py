@@ -51,7 +51,7 @@ class Divergence:
     ) -> None:
         self._ids = {}
         for code in language_set("multi10").weights:
-            documents = open_corpus(corpus).documents(code, "eval")
+            documents = list(open_corpus(corpus).documents(code, "eval"))
             ids = stream(tokenizer, documents).ids[:KL_TOKENS]
             self._ids[code] = ids.view(-1, 1, SEQ_LEN)
         self._float = {code: self._log_probabilities(model, code) for code in self._ids}

@@ -27,8 +27,10 @@ LANGUAGES = (
     "languages lists them."
 )
 CORPUS = (
-    "sample (about 100 machine-written sentences per language, for demonstration only), or "
-    "files:PATH with LANG/{calib,eval}.txt or .jsonl."
+    "sample (about 100 machine-written sentences per language, for demonstration only); "
+    "files:PATH with LANG/{calib,eval}.txt, .jsonl or .parquet; c4, wikipedia or hub:NAME, "
+    "streamed from the Hugging Face hub; or translated:MODEL?source=en&corpus=CORPUS, another "
+    "corpus translated by an NLLB, M2M100 or MADLAD-400 model."
 )
 SEPARATOR = (
     "What stands between documents: eos, bos or a text (\\n is a newline). Default: what the "
@@ -69,6 +71,15 @@ def quantize(
     seq_len: SeqLen = 512,
     seed: Annotated[int, typer.Option(help="What documents are shuffled with.")] = 0,
     separator: Separator = None,
+    chat_template: Annotated[
+        bool,
+        typer.Option(
+            "--chat-template", help="Make text of conversations by the tokenizer's chat template."
+        ),
+    ] = False,
+    chat_template_file: Annotated[
+        Path | None, typer.Option(help="The same, by the Jinja template in this file.")
+    ] = None,
     allow_short: Annotated[
         bool, typer.Option("--allow-short", help="Use what there is where text is short.")
     ] = False,
@@ -114,6 +125,7 @@ def quantize(
             seq_len=seq_len,
             seed=seed,
             separator=_unescape(separator),
+            chat_template=chat_template_file or chat_template,
             allow_short=allow_short,
         )
         typer.echo(calibration.table())

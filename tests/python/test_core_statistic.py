@@ -12,7 +12,8 @@ names = st.sampled_from(core.statistic_names())
 # Sums; a range adds up as extremes do.
 SUMS = ["gram", "moments"]
 sums = st.sampled_from(SUMS)
-weights = st.floats(-4, 4, width=32)
+# No subnormal products: they have fewer bits.
+weights = st.floats(-4, 4, width=32).map(lambda weight: weight if abs(weight) > 1e-6 else 0.0)
 seeds = st.integers(0, 2**32 - 1)
 
 

@@ -2,10 +2,10 @@
 
     python benchmarks/python/kernels.py [gram gptq awq] [--repeats 5] [--json OUT] [--threads 2]
 
-Prints kernel, size, instruction set, threads, milliseconds of ours and of torch, the ratio, and ours
-as a share of the machine's peak (measured here as the best large fp32 matrix product). Ours and
-torch alternate, so that a busy machine slows both; medians. MLCALIB_ISA and MKL_ENABLE_INSTRUCTIONS
-hold both to one instruction set.
+Prints kernel, size, instruction set, threads, milliseconds of ours and of torch, the ratio, and our
+share of the machine's peak (measured here as the best large fp32 matrix product). Ours and torch
+alternate, so that a busy machine slows both; medians. MLCALIB_ISA and MKL_ENABLE_INSTRUCTIONS hold
+both to one instruction set.
 """
 
 import argparse

@@ -3,4 +3,4 @@
 
 /// Opens namespace mlcalib in public headers: what is declared there is exported by libmlcalib.so;
 /// everything else is compiled with hidden visibility.
-#define MLCALIB_API __attribute__((visibility("default")))
+#define MLCALIB_API [[gnu::visibility("default")]]

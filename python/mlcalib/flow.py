@@ -88,13 +88,13 @@ class Flow:
                     self._hidden[language].append(state)
 
     def probe(self, block_name: str, block: nn.Module, tokens: int) -> Probe:
-        """Return a sample of ``tokens`` tokens or some more: sequences of each language in turn.
+        """Return a sample of at least ``tokens`` tokens, and a sequence of each language.
 
-        To be called before the hidden states move on.
+        Sequences of the languages in turn. To be called before the hidden states move on.
         """
         rounds = zip_longest(*self._hidden.values())
         in_turn = [state for states in rounds for state in states if state is not None]
-        count = -(-tokens // in_turn[0].shape[1])
+        count = max(-(-tokens // in_turn[0].shape[1]), len(self._hidden))
         with self._stopwatch.timed("forward"):
             return Probe(block, in_turn[:count], self._inputs[block_name])
 

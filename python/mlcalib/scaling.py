@@ -51,9 +51,11 @@ def scale_block(
         if not any(read.values()):  # nothing of it is quantized, or no token ever reached it
             continue
         inputs = [_input(adapter, block, read[name], statistics[name]) for name in read]
-        loss_of = partial(
-            _loss, adapter, block, [each for names in read.values() for each in names], probe
-        )
+        names = [each for members in read.values() for each in members]
+        loss_of = None
+        # Behind a linear the authors judge the one linear that reads it: its Gram says as much.
+        if probe is not None and not isinstance(adapter.module(block, group.source), nn.Linear):
+            loss_of = partial(_loss, probe, adapter, block, names)
         with named(f"scales behind {source}"):
             scales = quantizer.prepare(inputs, source_channels(adapter, block, group), loss_of)
             fold(adapter, block, group, scales.values)
@@ -72,15 +74,13 @@ def _input(
 
 
 def _loss(
+    probe: Probe,
     adapter: Adapter,
     block: nn.Module,
     names: Sequence[str],
-    probe: Probe | None,
     weights: Sequence[Tensor],
 ) -> float:
     """Return what it costs the block's output if linears hold these weights."""
-    if probe is None:
-        raise RuntimeError("the quantizer runs the block but its probe_tokens is 0")
     with _replaced(adapter, block, names, weights):
         return probe.loss(block)
 

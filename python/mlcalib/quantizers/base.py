@@ -96,7 +96,7 @@ class Quantizer(ABC):
         return 0
 
     def prepare(
-        self, inputs: Sequence[ScaledInput], source_of: Tensor | None, loss_of: OutputLoss
+        self, inputs: Sequence[ScaledInput], source_of: Tensor | None, loss_of: OutputLoss | None
     ) -> ChannelScales:
         """Return scales for the channels of inputs that one source makes; if ``scales`` is set.
 
@@ -104,7 +104,7 @@ class Quantizer(ABC):
             inputs: of the same channels: one, or one for each expert.
             source_of: int64 [in], for each channel the source's channel; those that share one get
                 one scale. None where it is one to one.
-            loss_of: runs the block; only where ``probe_tokens`` is not 0.
+            loss_of: runs the block; None behind a linear, and where ``probe_tokens`` is 0.
         """
         raise NotImplementedError(f"{type(self).__name__} chooses no scales.")
 

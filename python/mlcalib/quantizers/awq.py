@@ -21,8 +21,8 @@ class AwqQuantizerOptions(QuantizerOptions):
         range: how ranges are chosen while scales are searched, and without ``clip`` at the end.
         points: scales tried per scale group, powers 0, 1/points, … of the mean |x|.
         objective: ``linear`` takes the scale with the least error of the linears' outputs, from the
-            Gram; ``block``, behind a norm, with that of the block's output, from its forward, much
-            as the authors do (they look at the output of its attention or MLP).
+            Gram; ``block``, behind a norm, with that of the attention's or MLP's output, from its
+            forward, as the authors do.
         clip: choose final ranges by the error of the outputs (the group's block of the Gram).
         probe_tokens: calibration tokens that ``block`` runs on, or a sequence of each language if
             that is more.

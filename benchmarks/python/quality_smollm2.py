@@ -115,6 +115,7 @@ def main() -> None:
     parser.add_argument("--bits", type=int, default=4)
     parser.add_argument("--group-size", type=int, default=64)
     parser.add_argument("--symmetric", action="store_true")
+    parser.add_argument("--no-kl", action="store_true", help="only the loss")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     corpus = f"files:{arguments.text}"
@@ -131,7 +132,7 @@ def main() -> None:
         return mlcalib.evaluate(what, "multi10", corpus, **scale, progress=False)
 
     rows = evaluate(source)
-    divergence = Divergence(model, tokenizer, corpus)
+    divergence = None if arguments.no_kl else Divergence(model, tokenizer, corpus)
     scales: dict[tuple[Any, ...], list[ChannelScales]] = {}
     for variant in arguments.variants:
         method, name, propagate, options = parse(variant)
@@ -151,7 +152,8 @@ def main() -> None:
         if method == "awq" and propagate == "float":
             scales[key] = found_scales
         found = evaluate(quantized)
-        found += divergence.of(quantized, found[0])
+        if divergence is not None:
+            found += divergence.of(quantized, found[0])
         label = variant.partition(":")[2] or "none"
         rows += [replace(row, calibration=label) for row in found]
         rises = [
@@ -173,8 +175,9 @@ def main() -> None:
         f"{TOKENS:,} calibration tokens in each setting; {torch.get_num_threads()} threads\n"
     )
     print(markdown(rise_table(rows)))
-    print(f"\nKL divergence from float (nats) over {KL_TOKENS:,} tokens per language\n")
-    print(markdown(metric_table(rows, "kl")))
+    if divergence is not None:
+        print(f"\nKL divergence from float (nats) over {KL_TOKENS:,} tokens per language\n")
+        print(markdown(metric_table(rows, "kl")))
     print("\n" + definition(tokenizer, tokens=SCORED, seq_len=SEQ_LEN, separator=None))
 
 

@@ -36,6 +36,7 @@ PYBIND11_MODULE(_core, m) {
   mlcalib::register_linear(m);
   mlcalib::register_rtn(m);
   mlcalib::register_gptq(m);
+  mlcalib::register_awq(m);
   mlcalib::register_statistic(m);
   mlcalib::register_packing(m);
   mlcalib::register_runtime(m);

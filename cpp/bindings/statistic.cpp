@@ -16,12 +16,16 @@ void register_statistic(py::module_& m) {
            "Adds the tokens of x [..., channels].")
       .def("merge", &Statistic::merge, py::arg("other"), py::arg("weight") = 1.0, NoGil(),
            "*this += weight · other.")
+      .def("rescale", &Statistic::rescale, py::arg("factors"), NoGil(),
+           "As if every activation had been multiplied by factors [channels].")
       .def("state", &Statistic::state, NoGil(), "Copies of the named tensors, with 'tokens'.")
       .def("load", &Statistic::load, py::arg("state"), NoGil(), "Replaces the state.");
   m.def(
       "make_statistic",
       [](const std::string& name, int64_t channels) { return make_statistic(name, channels); },
       py::arg("name"), py::arg("channels"), "An empty statistic.");
+  m.def("update", &update, py::arg("statistics"), py::arg("x"), NoGil(),
+        "Adds the tokens of x to several statistics in one pass over memory.");
   m.def("statistic_names", &statistic_names);
 }
 

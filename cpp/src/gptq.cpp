@@ -4,7 +4,6 @@
 #include <ATen/ops/argsort.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty_like.h>
-#include <ATen/ops/linalg_cholesky_ex.h>
 #include <c10/util/Exception.h>
 
 #include <algorithm>
@@ -12,6 +11,7 @@
 #include <mlcalib/gptq.hpp>
 
 #include "check.hpp"
+#include "cholesky.hpp"
 #include "round_grid.hpp"
 #include "stubs.hpp"
 
@@ -40,30 +40,6 @@ void GptqOptions::check() const {
 
 namespace {
 
-struct Factor {
-  at::Tensor upper;  ///< R, upper triangular, H = R Rᵀ
-  double damp = 0;
-};
-
-constexpr double kDampStep = 10;
-constexpr double kDampLimit = 1;
-
-// Cholesky of the row- and column-reversed H gives the upper factor without an inverse.
-Factor factorise(const at::Tensor& gram, double mean, double damp) {
-  const double first = damp;
-  for (;; damp *= kDampStep) {
-    at::Tensor reversed = gram.flip({0, 1});
-    reversed.diagonal().add_(damp * mean);
-    const auto [lower, info] = at::linalg_cholesky_ex(reversed);
-    if (info.item<int64_t>() == 0) return {lower.flip({0, 1}), damp};
-    TORCH_CHECK_LINALG(damp * kDampStep <= std::max(kDampLimit, first),
-                       "the Gram is not positive definite, even with damping ", damp,
-                       " (asked: ", first,
-                       ") of the mean of its diagonal; expected a sum of x xᵀ. ",
-                       "Check the statistics, or raise damp.");
-  }
-}
-
 std::vector<int64_t> groups_of(const at::Tensor& visits, const GridSpec& spec) {
   const at::Tensor host = visits.to(at::kCPU).contiguous();
   const int64_t* column = host.const_data_ptr<int64_t>();
@@ -91,18 +67,6 @@ Grid rows_of(const Grid& grid, int64_t first, int64_t count) {
           grid.spec};
 }
 
-double mean_diagonal(const at::Tensor& gram) {
-  const at::Tensor diagonal = gram.diagonal();
-  TORCH_CHECK_LINALG(diagonal.min().item<float>() >= 0,
-                     "the Gram is not positive definite: its diagonal goes down to ",
-                     diagonal.min().item<float>(), "; expected a sum of x xᵀ.");
-  const double mean = diagonal.mean(at::kDouble).item<double>();
-  TORCH_CHECK_VALUE(mean > 0,
-                    "the Gram is zero: no calibration token reached this linear. Give it ",
-                    "tokens, or round it with rtn.");
-  return mean;
-}
-
 }  // namespace
 
 std::vector<QuantizedLinear> gptq(at::TensorList weights, const at::Tensor& gram,
@@ -113,27 +77,36 @@ std::vector<QuantizedLinear> gptq(at::TensorList weights, const at::Tensor& gram
   check_gram(gram, weight.size(1));
   const double mean = mean_diagonal(gram);
   const at::Tensor importance = gram.diagonal() + options.damp * mean;
+  at::Tensor damped;  // H; a copy of the Gram's size, so only where it has a say
+  if (options.grid.range == Range::kGramBlock) {
+    damped = gram.clone(at::MemoryFormat::Contiguous);
+    damped.diagonal().copy_(importance);
+  }
 
   // Static grids belong to the weight's own columns; the solve sees columns in the order visited.
   const at::DeviceType device = weight.device().type();
   Grid grid;
   if (options.static_grid) {
-    const bool by_gram = options.grid.range == Range::kGram;
-    const auto [scale, zero] =
-        fit_grid_stub(device, weight, by_gram ? importance : at::Tensor(), options.grid);
+    const auto [scale, zero] = fit_grid_stub(
+        device, weight, options.grid.range == Range::kGram ? importance : at::Tensor(), damped,
+        options.grid);
     grid = round_grid(scale, zero, options.grid);
   }
   const at::Tensor visits = options.order == Order::kActivation
                                 ? at::argsort(importance, /*stable=*/true, /*dim=*/0,
                                               /*descending=*/true)
                                 : at::arange(weight.size(1), importance.options().dtype(at::kLong));
-  const Factor factor =
-      factorise(gram.index_select(0, visits).index_select(1, visits), mean, options.damp);
-  const at::Tensor diagonal = factor.upper.diagonal().contiguous();
+  // Cholesky of the row- and column-reversed H gives the upper factor without an inverse.
+  const at::Tensor reversed_visits = visits.flip(0);
+  const Cholesky factor = damped_cholesky(
+      gram.index_select(0, reversed_visits).index_select(1, reversed_visits), mean, options.damp);
+  const at::Tensor upper = factor.lower.flip({0, 1});
+  const at::Tensor diagonal = upper.diagonal().contiguous();
   const GptqSolution solution = gptq_stub(device, {.weight = weight.index_select(1, visits),
-                                                   .factor = factor.upper / diagonal,
+                                                   .factor = upper / diagonal,
                                                    .diagonal = diagonal,
                                                    .importance = importance.index_select(0, visits),
+                                                   .gram = damped,
                                                    .group_of = groups_of(visits, options.grid),
                                                    .grid = grid,
                                                    .options = options});

@@ -18,16 +18,21 @@ std::string_view to_string(Range range) {
       return "mse";
     case Range::kGram:
       return "gram";
+    case Range::kGramBlock:
+      return "gram_block";
   }
   TORCH_INTERNAL_ASSERT(false);
 }
 
 Range parse_range(std::string_view name) {
-  for (const Range range : {Range::kMinMax, Range::kMse, Range::kGram}) {
+  for (const Range range : {Range::kMinMax, Range::kMse, Range::kGram, Range::kGramBlock}) {
     if (to_string(range) == name) return range;
   }
-  TORCH_CHECK_VALUE(false, "range is '", name, "', expected 'minmax', 'mse' or 'gram'.");
+  TORCH_CHECK_VALUE(false, "range is '", name,
+                    "', expected 'minmax', 'mse', 'gram' or 'gram_block'.");
 }
+
+bool needs_gram(Range range) { return range == Range::kGram || range == Range::kGramBlock; }
 
 void GridSpec::check() const {
   TORCH_CHECK_VALUE(2 <= bits && bits <= 8, "bits is ", bits, ", expected 2 to 8.");
@@ -56,14 +61,15 @@ Grid fit_grid(const at::Tensor& weight, const GridSpec& spec,
               const std::optional<at::Tensor>& gram) {
   spec.check();
   const at::Tensor checked = check_weight(weight);
-  at::Tensor importance;
-  if (spec.range == Range::kGram) {
-    TORCH_CHECK_VALUE(gram.has_value(), "range='gram' needs the Gram of the weight's input; pass ",
-                      "gram=, or use range='mse'.");
+  if (needs_gram(spec.range)) {
+    TORCH_CHECK_VALUE(gram.has_value(), "range='", to_string(spec.range),
+                      "' needs the Gram of the weight's input; pass gram=, or use range='mse'.");
     check_gram(*gram, checked.size(1));
-    importance = gram->diagonal().contiguous();
   }
-  const auto [scale, zero] = fit_grid_stub(checked.device().type(), checked, importance, spec);
+  const auto [scale, zero] =
+      fit_grid_stub(checked.device().type(), checked,
+                    spec.range == Range::kGram ? gram->diagonal().contiguous() : at::Tensor(),
+                    spec.range == Range::kGramBlock ? gram->contiguous() : at::Tensor(), spec);
   return round_grid(scale, zero, spec);
 }
 

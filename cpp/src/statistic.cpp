@@ -3,6 +3,7 @@
 #include <c10/core/InferenceMode.h>
 #include <c10/util/Exception.h>
 
+#include <algorithm>
 #include <cmath>
 #include <mlcalib/statistic.hpp>
 
@@ -17,6 +18,11 @@ namespace {
 struct LeaveInferenceMode : c10::InferenceMode {
   LeaveInferenceMode() : c10::InferenceMode(false) {}
 };
+
+// A piece of activations stays in the cache and is a multiple of what the Gram's kernel takes at a
+// time, so that pieces change no sum.
+constexpr int64_t kPieceBytes = 1 << 20;
+constexpr int64_t kPieceTokens = 256;
 
 using Registry = std::map<std::string, StatisticFactory, std::less<>>;
 
@@ -52,16 +58,38 @@ std::unique_ptr<Statistic> make_statistic(std::string_view name, int64_t channel
   return found->second(std::string(name), channels);
 }
 
-void Statistic::update(const at::Tensor& x) {
-  TORCH_CHECK_VALUE(x.dim() >= 1 && x.size(-1) == channels_, "x has shape ", x.sizes(),
-                    ", expected [..., ", channels_, "].");
+void update(const std::vector<Statistic*>& statistics, const at::Tensor& x) {
   check_floating(x, "x");
+  for (const Statistic* each : statistics) {
+    TORCH_CHECK_VALUE(x.dim() >= 1 && x.size(-1) == each->channels_, "x has shape ", x.sizes(),
+                      ", expected [..., ", each->channels_, "].");
+  }
   if (x.numel() == 0) return;
   check_finite(x, "x");
   const LeaveInferenceMode leave;
-  const at::Tensor rows = x.detach().reshape({-1, channels_});
-  add(rows);
-  tokens_ += static_cast<double>(rows.size(0));
+  const at::Tensor rows = x.detach().reshape({-1, x.size(-1)});
+  const int64_t fitting = kPieceBytes / (rows.size(1) * rows.element_size());
+  const int64_t piece = std::max<int64_t>(fitting / kPieceTokens, 1) * kPieceTokens;
+  for (int64_t first = 0; first < rows.size(0); first += piece) {
+    const int64_t count = std::min(piece, rows.size(0) - first);
+    for (Statistic* each : statistics) {
+      each->add(rows.narrow(0, first, count));
+      each->tokens_ += static_cast<double>(count);
+    }
+  }
+}
+
+void Statistic::update(const at::Tensor& x) { mlcalib::update({this}, x); }
+
+void Statistic::rescale(const at::Tensor& factors) {
+  TORCH_CHECK_VALUE(factors.dim() == 1 && factors.size(0) == channels_, "factors have shape ",
+                    factors.sizes(), ", expected [", channels_, "].");
+  check_floating(factors, "factors");
+  check_finite(factors, "factors");
+  TORCH_CHECK_VALUE(factors.min().item<float>() > 0, "factors go down to ",
+                    factors.min().item<float>(), ", expected positive numbers.");
+  const LeaveInferenceMode leave;
+  multiply(factors.detach().to(at::kFloat));
 }
 
 void Statistic::merge(const Statistic& other, double weight) {

@@ -22,10 +22,23 @@ inline constinit DeviceStub<void(const at::Tensor& gram, const at::Tensor& x)> g
 /// Copies the upper triangle of gram into the lower.
 inline constinit DeviceStub<void(const at::Tensor& gram)> mirror_stub{"mirror"};
 
+/// sum += Σ x, absolute += Σ |x|, square += Σ x² over the tokens of x [tokens, channels]; float64
+/// [channels].
+inline constinit DeviceStub<void(const at::Tensor& sum, const at::Tensor& absolute,
+                                 const at::Tensor& square, const at::Tensor& x)>
+    moments_update_stub{"moments_update"};
+
+/// low = min(low, x), high = max(high, x) over the tokens of x; float32 [channels].
+inline constinit DeviceStub<void(const at::Tensor& low, const at::Tensor& high,
+                                 const at::Tensor& x)>
+    range_update_stub{"range_update"};
+
 /// (scale, zero), float32 [rows, groups], unrounded, of weight float32 [rows, cols]; importance
-/// float32 [cols] weights squared errors and may be undefined.
+/// float32 [cols] weights squared errors, gram [cols, cols] the errors of a group and their
+/// products instead. Both may be undefined.
 inline constinit DeviceStub<std::tuple<at::Tensor, at::Tensor>(
-    const at::Tensor& weight, const at::Tensor& importance, const GridSpec& spec)>
+    const at::Tensor& weight, const at::Tensor& importance, const at::Tensor& gram,
+    const GridSpec& spec)>
     fit_grid_stub{"fit_grid"};
 
 /// codes uint8 [rows, cols] of weight float32 [rows, cols].
@@ -42,6 +55,7 @@ struct GptqProblem {
   at::Tensor factor;      ///< M = R · diag(R)⁻¹, float32 [cols, cols], unit upper triangular
   at::Tensor diagonal;    ///< diag(R), float32 [cols]
   at::Tensor importance;  ///< diag(H), float32 [cols], for running grids
+  at::Tensor gram;        ///< H, float32 [cols, cols], for running grids by its blocks
   std::vector<int64_t> group_of;  ///< [cols]
   Grid grid;  ///< fitted beforehand; with running grids empty tensors to be filled
   GptqOptions options;
@@ -54,6 +68,19 @@ struct GptqSolution {
   Grid grid;
 };
 inline constinit DeviceStub<GptqSolution(const GptqProblem& problem)> gptq_stub{"gptq"};
+
+/// What AWQ's scale search needs of linears that read one input.
+struct AwqProblem {
+  at::Tensor weight;      ///< float32 [rows, cols]
+  at::Tensor candidates;  ///< float32 [points, cols], scales of the input channels
+  at::Tensor importance;  ///< diag(G), float32 [cols], for the range search; may be undefined
+  at::Tensor sketch;      ///< S, float32 [k, cols], SᵀS ≈ G
+  at::Tensor missing;     ///< diag(G − SᵀS), float32 [cols]
+  GridSpec spec;
+};
+
+/// float64 [points]: ‖S Dᵀ‖² + Σ_c missing_c ‖D_c‖² of each candidate s, D = W − Q(W·s)/s.
+inline constinit DeviceStub<at::Tensor(const AwqProblem& problem)> awq_scores_stub{"awq_scores"};
 
 /// ⟨a, b⟩ of two float32 matrices, summed in float64.
 inline constinit DeviceStub<double(const at::Tensor& a, const at::Tensor& b)> dot_stub{"dot"};

@@ -6,7 +6,7 @@ from typing import Literal, Never, overload
 import torch
 from torch import Tensor
 
-Range = Literal["minmax", "mse", "gram"]
+Range = Literal["minmax", "mse", "gram", "gram_block"]
 Order = Literal["activation", "natural"]
 
 class _Extension(type):
@@ -17,10 +17,11 @@ class GridSpec(metaclass=_Extension):
 
     ``group_size`` is the number of input channels that share a scale; -1 is the whole row. A last
     group may be shorter. ``symmetric`` fixes the zero point at mid-range. ``range`` chooses the
-    range of each group: its extremes (``minmax``), or the best of shrunk ranges by squared error,
-    each channel weighted alike (``mse``) or by the diagonal of the Gram (``gram``). ``scale_dtype``
-    (float32, bfloat16 or float16) is what a checkpoint will hold: scales are rounded to it before
-    codes are chosen.
+    range of each group: its extremes (``minmax``), or the best of shrunk ranges by squared error:
+    each channel's weighted alike (``mse``) or by the diagonal of the Gram (``gram``), or all errors
+    and their products by the group's block of the Gram (``gram_block``). ``scale_dtype`` (float32,
+    bfloat16 or float16) is what a checkpoint will hold: scales are rounded to it before codes are
+    chosen.
 
     Raises:
         ValueError: bits outside 2…8, a group size neither -1 nor positive, an unknown range.
@@ -120,10 +121,71 @@ def gptq(
     weights: Sequence[Tensor], gram: Tensor, options: GptqOptions = ...
 ) -> list[QuantizedLinear]: ...
 
+class LinearGroup(metaclass=_Extension):
+    """Linears that read the same input: ``weights`` [rows, cols] each, and its ``gram``."""
+
+    def __init__(self, weights: Sequence[Tensor], gram: Tensor) -> None: ...
+    @property
+    def weights(self) -> list[Tensor]: ...
+    @property
+    def gram(self) -> Tensor: ...
+
+class AwqOptions(metaclass=_Extension):
+    """Options of ``awq_scale``.
+
+    ``grid`` is that of the scaled weights; its range is chosen anew for each of the ``points``
+    candidates, the exponents 0, 1/points, … (points - 1)/points. A sketch of ``sketch`` rows scores
+    them (a smaller Gram is not sketched); the ``exact`` best are scored again with the whole Gram.
+    """
+
+    def __init__(
+        self, grid: GridSpec = ..., points: int = 20, exact: int = 3, sketch: int = 256
+    ) -> None: ...
+    @property
+    def grid(self) -> GridSpec: ...
+    @property
+    def points(self) -> int: ...
+    @property
+    def exact(self) -> int: ...
+    @property
+    def sketch(self) -> int: ...
+
+class AwqScale(metaclass=_Extension):
+    """What ``awq_scale`` found.
+
+    ``scale`` float32 [cols]: weights are multiplied by it, inputs divided. ``loss`` is
+    Σ tr(D G Dᵀ), D = W - Q(W·s)/s, ``unscaled`` the same without a scale. ``scores`` float64
+    [points] are the losses of all candidates as the sketch estimates them.
+    """
+
+    def __init__(self, *args: Never, **kwargs: Never) -> None: ...
+    @property
+    def scale(self) -> Tensor: ...
+    @property
+    def exponent(self) -> float: ...
+    @property
+    def loss(self) -> float: ...
+    @property
+    def unscaled(self) -> float: ...
+    @property
+    def scores(self) -> Tensor: ...
+
+def awq_candidates(mean: Tensor, points: int = 20, source_of: Tensor | None = None) -> Tensor: ...
+def awq_scale(
+    groups: Sequence[LinearGroup],
+    mean: Tensor,
+    options: AwqOptions = ...,
+    source_of: Tensor | None = None,
+) -> AwqScale: ...
+def awq_clip(weight: Tensor, gram: Tensor, spec: GridSpec) -> Grid: ...
+
 class Statistic(metaclass=_Extension):
     """A summary of activations that adds up over tokens, batches, languages and processes.
 
-    ``make_statistic`` makes them.
+    ``make_statistic`` makes them: ``gram`` (Σ x xᵀ), ``moments`` (``sum``, ``absolute`` and
+    ``square`` of each channel, float64) and ``range`` (``low`` and ``high`` of each channel; they
+    add up as extremes do, and a weight says only whether the other side counts). ``rescale`` is as
+    if every activation had been multiplied, channel by channel, by positive factors.
     """
 
     def __init__(self, *args: Never, **kwargs: Never) -> None: ...
@@ -135,10 +197,12 @@ class Statistic(metaclass=_Extension):
     def tokens(self) -> float: ...
     def update(self, x: Tensor) -> None: ...
     def merge(self, other: Statistic, weight: float = 1.0) -> None: ...
+    def rescale(self, factors: Tensor) -> None: ...
     def state(self) -> dict[str, Tensor]: ...
     def load(self, state: Mapping[str, Tensor]) -> None: ...
 
 def make_statistic(name: str, channels: int) -> Statistic: ...
+def update(statistics: Sequence[Statistic], x: Tensor) -> None: ...
 def statistic_names() -> list[str]: ...
 def pack(codes: Tensor, bits: int) -> Tensor: ...
 def unpack(packed: Tensor, bits: int, columns: int) -> Tensor: ...

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
 app = typer.Typer(
     help="Quantize multilingual language models with language-diverse calibration, and see per "
@@ -21,10 +22,15 @@ app = typer.Typer(
 console = Console(stderr=True)
 
 MODEL = "A folder with safetensors, a hub name, or a GGUF file."
-LANGUAGES = "A set (multi10, multi, multimix, en …), languages (en,sw) or shares (en:0.7,sw:0.3)."
+LANGUAGES = (
+    "A set (multi10, multi, aya23 …), languages (en,sw) or shares (en:0.7,sw:0.3). The command "
+    "languages lists them."
+)
 CORPUS = (
-    "sample (about 100 machine-written sentences per language, for demonstration only), or "
-    "files:PATH with LANG/{calib,eval}.txt or .jsonl."
+    "sample (about 100 machine-written sentences per language, for demonstration only); "
+    "files:PATH with LANG/{calib,eval}.txt, .jsonl or .parquet; c4, wikipedia or hub:NAME, "
+    "streamed from the Hugging Face hub; or translated:MODEL?source=en&corpus=CORPUS, another "
+    "corpus translated by an NLLB, M2M100 or MADLAD-400 model."
 )
 SEPARATOR = (
     "What stands between documents: eos, bos or a text (\\n is a newline). Default: what the "
@@ -44,7 +50,13 @@ def quantize(
     model: Annotated[str, typer.Argument(help=MODEL)],
     out: Annotated[Path, typer.Option(help="Folder to write; must not exist.")],
     method: Annotated[str, typer.Option(help="gptq or rtn (which needs no text).")] = "gptq",
-    bits: Annotated[int, typer.Option(help="Bits of a weight, 2 to 8.")] = 4,
+    bits: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Bits of a weight, 2 to 8 (default: 4), and again: REGEX=BITS for linears whose "
+            "name it matches; the first that matches counts."
+        ),
+    ] = None,
     group_size: Annotated[
         int, typer.Option(help="Input channels that share a scale; -1 for the whole row.")
     ] = 128,
@@ -59,6 +71,15 @@ def quantize(
     seq_len: SeqLen = 512,
     seed: Annotated[int, typer.Option(help="What documents are shuffled with.")] = 0,
     separator: Separator = None,
+    chat_template: Annotated[
+        bool,
+        typer.Option(
+            "--chat-template", help="Make text of conversations by the tokenizer's chat template."
+        ),
+    ] = False,
+    chat_template_file: Annotated[
+        Path | None, typer.Option(help="The same, by the Jinja template in this file.")
+    ] = None,
     allow_short: Annotated[
         bool, typer.Option("--allow-short", help="Use what there is where text is short.")
     ] = False,
@@ -73,6 +94,10 @@ def quantize(
         str, typer.Option(help="compressed-tensors (packed) or dense (dequantized weights).")
     ] = "compressed-tensors",
     dtype: Dtype = "auto",
+    skip: Annotated[
+        list[str] | None,
+        typer.Option(help="REGEX; linears whose name it matches stay in floating point."),
+    ] = None,
     option: Annotated[
         list[str] | None,
         typer.Option(help="Further option of the method as NAME=VALUE, e.g. damp=0.02."),
@@ -85,9 +110,11 @@ def quantize(
     """
     import mlcalib
     from mlcalib.files import check_output
+    from mlcalib.overrides import parse_bits
 
     check_output(out)
     further = _options(option or [])
+    width, overrides = parse_bits(bits or [])
     calibration = None
     if method != "rtn":
         calibration = mlcalib.calibration(
@@ -98,6 +125,7 @@ def quantize(
             seq_len=seq_len,
             seed=seed,
             separator=_unescape(separator),
+            chat_template=chat_template_file or chat_template,
             allow_short=allow_short,
         )
         typer.echo(calibration.table())
@@ -109,7 +137,9 @@ def quantize(
         propagate=propagate,  # type: ignore[arg-type]  # checked there
         format=format,
         dtype=dtype,
-        bits=bits,
+        skip=skip or (),
+        overrides=overrides,
+        bits=width,
         group_size=group_size,
         symmetric=symmetric,
         **further,
@@ -131,15 +161,24 @@ def evaluate(
     separator: Separator = None,
     dtype: Dtype = "auto",
     out: Annotated[Path | None, typer.Option(help="Write the rows to this JSONL file.")] = None,
+    card: Annotated[
+        bool,
+        typer.Option(
+            "--card",
+            help="Put the results, with those of float models beside them, into the model card "
+            "(README.md) of each checkpoint that mlcalib wrote.",
+        ),
+    ] = False,
 ) -> None:
     """Measure perplexity and bits per byte per language."""
     import mlcalib
     from mlcalib.evaluation import definition
     from mlcalib.models.loading import load_tokenizer
-    from mlcalib.report import markdown, perplexity_table, rise_table
+    from mlcalib.report import markdown, perplexity_table, rise_table, write_model_card
     from mlcalib.results import write_rows
 
     separator = _unescape(separator)
+    carded = _carded(models) if card else []
     rows = mlcalib.evaluate(
         models,
         languages,
@@ -158,6 +197,10 @@ def evaluate(
         typer.echo(markdown(rise_table(rows)))
     how = definition(load_tokenizer(models[0]), tokens=tokens, seq_len=seq_len, separator=separator)
     typer.echo(f"\n{how}")
+    for folder in carded:
+        chosen = [row for row in rows if row.model == folder or row.method == "float"]
+        write_model_card(folder, chosen, f"{how} Text: the eval split of `{corpus}`.")
+        typer.echo(f"written to {folder}/README.md")
 
 
 @app.command()
@@ -168,6 +211,45 @@ def demo(
     from mlcalib.demo import run
 
     run(out, echo=typer.echo)
+
+
+@app.command()
+def languages(
+    of: Annotated[
+        str | None,
+        typer.Argument(metavar="SET", help="Only those of a set (multi10) or a list (en,sw)."),
+    ] = None,
+) -> None:
+    """List the languages, and which benchmarks have them.
+
+    Tier: from 0, hardly any text, to 5 (Joshi et al. 2020). Tab-separated where it is piped.
+
+    Example: mlcalib languages multi10
+    """
+    import mlcalib.languages as catalogue
+
+    entries = catalogue.languages()
+    if of is not None:
+        entries = [catalogue.language(code) for code in catalogue.language_set(of).weights]
+    header = ["code", "name", "script", "family", "tier", "benchmarks"]
+    rows = [
+        [
+            entry.code,
+            entry.name,
+            entry.script or "",
+            entry.family or "",
+            "" if entry.tier is None else str(entry.tier),
+            ", ".join(sorted(entry.benchmarks)),
+        ]
+        for entry in entries
+    ]
+    if not sys.stdout.isatty():
+        typer.echo("\n".join(map("\t".join, [header, *rows])))
+        return
+    table = Table(*header)
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
 
 
 @app.command()
@@ -209,6 +291,21 @@ def _options(given: list[str]) -> dict[str, Any]:
             raise ValueError(f"--option is '{item}', expected NAME=VALUE, e.g. damp=0.02.")
         options[name] = value
     return options
+
+
+def _carded(models: list[str]) -> list[str]:
+    """Return the checkpoints that mlcalib wrote, after a look at their cards."""
+    from mlcalib.model_card import check_card
+
+    folders = [model for model in models if (Path(model) / "mlcalib.json").is_file()]
+    if not folders:
+        raise ValueError(
+            f"--card: none of {', '.join(models)} is a checkpoint that mlcalib wrote (a folder "
+            "with mlcalib.json)."
+        )
+    for folder in folders:
+        check_card(folder)
+    return folders
 
 
 def _unescape(separator: str | None) -> str | None:

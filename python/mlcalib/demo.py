@@ -8,7 +8,7 @@ import mlcalib
 from mlcalib.evaluation import definition
 from mlcalib.files import atomic_file, check_output
 from mlcalib.models.loading import load_model, load_tokenizer
-from mlcalib.report import markdown, perplexity_table, rise_table
+from mlcalib.report import markdown, perplexity_table, rise_table, write_model_card
 from mlcalib.results import write_rows
 
 TOKENS = 2048  # as many as the English part of the sample holds
@@ -70,6 +70,12 @@ def run(out: Path, echo: Callable[[str], None] = print) -> None:
         [source, *quantized], LANGUAGES, "sample", tokens=SCORED, seq_len=SEQ_LEN
     )
     how = definition(tokenizer, tokens=SCORED, seq_len=SEQ_LEN, separator=None)
+    measured = [
+        row
+        for row in rows
+        if row.method == "float" or (row.method, row.calibration) == ("gptq", LANGUAGES)
+    ]
+    write_model_card(checkpoint, measured, f"{how} Text: the eval split of `sample`.")
     report = _REPORT.format(
         perplexity=markdown(perplexity_table(rows)),
         rise=markdown(rise_table(rows)),

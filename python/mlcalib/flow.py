@@ -1,8 +1,9 @@
 """The calibration text on its way through the model, one block at a time."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
@@ -44,6 +45,24 @@ class Stopwatch:
         self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
 
 
+class Probe:
+    """A sample of what a block reads and what it made of that, to tell what a change costs."""
+
+    def __init__(self, block: nn.Module, hidden: list[Tensor], inputs: BlockInputs) -> None:
+        """Run the block as it is on hidden states [1, seq_len, hidden size]."""
+        self._hidden = hidden
+        self._inputs = inputs
+        self._outputs = [run_block(block, state, inputs) for state in hidden]
+
+    def loss(self, block: nn.Module) -> float:
+        """Return the mean squared difference between the block's outputs now and then."""
+        square = sum(
+            float((run_block(block, state, self._inputs) - output).float().square().sum())
+            for state, output in zip(self._hidden, self._outputs, strict=True)
+        )
+        return square / sum(output.numel() for output in self._outputs)
+
+
 class Flow:
     """The hidden states of every sequence of the calibration set, moving from block to block."""
 
@@ -59,7 +78,8 @@ class Flow:
         self._calibration = calibration
         self._stopwatch = stopwatch
         self._hidden: dict[str, list[Tensor]] = {}  # language → [1, seq_len, hidden size] each
-        self._inputs: BlockInputs  # the same for every sequence: they have one shape
+        # Block → its other arguments, the same for every sequence: they have one shape.
+        self._inputs: dict[str, BlockInputs] = {}
         with stopwatch.timed("forward"):
             for language in calibration.ids:
                 self._hidden[language] = []
@@ -67,26 +87,53 @@ class Flow:
                     state, self._inputs = embed(model, adapter, ids)
                     self._hidden[language].append(state)
 
+    def probe(self, block_name: str, block: nn.Module, tokens: int) -> Probe:
+        """Return a sample of at least ``tokens`` tokens, and a sequence of each language.
+
+        Sequences of the languages in turn. To be called before the hidden states move on.
+        """
+        rounds = zip_longest(*self._hidden.values())
+        in_turn = [state for states in rounds for state in states if state is not None]
+        count = max(-(-tokens // in_turn[0].shape[1]), len(self._hidden))
+        with self._stopwatch.timed("forward"):
+            return Probe(block, in_turn[:count], self._inputs[block_name])
+
     def collect(
-        self, block_name: str, block: nn.Module, kinds: Iterable[str], *, advance: bool
+        self,
+        block_name: str,
+        block: nn.Module,
+        kinds: Iterable[str],
+        *,
+        skipped: Container[str],
+        advance: bool,
     ) -> BlockStatistics:
-        """Return the block's statistics; with ``advance`` its outputs become the hidden states."""
-        linears = self._adapter.linears
+        """Return the block's statistics; with ``advance`` its outputs become the hidden states.
+
+        Inputs that only ``skipped`` linears (names in the model) read have none.
+        """
+        linears = self._adapter.linears_of(block)
         statistics: BlockStatistics = {
             name: {
                 language: StatisticSet(kinds, self._adapter.linear(block, members[0]).in_features)
                 for language in self._hidden
             }
             for name, members in linears.items()
+            if any(f"{block_name}.{member}" not in skipped for member in members)
         }
+        if not (statistics or advance):
+            return statistics
+        inputs = self._inputs[block_name]
         in_statistics = 0.0
         language, counted = "", 0  # of the sequence that runs
 
-        def see(name: str, x: Tensor) -> None:
+        def see(name: str, x: Tensor, positions: Tensor | None) -> None:
             nonlocal in_statistics
+            if name not in statistics:
+                return
             start = time.perf_counter()
+            x = x[:counted] if positions is None else x[positions < counted]
             with named(f"input of {block_name}.{linears[name][0]}, text in '{language}'"):
-                statistics[name][language].update(x[0, :counted])
+                statistics[name][language].update(x)
             in_statistics += time.perf_counter() - start
 
         start = time.perf_counter()
@@ -95,16 +142,16 @@ class Flow:
                 sequences = self._calibration.sequences(language)
                 for index, (_, counted) in enumerate(sequences):  # noqa: B007 - read by see
                     if advance:
-                        states[index] = run_block(block, states[index], self._inputs)
+                        states[index] = run_block(block, states[index], inputs)
                     else:
-                        run_to_last_input(self._adapter, block, states[index], self._inputs)
+                        run_to_last_input(self._adapter, block, states[index], inputs)
         self._stopwatch.add("gram", in_statistics)
         self._stopwatch.add("forward", time.perf_counter() - start - in_statistics)
         return statistics
 
-    def advance(self, block: nn.Module) -> None:
+    def advance(self, block_name: str, block: nn.Module) -> None:
         """Move the hidden states through the block as it is now."""
         with self._stopwatch.timed("forward"):
             for states in self._hidden.values():
                 for index, state in enumerate(states):
-                    states[index] = run_block(block, state, self._inputs)
+                    states[index] = run_block(block, state, self._inputs[block_name])

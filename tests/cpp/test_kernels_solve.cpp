@@ -69,18 +69,42 @@ class KernelTest : public testing::TestWithParam<std::tuple<const KernelTable*, 
   Values values_ = std::get<1>(GetParam());
 };
 
+// A positive semidefinite block [columns][columns] with some channels dead.
+std::vector<float> draw_gram(int64_t columns) {
+  const std::vector<float> x = draw(Values::kNormal, columns * 7, 2);
+  std::vector<float> gram(columns * columns);
+  for (int64_t i = 0; i < columns; ++i) {
+    for (int64_t j = 0; j < columns; ++j) {
+      for (int64_t t = 0; t < 7; ++t)
+        gram[i * columns + j] += x[t * columns + i] * x[t * columns + j];
+      if (i % 5 == 4 || j % 5 == 4) gram[i * columns + j] = 0;
+    }
+  }
+  return gram;
+}
+
 TEST_P(KernelTest, FitGroup) {
   constexpr int64_t kRows = 2 * kRowTile, kStride = 3 * kRowTile;
   for (const int64_t columns : {1, 3, 64}) {
     const std::vector<float> weight = draw(values_, columns * kStride, 1);
-    std::vector<float> importance = draw(Values::kNormal, columns, 2);
-    for (float& each : importance) each = each < -1 ? 0 : each * each;
-    for (const float* weights :
-         {static_cast<const float*>(nullptr), static_cast<const float*>(importance.data())}) {
+    const std::vector<float> gram = draw_gram(columns);
+    std::vector<float> importance(columns), scratch(columns * kRowTile);
+    for (int64_t c = 0; c < columns; ++c) importance[c] = gram[c * columns + c];
+    GroupPanel group{.weight = weight.data(),
+                     .importance = nullptr,
+                     .gram = nullptr,
+                     .gram_stride = columns,
+                     .scratch = scratch.data(),
+                     .columns = columns,
+                     .rows = kRows,
+                     .stride = kStride};
+    for (const auto& [by_importance, by_block] :
+         {std::pair{false, false}, std::pair{true, false}, std::pair{false, true}}) {
+      group.importance = by_importance ? importance.data() : nullptr;
+      group.gram = by_block ? gram.data() : nullptr;
       for (const bool symmetric : {false, true}) {
         for (const int candidates : {1, 14}) {
           for (const int bits : {2, 3, 4, 8}) {
-            const GroupPanel group{weight.data(), weights, columns, kRows, kStride};
             const GridShape shape{std::exp2f(static_cast<float>(bits)) - 1, symmetric, candidates};
             std::vector<float> scale(kRows), zero(kRows), wanted_scale(kRows), wanted_zero(kRows);
             table_.fit_group(group, shape, scale.data(), zero.data());
@@ -94,6 +118,45 @@ TEST_P(KernelTest, FitGroup) {
             }
           }
         }
+      }
+    }
+  }
+}
+
+TEST_P(KernelTest, RoundScaled) {
+  constexpr int64_t kRows = 2 * kRowTile, kStride = 3 * kRowTile;
+  for (const int64_t columns : {1, 3, 64}) {
+    const std::vector<float> weight = draw(values_, columns * kStride, 1);
+    std::vector<float> factor = draw(Values::kNormal, columns, 2), inverse(columns);
+    for (int64_t c = 0; c < columns; ++c) {
+      factor[c] = std::exp(factor[c]);
+      inverse[c] = 1 / factor[c];
+    }
+    const std::vector<float> square = draw(Values::kNormal, columns, 3);
+    for (const bool symmetric : {false, true}) {
+      for (const int candidates : {1, 14}) {
+        const GridShape shape{15, symmetric, candidates};
+        const auto round = [&](const KernelTable& table) {
+          std::vector<float> scaled(columns * kRowTile), error(columns * kRows), sum(kRows, 0.5F);
+          table.awq->round_scaled({.weight = weight.data(),
+                                   .factor = factor.data(),
+                                   .inverse = inverse.data(),
+                                   .importance = nullptr,
+                                   .square = square.data(),
+                                   .scaled = scaled.data(),
+                                   .error = error.data(),
+                                   .sum = sum.data(),
+                                   .columns = columns,
+                                   .rows = kRows,
+                                   .stride = kStride,
+                                   .error_stride = kRows},
+                                  shape);
+          return std::pair{error, sum};
+        };
+        const auto [error, sum] = round(table_);
+        const auto [wanted_error, wanted_sum] = round(generic());
+        EXPECT_TRUE(same_bits(error, wanted_error)) << columns << " columns";
+        EXPECT_TRUE(same_bits(sum, wanted_sum)) << columns << " columns";
       }
     }
   }
@@ -131,7 +194,14 @@ TEST_P(KernelTest, GptqBlock) {
 
     // Two groups: scales from the columns' own range, and powers of two that make ties.
     std::vector<float> scales(2 * kStride, 0.5F), zeros(2 * kStride, 8);
-    const GroupPanel group{weight.data(), nullptr, columns, kRows, kStride};
+    const GroupPanel group{.weight = weight.data(),
+                           .importance = nullptr,
+                           .gram = nullptr,
+                           .gram_stride = 0,
+                           .scratch = nullptr,
+                           .columns = columns,
+                           .rows = kRows,
+                           .stride = kStride};
     generic().fit_group(group, {15, false, 14}, scales.data(), zeros.data());
     std::vector<const float*> scale, zero;
     for (int64_t k = 0; k < columns; ++k) {

@@ -21,7 +21,16 @@ const StubCase kStubs[] = {
     {"gram_update", [](c10::DeviceType d) { gram_update_stub(d, at::Tensor(), at::Tensor()); }},
     {"mirror", [](c10::DeviceType d) { mirror_stub(d, at::Tensor()); }},
     {"fit_grid",
-     [](c10::DeviceType d) { fit_grid_stub(d, at::Tensor(), at::Tensor(), GridSpec{}); }},
+     [](c10::DeviceType d) {
+       fit_grid_stub(d, at::Tensor(), at::Tensor(), at::Tensor(), GridSpec{});
+     }},
+    {"moments_update",
+     [](c10::DeviceType d) {
+       moments_update_stub(d, at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor());
+     }},
+    {"range_update",
+     [](c10::DeviceType d) { range_update_stub(d, at::Tensor(), at::Tensor(), at::Tensor()); }},
+    {"awq_scores", [](c10::DeviceType d) { awq_scores_stub(d, AwqProblem{}); }},
     {"quantize", [](c10::DeviceType d) { quantize_stub(d, at::Tensor(), Grid{}); }},
     {"dequantize", [](c10::DeviceType d) { dequantize_stub(d, at::Tensor(), Grid{}); }},
     {"gptq", [](c10::DeviceType d) { gptq_stub(d, GptqProblem{}); }},

@@ -1,5 +1,7 @@
 """What a notebook calls."""
 
+import json
+
 import pytest
 import torch
 
@@ -45,13 +47,34 @@ def test_a_corpus_by_name_and_a_model_for_its_tokenizer(tokenizer, tmp_path):
     assert set(calibration.tokens.values()) == {30}
 
 
+@pytest.mark.parametrize(
+    "languages", [None, "en:2,sw:1", LanguageSet("mine", {"sw": 3, "en": 0.1, "ha": 1 / 3})]
+)
+def test_a_calibration_set_is_made_again_from_its_arguments(tokenizer, tmp_path, languages):
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "model.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
+    made = mlcalib.calibration(
+        tmp_path, languages, tokens=301, seq_len=16, seed=4, separator="eos", allow_short=True
+    )
+    again = mlcalib.calibration(**json.loads(json.dumps(made.arguments)))
+    assert again.fingerprint == made.fingerprint
+    assert again.arguments == made.arguments == made.describe()["arguments"]
+
+
+def test_what_was_given_in_memory_has_no_arguments(tokenizer):
+    assert mlcalib.calibration(tokenizer, corpus=TEXTS, tokens=100, seq_len=16).arguments == {}
+    assert mlcalib.calibration(None, corpus={"en": [[1, 2]]}, seq_len=16).arguments == {}
+    assert mlcalib.calibration(tokenizer, tokens=100, seq_len=16).arguments == {}
+
+
 def test_every_language_of_the_sample_fills_the_demo(tokenizer):
     from mlcalib.corpora import open_corpus
 
     sample = open_corpus("sample")
     for code in mlcalib.calibration(tokenizer, "multimix", tokens=1200, seq_len=16).ids:
-        assert len(sample.documents(code, "calib")) >= 20
-        assert len(sample.documents(code, "eval")) >= 8
+        assert len(list(sample.documents(code, "calib"))) >= 20
+        assert len(list(sample.documents(code, "eval"))) >= 8
 
 
 def test_the_sample_is_parallel():
@@ -60,7 +83,7 @@ def test_the_sample_is_parallel():
     sample = open_corpus("sample")
     for split, lines in (("calib", 77), ("eval", 30)):
         for code in ["en", "fr", "sw", "zh", "xh", "st", "zu", "yo", "ig", "ha"]:
-            assert len(sample.documents(code, split)) == lines
+            assert len(list(sample.documents(code, split))) == lines
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,10 @@ from transformers import AutoModelForCausalLM
 
 import mlcalib
 from mlcalib.cli import app, main
+from mlcalib.languages import languages
 from mlcalib.results import read_rows
+
+TEN = ["en", "fr", "sw", "zh", "xh", "st", "zu", "yo", "ig", "ha"]
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +81,25 @@ def test_rtn_and_dense_need_no_text(run, folder, tmp_path):
     assert AutoModelForCausalLM.from_pretrained(out).dtype == torch.float32
 
 
+def test_bits_and_skip_per_layer(run, folder, tmp_path):
+    out = tmp_path / "out"
+    code, _, error = run(
+        "quantize", folder, "--out", out, "--method", "rtn", "--group-size", 32, "--symmetric",
+        "--bits", "down_proj=8", "--bits", "4", "--bits", "(?<=attn.)[qkv]_proj=8",
+        "--skip", r"layers\.0\.", "--skip", "o_proj",
+    )  # fmt: skip
+    assert code == 0, error
+    record = json.loads((out / "mlcalib.json").read_text())
+    changed = [(each["pattern"], each["options"]) for each in record["recipe"]["overrides"]]
+    assert [pattern for pattern, _ in changed] == [
+        r"layers\.0\.", "o_proj", "down_proj", "(?<=attn.)[qkv]_proj",
+    ]  # fmt: skip
+    assert [options and options["bits"] for _, options in changed] == [None, None, 8, 8]
+    assert record["recipe"]["options"]["bits"] == 4
+    assert len(record["layers"]) == 6
+    assert AutoModelForCausalLM.from_pretrained(out).dtype == torch.float32
+
+
 def test_info(run):
     code, text, _ = run("info")
     assert code == 0
@@ -85,7 +107,28 @@ def test_info(run):
         assert part in text
 
 
-@pytest.mark.parametrize("command", ["quantize", "evaluate", "demo", "info"])
+def test_languages(run, monkeypatch):
+    code, text, _ = run("languages")
+    assert code == 0
+    header, *lines = (line.split("\t") for line in text.splitlines())
+    assert header == ["code", "name", "script", "family", "tier", "benchmarks"]
+    assert [line[0] for line in lines] == [entry.code for entry in languages()]
+    zulu = next(line for line in lines if line[0] == "zu")
+    assert zulu[1:5] == ["isiZulu", "Latn", "Niger-Congo", "2"]
+    assert "afrixnli" in zulu[5].split(", ")
+    assert lines[-1] == ["math", "Mathematics", "", "", "", ""]
+
+    _, text, _ = run("languages", "multi10")
+    assert [line.split("\t")[0] for line in text.splitlines()[1:]] == TEN
+
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "100")
+    _, text, _ = run("languages", "en,sw")
+    assert re.search(r"│ sw +│ Swahili +│ Latn ", text)
+    assert len(text.splitlines()[-1]) <= 100
+
+
+@pytest.mark.parametrize("command", ["quantize", "evaluate", "demo", "languages", "info"])
 def test_help_says_what_every_option_is(run, command):
     code, text, _ = run(command, "--help")
     assert code == 0
@@ -101,12 +144,21 @@ QUANTIZE = ["quantize", "{folder}", "--out", "{out}", "--group-size", "32", "--t
     [
         ([*QUANTIZE, "--languages", "en,tlh"], "ValueError: .*'tlh'"),
         ([*QUANTIZE, "--languages", "en:1,sw:0"], "weight must"),
+        (["languages", "klingon"], "Unknown set or language 'klingon'"),
         ([*QUANTIZE, "--corpus", "files:/nowhere"], "FileNotFoundError: .*/nowhere"),
         ([*QUANTIZE, "--corpus", "web"], "Unknown corpus 'web'"),
         ([*QUANTIZE, "--tokens", "1000000"], "are missing.*--allow-short"),
         ([*QUANTIZE, "--option", "damp"], "expected NAME=VALUE"),
         ([*QUANTIZE, "--option", "damp=much"], "damp"),
         ([*QUANTIZE, "--seq-len", "1"], "seq_len is 1"),
+        ([*QUANTIZE, "--bits", "four"], "--bits is 'four', expected a number, or REGEX=BITS"),
+        ([*QUANTIZE, "--bits", "=8"], "--bits is '=8', expected"),
+        ([*QUANTIZE, "--bits", "down="], "--bits is 'down=', expected"),
+        ([*QUANTIZE, "--bits", "4", "--bits", "8"], "given as 4 and as 8"),
+        ([*QUANTIZE, "--bits", "mlp=4", "--bits", "mlp=8"], "'mlp' twice"),
+        ([*QUANTIZE, "--bits", "9"], "bits is 9, expected 2 to 8"),
+        ([*QUANTIZE, "--bits", "gate=8"], "'gate' takes model.layers.0.mlp.gate_proj but not"),
+        ([*QUANTIZE, "--skip", "nothing"], "'nothing' matches none of the 14 linears"),
         ([*QUANTIZE[:5], "48"], "group_size 48 does not divide"),
         (["quantize", "/nowhere", "--out", "{out}"], "There is no model at '/nowhere'"),
         (

@@ -26,6 +26,7 @@ for bits, symmetric in ((3, False), (4, True)):
     spec = core.GridSpec(bits, 64, symmetric, "gram")
     solved = {
         "rtn": core.rtn(weight, spec, gram),
+        "clip": core.rtn(weight, core.GridSpec(bits, 64, symmetric, "gram_block"), gram),
         "activation": core.gptq(weight, gram, core.GptqOptions(spec)),
         "running": core.gptq(
             weight, gram, core.GptqOptions(spec, order="natural", static_grid=False)

@@ -9,7 +9,11 @@ from hypothesis import strategies as st
 from mlcalib import _core as core
 
 names = st.sampled_from(core.statistic_names())
-weights = st.floats(-4, 4, width=32)
+# Sums; a range adds up as extremes do.
+SUMS = ["gram", "moments"]
+sums = st.sampled_from(SUMS)
+# No subnormal products: they have fewer bits.
+weights = st.floats(-4, 4, width=32).map(lambda weight: weight if abs(weight) > 1e-6 else 0.0)
 seeds = st.integers(0, 2**32 - 1)
 
 
@@ -40,6 +44,9 @@ def assert_close(a, b, size):
     assert a.tokens == pytest.approx(b.tokens, rel=1e-12, abs=1e-9)
     limit = size.state()
     for key, tensor in a.state().items():
+        if a.name == "range":
+            assert torch.equal(tensor, b.state()[key]), key
+            continue
         bound = limit[key].abs().max() * 1e-5 + 1e-30
         assert ((tensor - b.state()[key]).abs() <= bound).all(), key
 
@@ -89,7 +96,7 @@ def test_an_empty_statistic_changes_nothing(name, xs):
     assert_same(sum_of((1, empty), (1, statistic)), statistic)
 
 
-@given(names, inputs(2), weights)
+@given(sums, inputs(2), weights)
 def test_a_weight_scales(name, xs, weight):
     a, b = (statistic_of(name, x) for x in xs)
     mixed = sum_of((1, a), (weight, b))
@@ -109,7 +116,7 @@ def test_a_weight_of_zero_adds_nothing(name, xs):
         assert torch.equal(tensor, a.state()[key]), key
 
 
-@given(names, inputs(2), weights, weights)
+@given(sums, inputs(2), weights, weights)
 def test_a_mixture_is_linear(name, xs, first, second):
     a, b = (statistic_of(name, x) for x in xs)
     twice = sum_of((2, sum_of((first, a), (second, b))))
@@ -200,3 +207,76 @@ def test_nan_or_inf_adds_nothing(name, value):
         statistic.update(x)
     for key, tensor in statistic.state().items():
         assert torch.equal(tensor, before[key]), key
+
+
+def test_moments_are_those_of_the_tokens():
+    x = activations(999, 70)
+    state = statistic_of("moments", x[:400], x[400:]).state()
+    for key, wanted in (
+        ("sum", x.double().sum(0)),
+        ("absolute", x.double().abs().sum(0)),
+        ("square", x.double().square().sum(0)),
+    ):
+        assert state[key].dtype == torch.float64
+        assert ((state[key] - wanted).abs() <= 1e-6 * x.double().abs().sum(0).max()).all()
+    gram = statistic_of("gram", x).state()["gram"].diagonal()
+    assert torch.allclose(state["square"].float(), gram, rtol=1e-5)
+
+
+@given(inputs(2), st.floats(0.01, 4))
+def test_a_range_holds_the_extremes(xs, weight):
+    both = sum_of((1, statistic_of("range", xs[0])), (weight, statistic_of("range", xs[1])))
+    x = torch.cat(xs)
+    state = both.state()
+    if len(x) == 0:
+        assert (state["low"] == float("inf")).all()
+        assert (state["high"] == -float("inf")).all()
+    else:
+        assert torch.equal(state["low"], x.amin(0))
+        assert torch.equal(state["high"], x.amax(0))
+    with pytest.raises(ValueError, match="weight -1: extremes cannot be taken away"):
+        both.merge(both, -1)
+
+
+@given(names, inputs(1), seeds)
+def test_rescaling_is_scaling_the_activations(name, xs, seed):
+    (x,) = xs
+    factors = torch.randn(x.shape[1], generator=torch.Generator().manual_seed(seed)).exp()
+    scaled = statistic_of(name, x)
+    scaled.rescale(factors)
+    wanted = statistic_of(name, x * factors).state()
+    for key, tensor in scaled.state().items():
+        size = statistic_of("gram", x * factors).state()["gram"].diagonal().sum() + 1
+        assert torch.allclose(tensor, wanted[key], rtol=1e-5, atol=1e-5 * float(size)), key
+
+
+def test_rescaling_needs_positive_factors():
+    statistic = statistic_of("gram", activations(4, 8))
+    with pytest.raises(ValueError, match=r"factors go down to 0, expected positive"):
+        statistic.rescale(torch.zeros(8))
+    with pytest.raises(ValueError, match=r"factors have shape \[7\], expected \[8\]"):
+        statistic.rescale(torch.ones(7))
+
+
+@given(inputs(1))
+def test_statistics_of_one_pass_are_those_of_several(xs):
+    (x,) = xs
+    together = [core.make_statistic(name, x.shape[1]) for name in core.statistic_names()]
+    core.update(together, x)
+    for statistic in together:
+        assert_same(statistic, statistic_of(statistic.name, x))
+
+
+def test_one_pass_over_many_tokens_and_one_that_fails():
+    x = activations(3000, 300)
+    together = [core.make_statistic(name, 300) for name in core.statistic_names()]
+    core.update(together, x)
+    for statistic in together:
+        assert_same(statistic, statistic_of(statistic.name, x))
+    x[2999, 299] = float("nan")
+    before = [statistic.state() for statistic in together]
+    with pytest.raises(ValueError, match=r"x holds 1 NaN or Inf"):
+        core.update(together, x)
+    for statistic, state in zip(together, before, strict=True):
+        for key, tensor in statistic.state().items():
+            assert torch.equal(tensor, state[key])

@@ -61,7 +61,7 @@ def test_unpack_returns_what_was_packed(linear):
 @given(quantized_linears())
 def test_the_compressed_tensors_library_reads_what_was_packed(linear):
     spec = linear.grid.spec
-    config = PACKED.quantization_config(spec, "activation", ["lm_head"])
+    config = PACKED.quantization_config({"a": spec}, "activation", ["lm_head"])
     scheme = QuantizationConfig.model_validate(config).config_groups["group_0"]
     state = {name.removeprefix("a."): tensor for name, tensor in PACKED.pack("a", linear).items()}
     library = BaseCompressor.get_value_from_registry("pack-quantized")
@@ -73,8 +73,8 @@ def test_the_compressed_tensors_library_reads_what_was_packed(linear):
 @given(quantized_linears(), st.sampled_from(["activation", "natural"]))
 def test_the_config_describes_the_grid(linear, order):
     spec = linear.grid.spec
-    config = json.loads(json.dumps(PACKED.quantization_config(spec, order, [])))
-    back = PACKED.read_spec(config, spec.scale_dtype)
+    config = json.loads(json.dumps(PACKED.quantization_config({"a": spec}, order, [])))
+    back = PACKED.read_specs(config, ["a"], spec.scale_dtype)["a"]
     assert (back.bits, back.group_size, back.symmetric, back.scale_dtype) == (
         spec.bits,
         spec.group_size,
@@ -87,50 +87,56 @@ def test_the_config_describes_the_grid(linear, order):
 
 def test_activation_order_is_told():
     (natural, static) = (
-        PACKED.quantization_config(GridSpec(), order, [])["config_groups"]["group_0"]["weights"]
+        PACKED.quantization_config({"a": GridSpec()}, order, [])["config_groups"]["group_0"][
+            "weights"
+        ]
         for order in ("natural", "activation")
     )
     assert natural["actorder"] is None
     assert static["actorder"] == "static"
 
 
+def check(spec, shapes):
+    PACKED.check(dict.fromkeys(shapes, spec), shapes)
+
+
 def test_check_says_which_layers_do_not_fit_and_what_would():
     linears = {f"model.layers.{i}.self_attn.q_proj": (576, 576) for i in range(180)}
     linears |= {f"model.layers.{i}.mlp.down_proj": (576, 1536) for i in range(30)}
     with pytest.raises(ValueError) as error:
-        PACKED.check(GridSpec(4, 128), linears)
+        check(GridSpec(4, 128), linears)
     assert str(error.value) == (
         "group_size 128 does not divide 576 input channels of model.layers.0.self_attn.q_proj "
         "(and 179 more); use 64, 96, 192 or -1"
     )
     for size in (64, 96, 192, -1):
-        PACKED.check(GridSpec(4, size), linears)
+        check(GridSpec(4, size), linears)
 
 
 def test_check_names_one_layer_of_each_width():
     with pytest.raises(ValueError, match=r"96 .* of a, nor 100 .* of b; use 4 or -1$"):
-        PACKED.check(GridSpec(4, 64), {"a": (8, 96), "b": (8, 100)})
+        check(GridSpec(4, 64), {"a": (8, 96), "b": (8, 100)})
     with pytest.raises(ValueError, match=r"use -1$"):
-        PACKED.check(GridSpec(4, 64), {"a": (8, 96), "b": (8, 97)})
+        check(GridSpec(4, 64), {"a": (8, 96), "b": (8, 97)})
 
 
 @pytest.mark.parametrize("bits", [2, 3, 5, 6, 7])
 def test_check_refuses_other_bits(bits):
     with pytest.raises(ValueError, match=f"4 or 8 bits, not {bits}"):
-        PACKED.check(GridSpec(bits, -1), {"a": (8, 8)})
+        check(GridSpec(bits, -1), {"a": (8, 8)})
 
 
 def test_dense_holds_any_grid_and_reads_none_back():
     dense = formats.get("dense")()
     linear = random_linear(GridSpec(3, 5, scale_dtype=torch.bfloat16), 3, 7)
-    dense.check(linear.grid.spec, {"a": (3, 7)})
+    dense.check({"a": linear.grid.spec}, {"a": (3, 7)})
     tensors = dense.pack("a", linear)
     assert torch.equal(tensors["a.weight"], linear.dequantize().bfloat16())
-    assert dense.quantization_config(linear.grid.spec, "natural", []) is None
+    assert dense.quantization_config({"a": linear.grid.spec}, "natural", []) is None
     with pytest.raises(NotImplementedError):
         dense.unpack("a", tensors, linear.grid.spec)
     with pytest.raises(NotImplementedError):
-        dense.read_spec({}, torch.float32)
+        dense.read_specs({}, ["a"], torch.float32)
 
 
 @pytest.mark.parametrize("name", formats.names())
@@ -169,7 +175,7 @@ def test_unpack_says_which_tensor_is_missing_or_misshapen():
 
 def edited(path, value):
     """A section of an asymmetric 4 bit checkpoint with one entry changed."""
-    config = PACKED.quantization_config(GridSpec(4, 8), "natural", [])
+    config = PACKED.quantization_config({"a": GridSpec(4, 8)}, "natural", [])
     *parents, last = path.split(".")
     section = config
     for key in parents:
@@ -181,10 +187,11 @@ def edited(path, value):
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("config_groups", {}, "exactly one group"),
-        ("config_groups", [], "exactly one group"),
-        ("config_groups.group_0", {"targets": ["Linear"]}, "exactly one group"),
-        ("config_groups.group_1", {}, "exactly one group"),
+        ("config_groups", {}, "no group for a, which has codes"),
+        ("config_groups", [], "does not describe groups"),
+        ("config_groups.group_0", {"targets": ["Linear"]}, "does not describe groups"),
+        ("config_groups.group_0.targets", ["Embedding", "b", "re:b"], "no group for a, which"),
+        ("config_groups.group_1", {}, "does not describe groups"),
         ("config_groups.group_0.format", "int-quantized", "expected pack-quantized"),
         ("config_groups.group_0.weights.num_bits", 3, "expected pack-quantized"),
         ("config_groups.group_0.weights.type", "float", "expected pack-quantized"),
@@ -195,7 +202,24 @@ def edited(path, value):
 )
 def test_sections_that_cannot_be_read_are_refused(path, value, message):
     with pytest.raises(ValueError, match=message):
-        PACKED.read_spec(edited(path, value), torch.float32)
+        PACKED.read_specs(edited(path, value), ["a"], torch.float32)
+
+
+def test_groups_are_found_by_name_then_by_pattern_then_by_class():
+    """The order of compressed-tensors, whatever the order of the groups."""
+    config = edited("ignore", [])
+    group = config["config_groups"].pop("group_0")
+    targets = {4: ["Linear"], 8: ["re:.*mlp"], 16: ["a.mlp.up", "a.q"]}
+    for size, names in targets.items():
+        weights = group["weights"] | {"group_size": size}
+        config["config_groups"][str(size)] = group | {"targets": names, "weights": weights}
+    specs = PACKED.read_specs(config, ["a.q", "a.k", "a.mlp.up", "a.mlp.down"], torch.float32)
+    assert {name: spec.group_size for name, spec in specs.items()} == {
+        "a.q": 16,
+        "a.k": 4,
+        "a.mlp.up": 16,
+        "a.mlp.down": 8,
+    }
 
 
 def test_an_atomic_folder_appears_whole(tmp_path):

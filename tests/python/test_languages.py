@@ -7,25 +7,39 @@ from hypothesis import strategies as st
 
 from mlcalib.languages import LanguageSet, language, language_set, languages, set_names
 
+AYA23 = [
+    *("ar", "cs", "de", "el", "en", "es", "fa", "fr", "he", "hi", "id", "it", "ja", "ko", "nl"),
+    *("pl", "pt", "ro", "ru", "tr", "uk", "vi", "zh"),
+]
 TEN = ["en", "fr", "sw", "zh", "xh", "st", "zu", "yo", "ig", "ha"]
 
 
 def test_catalogue():
-    assert [entry.code for entry in languages()] == [*TEN, "code", "math"]
+    codes = [entry.code for entry in languages()]
+    assert codes[-2:] == ["code", "math"]
+    assert codes[:-2] == sorted(codes[:-2])
+    assert len(codes) == 219
     assert [entry.code for entry in languages() if entry.kind == "text"] == ["code", "math"]
-    for code in TEN:
-        entry = language(code)
-        assert entry.tier in ("high", "medium", "low")
-        assert entry.family
-        assert entry.benchmarks["flores200"].endswith(f"_{entry.script}")
-    assert language("zh").script == "Hans"
     assert not language("code").benchmarks
+    for code in {*TEN, *AYA23}:
+        entry = language(code)
+        assert entry.flores
+        assert entry.mc4
+        assert entry.wikipedia == code
+        assert {"belebele", "sib200"} <= entry.benchmarks.keys()
+
+
+def test_a_language():
+    hebrew = language("he")
+    assert hebrew.name == "Hebrew"
+    assert (hebrew.script, hebrew.family, hebrew.tier) == ("Hebr", "Afro-Asiatic", 3)
+    assert (hebrew.flores, hebrew.mc4, hebrew.wikipedia) == ("heb_Hebr", "iw", "he")
+    assert hebrew.right_to_left
 
 
 @pytest.mark.parametrize(
     ("benchmark", "codes"),
     [
-        ("flores200", TEN),
         ("belebele", TEN),
         ("xnli", ["en", "fr", "sw", "zh"]),
         ("xstorycloze", ["en", "sw", "zh"]),
@@ -35,22 +49,49 @@ def test_catalogue():
         ("afrimmlu", [code for code in TEN if code != "zh"]),
     ],
 )
-def test_benchmarks(benchmark, codes):
-    assert [entry.code for entry in languages() if benchmark in entry.benchmarks] == codes
+def test_benchmarks_of_the_ten(benchmark, codes):
+    assert [code for code in TEN if benchmark in language(code).benchmarks] == codes
 
 
-def test_unknown_language():
-    with pytest.raises(ValueError, match=r"Unknown language 'mathe'. Did you mean 'math'\? Avail"):
-        language("mathe")
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("mathe", "'math' (Mathematics)"),
+        ("german", "'de' (German)"),
+        ("Swahilli", "'sw' (Swahili)"),
+        ("zho_Hans", "'zh' (Chinese)"),
+        ("iw", "'he' (Hebrew)"),
+        ("no", "'nb' (Norwegian Bokmål)"),
+    ],
+)
+def test_unknown_language(given, meant):
+    with pytest.raises(ValueError) as error:
+        language(given)
+    assert str(error.value) == (
+        f"Unknown language '{given}'. Did you mean {meant}? "
+        "The command 'mlcalib languages' lists the 219 languages."
+    )
 
 
-def test_sets_of_the_paper():
-    assert set_names() == ["en", "fr", "multi", "multi10", "multimix", "sw", "xh", "zh"]
+def test_unknown_language_with_none_near():
+    with pytest.raises(ValueError, match=r"^Unknown language '\?\?'\. The command"):
+        language("??")
+
+
+def test_builtin_sets():
+    assert set_names() == [
+        *("aya23", "command-r", "en", "fr", "multi", "multi10", "multimix", "sw", "xh", "zh")
+    ]
     for name in ("en", "fr", "sw", "zh", "xh"):
         assert language_set(name) == LanguageSet(name, {name: 1})
     assert list(language_set("multi").weights) == ["en", "fr", "sw", "zh", "xh"]
     assert list(language_set("multi10").weights) == TEN
     assert list(language_set("multimix").weights) == [*TEN, "code", "math"]
+    assert list(language_set("aya23").weights) == AYA23
+    assert len(AYA23) == 23
+    assert list(language_set("command-r").weights) == [
+        *("ar", "de", "en", "es", "fr", "it", "ja", "ko", "pt", "zh")
+    ]
     for name in set_names():
         found = language_set(name)
         assert found.name == name
@@ -65,6 +106,7 @@ def test_sets_of_the_paper():
         (" st ", "st", {"st": 1}),
         ("en:0.5, sw:0.5", "en+sw", {"en": 0.5, "sw": 0.5}),
         ("en:3,sw:1", "en0.75+sw0.25", {"en": 0.75, "sw": 0.25}),
+        ("zh,zh-Hant", "zh+zh-Hant", {"zh": 0.5, "zh-Hant": 0.5}),
         ("en : 75, code : 25", "en0.75+code0.25", {"en": 0.75, "code": 0.25}),
         ("zu:7", "zu", {"zu": 1}),
     ],
@@ -76,7 +118,11 @@ def test_spelled_out_sets(spec, name, weights):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("mutli10", r"Unknown set or language 'mutli10'. Did you mean 'multi10'\?"),
+        (
+            "mutli10",
+            r"set or language 'mutli10'\. Did you mean 'multi10'\? The sets are aya23, .*zh",
+        ),
+        ("Zulu", r"Did you mean 'zu' \(isiZulu\)\?"),
         ("", "The set '' has an empty entry"),
         ("en,multi", "Unknown language 'multi'"),
         ("en,,sw", "The set 'en,,sw' has an empty entry"),

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from small_models import tiny_llama
+from small_models import ARCHITECTURES, tiny_llama, tiny_model
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from mlcalib.models import adapters, find_adapter
+from mlcalib.models.experts import unfuse
 from mlcalib.models.loading import architecture, check_source, load_model
 from mlcalib.models.running import embed, run_block, run_to_last_input, watching
 
@@ -34,7 +35,18 @@ def test_every_linear_of_every_block_is_named_once(model, adapter):
 
 
 def test_every_module_of_the_package_is_a_family():
-    assert all(adapter.architectures and adapter.linears for adapter in adapters())
+    assert all(adapter.architectures for adapter in adapters())
+    assert len(adapters()) == 10
+
+
+def test_the_error_names_all_architectures():
+    prefixes = {prefix for prefix, _ in ARCHITECTURES.values()}
+    with pytest.raises(NotImplementedError) as error:
+        find_adapter("Unheard")
+    assert all(f"{prefix}ForCausalLM" in str(error.value) for prefix in prefixes)
+    assert {name for adapter in adapters() for name in adapter.architectures} == {
+        f"{prefix}ForCausalLM" for prefix in prefixes
+    }
 
 
 def test_unknown_architecture_names_the_file_to_add():
@@ -53,11 +65,30 @@ def test_a_layer_that_is_missing_or_not_linear_is_named(adapter):
 
 
 @torch.no_grad()
-def test_blocks_one_by_one_are_the_model(model, adapter):
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_blocks_one_by_one_are_the_model(name):
+    """Where one block's window is shorter than the sequence and the other's is not, too."""
+    model = tiny_model(name)
+    adapter = find_adapter(type(model).__name__)
+    unfuse(model, adapter)
+    expected = []
+    model.model.norm.register_forward_pre_hook(lambda _, args: expected.append(args[0]))
+    model(IDS)
     hidden, inputs = embed(model, adapter, IDS)
-    for _, block in adapter.named_blocks(model):
-        hidden = run_block(block, hidden, inputs)
-    assert torch.equal(model.lm_head(model.model.norm(hidden)), model(IDS).logits)
+    for block_name, block in adapter.named_blocks(model):
+        hidden = run_block(block, hidden, inputs[block_name])
+    assert torch.equal(hidden, expected[0])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["gemma2", "cohere2", "qwen2"])
+def test_blocks_are_called_with_their_own_masks(name):
+    model = tiny_model(name)
+    adapter = find_adapter(type(model).__name__)
+    hidden, inputs = embed(model, adapter, IDS)
+    (first, block), (second, _) = adapter.named_blocks(model)
+    own = run_block(block, hidden, inputs[first])
+    assert not torch.equal(own, run_block(block, hidden, inputs[second]))
 
 
 @torch.no_grad()
@@ -68,19 +99,37 @@ def test_a_forward_after_the_pass_is_not_caught(model, adapter):
 
 
 @torch.no_grad()
+def test_a_forward_of_a_block_s_own_is_kept(model, adapter):
+    """accelerate puts one there."""
+    block = model.model.layers[1]
+    own = block.forward = lambda hidden, **_: hidden + 1
+    embed(model, adapter, IDS)
+    assert block.forward is own
+    assert "forward" not in vars(model.model.layers[0])
+
+
+def test_an_error_inside_the_model_leaves_the_blocks_as_they_were(model, adapter):
+    model.model.rotary_emb = None
+    with pytest.raises(TypeError):
+        embed(model, adapter, IDS)
+    assert not any("forward" in vars(block) for block in model.model.layers)
+
+
+@torch.no_grad()
 def test_each_input_is_seen_once_also_without_the_last_linear(model, adapter):
     hidden, inputs = embed(model, adapter, IDS)
-    _, block = adapter.named_blocks(model)[0]
+    block_name, block = adapter.named_blocks(model)[0]
     whole, short = [], []
-    with watching(adapter, block, lambda name, x: whole.append((name, x))):
-        run_block(block, hidden, inputs)
-    with watching(adapter, block, lambda name, x: short.append((name, x))):
-        run_to_last_input(adapter, block, hidden, inputs)
-    assert [name for name, _ in whole] == list(adapter.linears)
+    with watching(adapter, block, lambda name, x, _: whole.append((name, x))):
+        run_block(block, hidden, inputs[block_name])
+    with watching(adapter, block, lambda name, x, _: short.append((name, x))):
+        run_to_last_input(adapter, block, hidden, inputs[block_name])
+    linears = adapter.linears_of(block)
+    assert [name for name, _ in whole] == list(linears)
     for (name, x), (short_name, short_x) in zip(whole, short, strict=True):
         assert name == short_name
         assert torch.equal(x, short_x)
-        assert x.shape[-1] == adapter.linear(block, adapter.linears[name][0]).in_features
+        assert x.shape[-1] == adapter.linear(block, linears[name][0]).in_features
 
 
 def test_a_folder_round_trip(model, tmp_path):

@@ -190,7 +190,7 @@ def test_folders_without_weights_are_refused(tmp_path):
         ({"quantization_config": {"quant_method": "compressed-tensors"}}, "dtype None"),
         (
             {"quantization_config": {"quant_method": "compressed-tensors"}, "dtype": "float32"},
-            "exactly one group",
+            "does not describe groups",
         ),
     ],
 )

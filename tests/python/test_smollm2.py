@@ -33,7 +33,7 @@ def problems():
     )
     grams = {}
 
-    def see(name, x):
+    def see(name, x, _):
         key = f"{index} {name}"
         if key in CASES:
             grams.setdefault(key, _core.make_statistic("gram", x.shape[-1])).update(x)
@@ -42,9 +42,9 @@ def problems():
         for language in calibration.ids:
             hidden, inputs = embed(model, adapter, calibration.ids[language][:1])
             blocks = adapter.named_blocks(model)[: max(BLOCKS) + 1]
-            for index, (_, block) in enumerate(blocks):  # noqa: B007 - read by see
+            for index, (block_name, block) in enumerate(blocks):  # noqa: B007 - read by see
                 with watching(adapter, block, see):
-                    hidden = run_block(block, hidden, inputs)
+                    hidden = run_block(block, hidden, inputs[block_name])
     weights = dict(adapter.named_linears(model))
     return {
         key: (

@@ -6,8 +6,18 @@ from torch import Tensor
 SHRINKS = [1 - 0.03 * i for i in range(14)]
 
 
-def fit_group(w: Tensor, bits: int, symmetric: bool, importance: Tensor | None, search: bool):
-    """(scale, zero) [rows] of one group w [rows, columns]; the best of the shrunk ranges."""
+def fit_group(
+    w: Tensor,
+    bits: int,
+    symmetric: bool,
+    importance: Tensor | None,
+    search: bool,
+    gram: Tensor | None = None,
+):
+    """(scale, zero) [rows] of one group w [rows, columns]; the best of the shrunk ranges.
+
+    Errors are weighted by ``importance`` [columns], or by the group's block of the Gram.
+    """
     max_code = 2**bits - 1
     low, high = w.amin(1).clamp(max=0), w.amax(1).clamp(min=0)
     if symmetric:
@@ -22,6 +32,8 @@ def fit_group(w: Tensor, bits: int, symmetric: bool, importance: Tensor | None, 
             zero = torch.round(-low * shrink / scale).clamp(0, max_code)
         d = w - nearest(w, scale[:, None], zero[:, None], max_code)
         loss = (d * d * (1 if importance is None else importance)).sum(1)
+        if gram is not None:
+            loss = (d @ gram * d).sum(1)
         if best is None:
             best, best_scale, best_zero = loss, scale, zero
         better = loss < best
@@ -105,3 +117,37 @@ def loss(weight: Tensor, quantized: Tensor, gram: Tensor) -> float:
     """tr(D G Dᵀ), D = weight - quantized."""
     d = weight.double() - quantized.double()
     return float((d @ gram.double() * d).sum())
+
+
+def round_groups(weight: Tensor, bits: int, group_size: int, symmetric: bool = False) -> Tensor:
+    """The levels nearest to weight, each group on the grid of its own extremes."""
+    parts = []
+    for part in weight.double().split(group_size, dim=1):
+        scale, zero = fit_group(part, bits, symmetric, None, search=False)
+        parts.append(nearest(part, scale[:, None], zero[:, None], 2**bits - 1))
+    return torch.cat(parts, dim=1)
+
+
+def awq_scales(mean: Tensor, points: int, source_of: Tensor | None = None) -> Tensor:
+    """Candidate scales of AWQ (arXiv 2306.00978 and its authors' code), [points, channels]."""
+    mean = mean.double()
+    if source_of is not None:
+        mean = torch.stack([mean[source_of == source].mean() for source in source_of])
+    scales = []
+    for point in range(points):
+        power = mean.pow(point / points).clamp(min=1e-4)
+        alive = power[mean > 0]
+        scales.append((power / (alive.max() * alive.min()).sqrt()).where(mean > 0, 1.0))
+    return torch.stack(scales)
+
+
+def awq_losses(
+    weights: list[Tensor], x: Tensor, scales: Tensor, *, bits: int, group_size: int
+) -> list[float]:
+    """The search of the authors' code: for each scale, the squared error of the outputs."""
+    losses = []
+    for scale in scales:
+        rounded = [round_groups(w.double() * scale, bits, group_size) / scale for w in weights]
+        errors = [x.double() @ (w.double() - q).T for w, q in zip(weights, rounded, strict=True)]
+        losses.append(sum(float(error.square().sum()) for error in errors))
+    return losses

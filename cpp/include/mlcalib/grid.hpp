@@ -11,13 +11,16 @@ namespace MLCALIB_API mlcalib {
 
 /// How the range of a group is chosen.
 enum class Range {
-  kMinMax,  ///< its extremes
-  kMse,     ///< the shrunk range of least squared error
-  kGram,    ///< the same, each channel's error weighted by the diagonal of the Gram
+  kMinMax,     ///< its extremes
+  kMse,        ///< the shrunk range of least squared error
+  kGram,       ///< the same, each channel's error weighted by the diagonal of the Gram
+  kGramBlock,  ///< the shrunk range of least d G dᵀ, with the group's own block of the Gram
 };
 
 std::string_view to_string(Range range);
 Range parse_range(std::string_view name);
+/// Whether the Gram of the weight's input has a say in the range.
+bool needs_gram(Range range);
 
 /// group_size of a grid whose groups are whole rows.
 inline constexpr int64_t kWholeRow = -1;
@@ -45,8 +48,8 @@ struct Grid {
 };
 
 /// The grid of weight [rows, cols] (float32, bfloat16 or float16). `gram` [cols, cols] is needed
-/// for Range::kGram alone. Throws ValueError for NaN or Inf in weight, and for a scale that
-/// scale_dtype cannot hold.
+/// for Range::kGram and Range::kGramBlock. Throws ValueError for NaN or Inf in weight, and for a
+/// scale that scale_dtype cannot hold.
 Grid fit_grid(const at::Tensor& weight, const GridSpec& spec,
               const std::optional<at::Tensor>& gram = std::nullopt);
 

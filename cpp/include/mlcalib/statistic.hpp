@@ -32,6 +32,9 @@ class Statistic {
   void update(const at::Tensor& x);
   /// *this += weight · other. Throws ValueError for another kind or number of channels.
   void merge(const Statistic& other, double weight = 1.0);
+  /// As if every activation had been multiplied, channel by channel, by factors [channels]. Throws
+  /// ValueError unless they are positive and finite.
+  void rescale(const at::Tensor& factors);
   /// Copies: the named tensors of the statistic, and "tokens" (float64, no dimensions).
   TensorMap state() const;
   /// Replaces the state. Throws ValueError for missing, foreign or misshapen tensors.
@@ -40,14 +43,21 @@ class Statistic {
  protected:
   virtual void add(const at::Tensor& x) = 0;  ///< x: [tokens, channels], checked and finite
   virtual void add(const Statistic& other, double weight) = 0;  ///< of the same kind
+  virtual void multiply(const at::Tensor& factors) = 0;         ///< float32 [channels], positive
   virtual TensorMap tensors() const = 0;
   virtual void set_tensors(const TensorMap& tensors) = 0;
 
  private:
+  friend void update(const std::vector<Statistic*>& statistics, const at::Tensor& x);
+
   std::string name_;
   int64_t channels_;
   double tokens_ = 0;
 };
+
+/// Several statistics of the same activations in one pass over memory: each piece of x is seen by
+/// all of them while it is in the cache. Throws as Statistic::update does, before any was changed.
+void update(const std::vector<Statistic*>& statistics, const at::Tensor& x);
 
 /// Throws ValueError for a name that is not registered.
 std::unique_ptr<Statistic> make_statistic(std::string_view name, int64_t channels);

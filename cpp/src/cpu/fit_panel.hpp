@@ -5,11 +5,22 @@
 
 #include <mlcalib/grid.hpp>
 
+#include "kernels/kernels.hpp"
+
 namespace mlcalib::cpu {
 
-/// Fits one group: panel float32 [columns, stride] (a view of whole panel rows), importance float32
-/// [columns] or undefined. Writes scale and zero, float32 [stride].
-void fit_panel(const at::Tensor& panel, const at::Tensor& importance, const GridSpec& spec,
+/// Levels and candidates of the range search.
+GridShape grid_shape(const GridSpec& spec);
+
+/// What weighs the errors of a group's columns; both undefined where errors count alike.
+struct ErrorWeights {
+  at::Tensor importance;  ///< float32 [columns], or undefined
+  at::Tensor gram;        ///< float32 [columns, columns], a view of a larger one, or undefined
+};
+
+/// Fits one group: panel float32 [columns, stride] (a view of whole panel rows). Writes scale and
+/// zero, float32 [stride].
+void fit_panel(const at::Tensor& panel, const ErrorWeights& weights, const GridSpec& spec,
                int64_t rows, const at::Tensor& scale, const at::Tensor& zero);
 
 }  // namespace mlcalib::cpu

@@ -87,11 +87,15 @@ class Solve {
                                                 /*left=*/true, /*unitriangular=*/true);
     }
     const at::Tensor scale = scale_[group], zero = zero_[group];
-    const at::Tensor importance =
-        spec_.range == Range::kGram ? problem_.importance.narrow(0, first, count) : at::Tensor();
+    cpu::ErrorWeights weights;
+    if (spec_.range == Range::kGram)
+      weights.importance = problem_.importance.narrow(0, first, count);
+    if (spec_.range == Range::kGramBlock) {
+      weights.gram = problem_.gram.narrow(0, first, count).narrow(1, first, count);
+    }
     zero.zero_();
     scale.fill_(1);
-    cpu::fit_panel(held.contiguous(), importance, spec_, rows_, scale, zero);
+    cpu::fit_panel(held.contiguous(), weights, spec_, rows_, scale, zero);
     scale.copy_(round_grid(scale, zero, spec_).scale);
   }
 

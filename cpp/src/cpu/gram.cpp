@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "../stubs.hpp"
+#include "activations.hpp"
 #include "kernels/kernels.hpp"
 
 namespace mlcalib {
@@ -15,17 +16,6 @@ namespace {
 // Tokens packed at a time: a tile's columns (48 × 4 bytes a token) stay near the first-level cache,
 // and its sums are added to the Gram often enough that long runs do not drift.
 constexpr int64_t kTokens = 256;
-
-cpu::Element element_of(const at::Tensor& x) {
-  switch (x.scalar_type()) {
-    case at::kBFloat16:
-      return cpu::Element::kBFloat16;
-    case at::kHalf:
-      return cpu::Element::kHalf;
-    default:
-      return cpu::Element::kFloat;
-  }
-}
 
 void add_tokens(const cpu::Activations& x, void* packed, float* gram) {
   const cpu::GramKernels& kernels = *cpu::kernels().gram;
@@ -58,14 +48,9 @@ void gram_update_cpu(const at::Tensor& gram, const at::Tensor& x) {
   const int64_t groups = (channels + kernels.columns - 1) / kernels.columns;
   const at::Tensor packed =
       at::empty({std::min(tokens, kTokens), groups * kernels.columns}, gram.options());
-  const char* data = static_cast<const char*>(rows.const_data_ptr());
   for (int64_t first = 0; first < tokens; first += kTokens) {
-    add_tokens({.data = data + first * rows.stride(0) * rows.element_size(),
-                .element = element_of(rows),
-                .tokens = std::min(kTokens, tokens - first),
-                .channels = channels,
-                .stride = rows.stride(0)},
-               packed.data_ptr(), gram.data_ptr<float>());
+    add_tokens(cpu::activations(rows, first, std::min(kTokens, tokens - first)), packed.data_ptr(),
+               gram.data_ptr<float>());
   }
 }
 

@@ -4,6 +4,7 @@
 #include <ATen/ops/empty_like.h>
 
 #include <algorithm>
+#include <vector>
 
 #include "../stubs.hpp"
 #include "fit_panel.hpp"
@@ -16,19 +17,29 @@ namespace cpu {
 // Shrunk ranges tried by the searches: 1.00, 0.97, … 0.61.
 constexpr int kCandidates = 14;
 
-void fit_panel(const at::Tensor& panel, const at::Tensor& importance, const GridSpec& spec,
+GridShape grid_shape(const GridSpec& spec) {
+  return {.max_code = static_cast<float>(spec.max_code()),
+          .symmetric = spec.symmetric,
+          .candidates = spec.range == Range::kMinMax ? 1 : kCandidates};
+}
+
+void fit_panel(const at::Tensor& panel, const ErrorWeights& weights, const GridSpec& spec,
                int64_t rows, const at::Tensor& scale, const at::Tensor& zero) {
-  const GridShape shape{.max_code = static_cast<float>(spec.max_code()),
-                        .symmetric = spec.symmetric,
-                        .candidates = spec.range == Range::kMinMax ? 1 : kCandidates};
-  const float* weight = panel.const_data_ptr<float>();
-  const float* weights = importance.defined() ? importance.const_data_ptr<float>() : nullptr;
+  const GridShape shape = grid_shape(spec);
+  const auto data = [](const at::Tensor& tensor) {
+    return tensor.defined() ? tensor.const_data_ptr<float>() : nullptr;
+  };
+  const bool by_block = weights.gram.defined();
   float* scales = scale.data_ptr<float>();
   float* zeros = zero.data_ptr<float>();
   at::parallel_for(0, row_tiles(rows), 1, [&](int64_t begin, int64_t end) {
     const int64_t first = begin * kRowTile;
-    const GroupPanel group{.weight = weight + first,
-                           .importance = weights,
+    std::vector<float> scratch(by_block ? panel.size(0) * kRowTile : 0);
+    const GroupPanel group{.weight = panel.const_data_ptr<float>() + first,
+                           .importance = data(weights.importance),
+                           .gram = data(weights.gram),
+                           .gram_stride = by_block ? weights.gram.stride(0) : 0,
+                           .scratch = scratch.data(),
                            .columns = panel.size(0),
                            .rows = (end - begin) * kRowTile,
                            .stride = panel.size(1)};
@@ -42,7 +53,7 @@ namespace {
 
 std::tuple<at::Tensor, at::Tensor> fit_grid_cpu(const at::Tensor& weight,
                                                 const at::Tensor& importance,
-                                                const GridSpec& spec) {
+                                                const at::Tensor& gram, const GridSpec& spec) {
   const int64_t rows = weight.size(0), columns = weight.size(1), groups = spec.groups(columns);
   const int64_t width = spec.group_size == kWholeRow ? columns : spec.group_size;
   const at::Tensor panel = cpu::to_panel(weight);
@@ -50,9 +61,10 @@ std::tuple<at::Tensor, at::Tensor> fit_grid_cpu(const at::Tensor& weight,
   const at::Tensor zero = at::empty_like(scale);
   for (int64_t g = 0; g < groups; ++g) {
     const int64_t first = g * width, size = std::min(width, columns - first);
-    cpu::fit_panel(panel.narrow(0, first, size),
-                   importance.defined() ? importance.narrow(0, first, size) : importance, spec,
-                   rows, scale[g], zero[g]);
+    cpu::ErrorWeights weights;
+    if (importance.defined()) weights.importance = importance.narrow(0, first, size);
+    if (gram.defined()) weights.gram = gram.narrow(0, first, size).narrow(1, first, size);
+    cpu::fit_panel(panel.narrow(0, first, size), weights, spec, rows, scale[g], zero[g]);
   }
   return {cpu::from_panel(scale, rows), cpu::from_panel(zero, rows)};
 }

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <ATen/TensorOperators.h>
 #include <ATen/ops/zeros.h>
 
 #include "../statistic_registry.hpp"
@@ -22,6 +23,10 @@ class Gram final : public Statistic {
 
   void add(const Statistic& other, double weight) override {
     gram_.add_(static_cast<const Gram&>(other).gram_, weight);
+  }
+
+  void multiply(const at::Tensor& factors) override {
+    gram_.mul_(factors).mul_(factors.unsqueeze(1));
   }
 
   TensorMap tensors() const override {

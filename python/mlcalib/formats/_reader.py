@@ -30,16 +30,17 @@ def load_quantized(folder: str | Path) -> dict[str, QuantizedLinear]:
     if not isinstance(section, dict):
         raise ValueError(f"{folder}/config.json has no quantization_config: nothing to read back")
     checkpoint_format = formats.get(str(section.get("quant_method")))()
-    spec = checkpoint_format.read_spec(section, _config_dtype(folder, config))
+    linears = dict(_linears(files, f".{checkpoint_format.codes}"))
+    specs = checkpoint_format.read_specs(section, linears, _config_dtype(folder, config))
     quantized = {}
     with ExitStack() as stack:
         opened = {
             file: stack.enter_context(safe_open(file, framework="pt"))
             for file in sorted(set(files.values()))
         }
-        for name, tensors in _linears(files, f".{checkpoint_format.codes}"):
+        for name, tensors in linears.items():
             loaded = {tensor: opened[files[tensor]].get_tensor(tensor) for tensor in tensors}
-            quantized[name] = checkpoint_format.unpack(name, loaded, spec)
+            quantized[name] = checkpoint_format.unpack(name, loaded, specs[name])
     return quantized
 
 

@@ -4,8 +4,10 @@ import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from mlcalib._core import Order  # the stub knows it, the compiled module does not
 
 
-def save_checkpoint(
+def save_checkpoint(  # noqa: PLR0913 - what a checkpoint is made of
     model: Any,
     tokenizer: Any,
     out: str | Path,
@@ -28,6 +30,8 @@ def save_checkpoint(
     metadata: Mapping[str, Any],
     *,
     order: "Order" = "natural",
+    saved_names: Mapping[str, str] = MappingProxyType({}),
+    card: str | None = None,
     max_shard_size: int | str = "5GB",
 ) -> None:
     """Write a Hugging Face folder in which quantized linears replace the model's own.
@@ -43,9 +47,11 @@ def save_checkpoint(
         tokenizer: its tokenizer.
         out: the folder, as for ``check_output``.
         checkpoint_format: how quantized linears are held.
-        quantized: by module name; all on one grid spec, whose scale dtype is the format's.
+        quantized: by module name; the scale dtype of their grids is the format's.
         metadata: content of mlcalib.json; JSON types, finite numbers.
         order: the order in which the solver visited channels.
+        saved_names: part of a name in the model → what the family's checkpoints call it.
+        card: the model card, README.md; None for none.
         max_shard_size: of a safetensors file, in bytes or as "5GB"; one larger tensor still fits.
 
     Raises:
@@ -53,39 +59,56 @@ def save_checkpoint(
         OSError: ``out`` cannot be written.
         ValueError: a linear does not belong to the model, is tied, or does not fit the format.
     """
-    spec = _common_spec(quantized)
-    expected = checkpoint_format.scale_dtype(model.dtype)
-    if spec.scale_dtype != expected:
-        raise ValueError(
-            f"the grids have scale_dtype {spec.scale_dtype}, "
-            f"but a model in {model.dtype} is saved with {expected}; quantize with that"
-        )
+    specs = _specs(quantized, checkpoint_format.scale_dtype(model.dtype), model.dtype)
+    shapes = {name: (len(q.codes), q.codes.shape[1]) for name, q in quantized.items()}
+    checkpoint_format.check(specs, shapes)
     ignore = [
-        name
+        _saved_name(name, saved_names)
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and name not in quantized
+        if _is_linear(module) and name not in quantized
     ]
-    section = checkpoint_format.quantization_config(spec, order, ignore)
+    section = checkpoint_format.quantization_config(specs, order, ignore)
     described = json.dumps(metadata, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     with atomic_folder(out) as folder:
         _save_config(model, section, folder)
         tokenizer.save_pretrained(folder)
         (folder / "mlcalib.json").write_text(described, encoding="utf-8")
-        _save_tensors(_tensors(model, checkpoint_format, quantized), folder, max_shard_size)
+        if card is not None:
+            (folder / "README.md").write_text(card, encoding="utf-8")
+        tensors = {
+            _saved_name(name, saved_names): tensor
+            for name, tensor in _tensors(model, checkpoint_format, quantized).items()
+        }
+        _save_tensors(tensors, folder, max_shard_size)
 
 
-def _common_spec(quantized: Mapping[str, QuantizedLinear]) -> GridSpec:
-    """Return the grid spec of all linears; a checkpoint's config describes only one."""
-    specs: dict[tuple[Any, ...], tuple[str, GridSpec]] = {}
-    for name, linear in quantized.items():
-        spec = linear.grid.spec
-        key = (spec.bits, spec.group_size, spec.symmetric, spec.range, spec.scale_dtype)
-        specs.setdefault(key, (name, spec))
-    if len(specs) != 1:
-        found = "; ".join(f"{name}: {key}" for key, (name, _) in specs.items()) or "no linear"
-        raise ValueError(f"expected quantized linears on one grid spec, found {found}")
-    ((_, spec),) = specs.values()
-    return spec
+def _saved_name(name: str, saved_names: Mapping[str, str]) -> str:
+    for part, saved in saved_names.items():
+        name = name.replace(part, saved)
+    return name
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """Return whether a reader may see a linear: a router is one in vLLM, if not in transformers."""
+    weight = getattr(module, "weight", None)
+    matrix = isinstance(weight, Tensor) and weight.dim() == 2
+    return matrix and not isinstance(module, nn.Embedding)
+
+
+def _specs(
+    quantized: Mapping[str, QuantizedLinear], scale_dtype: torch.dtype, model_dtype: torch.dtype
+) -> dict[str, GridSpec]:
+    """Return the grid spec of each linear, whose scales are those of the checkpoint."""
+    if not quantized:
+        raise ValueError("no linear is quantized; a checkpoint needs one or more")
+    specs = {name: linear.grid.spec for name, linear in quantized.items()}
+    for name, spec in specs.items():
+        if spec.scale_dtype != scale_dtype:
+            raise ValueError(
+                f"{name}: the grid has scale_dtype {spec.scale_dtype}, but a model in "
+                f"{model_dtype} is saved with {scale_dtype}; quantize with that"
+            )
+    return specs
 
 
 def _save_config(model: Any, section: dict[str, Any] | None, folder: Path) -> None:

@@ -1,7 +1,7 @@
 """What every checkpoint format answers."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -28,25 +28,26 @@ class Format(ABC):
     codes: ClassVar[str | None] = None
 
     @abstractmethod
-    def check(self, spec: GridSpec, linears: Mapping[str, tuple[int, int]]) -> None:
-        """Refuse, before any forward, what ``pack`` could not hold.
+    def check(self, specs: Mapping[str, GridSpec], shapes: Mapping[str, tuple[int, int]]) -> None:
+        """Refuse, before any forward, what a checkpoint could not hold.
 
         Args:
-            spec: the grid asked for.
-            linears: (out, in) of each linear to be quantized.
+            specs: the grid asked for, of each linear to be quantized.
+            shapes: (out, in) of each.
 
         Raises:
-            ValueError: the spec or a layer does not fit; names the layers and what would fit.
+            ValueError: a spec, a layer or the mixture does not fit; names the layers and what
+                would fit.
         """
 
     @abstractmethod
     def quantization_config(
-        self, spec: GridSpec, order: "Order", ignore: list[str]
+        self, specs: Mapping[str, GridSpec], order: "Order", ignore: list[str]
     ) -> dict[str, Any] | None:
         """Return the ``quantization_config`` of config.json, or None where readers need none.
 
         Args:
-            spec: the grid of every quantized linear.
+            specs: the grid of each quantized linear.
             order: the order in which the solver visited channels.
             ignore: names of the linears that stay unquantized.
         """
@@ -66,7 +67,7 @@ class Format(ABC):
         Args:
             name: the linear.
             tensors: tensors of the checkpoint by name, at least those of this linear.
-            spec: the grid of the linear, from ``read_spec``.
+            spec: the grid of the linear, from ``read_specs``.
 
         Raises:
             ValueError: a tensor is missing, or shapes or dtypes disagree.
@@ -74,15 +75,19 @@ class Format(ABC):
         """
 
     @abstractmethod
-    def read_spec(self, config: Mapping[str, Any], scale_dtype: torch.dtype) -> GridSpec:
-        """Return the grid that a ``quantization_config`` describes.
+    def read_specs(
+        self, config: Mapping[str, Any], linears: Iterable[str], scale_dtype: torch.dtype
+    ) -> dict[str, GridSpec]:
+        """Return the grid of each linear, as a ``quantization_config`` describes it.
 
         Args:
             config: the section of a config.json, this format's or another tool's.
+            linears: names of the linears that have codes.
             scale_dtype: dtype of the checkpoint's scales.
 
         Raises:
-            ValueError: the section describes something that ``unpack`` cannot read.
+            ValueError: the section leaves a linear out, or describes something that ``unpack``
+                cannot read.
             NotImplementedError: the format keeps no codes.
         """
 

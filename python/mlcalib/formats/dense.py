@@ -1,6 +1,6 @@
 """Dequantized weights in the model's dtype: any tool reads it, nothing is smaller."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,10 +21,12 @@ class Dense(Format):
     do, so that both formats give the same model bit for bit.
     """
 
-    def check(self, spec: GridSpec, linears: Mapping[str, tuple[int, int]]) -> None:
+    def check(self, specs: Mapping[str, GridSpec], shapes: Mapping[str, tuple[int, int]]) -> None:
         """Accept every grid."""
 
-    def quantization_config(self, spec: GridSpec, order: "Order", ignore: list[str]) -> None:
+    def quantization_config(
+        self, specs: Mapping[str, GridSpec], order: "Order", ignore: list[str]
+    ) -> None:
         """Return None: the checkpoint is an ordinary one."""
 
     def pack(self, name: str, quantized: QuantizedLinear) -> dict[str, Tensor]:
@@ -38,6 +40,8 @@ class Dense(Format):
         """Raise NotImplementedError: the codes are gone."""
         raise NotImplementedError(f"{name}: a dense checkpoint keeps no codes to read back")
 
-    def read_spec(self, config: Mapping[str, Any], scale_dtype: torch.dtype) -> GridSpec:
+    def read_specs(
+        self, config: Mapping[str, Any], linears: Iterable[str], scale_dtype: torch.dtype
+    ) -> dict[str, GridSpec]:
         """Raise NotImplementedError: the grid is gone."""
         raise NotImplementedError("a dense checkpoint keeps no grid to read back")

@@ -2,5 +2,14 @@
 
 from mlcalib.languages.catalogue import Language, language, languages
 from mlcalib.languages.language_sets import LanguageSet, language_set, set_names
+from mlcalib.languages.scripts import script_name
 
-__all__ = ["Language", "LanguageSet", "language", "language_set", "languages", "set_names"]
+__all__ = [
+    "Language",
+    "LanguageSet",
+    "language",
+    "language_set",
+    "languages",
+    "script_name",
+    "set_names",
+]

@@ -10,8 +10,7 @@ from typing import Any
 
 import yaml
 
-from mlcalib.languages.catalogue import language, languages
-from mlcalib.registry import unknown
+from mlcalib.languages.catalogue import language, languages, unknown_language
 
 
 @dataclass(frozen=True)
@@ -118,9 +117,8 @@ def _ad_hoc(spec: str) -> LanguageSet:
     items = [item.strip() for item in spec.split(",")]
     if not all(items):
         raise ValueError(f"The set '{spec}' has an empty entry; write languages like 'en,sw'.")
-    codes = [known.code for known in languages()]
-    if items == [spec] and ":" not in spec and spec not in codes:
-        raise ValueError(unknown("set or language", spec, [*set_names(), *codes]))
+    if items == [spec] and ":" not in spec and spec not in (known.code for known in languages()):
+        raise ValueError(unknown_language(spec, set_names()))
     weighted = {":" in item for item in items}
     if len(weighted) > 1:
         raise ValueError(

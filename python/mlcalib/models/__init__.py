@@ -3,11 +3,11 @@
 import importlib
 import pkgutil
 
-from mlcalib.models.base import Adapter
+from mlcalib.models.base import Adapter, ScaleGroup
 
-__all__ = ["Adapter", "find_adapter"]
+__all__ = ["Adapter", "ScaleGroup", "find_adapter"]
 
-_NOT_FAMILIES = {"base", "loading", "running"}
+_NOT_FAMILIES = {"base", "experts", "folding", "loading", "running"}
 
 
 def adapters() -> list[Adapter]:

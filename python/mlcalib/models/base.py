@@ -1,13 +1,50 @@
 """What the rest of the library knows of a model family."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from torch import nn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class ScaleGroup:
+    """Channels that can be scaled by s > 0 where they are made and by 1/s where they are read.
+
+    Attributes:
+        source: module of the block, a norm or a linear, whose output channels are divided by s.
+        inputs: keys of the block's linears whose input channels are multiplied by s.
+        readers: modules that read the same input and are not quantized (routers): multiplied too.
+    """
+
+    source: str
+    inputs: tuple[str, ...]
+    readers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Experts:
+    """Blocks whose MLP is a mixture of experts; a family may mix them with dense blocks.
+
+    Attributes:
+        path: the experts in the block; a block that has it is of this kind.
+        gate: what the family's checkpoints call an expert's linear before the activation,
+        up: the one that it is multiplied by,
+        down: and the one behind.
+        linears: as ``Adapter.linears``; where it says ``{}``, once for each expert. Experts run
+            after everything else in the block.
+        scale_groups: as ``Adapter.scale_groups``, with ``{}`` likewise.
+    """
+
+    path: str
+    gate: str
+    up: str
+    down: str
+    linears: Mapping[str, tuple[str, ...]]
+    scale_groups: tuple[ScaleGroup, ...]
 
 
 @dataclass(frozen=True)
@@ -18,12 +55,21 @@ class Adapter:
         architectures: class names in transformers.
         blocks: path of the list of blocks in the model.
         linears: input → the linears of a block that read it, in the order in which they run. They
-            share one statistic and one factorisation.
+            share one statistic and one factorisation. See ``linears_of`` for those of one block.
+        scale_groups: of a block, in the order in which they run; see ``scale_groups_of``. A group
+            is left out where folding would change what the block computes.
+        norm_offset: norms multiply by ``norm_offset + weight``.
+        experts: of blocks that have some, in place of ``linears`` and ``scale_groups``.
+        saved_names: part of a name in the model → what the family's checkpoints call it.
     """
 
     architectures: tuple[str, ...]
     blocks: str
     linears: Mapping[str, tuple[str, ...]]
+    scale_groups: tuple[ScaleGroup, ...]
+    norm_offset: float = 0.0
+    experts: Experts | None = None
+    saved_names: Mapping[str, str] = field(default_factory=dict)
 
     def named_blocks(self, model: "PreTrainedModel") -> list[tuple[str, nn.Module]]:
         """Return (name, block) of each block, in the order in which they run."""
@@ -38,9 +84,56 @@ class Adapter:
                 quite of this family.
         """
         for name, block in self.named_blocks(model):
-            for linears in self.linears.values():
+            for linears in self.linears_of(block).values():
                 for linear in linears:
                     yield f"{name}.{linear}", self.linear(block, linear)
+
+    def linears_of(self, block: nn.Module) -> dict[str, tuple[str, ...]]:
+        """Return input → linears of this block, every expert's own, in the order they run.
+
+        Raises:
+            NotImplementedError: the experts are fused; see ``models.experts.unfuse``.
+        """
+        if (kind := self.experts_of(block)) is None:
+            return dict(self.linears)
+        resolved = {key: names for key, names in kind.linears.items() if "{}" not in key}
+        each = {key: names for key, names in kind.linears.items() if "{}" in key}
+        for expert in _expert_names(block, kind):
+            for key, names in each.items():
+                resolved[key.format(expert)] = tuple(name.format(expert) for name in names)
+        return resolved
+
+    def scale_groups_of(self, block: nn.Module) -> list[ScaleGroup]:
+        """Return the scale groups of this block, every expert's own, in the order they run.
+
+        Raises:
+            NotImplementedError: the experts are fused; see ``models.experts.unfuse``.
+        """
+        if (kind := self.experts_of(block)) is None:
+            return list(self.scale_groups)
+        experts = _expert_names(block, kind)
+        resolved = []
+        for group in kind.scale_groups:
+            if "{}" in group.source:
+                for expert in experts:
+                    inputs = tuple(key.format(expert) for key in group.inputs)
+                    resolved.append(ScaleGroup(group.source.format(expert), inputs))
+            else:
+                inputs = tuple(key for each in group.inputs for key in _expanded(each, experts))
+                resolved.append(ScaleGroup(group.source, inputs, group.readers))
+        return resolved
+
+    def experts_of(self, block: nn.Module) -> Experts | None:
+        """Return what is known of the block's experts, or None for a dense block."""
+        if self.experts is None:
+            return None
+        path, _, name = self.experts.path.rpartition(".")
+        return self.experts if hasattr(self.module(block, path), name) else None
+
+    def expert_of(self, linear: str) -> str | None:
+        """Return the expert that a linear of a block belongs to, or None."""
+        inside = self.experts is not None and linear.startswith(f"{self.experts.path}.")
+        return linear.rpartition(".")[0] if inside else None
 
     def linear(self, block: nn.Module, name: str) -> nn.Linear:
         """Return a linear of a block.
@@ -48,16 +141,39 @@ class Adapter:
         Raises:
             NotImplementedError: it is missing or is not an ``nn.Linear``.
         """
-        try:
-            module = block.get_submodule(name)
-        except AttributeError as error:
-            raise NotImplementedError(
-                f"{type(block).__name__} has no '{name}', which the adapter for "
-                f"{', '.join(self.architectures)} expects; add an adapter for this model."
-            ) from error
+        module = self.module(block, name)
         if not isinstance(module, nn.Linear):
             raise NotImplementedError(
                 f"'{name}' of {type(block).__name__} is a {type(module).__name__}, expected an "
                 "nn.Linear; load the model in floating point, not quantized."
             )
         return module
+
+    def module(self, block: nn.Module, name: str) -> nn.Module:
+        """Return a module of a block.
+
+        Raises:
+            NotImplementedError: it is missing.
+        """
+        try:
+            return block.get_submodule(name)
+        except AttributeError as error:
+            raise NotImplementedError(
+                f"{type(block).__name__} has no '{name}', which the adapter for "
+                f"{', '.join(self.architectures)} expects; add an adapter for this model."
+            ) from error
+
+
+def _expert_names(block: nn.Module, kind: Experts) -> list[str]:
+    experts = block.get_submodule(kind.path)
+    names = [name for name, _ in experts.named_children() if name.isdecimal()]
+    if not names:
+        raise NotImplementedError(
+            f"'{kind.path}' of {type(block).__name__} is a {type(experts).__name__}, whose experts "
+            "are fused; take them apart with mlcalib.models.experts.unfuse."
+        )
+    return names
+
+
+def _expanded(key: str, experts: Sequence[str]) -> list[str]:
+    return [key.format(expert) for expert in experts] if "{}" in key else [key]

@@ -1,6 +1,6 @@
 """Llama and the models that share its class (SmolLM2, TinyLlama, Yi, …)."""
 
-from mlcalib.models.base import Adapter
+from mlcalib.models.base import Adapter, ScaleGroup
 
 adapter = Adapter(
     architectures=("LlamaForCausalLM",),
@@ -11,4 +11,10 @@ adapter = Adapter(
         "mlp": ("mlp.gate_proj", "mlp.up_proj"),
         "mlp output": ("mlp.down_proj",),
     },
+    scale_groups=(
+        ScaleGroup("input_layernorm", ("attention",)),
+        ScaleGroup("self_attn.v_proj", ("attention output",)),
+        ScaleGroup("post_attention_layernorm", ("mlp",)),
+        ScaleGroup("mlp.up_proj", ("mlp output",)),
+    ),
 )

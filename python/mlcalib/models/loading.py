@@ -65,12 +65,24 @@ def architecture(source: str) -> str:
     return str(name)
 
 
+def skeleton(source: str) -> "PreTrainedModel":
+    """Return the model's modules without weights (on the meta device), from its config alone."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    folder, options = _where(source)
+    config = AutoConfig.from_pretrained(folder, **options)
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    return model
+
+
 def load_tokenizer(source: str) -> "PreTrainedTokenizerBase":
     """Load a tokenizer."""
     from transformers import AutoTokenizer
 
     folder, options = _where(source)
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, **options)
+    tokenizer.name_or_path = source  # not the folder of a GGUF file
     return tokenizer
 
 
@@ -97,6 +109,7 @@ def load_model(source: str, dtype: str = "auto") -> "PreTrainedModel":
         # The weights are floating point now; what is left in the config would refuse to be saved.
         del model.config.quantization_config
         model.hf_quantizer = None
+    model.config.name_or_path = source  # not the folder of a GGUF file
     model.config.use_cache = False
     return model.eval()
 

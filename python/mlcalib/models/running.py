@@ -19,7 +19,7 @@ class _Stop(Exception):  # noqa: N818 - not an error: it ends a forward that has
 
 @dataclass(frozen=True)
 class BlockInputs:
-    """What blocks are called with besides the hidden states: the same for every sequence.
+    """What a block is called with besides the hidden states: the same for every sequence.
 
     Attributes:
         args: positional arguments after the hidden states.
@@ -30,8 +30,10 @@ class BlockInputs:
     kwargs: dict[str, Any]
 
 
-def embed(model: "PreTrainedModel", adapter: Adapter, ids: Tensor) -> tuple[Tensor, BlockInputs]:
-    """Return what the first block is called with.
+def embed(
+    model: "PreTrainedModel", adapter: Adapter, ids: Tensor
+) -> tuple[Tensor, dict[str, BlockInputs]]:
+    """Return what the blocks are called with; none of them runs.
 
     Args:
         model: the model.
@@ -39,28 +41,37 @@ def embed(model: "PreTrainedModel", adapter: Adapter, ids: Tensor) -> tuple[Tens
         ids: [1, seq_len] int64.
 
     Returns:
-        The hidden states [1, seq_len, hidden size], and the other arguments, which depend on the
-        shape of ``ids`` alone.
+        The hidden states [1, seq_len, hidden size] that the first block reads, and block → its
+        other arguments, which depend on the shape of ``ids`` alone. Blocks differ in them where
+        some attend to all that came before and some to a window.
     """
-    _, first = adapter.named_blocks(model)[0]
-    caught: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    blocks = adapter.named_blocks(model)
+    inputs: dict[str, BlockInputs] = {}
+    first: list[Tensor] = []
 
-    def catch(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        caught.append((args, kwargs))
-        raise _Stop
+    def catching(name: str) -> Callable[..., Tensor]:
+        def catch(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            inputs[name] = BlockInputs(args, kwargs)
+            first.append(hidden_states)
+            if len(inputs) == len(blocks):
+                raise _Stop
+            return hidden_states
 
-    handle = first.register_forward_pre_hook(catch, with_kwargs=True)
+        return catch
+
+    own = {name: vars(block).get("forward") for name, block in blocks}  # e.g. accelerate's
     try:
+        for name, block in blocks:
+            block.forward = catching(name)
         model(input_ids=ids, use_cache=False)
     except _Stop:
         pass
     finally:
-        handle.remove()
-    (args, kwargs), *_ = caught
-    if args:
-        return args[0], BlockInputs(args[1:], kwargs)
-    hidden = kwargs.pop("hidden_states")
-    return hidden, BlockInputs((), kwargs)
+        for name, block in blocks:
+            del block.forward  # the class's own again
+            if (forward := own[name]) is not None:
+                block.forward = forward
+    return first[0], inputs
 
 
 def run_block(block: nn.Module, hidden: Tensor, inputs: BlockInputs) -> Tensor:
@@ -72,17 +83,24 @@ def run_block(block: nn.Module, hidden: Tensor, inputs: BlockInputs) -> Tensor:
 
 @contextmanager
 def watching(
-    adapter: Adapter, block: nn.Module, see: Callable[[str, Tensor], None]
+    adapter: Adapter, block: nn.Module, see: Callable[[str, Tensor, Tensor | None], None]
 ) -> Iterator[None]:
-    """Call ``see(input, x)`` with every input that linears of the block read, while inside.
+    """Call ``see(input, x, positions)`` with every input that linears of the block read.
 
-    x is [1, seq_len, channels]. Linears that read the same input share one call.
+    x is [tokens, channels]. Linears that read the same input share one call. An expert sees some of
+    a sequence's tokens, in its own order: positions, int64 [tokens], tells which; else it is None.
+    An expert that sees no token is not called.
     """
     handles = []
-    for name, linears in adapter.linears.items():
+    for name, linears in adapter.linears_of(block).items():
+        routed = _Routed()
+        if (expert := adapter.expert_of(linears[0])) is not None:
+            handles.append(block.get_submodule(expert).register_forward_pre_hook(routed))
 
-        def hook(_: nn.Module, args: tuple[Tensor, ...], name: str = name) -> None:
-            see(name, args[0])
+        def hook(
+            _: nn.Module, args: tuple[Tensor, ...], name: str = name, routed: _Routed = routed
+        ) -> None:
+            see(name, args[0].flatten(0, -2), routed.positions)
 
         handles.append(adapter.linear(block, linears[0]).register_forward_pre_hook(hook))
     try:
@@ -92,11 +110,23 @@ def watching(
             handle.remove()
 
 
+class _Routed:
+    """Keeps the positions that an expert is called with."""
+
+    positions: Tensor | None = None
+
+    def __call__(self, _: nn.Module, args: tuple[Tensor, ...]) -> None:
+        self.positions = args[1]
+
+
 def run_to_last_input(
     adapter: Adapter, block: nn.Module, hidden: Tensor, inputs: BlockInputs
 ) -> None:
-    """Run a block as far as the input of its last linear: all that statistics need."""
-    last = adapter.linear(block, list(adapter.linears.values())[-1][0])
+    """Run a block as far as the input of its last linear: all that statistics need.
+
+    A block whose last linear is an expert's that no token is routed to runs to its end.
+    """
+    last = adapter.linear(block, list(adapter.linears_of(block).values())[-1][0])
 
     def stop(_: nn.Module, __: tuple[Tensor, ...]) -> None:
         raise _Stop

@@ -1,12 +1,14 @@
 """What every quantizer is."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from mlcalib import _core
 from mlcalib._core import GridSpec, QuantizedLinear
 from mlcalib.config import Config
 from mlcalib.statistics import StatisticSet
@@ -28,16 +30,48 @@ class QuantizerOptions(Config):
     range: Literal["minmax", "mse", "gram"] = "minmax"
 
 
+@dataclass(frozen=True)
+class ScaledInput:
+    """An input whose channels may be scaled.
+
+    Attributes:
+        weights: of the linears that read it, [out, in] each.
+        statistics: of the input, with at least one token.
+    """
+
+    weights: Sequence[Tensor]
+    statistics: StatisticSet
+
+
+@dataclass(frozen=True)
+class ChannelScales:
+    """Scales of input channels: weights are multiplied by them, inputs divided.
+
+    Attributes:
+        values: float32 [in], positive.
+        summary: how they were found, for the records.
+    """
+
+    values: Tensor
+    summary: Mapping[str, float]
+
+
+OutputLoss = Callable[[Sequence[Tensor]], float]
+"""Weights of all linears of a scale group, in order → mean squared error of the block's output."""
+
+
 class Quantizer(ABC):
     """Turns weights into codes, given statistics of their input. Knows no model.
 
     Attributes:
         needs: kinds of statistic it cannot do without.
+        scales: whether it has ``prepare``.
         Options: its options.
         spec: the grids it fits.
     """
 
     needs: ClassVar[tuple[str, ...]] = ()
+    scales: ClassVar[bool] = False
     Options: ClassVar[type[QuantizerOptions]] = QuantizerOptions
 
     def __init__(self, options: QuantizerOptions, scale_dtype: torch.dtype) -> None:
@@ -56,6 +90,24 @@ class Quantizer(ABC):
         """The order in which input channels are visited, which formats record."""
         return "natural"
 
+    @property
+    def probe_tokens(self) -> int:
+        """Tokens that ``prepare`` wants the block run on; 0 if it does not ask for that."""
+        return 0
+
+    def prepare(
+        self, inputs: Sequence[ScaledInput], source_of: Tensor | None, loss_of: OutputLoss | None
+    ) -> ChannelScales:
+        """Return scales for the channels of inputs that one source makes; if ``scales`` is set.
+
+        Args:
+            inputs: of the same channels: one, or one for each expert.
+            source_of: int64 [in], for each channel the source's channel; those that share one get
+                one scale. None where it is one to one.
+            loss_of: runs the block; None behind a linear, and where ``probe_tokens`` is 0.
+        """
+        raise NotImplementedError(f"{type(self).__name__} chooses no scales.")
+
     @abstractmethod
     def solve(
         self, weights: Sequence[Tensor], statistics: StatisticSet | None
@@ -69,3 +121,15 @@ class Quantizer(ABC):
         Raises:
             ValueError: NaN or Inf; shapes that do not fit.
         """
+
+    def round(self, weights: Sequence[Tensor]) -> list[QuantizedLinear]:
+        """Round linears whose input no token ever reached: there is nothing to solve from.
+
+        The grids weigh all channels alike. Args and errors as ``solve``.
+        """
+        results = []
+        for weight in weights:
+            alike = torch.eye(weight.shape[1], device=weight.device)
+            grid = _core.fit_grid(weight, self.spec, alike)  # read where range is "gram"
+            results.append(QuantizedLinear(_core.quantize(weight, grid), grid))
+        return results

@@ -36,8 +36,7 @@ class StatisticSet:
         Raises:
             ValueError: NaN or Inf; another number of channels.
         """
-        for statistic in self._statistics.values():
-            statistic.update(x)
+        _core.update(list(self._statistics.values()), x)
 
     def merge(self, other: "StatisticSet", weight: float = 1.0) -> None:
         """Add ``weight`` times another set of the same kinds."""
@@ -47,6 +46,15 @@ class StatisticSet:
     def empty_like(self) -> "StatisticSet":
         """Return an empty set of the same kinds."""
         return StatisticSet(self._statistics, self._channels)
+
+    def rescale(self, factors: Tensor) -> None:
+        """Make them those of activations multiplied by ``factors`` [channels], positive."""
+        for statistic in self._statistics.values():
+            statistic.rescale(factors)
+
+    def state(self, name: str) -> dict[str, Tensor]:
+        """Return copies of the tensors of one kind; see ``_core.Statistic``."""
+        return self._statistics[name].state()
 
     def gram(self) -> Tensor:
         """Return the Gram, float32 [channels, channels]."""

@@ -3,6 +3,7 @@
 // channels as a vector holds, [step][channel]. A tile's columns are three strips, loaded as
 // vectors; its rows are half a strip, broadcast one by one. 24 accumulators (AVX-512) or 12 (AVX2),
 // with three column vectors and a broadcast, fill the register file.
+#include "element.hpp"
 #include "vec.hpp"
 
 #ifdef __AVX512BF16__
@@ -29,17 +30,6 @@ int64_t steps(Element element, int64_t tokens) {
   return in_pairs(element) ? (tokens + 1) / 2 : tokens;
 }
 
-inline float to_float(float x) { return x; }
-
-inline float to_float(uint16_t bfloat16) {
-  const uint32_t bits = uint32_t{bfloat16} << 16;
-  float x;
-  __builtin_memcpy(&x, &bits, sizeof x);
-  return x;
-}
-
-inline float to_float(_Float16 x) { return static_cast<float>(x); }
-
 template <class T>
 void pack_floats(const Activations& x, int64_t first, int64_t last, float* packed) {
   for (int64_t strip = first; strip < last; ++strip) {
@@ -48,11 +38,7 @@ void pack_floats(const Activations& x, int64_t first, int64_t last, float* packe
     float* to = packed + strip * x.tokens * kLanes;
     const T* from = static_cast<const T*>(x.data) + channel;
     for (int64_t t = 0; t < x.tokens; ++t, to += kLanes, from += x.stride) {
-      if (left >= kLanes) {
-        for (int64_t i = 0; i < kLanes; ++i) to[i] = to_float(from[i]);
-      } else {
-        for (int64_t i = 0; i < kLanes; ++i) to[i] = i < left ? to_float(from[i]) : 0.0F;
-      }
+      store(to, load_channels(from, left));
     }
   }
 }

@@ -21,9 +21,28 @@ struct GridShape {
 struct GroupPanel {
   const float* weight;
   const float* importance;  ///< [columns], the weight of each column's squared error; may be null
+  const float* gram;        ///< [columns][gram_stride], weighs products of errors; null: importance
+  int64_t gram_stride;
+  float* scratch;  ///< [columns][kRowTile] where gram is given
   int64_t columns;
   int64_t rows;  ///< a multiple of kRowTile
   int64_t stride;
+};
+
+/// A group whose input channels are scaled before they are rounded.
+struct ScaledGroup {
+  const float* weight;      ///< weight[c * stride + r]
+  const float* factor;      ///< [columns]
+  const float* inverse;     ///< [columns]: 1 / factor
+  const float* importance;  ///< [columns], of the scaled columns; may be null
+  const float* square;      ///< [columns], weights of the squared errors in sum
+  float* scaled;            ///< scratch, [columns][kRowTile]
+  float* error;             ///< error[c * error_stride + r], written
+  float* sum;               ///< [rows] += Σ_c square[c] · error_c²
+  int64_t columns;
+  int64_t rows;  ///< a multiple of kRowTile
+  int64_t stride;
+  int64_t error_stride;
 };
 
 /// One block of columns of the GPTQ solve, for `rows` rows; all panels are transposed,
@@ -75,6 +94,24 @@ struct GramKernels {
                 int64_t first, int64_t last, float* gram);
 };
 
+/// Per-channel summaries of activations, for strips [first, last) of `strip` channels each.
+struct ChannelKernels {
+  int64_t strip;
+
+  /// sum[c] += Σ x_c, absolute[c] += Σ |x_c|, square[c] += Σ x_c²; sums of a call run in fp32, so a
+  /// call should have few tokens.
+  void (*moments)(const Activations& x, int64_t first, int64_t last, double* sum, double* absolute,
+                  double* square);
+
+  /// low[c] = min(low[c], x_c), high[c] = max(high[c], x_c).
+  void (*range)(const Activations& x, int64_t first, int64_t last, float* low, float* high);
+};
+
+struct AwqKernels {
+  /// error = (w·f − Q(w·f)) / f, each row's range chosen for w·f.
+  void (*round_scaled)(const ScaledGroup& group, const GridShape& shape);
+};
+
 /// Kernels of one instruction set. All of them decide the same codes, bit for bit, from the same
 /// input.
 struct KernelTable {
@@ -97,6 +134,8 @@ struct KernelTable {
   double (*dot)(const float* a, const float* b, int64_t n);
 
   const GramKernels* gram;
+  const ChannelKernels* channels;
+  const AwqKernels* awq;
 };
 
 /// The table in use: the best that this processor runs, or the one that MLCALIB_ISA names.

@@ -1,78 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// Grids and solvers. Rows are independent in every algorithm here, so all loops vectorise across
-// the rows of a transposed panel. Compiled without contraction: codes are decided here.
-#include "vec.hpp"
+// Rounding and the GPTQ solve. Rows are independent in every algorithm here, so all loops vectorise
+// across the rows of a transposed panel. Compiled without contraction: codes are decided here.
+#include "fit.hpp"
 
 namespace mlcalib::cpu::MLCALIB_ISA {
 namespace {
-
-static_assert(kRowTile % kLanes == 0);
-constexpr int64_t kVectors = kRowTile / kLanes;
-
-template <class T>
-inline T min_of(T a, T b) {
-  return a < b ? a : b;
-}
-
-template <class T>
-inline T max_of(T a, T b) {
-  return a > b ? a : b;
-}
-
-// Adding 1.5 · 2^23 leaves no fraction bits: rounds to nearest even, for |x| < 2^22, on every
-// instruction set alike.
-template <class T>
-inline T round_nearest(T x) {
-  const float kMagic = 12582912.0F;
-  return (x + kMagic) - kMagic;
-}
-
-// code − zero of the nearest level. Clamped before it is rounded: the bounds are integers.
-template <class T>
-inline T nearest_level(T weight, T scale, T zero, T max_code) {
-  return round_nearest(min_of(max_of(weight / scale, -zero), max_code - zero));
-}
-
-constexpr float kSmallestScale = 1.17549435e-38F;  // FLT_MIN: a group of zeros divides to zeros
-constexpr float kShrinkStep = 0.03F;
-
-void fit_group(const GroupPanel& group, const GridShape& shape, float* scale, float* zero) {
-  const Vec max_code = broadcast(shape.max_code);
-  for (int64_t r = 0; r < group.rows; r += kLanes) {
-    Vec low{}, high{};  // the range always holds zero
-    for (int64_t c = 0; c < group.columns; ++c) {
-      const Vec w = load(group.weight + c * group.stride + r);
-      low = min_of(low, w);
-      high = max_of(high, w);
-    }
-    if (shape.symmetric) {
-      high = max_of(high, -low);
-      low = -high;
-    }
-    Vec best{}, best_scale{}, best_zero{};
-    for (int candidate = 0; candidate < shape.candidates; ++candidate) {
-      const float shrink = 1.0F - kShrinkStep * static_cast<float>(candidate);
-      const Vec s = max_of((high - low) * shrink / max_code, broadcast(kSmallestScale));
-      const Vec z = shape.symmetric
-                        ? broadcast((shape.max_code + 1.0F) / 2)
-                        : round_nearest(min_of(max_of(-(low * shrink) / s, Vec{}), max_code));
-      Vec loss{};
-      if (shape.candidates > 1) {
-        for (int64_t c = 0; c < group.columns; ++c) {
-          const Vec w = load(group.weight + c * group.stride + r);
-          const Vec d = w - s * nearest_level(w, s, z, max_code);
-          loss += group.importance ? d * d * group.importance[c] : d * d;
-        }
-      }
-      const Mask better = candidate == 0 ? ~Mask{} : loss < best;
-      best = better ? loss : best;
-      best_scale = better ? s : best_scale;
-      best_zero = better ? z : best_zero;
-    }
-    store(scale + r, best_scale);
-    store(zero + r, best_zero);
-  }
-}
 
 void quantize_run(const float* weight, int64_t n, float scale, float zero, float max_code,
                   uint8_t* codes) {
@@ -142,6 +74,8 @@ double dot(const float* a, const float* b, int64_t n) {
 #define MLCALIB_TEXT(x) MLCALIB_TEXT_(x)
 
 extern const GramKernels gram_kernels;
+extern const ChannelKernels channel_kernels;
+extern const AwqKernels awq_kernels;
 extern const KernelTable table;
 const KernelTable table = {MLCALIB_TEXT(MLCALIB_ISA),
                            &fit_group,
@@ -149,6 +83,8 @@ const KernelTable table = {MLCALIB_TEXT(MLCALIB_ISA),
                            &dequantize_run,
                            &gptq_block,
                            &dot,
-                           &gram_kernels};
+                           &gram_kernels,
+                           &channel_kernels,
+                           &awq_kernels};
 
 }  // namespace mlcalib::cpu::MLCALIB_ISA

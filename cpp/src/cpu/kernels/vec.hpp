@@ -22,6 +22,16 @@ inline Vec load(const float* p) {
 
 inline void store(float* p, Vec v) { __builtin_memcpy(p, &v, sizeof v); }
 
+template <class T>
+inline T min_of(T a, T b) {
+  return a < b ? a : b;
+}
+
+template <class T>
+inline T max_of(T a, T b) {
+  return a > b ? a : b;
+}
+
 // x − 0 is x, also for −0: it folds to a broadcast, which 0 + x does not.
 inline Vec broadcast(float x) { return x - Vec{}; }
 

@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <ATen/Parallel.h>
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/zeros.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "../stubs.hpp"
+#include "fit_panel.hpp"
+#include "kernels/kernels.hpp"
+#include "panel.hpp"
+
+namespace mlcalib {
+namespace {
+
+// Rows whose errors are held at a time: a matrix product's worth, not the whole weight.
+constexpr int64_t kChunkTiles = 16;
+
+/// The scores of one weight's candidates; panels are [column][row].
+class Search {
+ public:
+  explicit Search(const AwqProblem& problem)
+      : problem_(problem),
+        shape_(cpu::grid_shape(problem.spec)),
+        columns_(problem.weight.size(1)),
+        width_(problem.spec.group_size == kWholeRow ? columns_ : problem.spec.group_size),
+        tiles_(cpu::row_tiles(problem.weight.size(0))),
+        weight_(cpu::to_panel(problem.weight)),
+        error_(at::empty({columns_, kChunkTiles * cpu::kRowTile}, weight_.options())) {}
+
+  double score(const at::Tensor& factor) {
+    factor_ = factor;
+    inverse_ = factor.reciprocal();
+    if (problem_.importance.defined()) importance_ = problem_.importance * inverse_.square();
+    double total = 0;
+    for (int64_t tile = 0; tile < tiles_; tile += kChunkTiles) {
+      total += score_chunk(tile, std::min(kChunkTiles, tiles_ - tile));
+    }
+    return total;
+  }
+
+ private:
+  double score_chunk(int64_t first, int64_t tiles) {
+    const at::Tensor sums = at::zeros({tiles * cpu::kRowTile}, weight_.options());
+    at::parallel_for(0, tiles, 1, [&](int64_t begin, int64_t end) {
+      std::vector<float> scaled(std::min(width_, columns_) * cpu::kRowTile);
+      for (int64_t group = 0; group < columns_; group += width_) {
+        round_group(group, (first + begin) * cpu::kRowTile, begin * cpu::kRowTile,
+                    (end - begin) * cpu::kRowTile, scaled.data(), sums.data_ptr<float>());
+      }
+    });
+    const at::Tensor errors = error_.narrow(1, 0, tiles * cpu::kRowTile);
+    const at::Tensor sketched = at::mm(problem_.sketch, errors);
+    return sketched.square_().sum(at::kDouble).item<double>() +
+           sums.sum(at::kDouble).item<double>();
+  }
+
+  // Rows [row, row + rows) of the weight, which are rows from `at` on of the chunk.
+  void round_group(int64_t first, int64_t row, int64_t at, int64_t rows, float* scaled,
+                   float* sums) const {
+    const auto from = [first](const at::Tensor& tensor) {
+      return tensor.defined() ? tensor.const_data_ptr<float>() + first : nullptr;
+    };
+    cpu::kernels().awq->round_scaled(
+        {.weight = weight_.const_data_ptr<float>() + first * weight_.size(1) + row,
+         .factor = from(factor_),
+         .inverse = from(inverse_),
+         .importance = from(importance_),
+         .square = from(problem_.missing),
+         .scaled = scaled,
+         .error = error_.data_ptr<float>() + first * error_.size(1) + at,
+         .sum = sums + at,
+         .columns = std::min(width_, columns_ - first),
+         .rows = rows,
+         .stride = weight_.size(1),
+         .error_stride = error_.size(1)},
+        shape_);
+  }
+
+  const AwqProblem& problem_;
+  cpu::GridShape shape_;
+  int64_t columns_, width_, tiles_;
+  at::Tensor weight_, error_, factor_, inverse_, importance_;
+};
+
+at::Tensor awq_scores_cpu(const AwqProblem& problem) {
+  const int64_t points = problem.candidates.size(0);
+  at::Tensor scores = at::empty({points}, at::kDouble);
+  Search search(problem);
+  for (int64_t point = 0; point < points; ++point) {
+    scores[point] = search.score(problem.candidates[point]);
+  }
+  return scores;
+}
+
+const bool installed = awq_scores_stub.install(at::kCPU, &awq_scores_cpu);
+
+}  // namespace
+}  // namespace mlcalib

@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+// What scaling the input channels of a group does to its rounding errors. Compiled without
+// contraction, as everything that decides codes.
+#include "fit.hpp"
+
+namespace mlcalib::cpu::MLCALIB_ISA {
+namespace {
+
+// error = (w·f − Q(w·f)) / f, and sum += Σ_c square[c] · error_c².
+void round_scaled(const ScaledGroup& g, const GridShape& shape) {
+  const Vec max_code = broadcast(shape.max_code);
+  float scale[kRowTile], zero[kRowTile];
+  for (int64_t r = 0; r < g.rows; r += kRowTile) {
+    for (int64_t c = 0; c < g.columns; ++c) {
+      for (int64_t v = 0; v < kRowTile; v += kLanes) {
+        store(g.scaled + c * kRowTile + v, load(g.weight + c * g.stride + r + v) * g.factor[c]);
+      }
+    }
+    fit_group({.weight = g.scaled,
+               .importance = g.importance,
+               .gram = nullptr,
+               .gram_stride = 0,
+               .scratch = nullptr,
+               .columns = g.columns,
+               .rows = kRowTile,
+               .stride = kRowTile},
+              shape, scale, zero);
+    for (int64_t v = 0; v < kRowTile; v += kLanes) {
+      const Vec s = load(scale + v), z = load(zero + v);
+      Vec sum = load(g.sum + r + v);
+      for (int64_t c = 0; c < g.columns; ++c) {
+        const Vec w = load(g.scaled + c * kRowTile + v);
+        const Vec error = (w - s * nearest_level(w, s, z, max_code)) * g.inverse[c];
+        sum += error * error * g.square[c];
+        store(g.error + c * g.error_stride + r + v, error);
+      }
+      store(g.sum + r + v, sum);
+    }
+  }
+}
+
+}  // namespace
+
+extern const AwqKernels awq_kernels;
+const AwqKernels awq_kernels = {&round_scaled};
+
+}  // namespace mlcalib::cpu::MLCALIB_ISA

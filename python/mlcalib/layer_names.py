@@ -1,0 +1,62 @@
+"""Names of linears: patterns that cover some of them, and which of them readers fuse."""
+
+import re
+from collections.abc import Collection, Iterable
+
+FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+"""Linears beside each other that vLLM and SGLang run as one, on one grid or all in floating point
+(``packed_modules_mapping`` in vLLM's models)."""
+
+
+def fused_groups(names: Iterable[str]) -> list[list[str]]:
+    """Return the linears that readers fuse, group by group, of those given.
+
+    These are ``FUSED``, and all linears of the experts of a block (vLLM's ``FusedMoE``).
+    """
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        parent, _, leaf = name.rpartition(".")
+        if experts := re.match(r"(.+\.experts)\.\d+\.", name):
+            groups.setdefault(experts[1], []).append(name)
+        for leaves in FUSED:
+            if leaf in leaves and not experts:
+                groups.setdefault(f"{parent}.{leaves[0]}", []).append(name)
+    return [members for members in groups.values() if len(members) > 1]
+
+
+def patterns(names: Collection[str], among: Iterable[str]) -> list[str]:
+    r"""Return regular expressions that match whole names: those given, and no other of ``among``.
+
+    Names that differ by the first number in them share one, such as
+    ``model\.layers\.(0|3)\.mlp\.down_proj``, or ``\d+`` for all of ``among``.
+    """
+    wanted = set(names)
+    alike: dict[str, dict[str, list[str]]] = {}  # a pattern with {} for the number → number → names
+    for name in among:
+        template, number = _template(name)
+        alike.setdefault(template, {}).setdefault(number, []).append(name)
+    found = []
+    for template, by_number in alike.items():
+        whole = [number for number, members in by_number.items() if wanted.issuperset(members)]
+        if whole:
+            every = len(whole) == len(by_number) and len(whole) > 1
+            some = whole[0] if len(whole) == 1 else f"({'|'.join(whole)})"
+            found.append(template.replace("{}", r"\d+" if every else some))
+        rest = (by_number[number] for number in by_number if number not in whole)
+        found += [re.escape(name) for members in rest for name in members if name in wanted]
+    return found
+
+
+def _template(name: str) -> tuple[str, str]:
+    r"""Return a name as a pattern with {} for its first number, \d+ for others; the number."""
+    first = ""
+    parts = []
+    for part in name.split("."):
+        if not part.isdecimal():
+            parts.append(re.escape(part))
+        elif first:
+            parts.append(r"\d+")
+        else:
+            first = part
+            parts.append("{}")
+    return r"\.".join(parts), first

@@ -1,0 +1,107 @@
+"""AWQ (arXiv 2306.00978): scale salient channels up before rounding, then clip ranges."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from mlcalib import _core
+from mlcalib._core import AwqOptions, GridSpec, LinearGroup, QuantizedLinear
+from mlcalib.quantizers import Quantizer, quantizers
+from mlcalib.quantizers.base import ChannelScales, OutputLoss, QuantizerOptions, ScaledInput
+from mlcalib.statistics import StatisticSet
+
+
+class AwqQuantizerOptions(QuantizerOptions):
+    """Options of ``awq``.
+
+    Attributes:
+        range: how ranges are chosen while scales are searched, and without ``clip`` at the end.
+        points: scales tried per scale group, powers 0, 1/points, … of the mean |x|.
+        objective: ``linear`` takes the scale with the least error of the linears' outputs, from the
+            Gram; ``block``, behind a norm, with that of the block's output, from its forward, much
+            as the authors do (they look at the output of its attention or MLP).
+        clip: choose final ranges by the error of the outputs (the group's block of the Gram).
+        probe_tokens: calibration tokens that ``block`` runs on, or a sequence of each language if
+            that is more.
+    """
+
+    range: Literal["minmax", "mse", "gram"] = "minmax"
+    points: int = Field(default=20, ge=1)
+    objective: Literal["linear", "block"] = "linear"
+    clip: bool = True
+    probe_tokens: int = Field(default=4096, ge=1)
+
+
+@quantizers.register
+class Awq(Quantizer):
+    """Folds scales into the model so that rounding hurts large activations less, then rounds."""
+
+    needs = ("gram", "moments")
+    scales = True
+    Options = AwqQuantizerOptions
+
+    def __init__(self, options: AwqQuantizerOptions, scale_dtype: torch.dtype) -> None:
+        """See ``Quantizer``."""
+        super().__init__(options, scale_dtype)
+        self._options = options
+        self._search = AwqOptions(self.spec, points=options.points)
+        if options.clip:
+            self.spec = GridSpec(
+                options.bits, options.group_size, options.symmetric, "gram_block", scale_dtype
+            )
+
+    @property
+    def probe_tokens(self) -> int:
+        """See ``Quantizer``."""
+        return self._options.probe_tokens if self._options.objective == "block" else 0
+
+    def prepare(
+        self, inputs: Sequence[ScaledInput], source_of: Tensor | None, loss_of: OutputLoss | None
+    ) -> ChannelScales:
+        """See ``Quantizer.prepare``."""
+        tokens = sum(each.statistics.tokens for each in inputs)
+        absolute = [each.statistics.state("moments")["absolute"] for each in inputs]
+        mean = torch.stack(absolute).sum(0) / tokens
+        if loss_of is not None:
+            return self._by_block(inputs, mean, source_of, loss_of)
+        groups = [LinearGroup(list(each.weights), each.statistics.gram()) for each in inputs]
+        found = _core.awq_scale(groups, mean, self._search, source_of)
+        summary = {"exponent": found.exponent, "loss": found.loss, "unscaled": found.unscaled}
+        return ChannelScales(found.scale, summary)
+
+    def _by_block(
+        self,
+        inputs: Sequence[ScaledInput],
+        mean: Tensor,
+        source_of: Tensor | None,
+        loss_of: OutputLoss,
+    ) -> ChannelScales:
+        candidates = _core.awq_candidates(mean, self._options.points, source_of)
+        losses = []
+        for scale in candidates:
+            rounded = []
+            for each in inputs:
+                gram = each.statistics.gram() / (scale[:, None] * scale)
+                for weight in each.weights:
+                    quantized = _core.rtn(weight.float() * scale, self._search.grid, gram)
+                    rounded.append(quantized.dequantize() / scale)
+            losses.append(loss_of(rounded))
+        best = min(range(len(losses)), key=losses.__getitem__)
+        summary = {"exponent": best / len(losses), "loss": losses[best], "unscaled": losses[0]}
+        return ChannelScales(candidates[best], summary)
+
+    def solve(
+        self, weights: Sequence[Tensor], statistics: StatisticSet | None
+    ) -> list[QuantizedLinear]:
+        """See ``Quantizer.solve``; the scales have been folded into the weights.
+
+        Raises:
+            ValueError: no statistics.
+        """
+        if statistics is None:
+            raise ValueError("awq needs calibration; give a calibration set, or use method='rtn'.")
+        gram = statistics.gram()
+        return [_core.rtn(weight, self.spec, gram) for weight in weights]

@@ -75,7 +75,7 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/check_includes.py
-	$(BIN)/python -m mypy.stubtest mlcalib._core --mypy-config-file pyproject.toml --allowlist tests/stubtest_allowlist.txt
+	$(BIN)/python -m mypy.stubtest mlcalib._core mlcalib._build --mypy-config-file pyproject.toml --allowlist tests/stubtest_allowlist.txt
 
 tidy: build/debian $(VENV)/ready
 	$(BIN)/cmake --preset tidy

@@ -31,9 +31,19 @@ tr -s ' \n' ' ' <"$work/mismatch.log" | grep -q 'built with Torch .* but Torch 1
   cat "$work/mismatch.log" && fail "the message for a foreign Torch does not say what to do"
 }
 
+# The extension refuses a Python whose torch the wheel could not ask for, before it compiles.
+mkdir -p "$work/foreign/torch"
+printf '__version__ = "2.14.1+cpu"\nclass utils:\n    cmake_prefix_path = "none"\n' \
+  >"$work/foreign/torch/__init__.py"
+PYTHONPATH=$work/foreign "$cmake" -S . -B "$work/extension" -G Ninja -DPython_EXECUTABLE="$python" \
+  >"$work/extension.log" 2>&1 && fail "the extension was configured with a foreign torch"
+tr -s ' \n' ' ' <"$work/extension.log" | grep -q "torch 2.14.1+cpu was found .* pip install 'torch>=" || {
+  cat "$work/extension.log" && fail "the message for a foreign torch does not say what to do"
+}
+
 # C++ alone configures without any Python, from a libtorch.
 "$cmake" -S . -B "$work/libtorch" -G Ninja -DMLCALIB_PYTHON=OFF -DTorch_DIR="$torch/Torch" \
   -DCMAKE_DISABLE_FIND_PACKAGE_Python=ON >"$work/libtorch.log" 2>&1 || {
   cat "$work/libtorch.log" && fail "C++ alone needs a Python"
 }
-echo "C++ package: the example runs; a foreign Torch is refused; no Python is needed"
+echo "C++ package: the example runs; foreign torches are refused; no Python is needed"

@@ -30,7 +30,7 @@ sed -i 's/^TORCH_VERSION = .*/TORCH_VERSION = "2.12.0"/' "$venv"/lib/python3*/si
 grep '^    pip install .*scikit-build-core\|^    pip install --no-build-isolation' "$work/error" >"$work/mend"
 [ "$(wc -l <"$work/mend")" = 2 ] || { cat "$work/error" && fail "the error does not say how to mend it"; }
 echo "running what the error says:" && cat "$work/mend"
-(cd "$work" && PATH=$venv/bin:$PATH bash -eu mend)
+(cd "$work" && PATH=$venv/bin:$PATH PIP_QUIET=1 bash -eu mend)
 [ "$before" = "$(torch)" ] || fail "installing the sdist replaced torch"
 "$venv/bin/python" -I scripts/check_installed.py
 echo "wheel and sdist: both install and work, and leave torch alone"

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What calibration text does to other languages, in one linear: Grams per language, a mixture of
 // them, and the loss of each solve in each language.
+#include <ATen/Context.h>
 #include <ATen/ops/matmul.h>
 #include <ATen/ops/randn.h>
 
@@ -28,6 +29,7 @@ at::Tensor gram_of(const mlcalib::Statistic& statistic) { return statistic.state
 }  // namespace
 
 int main() {
+  at::manual_seed(0);
   const at::Tensor weight = at::randn({kOut, kIn}).mul_(0.02);
 
   // Random activations stand in for a model's. Each language has directions of its own, and so

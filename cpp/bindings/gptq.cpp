@@ -9,21 +9,27 @@ void register_gptq(py::module_& m) {
   const GptqOptions defaults;
   py::class_<GptqOptions>(m, "GptqOptions", "Options of gptq.")
       .def(py::init([](const GridSpec& grid, double damp, int64_t block, const std::string& order,
-                       bool static_grid) {
-             const GptqOptions options{grid, damp, block, parse_order(order), static_grid};
+                       bool static_grid, int64_t refit) {
+             const GptqOptions options{.grid = grid,
+                                       .damp = damp,
+                                       .block = block,
+                                       .order = parse_order(order),
+                                       .refit = refit,
+                                       .static_grid = static_grid};
              options.check();
              return options;
            }),
            py::arg("grid") = defaults.grid, py::arg("damp") = defaults.damp,
            py::arg("block") = defaults.block,
            py::arg("order") = std::string(to_string(defaults.order)),
-           py::arg("static_grid") = defaults.static_grid)
+           py::arg("static_grid") = defaults.static_grid, py::arg("refit") = defaults.refit)
       .def_readonly("grid", &GptqOptions::grid)
       .def_readonly("damp", &GptqOptions::damp)
       .def_readonly("block", &GptqOptions::block)
       .def_property_readonly(
           "order", [](const GptqOptions& options) { return std::string(to_string(options.order)); })
-      .def_readonly("static_grid", &GptqOptions::static_grid);
+      .def_readonly("static_grid", &GptqOptions::static_grid)
+      .def_readonly("refit", &GptqOptions::refit);
 
   m.def("gptq", py::overload_cast<const at::Tensor&, const at::Tensor&, const GptqOptions&>(&gptq),
         py::arg("weight"), py::arg("gram"), py::arg("options") = defaults, NoGil(),

@@ -4,6 +4,7 @@
 #include <ATen/ops/argsort.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/where.h>
 #include <c10/util/Exception.h>
 
 #include <algorithm>
@@ -12,6 +13,7 @@
 
 #include "check.hpp"
 #include "cholesky.hpp"
+#include "refit.hpp"
 #include "round_grid.hpp"
 #include "stubs.hpp"
 
@@ -33,6 +35,7 @@ void GptqOptions::check() const {
   TORCH_CHECK_VALUE(std::isfinite(damp) && damp > 0, "damp is ", damp,
                     ", expected a positive fraction of the mean of the Gram's diagonal.");
   TORCH_CHECK_VALUE(block > 0, "block is ", block, ", expected a positive number of columns.");
+  TORCH_CHECK_VALUE(refit >= 0, "refit is ", refit, ", expected a number of rounds, 0 or more.");
   TORCH_CHECK_VALUE(static_grid || order == Order::kNatural,
                     "static_grid=False fits grids as groups are reached, which needs ",
                     "order='natural'; with order='activation' grids are static.");
@@ -62,6 +65,119 @@ std::vector<at::Tensor> check_weights(at::TensorList weights) {
   return checked;
 }
 
+/// A solution of all rows, columns in the weight's own order.
+struct Solution {
+  at::Tensor codes;
+  Grid grid;
+  at::Tensor energy;  ///< float64 [rows], the diagonal of D H Dᵀ
+  at::Tensor square;  ///< float64 [rows], ‖D‖² of each row
+};
+
+/// One factorisation, and the solves that it serves.
+class Solver {
+ public:
+  Solver(at::Tensor weight, const at::Tensor& gram, const GptqOptions& options)
+      : weight_(std::move(weight)), gram_(gram), options_(options), mean_(mean_diagonal(gram)) {
+    const at::Tensor importance = gram.diagonal() + options.damp * mean_;
+    visits_ = options.order == Order::kActivation
+                  ? at::argsort(importance, /*stable=*/true, /*dim=*/0, /*descending=*/true)
+                  : at::arange(weight_.size(1), importance.options().dtype(at::kLong));
+    // Cholesky of the row- and column-reversed H gives the upper factor without an inverse.
+    const at::Tensor reversed = visits_.flip(0);
+    const Cholesky factor = damped_cholesky(
+        gram.index_select(0, reversed).index_select(1, reversed), mean_, options.damp);
+    const at::Tensor upper = factor.lower.flip({0, 1});
+    damp_ = factor.damp;
+    diagonal_ = upper.diagonal().contiguous();
+    unit_ = upper / diagonal_;
+    importance_ = importance;
+    if (options.grid.range == Range::kGramBlock) ranging_ = damped(options.damp);
+  }
+
+  double damp() const { return damp_; }
+
+  /// H, with the damping that the factorisation took.
+  at::Tensor hessian() const { return damped(damp_); }
+
+  /// Static grids belong to the weight's own columns, running ones are fitted by the solve.
+  Solution run() const {
+    if (!options_.static_grid) return run({});
+    const auto [scale, zero] = fit_grid_stub(
+        weight_.device().type(), weight_,
+        options_.grid.range == Range::kGram ? importance_ : at::Tensor(), ranging_, options_.grid);
+    return run(round_grid(scale, zero, options_.grid));
+  }
+
+  /// On a grid that is given; without one, on running grids.
+  Solution run(const Grid& grid) const {
+    GptqOptions options = options_;
+    options.static_grid = grid.scale.defined();
+    const GptqSolution found =
+        gptq_stub(weight_.device().type(), {.weight = weight_.index_select(1, visits_),
+                                            .factor = unit_,
+                                            .diagonal = diagonal_,
+                                            .importance = importance_.index_select(0, visits_),
+                                            .gram = ranging_,
+                                            .group_of = groups_of(visits_, options.grid),
+                                            .grid = grid,
+                                            .options = options});
+    return {.codes = at::empty_like(found.codes).index_copy_(1, visits_, found.codes),
+            .grid = found.grid,
+            .energy = found.energy,
+            .square = found.square};
+  }
+
+  /// tr(D G Dᵀ) = tr(D H Dᵀ) − λ‖D‖², row by row.
+  at::Tensor loss(const Solution& solution) const {
+    return solution.energy - solution.square * (damp_ * mean_);
+  }
+
+ private:
+  at::Tensor damped(double damp) const {
+    at::Tensor copy = gram_.clone(at::MemoryFormat::Contiguous);
+    copy.diagonal().add_(damp * mean_);
+    return copy;
+  }
+
+  at::Tensor weight_;
+  const at::Tensor& gram_;
+  const GptqOptions& options_;
+  double mean_, damp_ = 0;
+  at::Tensor visits_, unit_, diagonal_, importance_;
+  at::Tensor ranging_;  // H, where the range search weighs by its blocks
+};
+
+// Rows are independent: of each the better one.
+void keep_better(Solution& best, const Solution& other) {
+  const at::Tensor better = other.energy < best.energy;
+  const at::Tensor rows = better.unsqueeze(1);
+  best.codes = at::where(rows, other.codes, best.codes);
+  best.grid.scale = at::where(rows, other.grid.scale, best.grid.scale);
+  best.grid.zero = at::where(rows, other.grid.zero, best.grid.zero);
+  best.energy = at::where(better, other.energy, best.energy);
+  best.square = at::where(better, other.square, best.square);
+}
+
+// Scales refitted to the codes, and all solved again on these, `rounds` times; the best of it all.
+Solution refine(const at::Tensor& weight, const Solver& solver, int64_t rounds) {
+  Solution current = solver.run(), best = current;
+  const at::Tensor hessian = rounds > 0 ? solver.hessian() : at::Tensor();
+  for (int64_t round = 0; round < rounds; ++round) {
+    if (round > 0) {
+      current = solver.run(current.grid);
+      keep_better(best, current);
+    }
+    const at::Tensor scale = refit_scale(weight, current.codes, current.grid, hessian);
+    current.grid = round_grid(scale, current.grid.zero, current.grid.spec);
+    const at::Tensor dequantized =
+        dequantize_stub(weight.device().type(), current.codes, current.grid);
+    current.energy = row_energy(weight, dequantized, hessian);
+    current.square = (weight - dequantized).square_().sum(-1, /*keepdim=*/false, at::kDouble);
+    keep_better(best, current);
+  }
+  return best;
+}
+
 Grid rows_of(const Grid& grid, int64_t first, int64_t count) {
   return {grid.scale.narrow(0, first, count).clone(), grid.zero.narrow(0, first, count).clone(),
           grid.spec};
@@ -75,54 +191,19 @@ std::vector<QuantizedLinear> gptq(at::TensorList weights, const at::Tensor& gram
   const std::vector<at::Tensor> checked = check_weights(weights);
   const at::Tensor weight = checked.size() == 1 ? checked.front() : at::cat(checked);
   check_gram(gram, weight.size(1));
-  const double mean = mean_diagonal(gram);
-  const at::Tensor importance = gram.diagonal() + options.damp * mean;
-  at::Tensor damped;  // H; a copy of the Gram's size, so only where it has a say
-  if (options.grid.range == Range::kGramBlock) {
-    damped = gram.clone(at::MemoryFormat::Contiguous);
-    damped.diagonal().copy_(importance);
-  }
+  const Solver solver(weight, gram, options);
+  const Solution solution = refine(weight, solver, options.refit);
 
-  // Static grids belong to the weight's own columns; the solve sees columns in the order visited.
-  const at::DeviceType device = weight.device().type();
-  Grid grid;
-  if (options.static_grid) {
-    const auto [scale, zero] = fit_grid_stub(
-        device, weight, options.grid.range == Range::kGram ? importance : at::Tensor(), damped,
-        options.grid);
-    grid = round_grid(scale, zero, options.grid);
-  }
-  const at::Tensor visits = options.order == Order::kActivation
-                                ? at::argsort(importance, /*stable=*/true, /*dim=*/0,
-                                              /*descending=*/true)
-                                : at::arange(weight.size(1), importance.options().dtype(at::kLong));
-  // Cholesky of the row- and column-reversed H gives the upper factor without an inverse.
-  const at::Tensor reversed_visits = visits.flip(0);
-  const Cholesky factor = damped_cholesky(
-      gram.index_select(0, reversed_visits).index_select(1, reversed_visits), mean, options.damp);
-  const at::Tensor upper = factor.lower.flip({0, 1});
-  const at::Tensor diagonal = upper.diagonal().contiguous();
-  const GptqSolution solution = gptq_stub(device, {.weight = weight.index_select(1, visits),
-                                                   .factor = upper / diagonal,
-                                                   .diagonal = diagonal,
-                                                   .importance = importance.index_select(0, visits),
-                                                   .gram = damped,
-                                                   .group_of = groups_of(visits, options.grid),
-                                                   .grid = grid,
-                                                   .options = options});
-  const at::Tensor codes = at::empty_like(solution.codes).index_copy_(1, visits, solution.codes);
-
-  // tr(D G Dᵀ) = tr(D H Dᵀ) − λ‖D‖²: both come out of the solve, row by row.
-  const at::Tensor loss = solution.energy - solution.square * (factor.damp * mean);
+  const at::Tensor loss = solver.loss(solution);
   const int64_t dead = count_dead_channels(gram);
   std::vector<QuantizedLinear> result;
   int64_t first = 0;
   for (const at::Tensor& each : checked) {
     const int64_t rows = each.size(0);
-    result.push_back({.codes = codes.narrow(0, first, rows).clone(),
+    result.push_back({.codes = solution.codes.narrow(0, first, rows).clone(),
                       .grid = rows_of(solution.grid, first, rows),
                       .loss = loss.narrow(0, first, rows).sum().item<double>(),
-                      .damp = factor.damp,
+                      .damp = solver.damp(),
                       .dead_channels = dead});
     first += rows;
   }

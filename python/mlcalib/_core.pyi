@@ -93,6 +93,8 @@ class GptqOptions(metaclass=_Extension):
     grids of the original weight (static groups); ``"natural"`` from first to last. With
     ``static_grid=False`` (natural order only) a group's grid is fitted when it is reached, to the
     weights GPTQ then holds. ``block`` is the number of columns solved between two matrix products.
+    ``refit`` rounds follow the solve: scales become those of least loss given the codes, then all
+    is solved again on these (not after the last); each row keeps the best that it had.
     """
 
     def __init__(
@@ -102,6 +104,7 @@ class GptqOptions(metaclass=_Extension):
         block: int = 128,
         order: Order = "activation",
         static_grid: bool = True,
+        refit: int = 0,
     ) -> None: ...
     @property
     def grid(self) -> GridSpec: ...
@@ -113,6 +116,8 @@ class GptqOptions(metaclass=_Extension):
     def order(self) -> Order: ...
     @property
     def static_grid(self) -> bool: ...
+    @property
+    def refit(self) -> int: ...
 
 @overload
 def gptq(weight: Tensor, gram: Tensor, options: GptqOptions = ...) -> QuantizedLinear: ...

@@ -1,8 +1,12 @@
 """GPTQ against the float64 oracle, and what must hold of it whatever the input."""
 
+import itertools
+
 import pytest
 import torch
 from core_data import random_gram, random_weight, share_equal
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mlcalib import _core as core
 from reference import oracle
@@ -215,3 +219,64 @@ def test_gradients_and_layouts_are_no_matter():
     assert not solved.grid.scale.requires_grad
     with torch.inference_mode():
         assert torch.equal(core.gptq(weight, gram, options(STATIC)).codes, wanted.codes)
+
+
+def damped_energy(weight, quantized, gram, damp=0.01):
+    d = weight.double() - quantized.dequantize().double()
+    h = gram.double() + torch.eye(len(gram)) * damp * gram.double().diagonal().mean()
+    return (d @ h * d).sum(1)
+
+
+@pytest.mark.parametrize("group_size", [32, 48, -1])  # 48 leaves a shorter last group
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_a_refit_is_the_least_squares_solution(group_size, symmetric):
+    weight, gram = random_weight(40, 160), random_gram(160)
+    spec = core.GridSpec(3, group_size, symmetric, "gram")
+    solved = core.gptq(weight, gram, core.GptqOptions(spec))
+    refitted = core.gptq(weight, gram, core.GptqOptions(spec, refit=1))
+    assert torch.equal(refitted.codes, solved.codes)
+    assert torch.equal(refitted.grid.zero, solved.grid.zero)
+    h = gram.double() + torch.eye(160) * 0.01 * gram.double().diagonal().mean()
+    root = torch.linalg.cholesky(h)
+    width = 160 if group_size == -1 else group_size
+    for row in range(40):
+        zero = solved.grid.zero[row].double().repeat_interleave(width)[:160]
+        unit = solved.codes[row].double() - zero
+        members = torch.arange(160) // width == torch.arange(solved.grid.scale.shape[1])[:, None]
+        design = (members * unit) @ root
+        scale = torch.linalg.lstsq(design.T, (weight[row].double() @ root)[:, None]).solution
+        assert torch.allclose(refitted.grid.scale[row].double(), scale[:, 0], rtol=1e-3)
+
+
+@given(st.integers(0, 2**16), st.sampled_from([2, 3, 4]), st.booleans())
+@settings(max_examples=15)
+def test_more_rounds_never_lose_more(seed, bits, static_grid):
+    weight, gram = random_weight(24, 128, seed), random_gram(128, seed % 5)
+    spec = core.GridSpec(bits, 32, range="gram")
+    order = "activation" if static_grid else "natural"
+    energies = []
+    for rounds in range(4):
+        options = core.GptqOptions(spec, order=order, static_grid=static_grid, refit=rounds)
+        solved = core.gptq(weight, gram, options)
+        energies.append(damped_energy(weight, solved, gram))
+        wanted = oracle.loss(weight, solved.dequantize(), gram)
+        assert solved.loss == pytest.approx(wanted, rel=1e-3)
+    for before, after in itertools.pairwise(energies):
+        assert (after <= before * (1 + 1e-4)).all()
+    assert energies[-1].sum() < 0.99 * energies[0].sum()
+
+
+def test_a_refit_keeps_the_scales_of_the_checkpoint_and_of_empty_groups():
+    weight, gram = random_weight(16, 96), random_gram(96)
+    weight[3, :32] = 0
+    spec = core.GridSpec(4, 32, range="gram", scale_dtype=torch.bfloat16)
+    refitted = core.gptq(weight, gram, core.GptqOptions(spec, refit=2))
+    assert torch.equal(refitted.grid.scale, refitted.grid.scale.bfloat16().float())
+    assert refitted.grid.scale.isfinite().all()
+    assert (refitted.grid.scale > 0).all()
+    assert (refitted.dequantize()[3, :32].abs() < 0.2).all()
+
+
+def test_refit_is_a_number_of_rounds():
+    with pytest.raises(ValueError, match="refit is -1, expected a number of rounds"):
+        core.GptqOptions(refit=-1)

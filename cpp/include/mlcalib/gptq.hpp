@@ -22,6 +22,7 @@ struct GptqOptions {
   double damp = 0.01;   ///< added to the diagonal, as a fraction of its mean
   int64_t block = 128;  ///< columns solved between two matrix products
   Order order = Order::kActivation;
+  int64_t refit = 0;        ///< rounds: scales refitted to the codes, and all solved again on these
   bool static_grid = true;  ///< false (natural order only): fit a group's grid when it is reached
 
   /// Throws ValueError for fields outside their domain.

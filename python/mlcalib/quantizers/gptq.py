@@ -20,6 +20,7 @@ class GptqQuantizerOptions(QuantizerOptions):
         range: how each group's range is chosen: ``gram`` weights errors by the Gram's diagonal.
         damp: added to the Gram's diagonal, as a fraction of its mean.
         order: ``activation`` (with static groups) or ``natural``.
+        refit: rounds of refitting scales to the codes and solving again.
         static_grid: False (natural order only) fits a group's grid when it is reached.
     """
 
@@ -27,6 +28,7 @@ class GptqQuantizerOptions(QuantizerOptions):
     damp: float = 0.01
     order: Literal["activation", "natural"] = "activation"
     static_grid: bool = True
+    refit: int = 0
 
 
 @quantizers.register
@@ -40,7 +42,11 @@ class Gptq(Quantizer):
         """See ``Quantizer``."""
         super().__init__(options, scale_dtype)
         self._gptq = GptqOptions(
-            self.spec, damp=options.damp, order=options.order, static_grid=options.static_grid
+            self.spec,
+            damp=options.damp,
+            order=options.order,
+            static_grid=options.static_grid,
+            refit=options.refit,
         )
 
     @property

@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "refit.hpp"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/constant_pad_nd.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/eye.h>
+#include <ATen/ops/isfinite.h>
+#include <ATen/ops/linalg_solve_ex.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/where.h>
+
+#include <algorithm>
+#include <vector>
+
+namespace mlcalib {
+namespace {
+
+constexpr int64_t kRows = 512;   // solved at a time: bounds the normal matrices
+constexpr double kRidge = 1e-6;  // of the mean diagonal: a group of zeros has no scale
+
+// Sums over the columns of each group: [rows, cols] → [rows, groups].
+at::Tensor group_sums(const at::Tensor& matrix, int64_t width, int64_t groups) {
+  const int64_t missing = groups * width - matrix.size(1);
+  const at::Tensor padded = missing == 0 ? matrix : at::constant_pad_nd(matrix, {0, missing});
+  return padded.view({matrix.size(0), groups, width}).sum(-1);
+}
+
+at::Tensor refit_rows(const at::Tensor& weight, const at::Tensor& unit, const at::Tensor& scale,
+                      const at::Tensor& hessian, int64_t width) {
+  const int64_t rows = weight.size(0), columns = weight.size(1), groups = scale.size(1);
+  const at::Tensor wanted = group_sums(at::mm(weight, hessian) * unit, width, groups);
+  const at::Tensor normal = at::empty({rows, groups, groups}, weight.options());
+  for (int64_t g = 0; g < groups; ++g) {
+    const int64_t first = g * width, count = std::min(width, columns - first);
+    const at::Tensor product =
+        at::mm(unit.narrow(1, first, count), hessian.narrow(0, first, count));
+    normal.select(1, g).copy_(group_sums(product.mul_(unit), width, groups));
+  }
+  const at::Tensor diagonal = normal.diagonal(0, 1, 2);
+  const at::Tensor ridge = diagonal.mean(-1).mul_(kRidge).view({rows, 1, 1});
+  const auto [solved, info] =
+      at::linalg_solve_ex(normal + ridge * at::eye(groups, weight.options()), wanted.unsqueeze(-1));
+  const at::Tensor fitted = solved.squeeze(-1);
+  return at::where((fitted > 0).logical_and_(at::isfinite(fitted)), fitted, scale);
+}
+
+}  // namespace
+
+at::Tensor refit_scale(const at::Tensor& weight, const at::Tensor& codes, const Grid& grid,
+                       const at::Tensor& hessian) {
+  const int64_t columns = weight.size(1);
+  const int64_t width = grid.spec.group_size == kWholeRow ? columns : grid.spec.group_size;
+  std::vector<at::Tensor> parts;
+  for (int64_t first = 0; first < weight.size(0); first += kRows) {
+    const int64_t count = std::min(kRows, weight.size(0) - first);
+    const at::Tensor zero = grid.zero.narrow(0, first, count).to(at::kFloat);
+    const at::Tensor unit = codes.narrow(0, first, count).to(at::kFloat) -
+                            zero.repeat_interleave(width, 1).narrow(1, 0, columns);
+    parts.push_back(refit_rows(weight.narrow(0, first, count), unit,
+                               grid.scale.narrow(0, first, count), hessian, width));
+  }
+  return at::cat(parts);
+}
+
+at::Tensor row_energy(const at::Tensor& weight, const at::Tensor& dequantized,
+                      const at::Tensor& hessian) {
+  const at::Tensor error = weight - dequantized;
+  return at::mm(error, hessian).mul_(error).sum(-1, /*keepdim=*/false, at::kDouble);
+}
+
+}  // namespace mlcalib

@@ -1,0 +1,20 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <mlcalib/grid.hpp>
+
+namespace mlcalib {
+
+/// The scales that lose least given codes and zero points: for each row the least-squares solution
+/// of (w − Σ_g s_g u_g) H (…)ᵀ, u_g = codes − zero in group g and zero elsewhere. float32 [rows,
+/// groups]; a scale that would not be positive stays as it is. hessian float32 [cols, cols].
+at::Tensor refit_scale(const at::Tensor& weight, const at::Tensor& codes, const Grid& grid,
+                       const at::Tensor& hessian);
+
+/// The diagonal of D H Dᵀ, D = weight − dequantized; float64 [rows].
+at::Tensor row_energy(const at::Tensor& weight, const at::Tensor& dequantized,
+                      const at::Tensor& hessian);
+
+}  // namespace mlcalib

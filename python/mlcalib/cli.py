@@ -49,7 +49,9 @@ Dtype = Annotated[str, typer.Option(help=DTYPE)]
 def quantize(
     model: Annotated[str, typer.Argument(help=MODEL)],
     out: Annotated[Path, typer.Option(help="Folder to write; must not exist.")],
-    method: Annotated[str, typer.Option(help="gptq or rtn (which needs no text).")] = "gptq",
+    method: Annotated[
+        str, typer.Option(help="gptq, awq, rtn (which needs no text), or a plug-in.")
+    ] = "gptq",
     bits: Annotated[
         list[str] | None,
         typer.Option(
@@ -111,12 +113,13 @@ def quantize(
     import mlcalib
     from mlcalib.files import check_output
     from mlcalib.overrides import parse_bits
+    from mlcalib.quantizers import quantizers
 
     check_output(out)
     further = _options(option or [])
     width, overrides = parse_bits(bits or [])
     calibration = None
-    if method != "rtn":
+    if quantizers.get(method).needs:
         calibration = mlcalib.calibration(
             model,
             languages,

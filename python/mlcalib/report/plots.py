@@ -106,7 +106,8 @@ def _heatmaps(ratio: "DataFrame", label: str) -> "Figure":
     for each in axes.flat[len(panels) :]:
         each.remove()
     _colour_bar(figure, image, list(axes.flat[: len(panels)]), label, limit)
-    figure.supxlabel("block", fontsize=9)
+    for each in axes.flat[len(panels) - columns : len(panels)]:
+        each.set_xlabel("block", fontsize=9)
     return figure
 
 
@@ -150,10 +151,11 @@ def _draw(axes: "Axes", panel: "DataFrame", limit: float) -> "AxesImage":
 def _colour_bar(
     figure: "Figure", image: "AxesImage", axes: "Sequence[Axes]", label: str, limit: float
 ) -> None:
-    fine = [1 / 1.5, 1 / 1.25, 1.25, 1.5] if limit < 2 else []
-    ratios = [2.0**power for power in range(-math.floor(limit), math.floor(limit) + 1)] + fine
-    ticks = sorted(ratio for ratio in ratios if abs(math.log2(ratio)) <= limit)
+    ticks = {1 / 1.5: "0.67", 1 / 1.25: "0.8", 1.25: "1.25", 1.5: "1.5"} if limit < 2 else {}
+    for power in range(math.floor(limit) + 1):
+        ticks |= {2.0**power: f"{2**power}", 2.0**-power: f"1/{2**power}" if power else "1"}
+    ticks = {ratio: text for ratio, text in ticks.items() if abs(math.log2(ratio)) <= limit}
     bar = figure.colorbar(image, ax=axes, extend="both", aspect=35, pad=0.02)
-    bar.set_ticks([math.log2(tick) for tick in ticks], labels=[f"{tick:.2g}" for tick in ticks])
+    bar.set_ticks([math.log2(ratio) for ratio in ticks], labels=list(ticks.values()))
     bar.ax.tick_params(labelsize=8)
     bar.set_label(label, fontsize=9)

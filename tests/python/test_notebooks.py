@@ -31,16 +31,29 @@ def shown(outputs, call, kind):
     return [each.data[kind] for each in found if kind in each.get("data", {})]
 
 
+@pytest.fixture(scope="module")
+def model(tokenizer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    tiny_llama(vocabulary=384, layers=3).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
 @pytest.mark.model
 def test_quickstart():
     execute(NOTEBOOKS / "01_quickstart.ipynb")
 
 
-def test_languages(tokenizer, tmp_path):
-    tiny_llama(vocabulary=384, layers=3).save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
+def test_quickstart_with_another_model(model):
+    outputs = execute(NOTEBOOKS / "01_quickstart.ipynb", {"model": model})
+    assert len(shown(outputs, "logy=True", "image/png")) == 1
+    (table,) = shown(outputs, "gptq_rise", "text/html")
+    assert "<th>yo</th>" in table
+
+
+def test_languages(model):
     parameters = {
-        "MODEL": str(tmp_path),
+        "MODEL": model,
         "LANGUAGES": "multi10",
         "TOKENS": 640,
         "HELD_OUT": 96,

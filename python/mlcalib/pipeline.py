@@ -1,12 +1,10 @@
 """The heart: a model in, block by block, a quantized model out."""
 
-import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import nn
 from tqdm.auto import tqdm
 
 from mlcalib.calibration_sets import CalibrationSet
@@ -19,6 +17,7 @@ from mlcalib.models.loading import (
     check_source,
     load_model,
     load_tokenizer,
+    shared_copy,
     skeleton,
 )
 from mlcalib.overrides import Override, resolve
@@ -201,7 +200,7 @@ def _linear_names(model: "str | Path | PreTrainedModel") -> list[str]:
         check_source(str(model))
         adapter, bare = find_adapter(architecture(str(model))), skeleton(str(model))
     else:
-        adapter, bare = find_adapter(type(model).__name__), _shared_copy(model)
+        adapter, bare = find_adapter(type(model).__name__), shared_copy(model)
     unfuse(bare, adapter)
     return [name for name, _ in adapter.named_linears(bare)]
 
@@ -220,10 +219,4 @@ def _open(
         raise ValueError("A model was given without its tokenizer; pass tokenizer=.")
     adapter = find_adapter(type(model).__name__)
     name = model.config.name_or_path or type(model).__name__
-    return name, adapter, _shared_copy(model).eval(), tokenizer
-
-
-def _shared_copy(model: "PreTrainedModel") -> "PreTrainedModel":
-    """Copy the modules but not the parameters, so that the caller's model keeps its weights."""
-    shared: dict[int, nn.Parameter] = {id(parameter): parameter for parameter in model.parameters()}
-    return copy.deepcopy(model, shared)
+    return name, adapter, shared_copy(model).eval(), tokenizer

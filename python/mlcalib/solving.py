@@ -109,7 +109,7 @@ def solve_block(
                 layer = f"{block_name}.{member}"
                 solved.linears[layer] = result
                 with solved.stopwatch.timed("losses"):
-                    solved.losses[layer] = _losses(weight, result, grams, by_language)
+                    solved.losses[layer] = losses_per_token(weight, result, grams, by_language)
                 if mixed is not None and result.loss is not None:
                     total += result.loss / mixed.tokens
                 dequantized = result.dequantize().to(weight.dtype)
@@ -131,12 +131,20 @@ def _by_quantizer(
     return list(together.values())
 
 
-def _losses(
+def losses_per_token(
     weight: Tensor,
     quantized: QuantizedLinear,
     grams: list[Tensor],
     by_language: Mapping[str, StatisticSet],
 ) -> dict[str, float]:
+    """Return language → tr(D G Dᵀ) per token, D the change of the weight.
+
+    Args:
+        weight: [out, in].
+        quantized: what became of it.
+        grams: of the languages in ``by_language``, copied once for all linears of an input.
+        by_language: statistics of the input, each with at least one token.
+    """
     sums = _core.losses(weight, quantized, grams) if grams else []
     return {
         language: loss / statistics.tokens

@@ -1,17 +1,68 @@
 """Every notebook runs from top to bottom."""
 
+import ast
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from small_models import tiny_llama
 
-NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+def execute(path, parameters=None):
+    """Run a notebook; ``parameters`` take the place of its cell with that tag."""
+    notebook = nbformat.read(path, as_version=4)
+    if parameters is not None:
+        (cell,) = (c for c in notebook.cells if "parameters" in c.metadata.get("tags", ()))
+        assigned = {node.targets[0].id for node in ast.parse(cell.source).body}
+        assert assigned == parameters.keys()
+        cell.source = "\n".join(f"{name} = {value!r}" for name, value in parameters.items())
+    NotebookClient(notebook, timeout=600, kernel_name="python3").execute()
+    return {cell.source: cell.outputs for cell in notebook.cells if cell.cell_type == "code"}
+
+
+def shown(outputs, call, kind):
+    """Return what the cell with the call shows, e.g. of the kind ``image/png``."""
+    (found,) = (cell for source, cell in outputs.items() if call in source)
+    return [each.data[kind] for each in found if kind in each.get("data", {})]
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    tiny_llama(vocabulary=384, layers=3).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
 
 
 @pytest.mark.model
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_notebook(path):
-    notebook = nbformat.read(path, as_version=4)
-    NotebookClient(notebook, timeout=600, kernel_name="python3").execute()
+def test_quickstart():
+    execute(NOTEBOOKS / "01_quickstart.ipynb")
+
+
+def test_quickstart_with_another_model(model):
+    outputs = execute(NOTEBOOKS / "01_quickstart.ipynb", {"model": model})
+    assert len(shown(outputs, "logy=True", "image/png")) == 1
+    (table,) = shown(outputs, "gptq_rise", "text/html")
+    assert "<th>yo</th>" in table
+
+
+def test_languages(model):
+    parameters = {
+        "MODEL": model,
+        "LANGUAGES": "multi10",
+        "TOKENS": 640,
+        "HELD_OUT": 96,
+        "SEQ_LEN": 32,
+    }
+    outputs = execute(NOTEBOOKS / "02_languages.ipynb", parameters)
+    for call in ("loss_heatmap(ten.losses)", "range_heatmap(", "reference=on_ten"):
+        assert len(shown(outputs, call, "image/png")) == 1
+    (table,) = shown(outputs, "rise.assign", "text/html")
+    for code in ("en", "fr", "sw", "zh", "xh", "st", "zu", "yo", "ig", "ha", "worst"):
+        assert f"<th>{code}</th>" in table
+    assert "NaN" not in table

@@ -11,7 +11,9 @@ from mlcalib.cli.arguments import MODEL, Corpus, Dtype, Languages, Separator, Se
 def quantize(
     model: Annotated[str, typer.Argument(help=MODEL)],
     out: Annotated[Path, typer.Option(help="Folder to write; must not exist.")],
-    method: Annotated[str, typer.Option(help="gptq, awq, or rtn (which needs no text).")] = "gptq",
+    method: Annotated[
+        str, typer.Option(help="gptq, awq, rtn (which needs no text), or a plug-in.")
+    ] = "gptq",
     bits: Annotated[
         list[str] | None,
         typer.Option(
@@ -73,12 +75,13 @@ def quantize(
     import mlcalib
     from mlcalib.files import check_output
     from mlcalib.overrides import parse_bits
+    from mlcalib.quantizers import quantizers
 
     check_output(out)
     further = _options(option or [])
     width, overrides = parse_bits(bits or [])
     calibration = None
-    if method != "rtn":
+    if quantizers.get(method).needs:
         calibration = mlcalib.calibration(
             model,
             languages,

@@ -13,6 +13,7 @@ from mlcalib.calibration_sets.chat import render
 from mlcalib.corpora import open_corpus
 from mlcalib.documents import Documents, Tally, left_out
 from mlcalib.errors import named
+from mlcalib.evaluation.layers import layer_losses
 from mlcalib.evaluation.perplexity import Scores, score
 from mlcalib.languages import LanguageSet, language_set
 from mlcalib.models.loading import load_model, load_tokenizer
@@ -24,7 +25,16 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-__all__ = ["Row", "Scores", "definition", "evaluate", "read_rows", "score", "write_rows"]
+__all__ = [
+    "Row",
+    "Scores",
+    "definition",
+    "evaluate",
+    "layer_losses",
+    "read_rows",
+    "score",
+    "write_rows",
+]
 
 
 def evaluate(

@@ -1,9 +1,11 @@
 """A model and its tokenizer from a folder, a hub name or a GGUF file."""
 
+import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from mlcalib.safetensors_files import validate_folder
 
@@ -112,6 +114,12 @@ def load_model(source: str, dtype: str = "auto") -> "PreTrainedModel":
     model.config.name_or_path = source  # not the folder of a GGUF file
     model.config.use_cache = False
     return model.eval()
+
+
+def shared_copy(model: "PreTrainedModel") -> "PreTrainedModel":
+    """Copy the modules but not the parameters, so that the caller's model keeps its weights."""
+    shared: dict[int, nn.Parameter] = {id(parameter): parameter for parameter in model.parameters()}
+    return copy.deepcopy(model, shared)
 
 
 def _where(source: str) -> tuple[str, dict[str, Any]]:

@@ -1,6 +1,18 @@
-"""Tables for people, made from rows of results alone, and model cards that hold them."""
+"""Tables, DataFrames and plots for people, and model cards that hold tables."""
 
 from mlcalib.report.card import write_model_card
+from mlcalib.report.frames import loss_frame, range_frame
+from mlcalib.report.plots import loss_heatmap, range_heatmap
 from mlcalib.report.tables import markdown, metric_table, perplexity_table, rise_table
 
-__all__ = ["markdown", "metric_table", "perplexity_table", "rise_table", "write_model_card"]
+__all__ = [
+    "loss_frame",
+    "loss_heatmap",
+    "markdown",
+    "metric_table",
+    "perplexity_table",
+    "range_frame",
+    "range_heatmap",
+    "rise_table",
+    "write_model_card",
+]

@@ -1,4 +1,4 @@
-"""Packages that only some corpora need."""
+"""Packages that only parts of mlcalib need."""
 
 import importlib
 from typing import Any

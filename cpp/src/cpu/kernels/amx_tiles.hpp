@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// The tile registers: the compiler's _tile_* intrinsics, or the tests' emulation of them.
+// The tile registers: the compiler's _tile_* intrinsics, where the tests have not put an emulation
+// of them before this (tests/cpp/gram_amx_emulated.cpp).
 #pragma once
 
 #include <cstdint>
 
-#ifdef MLCALIB_AMX_EMULATION
-#include "amx_emulation.hpp"  // of tests/cpp
-#else
+#ifndef MLCALIB_AMX_EMULATION
 #include <immintrin.h>
 #endif
 

@@ -161,12 +161,13 @@ void pack_strips(const Activations& x, int64_t first, int64_t last, char* packed
   constexpr int kTerms = terms_of(element);
   const int64_t slices = slices_of(x.tokens);
   const int64_t operand = slices * kTerms * kBlockBytes;
-  for (int64_t slice = 0; slice < slices; ++slice) {  // outside: tokens are read in order
-    for (int64_t strip = first; strip < last; ++strip) {
-      char* rows = packed + 2 * strip * operand + slice * kTerms * kBlockBytes;
-      for (int64_t half = 0; half < 2; ++half, rows += kTileBytes) {
-        pack_slice<kTerms, T>(x, slice * kSlice, strip * kBlock + half * kTileRows, rows,
-                              rows + operand);
+  for (int64_t strip = first; strip < last; ++strip) {
+    char* rows = packed + 2 * strip * operand;
+    for (int64_t slice = 0; slice < slices; ++slice, rows += kTerms * kBlockBytes) {
+      for (int64_t half = 0; half < 2; ++half) {
+        char* to = rows + half * kTileBytes;
+        pack_slice<kTerms, T>(x, slice * kSlice, strip * kBlock + half * kTileRows, to,
+                              to + operand);
       }
     }
   }

@@ -4,6 +4,7 @@
 #include <ATen/ops/zeros.h>
 #include <benchmark/benchmark.h>
 
+#include <mlcalib/runtime.hpp>
 #include <mlcalib/statistic.hpp>
 
 namespace {
@@ -22,6 +23,7 @@ void mlcalib_gram(benchmark::State& state, at::ScalarType type) {
   const auto statistic = mlcalib::make_statistic("gram", state.range(0));
   for (auto _ : state) statistic->update(x);
   count(state);
+  state.SetLabel(mlcalib::isa());  // the best of this machine, or MLCALIB_ISA
 }
 
 void naive_gram(benchmark::State& state, at::ScalarType type) {
@@ -39,5 +41,7 @@ BENCHMARK_CAPTURE(naive_gram, float32, at::kFloat) MLCALIB_SIZES;
 BENCHMARK_CAPTURE(mlcalib_gram, float32, at::kFloat) MLCALIB_SIZES;
 BENCHMARK_CAPTURE(naive_gram, bfloat16, at::kBFloat16) MLCALIB_SIZES;
 BENCHMARK_CAPTURE(mlcalib_gram, bfloat16, at::kBFloat16) MLCALIB_SIZES;
+BENCHMARK_CAPTURE(naive_gram, float16, at::kHalf) MLCALIB_SIZES;
+BENCHMARK_CAPTURE(mlcalib_gram, float16, at::kHalf) MLCALIB_SIZES;
 
 }  // namespace

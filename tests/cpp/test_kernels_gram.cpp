@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The Gram of every instruction set that this machine has, against double.
+// The Gram of every instruction set that this machine has, and of AMX emulated, against double.
 #include <ATen/ops/full.h>
 
 #include <algorithm>
@@ -8,48 +8,18 @@
 #include <tuple>
 
 #include "cpu/kernels/kernels.hpp"
+#include "gram_kernels.hpp"
 #include "reference.hpp"
 
 namespace mlcalib::cpu {
 namespace {
 
+using gram_kernels::Gram;
+using gram_kernels::NamedKernels;
+using gram_kernels::run;
 using reference::Matrix;
 
-using Gram = std::vector<float>;
-
-Element element_of(at::ScalarType type) {
-  return type == at::kFloat ? Element::kFloat
-                            : (type == at::kHalf ? Element::kHalf : Element::kBFloat16);
-}
-
-// The upper triangle of start + xᵀx, tiles at most `at_once` at a time; x is [tokens, channels].
-Gram run(const GramKernels& kernels, const at::Tensor& x, float start, int64_t at_once) {
-  const int64_t channels = x.size(1);
-  const int64_t groups = (channels + kernels.columns - 1) / kernels.columns;
-  const Activations activations{.data = x.const_data_ptr(),
-                                .element = element_of(x.scalar_type()),
-                                .tokens = x.size(0),
-                                .channels = channels,
-                                .stride = x.stride(0)};
-  const int64_t steps = kernels.steps(activations.element, activations.tokens);
-  std::vector<float> packed(steps * groups * kernels.columns);
-  const int64_t strips = groups * (kernels.columns / kernels.strip);
-  for (int64_t strip = 0; strip < strips; ++strip) {
-    kernels.pack(activations, strip, strip + 1, packed.data());
-  }
-  Gram gram(channels * channels, start);
-  for (int64_t group = 0; group < groups; ++group) {
-    const int64_t tiles = (group + 1) * (kernels.columns / kernels.rows);
-    for (int64_t first = 0; first < tiles; first += at_once) {
-      kernels.tiles(packed.data(), activations.element, steps, channels, group, first,
-                    std::min(first + at_once, tiles), gram.data());
-    }
-  }
-  return gram;
-}
-
-class GramKernelTest
-    : public testing::TestWithParam<std::tuple<const KernelTable*, at::ScalarType>> {
+class GramKernelTest : public testing::TestWithParam<std::tuple<NamedKernels, at::ScalarType>> {
  protected:
   // Columns of a wider tensor whose others are NaN: reading one would show.
   at::Tensor make(int64_t tokens, int64_t channels) const {
@@ -60,7 +30,7 @@ class GramKernelTest
     return x;
   }
 
-  const GramKernels& kernels_ = *std::get<0>(GetParam())->gram;
+  const GramKernels& kernels_ = *std::get<0>(GetParam()).kernels;
 };
 
 TEST_P(GramKernelTest, ShapesFitTogether) {
@@ -70,8 +40,8 @@ TEST_P(GramKernelTest, ShapesFitTogether) {
 }
 
 TEST_P(GramKernelTest, AddsTheSumOfProducts) {
-  for (const int64_t channels : {1, 7, 24, 47, 48, 49, 130}) {
-    for (const int64_t tokens : {1, 2, 33, 256}) {
+  for (const int64_t channels : {1, 7, 24, 47, 48, 49, 96, 130}) {
+    for (const int64_t tokens : {1, 2, 33, 256, 300}) {
       const at::Tensor x = make(tokens, channels);
       const Matrix wanted = reference::gram(reference::to_matrix(x));
       const Gram found = run(kernels_, x, 0.5F, 3);
@@ -93,15 +63,13 @@ TEST_P(GramKernelTest, SharesDoNotChangeBits) {
   for (const int64_t at_once : {5, 1000}) EXPECT_EQ(run(kernels_, x, 0, at_once), wanted);
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    Isa, GramKernelTest,
-    testing::Combine(testing::ValuesIn(std::vector<const KernelTable*>(available_kernels().begin(),
-                                                                       available_kernels().end())),
-                     testing::Values(at::kFloat, at::kBFloat16, at::kHalf)),
-    [](const auto& each) {
-      return std::string(std::get<0>(each.param)->name) + "_" +
-             c10::toString(std::get<1>(each.param));
-    });
+INSTANTIATE_TEST_SUITE_P(Isa, GramKernelTest,
+                         testing::Combine(testing::ValuesIn(gram_kernels::all()),
+                                          testing::Values(at::kFloat, at::kBFloat16, at::kHalf)),
+                         [](const auto& each) {
+                           return std::get<0>(each.param).name + "_" +
+                                  c10::toString(std::get<1>(each.param));
+                         });
 
 }  // namespace
 }  // namespace mlcalib::cpu

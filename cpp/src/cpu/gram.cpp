@@ -13,10 +13,6 @@
 namespace mlcalib {
 namespace {
 
-// Tokens packed at a time: a tile's columns (48 × 4 bytes a token) stay near the first-level cache,
-// and its sums are added to the Gram often enough that long runs do not drift.
-constexpr int64_t kTokens = 256;
-
 void add_tokens(const cpu::Activations& x, void* packed, float* gram) {
   const cpu::GramKernels& kernels = *cpu::kernels().gram;
   const int64_t groups = (x.channels + kernels.columns - 1) / kernels.columns;
@@ -46,10 +42,12 @@ void gram_update_cpu(const at::Tensor& gram, const at::Tensor& x) {
   const cpu::GramKernels& kernels = *cpu::kernels().gram;
   const int64_t channels = gram.size(0), tokens = rows.size(0);
   const int64_t groups = (channels + kernels.columns - 1) / kernels.columns;
+  const cpu::Element element = cpu::element_of(rows);
+  const int64_t at_once = std::min(tokens, kernels.tokens(element));
   const at::Tensor packed =
-      at::empty({std::min(tokens, kTokens), groups * kernels.columns}, gram.options());
-  for (int64_t first = 0; first < tokens; first += kTokens) {
-    add_tokens(cpu::activations(rows, first, std::min(kTokens, tokens - first)), packed.data_ptr(),
+      at::empty({kernels.steps(element, at_once), groups * kernels.columns}, gram.options());
+  for (int64_t first = 0; first < tokens; first += at_once) {
+    add_tokens(cpu::activations(rows, first, std::min(at_once, tokens - first)), packed.data_ptr(),
                gram.data_ptr<float>());
   }
 }

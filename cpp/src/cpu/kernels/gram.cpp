@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The Gram's matrix product. Both operands are the same activations, packed once: strips of as many
-// channels as a vector holds, [step][channel]. A tile's columns are three strips, loaded as
+// channels as a vector holds, [strip][step][channel]; a step is one token, or two where bfloat16 is
+// multiplied in pairs. A tile's columns are three strips, loaded as
 // vectors; its rows are half a strip, broadcast one by one. 24 accumulators (AVX-512) or 12 (AVX2),
 // with three column vectors and a broadcast, fill the register file.
 #include "element.hpp"
@@ -25,6 +26,9 @@ constexpr bool kPairs = false;
 
 // A step of bfloat16 pairs is two tokens: one 32-bit element holds both of a channel.
 inline bool in_pairs(Element element) { return kPairs && element == Element::kBFloat16; }
+
+// A tile's columns (48 × 4 bytes a token) stay near the first-level cache.
+int64_t tokens_at_once(Element) { return 256; }
 
 int64_t steps(Element element, int64_t tokens) {
   return in_pairs(element) ? (tokens + 1) / 2 : tokens;
@@ -161,6 +165,6 @@ void tiles(const void* packed, Element element, int64_t count, int64_t channels,
 }  // namespace
 
 extern const GramKernels gram_kernels;
-const GramKernels gram_kernels = {kRows, kColumns, kLanes, &steps, &pack, &tiles};
+const GramKernels gram_kernels = {kRows, kColumns, kLanes, &tokens_at_once, &steps, &pack, &tiles};
 
 }  // namespace mlcalib::cpu::MLCALIB_ISA

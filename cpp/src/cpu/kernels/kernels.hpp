@@ -76,16 +76,22 @@ struct Activations {
 };
 
 /// The Gram in tiles of `rows` × `columns` over packed activations. A tile's columns are `columns`
-/// consecutive channels; a step is one token, or two where bfloat16 is multiplied in pairs.
+/// consecutive channels. How tokens are packed is the kernel's own: `tiles` reads what `pack`
+/// wrote.
 struct GramKernels {
   int64_t rows;
   int64_t columns;
   int64_t strip;  ///< channels that are packed together; divides columns
 
-  /// Four-byte steps that the tokens take.
+  /// Tokens to pack at a time, for speed, and so that long runs do not drift: their sums are added
+  /// to the Gram.
+  int64_t (*tokens)(Element element);
+
+  /// Four-byte elements a channel that the packed tokens take.
   int64_t (*steps)(Element element, int64_t tokens);
 
-  /// Packs strips [first, last) as [strip][step][channel], channels beyond the last as zeros.
+  /// Packs strips [first, last), of `strip` · `steps` elements each, channels beyond the last as
+  /// zeros. `packed` is aligned to 64 bytes.
   void (*pack)(const Activations& x, int64_t first, int64_t last, void* packed);
 
   /// gram[i][j] += Σ x_i x_j for the columns of `group` and the row tiles [first, last), as far as

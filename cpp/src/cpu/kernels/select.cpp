@@ -1,6 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <c10/util/Exception.h>
 
+#ifdef MLCALIB_X86
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include <cstdlib>
 #include <string>
 #include <string_view>
@@ -23,9 +28,37 @@ extern const KernelTable table;
 namespace avx512_bf16 {
 extern const KernelTable table;
 }
+namespace amx {
+extern const GramKernels gram_kernels;
+}
 #endif
 
 namespace {
+
+#ifdef MLCALIB_X86
+// Whether the tile registers may be used: Linux saves them only for a process that asks.
+bool has_tiles() {
+#ifdef SYS_arch_prctl
+  constexpr long kRequestPermission = 0x1023;  // ARCH_REQ_XCOMP_PERM
+  constexpr long kTileData = 18;               // XFEATURE_XTILEDATA
+  return __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") &&
+         syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
+// Tiles for the Gram; everything else as the instruction set below.
+const KernelTable& amx_table() {
+  static const KernelTable table = [] {
+    KernelTable copy = avx512_bf16::table;
+    copy.name = "amx";
+    copy.gram = &amx::gram_kernels;
+    return copy;
+  }();
+  return table;
+}
+#endif
 
 const std::vector<const KernelTable*>& tables() {
   static const std::vector<const KernelTable*> found = [] {
@@ -33,7 +66,10 @@ const std::vector<const KernelTable*>& tables() {
 #ifdef MLCALIB_X86
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-      if (__builtin_cpu_supports("avx512bf16")) list.push_back(&avx512_bf16::table);
+      if (__builtin_cpu_supports("avx512bf16")) {
+        if (has_tiles()) list.push_back(&amx_table());
+        list.push_back(&avx512_bf16::table);
+      }
       list.push_back(&avx512::table);
     }
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&

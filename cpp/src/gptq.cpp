@@ -58,6 +58,7 @@ std::vector<at::Tensor> check_weights(at::TensorList weights) {
     TORCH_CHECK_VALUE(checked.back().size(1) == checked.front().size(1), "weights have ",
                       checked.front().size(1), " and ", checked.back().size(1),
                       " input channels; linears solved together read the same input.");
+    check_device(checked.back(), "a weight", checked.front(), "the first");
   }
   return checked;
 }
@@ -75,6 +76,7 @@ std::vector<QuantizedLinear> gptq(at::TensorList weights, const at::Tensor& gram
   const std::vector<at::Tensor> checked = check_weights(weights);
   const at::Tensor weight = checked.size() == 1 ? checked.front() : at::cat(checked);
   check_gram(gram, weight.size(1));
+  check_device(gram, "gram", weight, "weight");
   const double mean = mean_diagonal(gram);
   const at::Tensor importance = gram.diagonal() + options.damp * mean;
   at::Tensor damped;  // H; a copy of the Gram's size, so only where it has a say

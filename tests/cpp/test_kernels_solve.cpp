@@ -239,7 +239,7 @@ TEST(Kernels, GenericIsTheLastResort) {
 
 TEST(Runtime, SaysHowItWasBuilt) {
   const std::map<std::string, std::string> info = build_info();
-  for (const char* key : {"version", "torch", "compiler", "build_type"}) {
+  for (const char* key : {"version", "torch", "compiler", "build_type", "cuda"}) {
     ASSERT_TRUE(info.contains(key)) << key;
     EXPECT_FALSE(info.at(key).empty()) << key;
   }

@@ -8,14 +8,20 @@ BIN := $(VENV)/bin
 JOBS ?= $(shell nproc)
 
 DEBIAN := libeigen3-dev libgtest-dev libbenchmark-dev ccache clang-format
-CPP := $(shell find cpp tests/cpp benchmarks/cpp -name '*.[ch]pp' 2>/dev/null)
+CPP := $(shell find cpp tests/cpp benchmarks/cpp examples/cpp -name '*.[ch]pp' 2>/dev/null)
 
-.PHONY: help demo test test-cpp test-asan test-python lint bench install clean
+# Objects of one clone serve the next, and the sdist that test-wheel builds.
+export CCACHE_BASEDIR := $(CURDIR)
+
+.PHONY: help demo test test-cpp test-asan test-python example-cpp wheel test-wheel lint tidy bench install clean
 
 help:
 	@echo "make demo   quantize SmolLM2-135M three ways and compare per language (into demo/)"
 	@echo "make test   all tests (C++ and Python)"
 	@echo "make lint   formatters, linters, types, layers, stubs"
+	@echo "make tidy   clang-tidy over cpp/ (minutes)"
+	@echo "make wheel  a wheel and an sdist, into dist/; make test-wheel tries both in an empty environment"
+	@echo "make example-cpp  install the C++ library under build/, build and run examples/cpp against it"
 	@echo "make bench  benchmarks"
 	@echo "make clean  remove what was built (not .venv)"
 
@@ -51,6 +57,17 @@ test-asan: install
 	$(BIN)/cmake --build --preset asan --parallel $(JOBS)
 	$(BIN)/ctest --preset asan --parallel $(JOBS)
 
+# The C++ parts of the tree that the Python tests run.
+example-cpp: install
+	scripts/test_cpp_package.sh $(BIN)/python build/release build/cpp-package
+
+wheel: install
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --sdist --wheel --outdir dist . | tail -n 1
+
+test-wheel: wheel
+	scripts/test_wheel.sh $(PYTHON) dist build/test-wheel
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -58,7 +75,11 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/check_includes.py
-	$(BIN)/python -m mypy.stubtest mlcalib._core --mypy-config-file pyproject.toml --allowlist tests/stubtest_allowlist.txt
+	$(BIN)/python -m mypy.stubtest mlcalib._core mlcalib._build --mypy-config-file pyproject.toml --allowlist tests/stubtest_allowlist.txt
+
+tidy: build/debian $(VENV)/ready
+	$(BIN)/cmake --preset tidy
+	$(BIN)/cmake --build --preset tidy --parallel $(JOBS)
 
 bench: install
 	$(BIN)/cmake --preset release

@@ -1,14 +1,19 @@
-# Finds the torch whose CMake files are in ${torch_prefix}, and decides whether the CUDA backend is built
-# (MLCALIB_USE_CUDA).
-get_filename_component(TORCH_INSTALL_PREFIX ${torch_prefix}/../.. ABSOLUTE)
+# Finds torch: that of ${torch_prefix}, from Python, or else a libtorch. Decides whether the CUDA backend is
+# built (MLCALIB_USE_CUDA).
 set(MLCALIB_USE_CUDA OFF)
 set(cuda_lacks "")
 
-if(NOT EXISTS ${TORCH_INSTALL_PREFIX}/lib/libc10_cuda.so)
+if(NOT DEFINED torch_prefix)
+  find_package(Torch REQUIRED)
+  set(MLCALIB_TORCH_VERSION ${Torch_VERSION})
+  set(cuda_lacks "the CUDA backend is built with the torch of a Python: set Python_EXECUTABLE")
+elseif(NOT EXISTS ${torch_prefix}/../../lib/libc10_cuda.so)
   find_package(Torch REQUIRED)
   set(cuda_lacks "torch ${MLCALIB_TORCH_VERSION} was built without CUDA")
 else()
   # The config of a CUDA torch demands nvcc, cuBLAS, cuDNN and more, of those too who build for the CPU.
+  get_filename_component(TORCH_INSTALL_PREFIX ${torch_prefix}/../.. ABSOLUTE)
+  string(REGEX REPLACE "\\+.*" "" Torch_VERSION ${MLCALIB_TORCH_VERSION})
   add_library(torch INTERFACE IMPORTED)
   target_include_directories(torch INTERFACE
     ${TORCH_INSTALL_PREFIX}/include ${TORCH_INSTALL_PREFIX}/include/torch/csrc/api/include)
@@ -17,8 +22,8 @@ else()
   endforeach()
   set(TORCH_LIBRARIES torch)
 
-  include(CheckLanguage)
   if(NOT MLCALIB_CUDA STREQUAL "OFF")
+    include(CheckLanguage)
     check_language(CUDA)
     if(NOT CMAKE_CUDA_COMPILER)
       set(cuda_lacks "nvcc was not found (set CUDACXX, or CMAKE_CUDA_COMPILER)")

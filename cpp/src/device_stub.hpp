@@ -4,7 +4,7 @@
 #include <c10/core/DeviceType.h>
 
 #include <array>
-#include <string>
+#include <utility>
 
 namespace mlcalib {
 
@@ -30,7 +30,7 @@ class DeviceStub<R(Args...)> {
   R operator()(c10::DeviceType device, Args... args) const {
     const Fn fn = table_[static_cast<size_t>(device)];
     if (fn == nullptr) throw_missing_kernel(name_, device);
-    return fn(static_cast<Args>(args)...);
+    return fn(std::forward<Args>(args)...);
   }
 
  private:

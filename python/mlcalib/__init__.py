@@ -20,9 +20,12 @@ def _check_torch(built: str, found: str) -> None:
     """
     if built.partition("+")[0] != found.partition("+")[0]:
         raise ImportError(
-            f"mlcalib was built with torch {built}, but torch {found} is installed; build it again "
-            "with this torch: pip install --no-build-isolation --force-reinstall --no-deps . (in "
-            f"mlcalib's folder), or install torch=={built.partition('+')[0]}."
+            f"mlcalib was built with torch {built}, but torch {found} is installed. Build it again "
+            "with this torch; in mlcalib's folder:\n"
+            "    pip install scikit-build-core 'pybind11>=3.0,<3.1' cmake ninja\n"
+            "    pip install --no-build-isolation --force-reinstall --no-deps .\n"
+            "or install the torch that it was built with:\n"
+            f"    pip install torch=={built.partition('+')[0]}"
         )
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlcalib.calibration_sets import CalibrationSet, build, from_ids
 from mlcalib.corpora import open_corpus
+from mlcalib.documents import Document
 from mlcalib.languages import LanguageSet, language_set
 from mlcalib.models.loading import check_source, load_tokenizer
 
@@ -17,12 +18,15 @@ if TYPE_CHECKING:
 def calibration(
     tokenizer: "str | Path | PreTrainedTokenizerBase | None",
     languages: str | LanguageSet | None = None,
-    corpus: str | Mapping[str, Sequence[str]] | Mapping[str, Sequence[Sequence[int]]] = "sample",
+    corpus: str
+    | Mapping[str, Sequence[Document]]
+    | Mapping[str, Sequence[Sequence[int]]] = "sample",
     *,
     tokens: int | None = None,
     seq_len: int = 512,
     seed: int = 0,
     separator: str | None = None,
+    chat_template: bool | str | Path = False,
     allow_short: bool = False,
 ) -> CalibrationSet:
     r"""Make a calibration set.
@@ -33,25 +37,29 @@ def calibration(
         languages: a set (``multi10``), languages (``en,sw``), shares (``en:0.7,sw:0.3``) or a
             ``LanguageSet``. Default: ``multi10`` with a corpus by name, and otherwise the languages
             of ``corpus`` in equal shares.
-        corpus: ``sample``, ``files:PATH``; or language → documents (strings), or language →
-            sequences of token ids, all of which are used.
+        corpus: ``sample``, ``files:PATH``, ``c4``, ``wikipedia``, ``hub:NAME``,
+            ``translated:MODEL?source=en&corpus=SPEC`` (see ``mlcalib.corpora.open_corpus``); or
+            language → documents (strings or lists of messages), or language → sequences of token
+            ids, all of which are used.
         tokens: tokens of the whole set; split by the shares. Needed unless ids are given.
         seq_len: tokens of a sequence; a forward always has the shape [1, seq_len].
         seed: what documents are shuffled with.
         separator: what stands between documents: None for what the tokenizer adds by itself, or
             ``eos``, ``bos`` or a text such as ``\n\n``.
+        chat_template: what makes text of conversations: True for the tokenizer's template, the path
+            of a Jinja file (a ``Path``), or a template (``str``). Nothing but what it writes is
+            added to a conversation: no second BOS.
         allow_short: use what there is where a language has too little text.
 
     Raises:
         FileNotFoundError: no such folder, or no text in a language.
+        ImportError: a package that the corpus needs is not installed.
         ValueError: see ``mlcalib.calibration_sets.build``.
     """
-    if isinstance(corpus, Mapping):
-        name, given = "given", corpus
-        if ids := _token_ids(given):
-            return from_ids(ids, seq_len=seq_len)
-    else:
-        name, given = corpus, {}
+    nothing: Mapping[str, Any] = {}
+    name, given = (corpus, nothing) if isinstance(corpus, str) else ("given", corpus)
+    if ids := _token_ids(given):
+        return from_ids(ids, seq_len=seq_len)
     if tokens is None or tokenizer is None:
         missing = "tokens=, the size of the calibration set" if tokens is None else "a tokenizer"
         raise ValueError(f"Text was given without {missing}; pass it.")
@@ -62,7 +70,7 @@ def calibration(
         languages = language_set(spelled)
     if isinstance(corpus, str):
         source = open_corpus(corpus)
-        given = {code: source.documents(code, "calib") for code in languages.weights}
+        given = {code: source.documents(code, "calib", seed) for code in languages.weights}
     if isinstance(tokenizer, str | Path):
         check_source(str(tokenizer))
         loaded = load_tokenizer(str(tokenizer))
@@ -73,6 +81,7 @@ def calibration(
         "seq_len": seq_len,
         "seed": seed,
         "separator": separator,
+        "chat_template": chat_template,
         "allow_short": allow_short,
     }
     built = build(
@@ -82,16 +91,16 @@ def calibration(
         corpus=name,
         **options,  # type: ignore[arg-type]  # a dict's values have one type
     )
-    if not (isinstance(corpus, str) and loaded.name_or_path):
+    if not (isinstance(corpus, str) and loaded.name_or_path and isinstance(chat_template, bool)):
         return built
     where = {"tokenizer": loaded.name_or_path, "languages": spelled, "corpus": corpus}
     return replace(built, arguments=where | options)
 
 
 def _token_ids(given: Mapping[str, Any]) -> Mapping[str, Sequence[Sequence[int]]] | None:
-    """Return ``given`` if it holds token ids rather than text."""
+    """Return ``given`` if it holds token ids rather than text or conversations."""
     kinds = {
-        isinstance(document, str)
+        isinstance(document, str) or isinstance(next(iter(document), None), Mapping)
         for documents in given.values()
         for document in ([documents] if isinstance(documents, str) else documents)
     }

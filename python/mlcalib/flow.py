@@ -1,17 +1,24 @@
 """The calibration text on its way through the model, one block at a time."""
 
 import time
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import zip_longest
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from mlcalib.calibration_sets import CalibrationSet
 from mlcalib.errors import named
 from mlcalib.models import Adapter
-from mlcalib.models.running import BlockInputs, embed, run_block, run_to_last_input, watching
+from mlcalib.models.running import (
+    BlockInputs,
+    embed,
+    first_output,
+    run_block,
+    run_to_last_input,
+    watching,
+)
 from mlcalib.statistics import StatisticSet
 
 if TYPE_CHECKING:
@@ -46,21 +53,45 @@ class Stopwatch:
 
 
 class Probe:
-    """A sample of what a block reads and what it made of that, to tell what a change costs."""
+    """A sample of what a block reads, to tell what a change costs the output of a module in it."""
 
-    def __init__(self, block: nn.Module, hidden: list[Tensor], inputs: BlockInputs) -> None:
-        """Run the block as it is on hidden states [1, seq_len, hidden size]."""
+    def __init__(self, hidden: list[Tensor], inputs: BlockInputs) -> None:
+        """Take hidden states [1, seq_len, hidden size] and the block's other arguments."""
         self._hidden = hidden
         self._inputs = inputs
-        self._outputs = [run_block(block, state, inputs) for state in hidden]
 
-    def loss(self, block: nn.Module) -> float:
-        """Return the mean squared difference between the block's outputs now and then."""
-        square = sum(
-            float((run_block(block, state, self._inputs) - output).float().square().sum())
-            for state, output in zip(self._hidden, self._outputs, strict=True)
-        )
-        return square / sum(output.numel() for output in self._outputs)
+    def output_loss(self, block: nn.Module, name: str) -> Callable[[], float]:
+        """Run the block as it is, and return what measures the output of a module of it.
+
+        Args:
+            block: the block.
+            name: of the module; "" is the block.
+
+        Returns:
+            The mean squared difference between the module's output then and at the call, from the
+            same input.
+        """
+        module = block.get_submodule(name)
+        calls: list[tuple[tuple[Any, ...], dict[str, Any], Tensor]] = []
+
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            calls.append((args, kwargs, first_output(output)))
+
+        handle = module.register_forward_hook(hook, with_kwargs=True)
+        try:
+            for state in self._hidden:
+                run_block(block, state, self._inputs)
+        finally:
+            handle.remove()
+
+        def loss() -> float:
+            square = sum(
+                float((first_output(module(*args, **kwargs)) - output).float().square().sum())
+                for args, kwargs, output in calls
+            )
+            return square / sum(output.numel() for _, _, output in calls)
+
+        return loss
 
 
 class Flow:
@@ -87,16 +118,15 @@ class Flow:
                     state, self._inputs = embed(model, adapter, ids)
                     self._hidden[language].append(state)
 
-    def probe(self, block_name: str, block: nn.Module, tokens: int) -> Probe:
-        """Return a sample of ``tokens`` tokens or some more: sequences of each language in turn.
+    def probe(self, block_name: str, tokens: int) -> Probe:
+        """Return a sample of at least ``tokens`` tokens, and a sequence of each language.
 
-        To be called before the hidden states move on.
+        Sequences of the languages in turn. To be called before the hidden states move on.
         """
         rounds = zip_longest(*self._hidden.values())
         in_turn = [state for states in rounds for state in states if state is not None]
-        count = -(-tokens // in_turn[0].shape[1])
-        with self._stopwatch.timed("forward"):
-            return Probe(block, in_turn[:count], self._inputs[block_name])
+        count = max(-(-tokens // in_turn[0].shape[1]), len(self._hidden))
+        return Probe(in_turn[:count], self._inputs[block_name])
 
     def collect(
         self,

@@ -220,9 +220,9 @@ def _languages(record: Mapping[str, Any]) -> list[str]:
 
 
 def _losses(record: Mapping[str, Any]) -> dict[str, float]:
-    """Return language → loss per token, summed over layers."""
+    """Return language → loss per token, summed over layers; 0 in experts that it never reached."""
     return {
-        code: sum(layer["loss_per_token"][code] for layer in record["layers"].values())
+        code: sum(layer["loss_per_token"].get(code, 0.0) for layer in record["layers"].values())
         for code in _languages(record)
     }
 

@@ -178,7 +178,7 @@ def quantize_blocks(
                 # Losses need the Gram, the records ranges, whatever the quantizer needs.
                 kinds = dict.fromkeys(("gram", "range", *quantizer.needs))
                 wanted = quantizer.probe_tokens
-                probe = flow.probe(name, block, wanted) if wanted else None
+                probe = flow.probe(name, wanted) if wanted else None
                 statistics = flow.collect(
                     name, block, kinds, skipped=skipped, advance=propagate == "float"
                 )

@@ -1,6 +1,6 @@
 """Scale the channels of a block before its linears are solved."""
 
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -51,9 +51,12 @@ def scale_block(
         if not any(read.values()):  # nothing of it is quantized, or no token ever reached it
             continue
         inputs = [_input(adapter, block, read[name], statistics[name]) for name in read]
-        loss_of = partial(
-            _loss, adapter, block, [each for names in read.values() for each in names], probe
-        )
+        names = [each for members in read.values() for each in members]
+        loss_of = None
+        # Behind a linear the authors judge the one linear that reads it: its Gram says as much.
+        if probe is not None and not isinstance(adapter.module(block, group.source), nn.Linear):
+            measure = probe.output_loss(block, _common_module([*names, *group.readers]))
+            loss_of = partial(_loss, measure, adapter, block, names)
         with named(f"scales behind {source}"):
             scales = quantizer.prepare(inputs, source_channels(adapter, block, group), loss_of)
             fold(adapter, block, group, scales.values)
@@ -71,18 +74,26 @@ def _input(
     return ScaledInput(weights, mix(statistics, dict.fromkeys(statistics, 1.0)))
 
 
+def _common_module(names: Sequence[str]) -> str:
+    """Return the innermost module that holds all of these: the attention, the MLP or the block."""
+    common: list[str] = []
+    for parts in zip(*(name.split(".")[:-1] for name in names), strict=False):
+        if len(set(parts)) > 1:
+            break
+        common.append(parts[0])
+    return ".".join(common)
+
+
 def _loss(
+    measure: Callable[[], float],
     adapter: Adapter,
     block: nn.Module,
     names: Sequence[str],
-    probe: Probe | None,
     weights: Sequence[Tensor],
 ) -> float:
-    """Return what it costs the block's output if linears hold these weights."""
-    if probe is None:
-        raise RuntimeError("the quantizer runs the block but its probe_tokens is 0")
+    """Return what it costs the output if linears hold these weights."""
     with _replaced(adapter, block, names, weights):
-        return probe.loss(block)
+        return measure()
 
 
 @contextmanager

@@ -1,8 +1,12 @@
 """What several test files share."""
 
+import os
 from typing import Any
 
 import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
+
 from small_tokenizer import make_tokenizer
 
 

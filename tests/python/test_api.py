@@ -73,8 +73,8 @@ def test_every_language_of_the_sample_fills_the_demo(tokenizer):
 
     sample = open_corpus("sample")
     for code in mlcalib.calibration(tokenizer, "multimix", tokens=1200, seq_len=16).ids:
-        assert len(sample.documents(code, "calib")) >= 20
-        assert len(sample.documents(code, "eval")) >= 8
+        assert len(list(sample.documents(code, "calib"))) >= 20
+        assert len(list(sample.documents(code, "eval"))) >= 8
 
 
 def test_the_sample_is_parallel():
@@ -83,7 +83,7 @@ def test_the_sample_is_parallel():
     sample = open_corpus("sample")
     for split, lines in (("calib", 77), ("eval", 30)):
         for code in ["en", "fr", "sw", "zh", "xh", "st", "zu", "yo", "ig", "ha"]:
-            assert len(sample.documents(code, split)) == lines
+            assert len(list(sample.documents(code, split))) == lines
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,12 @@ TEXT = {
     "en": [[(7 * i + j * j) % 128 for j in range(80)] for i in range(3)],
     "sw": [[(11 * i + 5 * j) % 128 for j in range(50)] for i in range(2)],
 }
-METHODS = ["rtn", "gptq", "awq"]
+METHODS = {
+    "rtn": {},
+    "gptq": {},
+    "awq": {},
+    "awq block": {"objective": "block", "points": 3},
+}
 
 
 @torch.no_grad()
@@ -39,7 +44,8 @@ def test_transformers_computes_the_same_logits(quantize, tmp_path, name, method)
     model = tiny_model(name)
     before, weights = logits(model), copy.deepcopy(model.state_dict())
     symmetric = "experts" in repr(model)  # asymmetric experts cannot be loaded: test_experts.py
-    quantized = quantize(model, method=method, symmetric=symmetric)
+    name, options = method.partition(" ")[0], METHODS[method]
+    quantized = quantize(model, method=name, symmetric=symmetric, **options)
     quantized.save(tmp_path / "out")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     if symmetric:  # transformers' own choice for experts, grouped_mm, sums in another order

@@ -92,7 +92,7 @@ def test_less_loss_than_without_scales_and_than_without_clip(quantize):
     assert losses[20, True] < losses[1, True]
 
 
-def test_the_block_objective_takes_the_least_error_of_the_output(quantize, model, calibration):
+def test_the_block_objective_takes_the_least_error_of_the_attention(quantize, model, calibration):
     """The first scale group of the first block, against the search of the authors' code."""
     found = quantize(bits=3, objective="block", clip=False).scales
     adapter = find_adapter("LlamaForCausalLM")
@@ -103,26 +103,21 @@ def test_the_block_objective_takes_the_least_error_of_the_output(quantize, model
         hidden = [model.model.embed_tokens(ids) for ids in text]
         positions = model.model.rotary_emb(hidden[0], torch.arange(32)[None])
         mask = {"attention_mask": None, "position_embeddings": positions}
-        outputs = [block(state, **mask) for state in hidden]
-        counted = [
-            block.input_layernorm(state)[0, :count]
-            for state, (_, count) in zip(
-                hidden,
-                [pair for code in calibration.ids for pair in calibration.sequences(code)],
-                strict=True,
-            )
-        ]
+        normed = [block.input_layernorm(state) for state in hidden]
+        outputs = [block.self_attn(state, **mask)[0] for state in normed]
+        pairs = [pair for code in calibration.ids for pair in calibration.sequences(code)]
+        counted = [state[0, :count] for state, (_, count) in zip(normed, pairs, strict=True)]
         mean = torch.cat(counted).double().abs().mean(0)
         losses = []
         for scale in oracle.awq_scales(mean, 20):
-            changed = copy.deepcopy(block)
+            changed = copy.deepcopy(block.self_attn)
             for name in adapter.linears["attention"]:
-                linear = changed.get_submodule(name)
+                linear = changed.get_submodule(name.removeprefix("self_attn."))
                 rounded = oracle.round_groups(linear.weight.double() * scale, 3, 32) / scale
                 linear.weight.data = rounded.float()
             errors = [
-                changed(state, **mask) - output
-                for state, output in zip(hidden, outputs, strict=True)
+                changed(state, **mask)[0] - output
+                for state, output in zip(normed, outputs, strict=True)
             ]
             losses.append(float(torch.cat(errors).square().mean()))
     got = found["model.layers.0.input_layernorm"]

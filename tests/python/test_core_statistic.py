@@ -12,7 +12,8 @@ names = st.sampled_from(core.statistic_names())
 # Sums; a range adds up as extremes do.
 SUMS = ["gram", "moments"]
 sums = st.sampled_from(SUMS)
-weights = st.floats(-4, 4, width=32)
+# No subnormal products: they have fewer bits.
+weights = st.floats(-4, 4, width=32).map(lambda weight: weight if abs(weight) > 1e-6 else 0.0)
 seeds = st.integers(0, 2**32 - 1)
 
 
@@ -279,3 +280,20 @@ def test_one_pass_over_many_tokens_and_one_that_fails():
     for statistic, state in zip(together, before, strict=True):
         for key, tensor in statistic.state().items():
             assert torch.equal(tensor, state[key])
+
+
+def test_a_million_tokens_do_not_drift():
+    """Positive activations: all products add up, the worst case for fp32 sums."""
+    generator = torch.Generator().manual_seed(0)
+    gram, moments = (core.make_statistic(name, 48) for name in ("gram", "moments"))
+    wanted = torch.zeros(48, 48, dtype=torch.float64)
+    total = torch.zeros(48, dtype=torch.float64)
+    for _ in range(250):
+        x = torch.rand(4000, 48, generator=generator) + 0.5
+        core.update([gram, moments], x)
+        wanted += x.double().T @ x.double()
+        total += x.double().sum(0)
+    assert gram.tokens == 1e6
+    # 3e-6 when this was written, a third less than adding up batches by addmm.
+    assert ((gram.state()["gram"] - wanted).abs() / wanted).max() < 1e-5
+    assert ((moments.state()["sum"] - total).abs() / total).max() < 1e-6

@@ -1,9 +1,12 @@
 import json
 from importlib.resources import files
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from mlcalib.corpora import open_corpus, registry
+from mlcalib.documents import Tally, shuffled, window_shuffled
 from mlcalib.languages import language_set
 
 
@@ -14,7 +17,7 @@ def folder(tmp_path):
 
 
 def read(folder, language="en", split="calib"):
-    return open_corpus(f"files:{folder}").documents(language, split)
+    return list(open_corpus(f"files:{folder}").documents(language, split))
 
 
 def test_lines(folder):
@@ -32,6 +35,111 @@ def test_jsonl(folder):
     lines = [json.dumps(row, ensure_ascii=False) for row in rows]
     (folder / "en/eval.jsonl").write_text("\n\n".join(lines) + "\n", encoding="utf-8")
     assert read(folder, split="eval") == ["one\ntwo", "trois é"]
+
+
+def test_parquet(folder):
+    table = pa.table({"id": [1, 2, 3, 4], "text": [" one\ntwo", None, " ", "trois é"]})
+    pq.write_table(table, folder / "en/calib.parquet", row_group_size=2)
+    assert read(folder) == ["one\ntwo", "trois é"]
+    chats = [[{"role": "user", "content": "one"}]]
+    pq.write_table(pa.table({"messages": chats}), folder / "en/eval.parquet")
+    assert read(folder, split="eval") == chats
+
+
+def test_what_is_left_out_is_counted(folder):
+    (folder / "en/calib.txt").write_text("one\n\n \ntwo\n\n")
+    pq.write_table(pa.table({"text": ["one", None, " "]}), folder / "en/eval.parquet")
+    corpus = open_corpus(f"files:{folder}")
+    for split, counts in (
+        ("calib", Tally(5, {"blank documents": 3})),
+        ("eval", Tally(3, {"blank documents": 1, "documents without text": 1})),
+    ):
+        tally = Tally()
+        list(corpus.documents("en", split).read(tally))
+        assert tally == counts
+    (folder / "en/calib.txt").write_text("\n \n")
+    with pytest.raises(ValueError, match=r"no documents \(left out of 2 read: 2 blank documents\)"):
+        read(folder)
+
+
+def test_another_field(folder):
+    (folder / "en/calib.jsonl").write_text('{"text": "one", "body": "two"}')
+    pq.write_table(pa.table({"body": ["three"]}), folder / "en/eval.parquet")
+    corpus = open_corpus(f"files:{folder}?field=body")
+    assert list(corpus.documents("en", "calib")) == ["two"]
+    assert list(corpus.documents("en", "eval")) == ["three"]
+    assert corpus.name == f"files:{folder}?field=body"
+
+
+def test_a_seed_shuffles(folder):
+    lines = [str(number) for number in range(50)]
+    (folder / "en/calib.txt").write_text("\n".join(lines))
+    documents = open_corpus(f"files:{folder}").documents("en", "calib", 3)
+    assert list(documents) == shuffled(lines, 3, "en") != lines
+    assert list(documents) == list(documents)  # read anew each time
+    assert documents.origin == {"file": str(folder / "en/calib.txt")}
+
+
+@pytest.mark.parametrize("count", [0, 1, 999, 1000, 1001, 3000])
+def test_a_window_loses_nothing_and_looks_no_further(count):
+    from random import Random
+
+    read = []
+
+    def source():
+        for number in range(count):
+            read.append(number)
+            yield number
+
+    order = []
+    for given in window_shuffled(source(), Random("x").random):
+        assert len(read) <= len(order) + 1001
+        order.append(given)
+    assert sorted(order) == list(range(count))
+    assert count < 2 or order != sorted(order)
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (
+            lambda file: file.write_bytes(b"PAR1 not really"),
+            r"calib.parquet' is not a readable Parquet file",
+        ),
+        (
+            lambda file: pq.write_table(pa.table({"body": ["x"]}), file),
+            r"calib.parquet' has no field 'text'; it has: body \(nor messages .*\?field=NAME",
+        ),
+        (
+            lambda file: pq.write_table(pa.table({"text": ["x"], "n": [1]}), file),
+            r"has no field 'title'; it has: text, n\.",
+        ),
+        (
+            lambda file: pq.write_table(pa.table({"text": ["x"], "title": [5]}), file),
+            r"row 0: 'title' is a int; a string or a list of messages was expected",
+        ),
+    ],
+)
+def test_bad_parquet(folder, write, message):
+    write(folder / "en/calib.parquet")
+    options = "?field=title" if "title" in message else ""
+    with pytest.raises(ValueError, match=message):
+        list(open_corpus(f"files:{folder}{options}").documents("en", "calib"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("?fields=a", "Unknown option of the corpus 'files' 'fields'. Did you mean 'field'"),
+        ("?field", "has the option 'field'; write 'OPTION=VALUE'"),
+        ("?field=a&field=b", "'field=b'; write .* each once"),
+    ],
+)
+def test_bad_options(folder, options, message):
+    with pytest.raises(ValueError, match=message):
+        open_corpus(f"files:{folder}{options}")
+    with pytest.raises(ValueError, match="'sample' takes no options, but 'field' was given"):
+        open_corpus("sample?field=a")
 
 
 def test_other_files_do_not_matter(folder):
@@ -113,7 +221,7 @@ def test_invalid_utf8(folder):
             r"line 3 has no field 'text'; it has: question, answer",
         ),
         ("{}", r"line 3 has no field 'text'; it has: no field"),
-        ('{"text": 5}', r"line 3: 'text' is a int; a string was expected"),
+        ('{"text": 5}', r"line 3: 'text' is a int; a string or a list of messages was expected"),
         ('{"text": "\\ud800"}', r"line 3: 'text' is not valid Unicode"),
     ],
 )
@@ -124,7 +232,7 @@ def test_bad_json_line(folder, line, message):
 
 
 def test_corpora_by_name():
-    assert registry.names() == ["files", "sample"]
+    assert registry.names() == ["c4", "files", "hub", "sample", "translated", "wikipedia"]
     with pytest.raises(ValueError, match=r"Unknown corpus 'file'\. Did you mean 'files'"):
         open_corpus("file:/tmp")
     with pytest.raises(ValueError, match="'sample' takes no argument, but 'en' was given"):
@@ -134,7 +242,7 @@ def test_corpora_by_name():
 @pytest.mark.parametrize("code", language_set("multimix").weights)
 def test_sample(code):
     sample = open_corpus("sample")
-    calib, held_out = sample.documents(code, "calib"), sample.documents(code, "eval")
+    calib, held_out = (list(sample.documents(code, split)) for split in ("calib", "eval"))
     assert min(len(calib), len(held_out)) > 5
     assert not set(calib) & set(held_out)
 

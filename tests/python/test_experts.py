@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from small_models import tiny_model
+from transformers import AutoModelForCausalLM
 
 import mlcalib
 from mlcalib import _core
@@ -218,3 +219,37 @@ def test_a_model_that_was_quantized_once_is_taken_again(quantize):
     first = quantize(tiny_model("mixtral"), method="rtn")
     assert isinstance(first.model.model.layers[0].mlp.experts, ExpertList)
     assert len(quantize(first.model, method="rtn", bits=8).linears) == len(first.linears)
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        ({"skip": ["experts"]}, "mlp.experts.0.w1: floating point"),
+        ({"overrides": {r"layers\.1\..*experts": {"bits": 8}}}, "8 bits, group_size 32"),
+    ],
+)
+def test_experts_that_transformers_would_misread_are_refused(quantize, options, found):
+    match = f"only if all are quantized on one grid; found .*{found}"
+    with pytest.raises(ValueError, match=match):
+        quantize(tiny_model("mixtral"), **options)
+    quantize(tiny_model("mixtral"), method="rtn", format="dense", **options)
+
+
+@pytest.mark.parametrize("name", MOE)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"skip": ["self_attn"]},
+        {"overrides": {"experts": {"bits": 8}}},
+        {"overrides": {"self_attn": {"bits": 8}}},
+    ],
+    ids=str,
+)
+@torch.no_grad()
+def test_overrides_that_leave_experts_alike_reload(quantize, tmp_path, name, options):
+    quantized = quantize(tiny_model(name), method="rtn", **options)
+    quantized.save(tmp_path / "out")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    loaded.set_experts_implementation("eager")
+    difference = loaded(IDS).logits - quantized.model(IDS).logits
+    assert difference.abs().max() < 1e-6

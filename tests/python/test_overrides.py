@@ -205,6 +205,13 @@ def test_a_mixed_checkpoint_is_the_model_in_memory(quantize, tmp_path, method, d
     assert specs["model.layers.1.mlp.up_proj"].bits == 4
 
 
+def test_skipped_linears_need_no_symmetric_grid(quantize, tmp_path):
+    quantized = quantize(skip=MIXED["skip"])
+    quantized.save(tmp_path / "out")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert torch.equal(logits(loaded), logits(quantized.model))
+
+
 def test_the_record_says_all(quantize, tmp_path):
     quantized = quantize(**MIXED)
     quantized.save(tmp_path / "out")

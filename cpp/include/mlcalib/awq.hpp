@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <mlcalib/export.hpp>
 #include <mlcalib/grid.hpp>
 #include <optional>
 #include <vector>
 
-namespace mlcalib {
+namespace MLCALIB_API mlcalib {
 
 /// Linears that read the same input: weights [rows, cols] each, and the input's gram [cols, cols].
 struct LinearGroup {

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <mlcalib/export.hpp>
 #include <mlcalib/linear.hpp>
 #include <string_view>
 #include <vector>
 
-namespace mlcalib {
+namespace MLCALIB_API mlcalib {
 
 /// The order in which GPTQ visits input channels.
 enum class Order {

@@ -3,10 +3,11 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <mlcalib/export.hpp>
 #include <optional>
 #include <string_view>
 
-namespace mlcalib {
+namespace MLCALIB_API mlcalib {
 
 /// How the range of a group is chosen.
 enum class Range {

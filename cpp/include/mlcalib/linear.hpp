@@ -4,11 +4,12 @@
 #include <ATen/core/List.h>
 #include <ATen/core/Tensor.h>
 
+#include <mlcalib/export.hpp>
 #include <mlcalib/grid.hpp>
 #include <optional>
 #include <vector>
 
-namespace mlcalib {
+namespace MLCALIB_API mlcalib {
 
 /// What every solver returns.
 struct QuantizedLinear {

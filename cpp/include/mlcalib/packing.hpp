@@ -3,7 +3,9 @@
 
 #include <ATen/core/Tensor.h>
 
-namespace mlcalib {
+#include <mlcalib/export.hpp>
+
+namespace MLCALIB_API mlcalib {
 
 /// codes uint8 [rows, cols] as one dense bit stream per row, lowest bits first: int32
 /// [rows, ceil(cols · bits / 32)]. Throws ValueError for a code that does not fit `bits` (2 … 8).

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <mlcalib/export.hpp>
 #include <mlcalib/linear.hpp>
 
-namespace mlcalib {
+namespace MLCALIB_API mlcalib {
 
 /// Round to nearest on a fitted grid. `gram` [cols, cols] serves Range::kGram and the loss.
 QuantizedLinear rtn(const at::Tensor& weight, const GridSpec& spec,

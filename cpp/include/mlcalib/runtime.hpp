@@ -2,10 +2,11 @@
 #pragma once
 
 #include <map>
+#include <mlcalib/export.hpp>
 #include <string>
 #include <vector>
 
-namespace mlcalib {
+namespace MLCALIB_API mlcalib {
 
 /// The instruction set whose kernels run: MLCALIB_ISA, or the best that the processor has.
 std::string isa();

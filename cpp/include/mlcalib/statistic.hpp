@@ -5,11 +5,12 @@
 
 #include <map>
 #include <memory>
+#include <mlcalib/export.hpp>
 #include <string>
 #include <string_view>
 #include <vector>
 
-namespace mlcalib {
+namespace MLCALIB_API mlcalib {
 
 using TensorMap = std::map<std::string, at::Tensor>;
 

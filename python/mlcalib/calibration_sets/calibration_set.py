@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from mlcalib.documents import left_out
+
 
 @dataclass(frozen=True)
 class LanguageReport:
@@ -20,6 +22,9 @@ class LanguageReport:
         documents: documents they come from.
         characters_per_token: of those documents; None where only ids were given.
         cut: tokens of the last of those documents that do not count.
+        read: documents read of the source; of one that is shuffled, more than are used.
+        dropped: what of those was left out → how many, e.g. ``blank documents`` → 3.
+        origin: where the documents come from: file, or data set and commit, translation model, ….
     """
 
     asked: int
@@ -28,6 +33,9 @@ class LanguageReport:
     documents: int
     characters_per_token: float | None
     cut: int
+    read: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+    origin: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +52,8 @@ class CalibrationSet:
         tokenizer: fingerprint of the tokenizer.
         report: language → what was asked for and what there was.
         arguments: of ``mlcalib.calibration``, which makes this set again from them; JSON types.
-            Empty where text, ids or a nameless tokenizer were given in memory.
+            Empty where text, ids, a chat template or a nameless tokenizer were given in memory.
+        chat_template: sha256 of what made text of conversations; None where text was given.
     """
 
     ids: dict[str, Tensor]
@@ -55,6 +64,7 @@ class CalibrationSet:
     separator: str
     tokenizer: str
     report: dict[str, LanguageReport]
+    chat_template: str | None = None
     arguments: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -97,6 +107,7 @@ class CalibrationSet:
             "seq_len": self.seq_len,
             "seed": self.seed,
             "separator": self.separator,
+            "chat_template": self.chat_template,
             "tokenizer": self.tokenizer,
             "fingerprint": self.fingerprint,
             "arguments": self.arguments,
@@ -104,7 +115,7 @@ class CalibrationSet:
         }
 
     def table(self) -> str:
-        """Return the report as plain text: one line per language, totals, and what is missing."""
+        """Return the report as plain text: languages, totals, what is missing or left out."""
         header = ["language", "asked", "got", "sequences", "documents", "characters/token", "cut"]
         rows = [_row(language, report) for language, report in self.report.items()]
         totals = ["total", *(f"{sum(column):,}" for column in zip(*self._counts(), strict=True))]
@@ -116,6 +127,9 @@ class CalibrationSet:
             if report.got < report.asked:
                 missing = report.asked - report.got
                 lines.append(f"short: {language} lacks {missing:,} of {report.asked:,} tokens")
+        for language, report in self.report.items():
+            if counts := left_out(report.read, report.dropped):
+                lines.append(f"{language}: {counts}")
         return "\n".join(lines)
 
     def _counts(self) -> list[tuple[int, ...]]:

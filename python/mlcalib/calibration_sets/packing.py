@@ -1,13 +1,15 @@
 """Fill each language's share of the budget with its text."""
 
 import operator
-import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from mlcalib.calibration_sets import chat
 from mlcalib.calibration_sets.calibration_set import CalibrationSet, LanguageReport
 from mlcalib.calibration_sets.tokens import (
     Encoded,
@@ -16,21 +18,23 @@ from mlcalib.calibration_sets.tokens import (
     encode,
     tokenizer_fingerprint,
 )
+from mlcalib.documents import Document, Documents, Tally, left_out, shuffled
 from mlcalib.languages import LanguageSet, language
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def build(
+def build(  # noqa: PLR0913 - options of one thing
     tokenizer: "PreTrainedTokenizerBase",
-    texts: Mapping[str, Sequence[str]],
+    texts: Mapping[str, Sequence[Document] | Documents],
     language_set: LanguageSet,
     *,
     tokens: int,
     seq_len: int,
     seed: int = 0,
     separator: str | None = None,
+    chat_template: bool | str | Path = False,
     allow_short: bool = False,
     corpus: str = "given",
 ) -> CalibrationSet:
@@ -41,22 +45,26 @@ def build(
 
     Args:
         tokenizer: a fast tokenizer.
-        texts: language → documents.
+        texts: language → documents, as a list, which is shuffled, or as a corpus gives them, in
+            their order, read as far as needed. A document is a text or the messages of a
+            conversation, ``{"role": …, "content": …}``.
         language_set: the languages and their shares.
         tokens: tokens of the whole calibration set; split over the languages by their shares.
         seq_len: tokens in a sequence, 2 or more.
         seed: what the documents are shuffled with.
         separator: what stands between documents: None for what the tokenizer itself adds to a
             document; ``eos``, ``bos`` or any text, e.g. ``\n\n``, for that after each document and
-            nothing else.
+            nothing else. With a chat template None is nothing: the template writes all there is.
+        chat_template: what makes text of conversations; see ``chat.find_template``.
         allow_short: take what there is where a language has too little text.
         corpus: where the text comes from, for the record.
 
     Raises:
         TypeError: a language's documents are one string.
         ValueError: no tokens; ``seq_len`` below 2; a language without text, with a blank document,
-            with too little text, or with a share of 0 tokens; a tokenizer that is not fast, lacks
-            the separator, or gives ids it has no entry for.
+            with too little text, or with a share of 0 tokens; conversations without a chat
+            template, or text with one; a tokenizer that is not fast, lacks the separator or the
+            chat template, or gives ids it has no entry for.
     """
     _check_seq_len(seq_len)
     shares = language_set.split(tokens)
@@ -71,14 +79,21 @@ def build(
                 f"No text was given in '{code}', which is in the set '{language_set.name}'; there "
                 f"is text in: {', '.join(texts) or 'no language'}."
             )
-        check_documents(texts[code], f"The text in '{code}'")
-    fill = _fill_id(tokenizer)
-    packed = {
-        code: _pack(
-            encode(tokenizer, _shuffled(texts[code], seed, code), separator), asked, seq_len, fill
+        if not isinstance(texts[code], Documents):
+            check_documents(texts[code], f"The text in '{code}'")  # type: ignore[arg-type]
+    template = chat.find_template(tokenizer, chat_template)
+    written = template is not None and separator is None  # by the template, special tokens too
+    packed = {}
+    for code, asked in shares.items():
+        documents, tally = _documents(texts[code], seed, code), Tally()
+        rendered = chat.render(
+            tokenizer, documents.read(tally), template, f"The text in '{code}'", tally
         )
-        for code, asked in shares.items()
-    }
+        encoded = encode(tokenizer, rendered, "" if written else separator)
+        ids, entry = _pack(encoded, asked, seq_len, _fill_id(tokenizer))
+        dropped = dict(tally.dropped)
+        entry = replace(entry, read=tally.read, dropped=dropped, origin=documents.origin)
+        packed[code] = ids, entry
     report = {code: entry for code, (_, entry) in packed.items()}
     _check_enough(report, allow_short)
     return CalibrationSet(
@@ -87,9 +102,10 @@ def build(
         seed=seed,
         set_name=language_set.name,
         corpus=corpus,
-        separator=describe_separator(tokenizer, separator),
+        separator=chat.DESCRIPTION if written else describe_separator(tokenizer, separator),
         tokenizer=tokenizer_fingerprint(tokenizer),
         report=report,
+        chat_template=chat.fingerprint(template),
     )
 
 
@@ -160,11 +176,15 @@ def _pack(
     return torch.tensor(rows, dtype=torch.int64).view(sequences, seq_len), report
 
 
-def _shuffled(documents: Sequence[str], seed: int, code: str) -> list[str]:
-    # random() is the one draw that Python promises to keep the same from version to version.
-    draw = random.Random(f"{seed} {code}").random
-    keys = [draw() for _ in documents]
-    return [documents[index] for index in sorted(range(len(keys)), key=keys.__getitem__)]
+def _documents(given: Sequence[Document] | Documents, seed: int, code: str) -> Documents:
+    if isinstance(given, Documents):
+        return given
+
+    def read(tally: Tally) -> Iterator[Document]:
+        tally.read = len(given)
+        return iter(shuffled(given, seed, code))
+
+    return Documents(read)
 
 
 def _fill_id(tokenizer: "PreTrainedTokenizerBase") -> int:
@@ -181,17 +201,24 @@ def _check_seq_len(seq_len: int) -> None:
 def _check_enough(reports: Mapping[str, LanguageReport], allow_short: bool) -> None:
     short = {code: report for code, report in reports.items() if report.got < report.asked}
     for code, report in short.items():
+        if not report.documents:
+            raise ValueError(f"There are no documents in '{code}'{_what_went(report)}.")
         if not report.got:
             raise ValueError(f"The tokenizer makes no tokens of the text in '{code}'.")
     if short and not allow_short:
         lines = [
             f"Too little text in '{code}': {report.asked:,} tokens were asked for, {report.got:,} "
             f"are available in {report.documents:,} documents, {report.asked - report.got:,} are "
-            "missing."
+            f"missing{_what_went(report)}."
             for code, report in short.items()
         ]
         remedy = "Give more text, ask for fewer tokens, or use what there is with --allow-short"
         raise ValueError("\n".join([*lines, f"{remedy} (allow_short=True)."]))
+
+
+def _what_went(report: LanguageReport) -> str:
+    counts = left_out(report.read, report.dropped)
+    return f" ({counts})" if counts else ""
 
 
 def _checked(document: Sequence[int], code: str) -> list[int]:

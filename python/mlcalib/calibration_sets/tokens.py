@@ -2,11 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from mlcalib.documents import Document
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -38,7 +40,10 @@ class Encoded(NamedTuple):
 
 
 def stream(
-    tokenizer: "PreTrainedTokenizerBase", documents: Sequence[str], separator: str | None = None
+    tokenizer: "PreTrainedTokenizerBase",
+    documents: Iterable[str],
+    separator: str | None = None,
+    tokens: int | None = None,
 ) -> Stream:
     """Tokenise documents in the order given and put them end to end.
 
@@ -49,13 +54,15 @@ def stream(
         tokenizer: a fast tokenizer.
         documents: the texts; none blank.
         separator: see ``encode``.
+        tokens: stop after the document that fills so many; None to take all documents.
 
     Raises:
         TypeError: ``documents`` is one string.
         ValueError: the tokenizer is not fast or gives ids it has no entry for; no documents, or a
             blank one; a separator that the tokenizer lacks.
     """
-    check_documents(documents, "The text")
+    if isinstance(documents, Sequence):
+        check_documents(documents, "The text")
     ids: list[int] = []
     counts: list[int] = []
     owners: list[int] = []
@@ -63,22 +70,24 @@ def stream(
         ids += encoded.ids
         counts += _byte_counts(encoded)
         owners += [index] * len(encoded.ids)
+        if tokens is not None and len(ids) >= tokens:
+            break
     return Stream(*(torch.tensor(values, dtype=torch.int64) for values in (ids, counts, owners)))
 
 
-def check_documents(documents: Sequence[str], what: str) -> None:
+def check_documents(documents: Sequence[Document], what: str) -> None:
     """Refuse what would be tokenised without complaint but cannot be meant."""
     if isinstance(documents, str):
         raise TypeError(f"{what} is one string; give a list of documents, such as [text].")
     if not documents:
         raise ValueError(f"{what} has no documents; give one or more.")
     for index, document in enumerate(documents):
-        if not document.strip():
+        if isinstance(document, str) and not document.strip():
             raise ValueError(f"{what} has a blank document (index {index}); leave it out.")
 
 
 def encode(
-    tokenizer: "PreTrainedTokenizerBase", documents: Sequence[str], separator: str | None
+    tokenizer: "PreTrainedTokenizerBase", documents: Iterable[str], separator: str | None
 ) -> Iterator[Encoded]:
     r"""Tokenise documents one by one, as they are asked for.
 

@@ -1,22 +1,41 @@
-"""Reads documents out of a folder of ``LANG/{calib,eval}.{txt,jsonl}``."""
+"""Reads documents out of a folder of ``LANG/{calib,eval}.{txt,jsonl,parquet}``."""
 
 import json
+from collections.abc import Iterator
 from importlib.resources.abc import Traversable
+from typing import Any
 
+from mlcalib.corpora._optional import optional
+from mlcalib.corpora._rows import choose_field, read_value
 from mlcalib.corpora.base import Split
+from mlcalib.documents import Document, Documents, Tally, left_out, shuffled
+
+KINDS = ("txt", "jsonl", "parquet")
 
 
-def read_documents(root: Traversable, language: str, split: Split) -> list[str]:
+def read_documents(
+    root: Traversable,
+    language: str,
+    split: Split,
+    seed: int | None = None,
+    field: str | None = None,
+) -> Documents:
     """Return the documents of one language and split, without surrounding white space.
 
-    In a ``.txt`` file a document is a line or, where the file holds form feeds, the text between
-    them; in a ``.jsonl`` file, which is read where there is no ``.txt``, it is the field ``text``
-    of the object on each line. Blank documents are skipped.
+    Of several files the first of .txt, .jsonl, .parquet is read. Blank documents are left out and
+    counted.
+
+    Args:
+        root: the folder of the languages' folders.
+        language: name of the folder.
+        split: name of the file.
+        seed: what the documents are shuffled with; None for the order of the file.
+        field: of .jsonl and .parquet; None for the first of ``_rows.FIELDS`` that is there.
 
     Raises:
         FileNotFoundError: there is no folder for the language, or no file for the split.
-        ValueError: invalid UTF-8; a line that is no JSON object with a
-            ``text``; no documents.
+        ValueError: when read: invalid UTF-8; a line that is no JSON object; no such field, or
+            neither text nor messages in it; not a Parquet file; no documents.
     """
     if language not in (available := _languages(root)):
         raise FileNotFoundError(
@@ -25,12 +44,18 @@ def read_documents(root: Traversable, language: str, split: Split) -> list[str]:
             f"{', '.join(available) or 'no language at all'}."
         )
     file = _split_file(root.joinpath(language), split)
-    text = _decode(file)
-    documents = _json_documents(file, text) if file.name.endswith(".jsonl") else _documents(text)
-    documents = [document for document in map(str.strip, documents) if document]
-    if not documents:
-        raise ValueError(f"'{file}' holds no documents; put one on each line or leave it out.")
-    return documents
+
+    def read(tally: Tally) -> Iterator[Document]:
+        found = [document for document in _documents(file, field, tally) if document is not None]
+        if not found:
+            counts = left_out(tally.read, tally.dropped)
+            raise ValueError(
+                f"'{file}' holds no documents{f' ({counts})' if counts else ''}; put one on each "
+                "line or leave it out."
+            )
+        yield from found if seed is None else shuffled(found, seed, language)
+
+    return Documents(read, {"file": str(file)})
 
 
 def _languages(root: Traversable) -> list[str]:
@@ -38,7 +63,7 @@ def _languages(root: Traversable) -> list[str]:
 
 
 def _files(folder: Traversable) -> list[str]:
-    names = [f"{split}.{kind}" for split in ("calib", "eval") for kind in ("txt", "jsonl")]
+    names = [f"{split}.{kind}" for split in ("calib", "eval") for kind in KINDS]
     return [name for name in names if folder.joinpath(name).is_file()]
 
 
@@ -46,11 +71,24 @@ def _split_file(folder: Traversable, split: Split) -> Traversable:
     names = _files(folder)
     found = [name for name in names if name.startswith(f"{split}.")]
     if not found:
+        expected = " or ".join(f"'{split}.{kind}'" for kind in KINDS)
         raise FileNotFoundError(
-            f"'{folder}' has no {split} text: '{split}.txt' or '{split}.jsonl' was expected, but "
-            f"there is only {', '.join(names)}."
+            f"'{folder}' has no {split} text: {expected} was expected, but there is only "
+            f"{', '.join(names)}."
         )
-    return folder.joinpath(found[0])  # .txt before .jsonl, never both
+    return folder.joinpath(found[0])  # in the order of KINDS, never two of them
+
+
+def _documents(file: Traversable, field: str | None, tally: Tally) -> Iterator[Document | None]:
+    kind = file.name.rpartition(".")[2]
+    if kind == "txt":
+        for text in _texts(_decode(file)):
+            yield read_value(text, "text", tally, f"'{file}'")
+        return
+    rows = _json_rows(file) if kind == "jsonl" else _parquet_rows(file, field)
+    for where, row in rows:
+        name = choose_field(row, field, where)
+        yield read_value(row[name], name, tally, where)
 
 
 def _decode(file: Traversable) -> str:
@@ -65,31 +103,38 @@ def _decode(file: Traversable) -> str:
         ) from error
 
 
-def _documents(text: str) -> list[str]:
+def _texts(text: str) -> list[str]:
     # Not splitlines: a form feed or U+2028 inside a document does not end its line.
-    return text.split("\f" if "\f" in text else "\n")
+    texts = text.split("\f" if "\f" in text else "\n")
+    return texts if texts[-1].strip() else texts[:-1]  # what ends the last document starts none
 
 
-def _json_documents(file: Traversable, text: str) -> list[str]:
-    lines = enumerate(text.split("\n"), start=1)
-    return [_json_document(file, number, line) for number, line in lines if line.strip()]
+def _json_rows(file: Traversable) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, line in enumerate(_decode(file).split("\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"'{file}', line {number}"
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{where} is not JSON: {error}.") from error
+        if not isinstance(row, dict):
+            raise ValueError(f"{where} is a JSON {type(row).__name__}; an object was expected.")
+        yield where, row
 
 
-def _json_document(file: Traversable, number: int, line: str) -> str:
-    where = f"'{file}', line {number}"
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where} is not JSON: {error}.") from error
-    if not isinstance(row, dict):
-        raise ValueError(f"{where} is a JSON {type(row).__name__}; an object was expected.")
-    if "text" not in row:
-        raise ValueError(f"{where} has no field 'text'; it has: {', '.join(row) or 'no field'}.")
-    text = row["text"]
-    if not isinstance(text, str):
-        raise ValueError(f"{where}: 'text' is a {type(text).__name__}; a string was expected.")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:  # JSON can escape one half of a surrogate pair
-        raise ValueError(f"{where}: 'text' is not valid Unicode: {error}.") from error
-    return text
+def _parquet_rows(file: Traversable, field: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    parquet = optional("pyarrow.parquet", "parquet", f"Reading '{file}'")
+    arrow = optional("pyarrow", "parquet", f"Reading '{file}'")
+    with file.open("rb") as stream:
+        try:
+            table = parquet.ParquetFile(stream)
+            name = choose_field(table.schema_arrow.names, field, f"'{file}'")
+            start = 0
+            for batch in table.iter_batches(columns=[name]):
+                values = batch.column(0).to_pylist()
+                for number, value in enumerate(values, start=start):
+                    yield f"'{file}', row {number}", {name: value}
+                start += len(values)
+        except (arrow.ArrowException, OSError) as error:
+            raise ValueError(f"'{file}' is not a readable Parquet file: {error}") from error

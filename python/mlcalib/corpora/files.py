@@ -4,17 +4,21 @@ from pathlib import Path
 
 from mlcalib.corpora._reader import read_documents
 from mlcalib.corpora.base import Split, registry
+from mlcalib.documents import Documents
 
 
 @registry.register
 class FilesCorpus:
-    """``files:PATH``: a folder of ``LANG/{calib,eval}.txt`` or ``LANG/{calib,eval}.jsonl``.
+    """``files:PATH``: a folder of ``LANG/{calib,eval}.txt``, ``.jsonl`` or ``.parquet``.
 
     In ``.txt`` a document is a line or, where the file holds form feeds, the text between them. In
-    ``.jsonl`` it is the field ``text`` of the JSON object on each line. Other files are ignored.
+    ``.jsonl`` it is a field of the JSON object on each line, in ``.parquet`` (which needs pyarrow)
+    a column: ``text``, or else ``messages`` or ``conversations``, a list of messages with ``role``
+    and ``content`` or ``from`` and ``value``. Other files are ignored.
 
     Args:
         argument: the folder.
+        field: the field or column to read instead.
 
     Raises:
         ValueError: no folder was given.
@@ -22,10 +26,11 @@ class FilesCorpus:
         NotADirectoryError: it is a file.
     """
 
-    def __init__(self, argument: str) -> None:
+    def __init__(self, argument: str, field: str | None = None) -> None:
         if not argument:
             raise ValueError("The corpus 'files' needs a folder; write 'files:PATH'.")
-        self.name = f"files:{argument}"
+        self.name = f"files:{argument}" + (f"?field={field}" if field else "")
+        self._field = field
         self._root = Path(argument).expanduser()
         if not self._root.exists():
             raise FileNotFoundError(f"The corpus folder '{self._root}' does not exist.")
@@ -35,6 +40,6 @@ class FilesCorpus:
                 "each language."
             )
 
-    def documents(self, language: str, split: Split) -> list[str]:
+    def documents(self, language: str, split: Split, seed: int | None = None) -> Documents:
         """See ``Corpus.documents``."""
-        return read_documents(self._root, language, split)
+        return read_documents(self._root, language, split, seed, self._field)

@@ -1,6 +1,7 @@
 """What quantization did to each language."""
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,7 +9,9 @@ from typing import TYPE_CHECKING
 from tqdm.auto import tqdm
 
 from mlcalib.calibration_sets import Stream, describe_separator, stream, tokenizer_fingerprint
+from mlcalib.calibration_sets.chat import render
 from mlcalib.corpora import open_corpus
+from mlcalib.documents import Documents, Tally, left_out
 from mlcalib.errors import named
 from mlcalib.evaluation.perplexity import Scores, score
 from mlcalib.languages import LanguageSet, language_set
@@ -18,6 +21,8 @@ from mlcalib.results import Row, read_rows, write_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+_log = logging.getLogger(__name__)
 
 __all__ = ["Row", "Scores", "definition", "evaluate", "read_rows", "score", "write_rows"]
 
@@ -38,7 +43,7 @@ def evaluate(
     Args:
         models: folders, hub names, GGUF files, or what ``mlcalib.quantize`` returned.
         languages: as for ``mlcalib.calibration``; shares do not matter here.
-        corpus: ``sample`` or ``files:PATH``; its eval split is used.
+        corpus: as for ``mlcalib.calibration``; its eval split is used, which must be plain text.
         tokens: tokens scored per language: the first so many.
         seq_len: context; windows do not overlap.
         separator: what stands between documents, as for ``mlcalib.calibration``.
@@ -70,7 +75,7 @@ def evaluate(
                 name = str(model)
                 live, tokenizer = load_model(name, dtype), load_tokenizer(name)
             method, calibration = _origin(model)
-            texts = _streams(tokenizer, documents, separator, streams)
+            texts = _streams(tokenizer, documents, separator, tokens, streams)
             for code in codes:
                 bar.set_postfix_str(f"{method}, {code}")
                 with named(f"language '{code}', model {name}"):
@@ -109,16 +114,33 @@ def definition(
 
 def _streams(
     tokenizer: "PreTrainedTokenizerBase",
-    documents: dict[str, list[str]],
+    documents: dict[str, Documents],
     separator: str | None,
+    tokens: int,
     known: dict[str, dict[str, Stream]],
 ) -> dict[str, Stream]:
     key = tokenizer_fingerprint(tokenizer)
     if key not in known:
         known[key] = {
-            code: stream(tokenizer, texts, separator) for code, texts in documents.items()
+            code: _stream(tokenizer, given, code, separator, tokens)
+            for code, given in documents.items()
         }
     return known[key]
+
+
+def _stream(
+    tokenizer: "PreTrainedTokenizerBase",
+    documents: Documents,
+    code: str,
+    separator: str | None,
+    tokens: int,
+) -> Stream:
+    tally = Tally()
+    texts = render(tokenizer, documents.read(tally), None, f"The eval text in '{code}'", tally)
+    found = stream(tokenizer, texts, separator, tokens + 1)  # the first is not scored
+    if counts := left_out(tally.read, tally.dropped):
+        _log.warning("eval text in '%s': %s", code, counts)
+    return found
 
 
 def _origin(model: str | Path | QuantizedModel) -> tuple[str, str]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mlcalib._core import Order  # the stub knows it, the compiled module does not
 
 
-def save_checkpoint(
+def save_checkpoint(  # noqa: PLR0913 - what a checkpoint is made of
     model: Any,
     tokenizer: Any,
     out: str | Path,

@@ -43,10 +43,11 @@ class CompressedTensors(Format):
     def check(self, specs: Mapping[str, GridSpec], shapes: Mapping[str, tuple[int, int]]) -> None:
         """Refuse what readers cannot hold.
 
-        That is other bits than 4 and 8, group sizes that leave a shorter last group, and several
-        grids of which one is asymmetric.
+        That is other bits than 4 and 8, group sizes that leave a shorter last group, several grids
+        of which one is asymmetric, and experts that are not all on one symmetric grid.
         """
         groups = _by_grid(specs)
+        _check_experts(specs, shapes)
         for spec, names in groups:
             _check_one(spec, {name: shapes[name] for name in names})
         if len(groups) > 1 and not all(spec.symmetric for spec, _ in groups):
@@ -157,17 +158,31 @@ def _describe(spec: GridSpec) -> str:
     return f"{spec.bits} bits, group_size {spec.group_size}, {kind}"
 
 
-def _check_one(spec: GridSpec, shapes: Mapping[str, tuple[int, int]]) -> None:
-    if spec.bits not in _BITS:
-        raise ValueError(f"compressed-tensors holds 4 or 8 bits, not {spec.bits}")
-    experts = [name for name in shapes if _EXPERT.search(name)]
-    if experts and not spec.symmetric:
-        # transformers 5.23 fuses experts while it loads; its CompressedTensorsDequantize does not
-        # pass their zero points on ("Asymmetric quant requires zero-point values").
+def _check_experts(specs: Mapping[str, GridSpec], linears: Iterable[str]) -> None:
+    """Refuse what transformers 5.23 cannot load: it fuses experts, and reads all by one scheme."""
+    experts = [name for name in linears if _EXPERT.search(name)]
+    grids = _by_grid({name: specs[name] for name in experts if name in specs})
+    # Its CompressedTensorsDequantize does not pass zero points of experts on ("Asymmetric quant
+    # requires zero-point values").
+    if any(not spec.symmetric for spec, _ in grids):
         raise ValueError(
             "transformers cannot load asymmetric experts from compressed-tensors: it drops the "
             f"zero points of {experts[0]} and its like; use symmetric=True or format='dense'"
         )
+    left = [name for name in experts if name not in specs]
+    if len(grids) > 1 or left:
+        found = [f"{names[0]}: {_describe(spec)}" for spec, names in grids]
+        found += [f"{left[0]}: floating point"] if left else []
+        raise ValueError(
+            "transformers loads the experts of a compressed-tensors checkpoint only if all are "
+            f"quantized on one grid; found {'; '.join(found)}. Give all experts the same, or save "
+            "with format='dense'"
+        )
+
+
+def _check_one(spec: GridSpec, shapes: Mapping[str, tuple[int, int]]) -> None:
+    if spec.bits not in _BITS:
+        raise ValueError(f"compressed-tensors holds 4 or 8 bits, not {spec.bits}")
     if spec.group_size == -1:
         return
     misfits: dict[int, list[str]] = {}

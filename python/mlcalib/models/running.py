@@ -76,7 +76,11 @@ def embed(
 
 def run_block(block: nn.Module, hidden: Tensor, inputs: BlockInputs) -> Tensor:
     """Return a block's output, [1, seq_len, hidden size]."""
-    output = block(hidden, *inputs.args, **inputs.kwargs)
+    return first_output(block(hidden, *inputs.args, **inputs.kwargs))
+
+
+def first_output(output: Any) -> Tensor:
+    """Return the hidden states that a module of transformers returned, alone or in a tuple."""
     result: Tensor = output[0] if isinstance(output, tuple) else output
     return result
 

@@ -21,9 +21,11 @@ class AwqQuantizerOptions(QuantizerOptions):
         range: how ranges are chosen while scales are searched, and without ``clip`` at the end.
         points: scales tried per scale group, powers 0, 1/points, … of the mean |x|.
         objective: ``linear`` takes the scale with the least error of the linears' outputs, from the
-            Gram; ``block`` that of the block's output, from its forward, as the authors do.
+            Gram; ``block``, behind a norm, with that of the attention's or MLP's output, from its
+            forward, as the authors do.
         clip: choose final ranges by the error of the outputs (the group's block of the Gram).
-        probe_tokens: calibration tokens, of all languages alike, that ``block`` runs on.
+        probe_tokens: calibration tokens that ``block`` runs on, or a sequence of each language if
+            that is more.
     """
 
     range: Literal["minmax", "mse", "gram"] = "minmax"
@@ -57,13 +59,13 @@ class Awq(Quantizer):
         return self._options.probe_tokens if self._options.objective == "block" else 0
 
     def prepare(
-        self, inputs: Sequence[ScaledInput], source_of: Tensor | None, loss_of: OutputLoss
+        self, inputs: Sequence[ScaledInput], source_of: Tensor | None, loss_of: OutputLoss | None
     ) -> ChannelScales:
         """See ``Quantizer.prepare``."""
         tokens = sum(each.statistics.tokens for each in inputs)
         absolute = [each.statistics.state("moments")["absolute"] for each in inputs]
         mean = torch.stack(absolute).sum(0) / tokens
-        if self._options.objective == "block":
+        if loss_of is not None:
             return self._by_block(inputs, mean, source_of, loss_of)
         groups = [LinearGroup(list(each.weights), each.statistics.gram()) for each in inputs]
         found = _core.awq_scale(groups, mean, self._search, source_of)

@@ -57,7 +57,7 @@ class ChannelScales:
 
 
 OutputLoss = Callable[[Sequence[Tensor]], float]
-"""Weights of all linears of a scale group, in order → mean squared error of the block's output."""
+"""Weights of a scale group's linears, in order → mean squared error of what they are part of."""
 
 
 class Quantizer(ABC):
@@ -92,11 +92,11 @@ class Quantizer(ABC):
 
     @property
     def probe_tokens(self) -> int:
-        """Tokens that ``prepare`` wants the block run on; 0 if it does not ask for that."""
+        """Tokens that ``prepare`` wants parts of the block run on; 0 if it does not ask."""
         return 0
 
     def prepare(
-        self, inputs: Sequence[ScaledInput], source_of: Tensor | None, loss_of: OutputLoss
+        self, inputs: Sequence[ScaledInput], source_of: Tensor | None, loss_of: OutputLoss | None
     ) -> ChannelScales:
         """Return scales for the channels of inputs that one source makes; if ``scales`` is set.
 
@@ -104,7 +104,7 @@ class Quantizer(ABC):
             inputs: of the same channels: one, or one for each expert.
             source_of: int64 [in], for each channel the source's channel; those that share one get
                 one scale. None where it is one to one.
-            loss_of: runs the block; only where ``probe_tokens`` is not 0.
+            loss_of: runs the attention or MLP; None behind a linear, or if ``probe_tokens`` is 0.
         """
         raise NotImplementedError(f"{type(self).__name__} chooses no scales.")
 

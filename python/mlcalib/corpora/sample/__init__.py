@@ -4,6 +4,7 @@ from importlib.resources import files
 
 from mlcalib.corpora._reader import read_documents
 from mlcalib.corpora.base import Split, registry
+from mlcalib.documents import Documents
 
 
 @registry.register
@@ -20,6 +21,6 @@ class SampleCorpus:
         if argument:
             raise ValueError(f"The corpus 'sample' takes no argument, but '{argument}' was given.")
 
-    def documents(self, language: str, split: Split) -> list[str]:
+    def documents(self, language: str, split: Split, seed: int | None = None) -> Documents:
         """See ``Corpus.documents``."""
-        return read_documents(files(__name__), language, split)
+        return read_documents(files(__name__), language, split, seed)

@@ -1,0 +1,100 @@
+"""Conversations → text, by a chat template."""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mlcalib.documents import Document, Tally
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+DESCRIPTION = "none: the chat template says where a conversation begins and ends"
+
+
+def find_template(
+    tokenizer: "PreTrainedTokenizerBase", chat_template: bool | str | Path
+) -> str | None:
+    """Return the chat template (Jinja) that was asked for, or None where none was.
+
+    Args:
+        tokenizer: has a template of its own, or several by name.
+        chat_template: False for none; True for the tokenizer's; the name of one of the tokenizer's,
+            or a template itself; or the path of a file that holds one.
+
+    Raises:
+        ValueError: the tokenizer has no template.
+        FileNotFoundError: the file does not exist.
+    """
+    if chat_template is False:
+        return None
+    if isinstance(chat_template, Path):
+        return chat_template.expanduser().read_text(encoding="utf-8")
+    if chat_template is True and not tokenizer.chat_template:
+        raise ValueError(
+            "The tokenizer has no chat template (is this a base model?); give one with "
+            "--chat-template-file FILE (chat_template=Path(FILE)), or calibrate on plain text."
+        )
+    return str(tokenizer.get_chat_template(None if chat_template is True else chat_template))
+
+
+def fingerprint(template: str | None) -> str | None:
+    """Return the sha256 of a chat template, for the record."""
+    return None if template is None else hashlib.sha256(template.encode()).hexdigest()
+
+
+def render(
+    tokenizer: "PreTrainedTokenizerBase",
+    documents: Iterable[Document],
+    template: str | None,
+    what: str,
+    tally: Tally,
+) -> Iterator[str]:
+    """Give the text of documents: of conversations, by the template.
+
+    A conversation that the template refuses (roles that do not alternate, a system message) is left
+    out and counted.
+
+    Args:
+        tokenizer: has the special tokens that the template writes.
+        documents: all text, without a template, or all conversations, with one.
+        template: see ``find_template``.
+        what: what the documents are called in messages.
+        tally: where what is left out is counted.
+
+    Raises:
+        ValueError: conversations without a template, or text with one; the template is not valid
+            Jinja.
+    """
+    from jinja2 import TemplateError, TemplateSyntaxError
+
+    for document in documents:
+        if isinstance(document, str):
+            if template is not None:
+                raise ValueError(
+                    f"{what} is plain, but a chat template takes conversations (a field 'messages' "
+                    "or 'conversations'; ?field=NAME chooses a field); give such, or leave "
+                    "--chat-template (chat_template=) out."
+                )
+            yield document
+            continue
+        if template is None:
+            raise ValueError(
+                f"{what} is conversations, which only a chat template makes text of; pass "
+                "--chat-template (chat_template=True), or choose a field of plain text (?field=)."
+            )
+        try:
+            text = tokenizer.apply_chat_template(document, chat_template=template, tokenize=False)
+        except TemplateSyntaxError as error:
+            raise ValueError(
+                f"The chat template is not valid Jinja (line {error.lineno}: {error.message}); "
+                "mend it, or check that it is the file that was meant."
+            ) from error
+        except TemplateError as error:
+            tally.dropped[f"conversations that the chat template refuses ({error})"] += 1
+            continue
+        if text.strip():
+            yield text
+        else:
+            tally.dropped["conversations that the chat template makes blank"] += 1

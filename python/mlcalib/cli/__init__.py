@@ -1,0 +1,56 @@
+"""The command line."""
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from mlcalib.cli.evaluate import evaluate
+from mlcalib.cli.listings import info, languages
+from mlcalib.cli.quantize import quantize
+
+app = typer.Typer(
+    help="Quantize multilingual language models with language-diverse calibration, and see per "
+    "language what it cost.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+console = Console(stderr=True)
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder to write; must not exist.")] = Path("demo"),
+) -> None:
+    """Quantize SmolLM2-135M with English and with ten languages, and compare per language."""
+    from mlcalib.demo import run
+
+    run(out, echo=typer.echo)
+
+
+for command in (quantize, evaluate, demo, languages, info):
+    app.command()(command)
+
+
+def main() -> None:
+    """Run; errors that a user can mend are printed without a traceback (MLCALIB_TRACEBACK=1)."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    try:
+        app()
+    except (ValueError, OSError, NotImplementedError, ImportError, ArithmeticError) as error:
+        _fail(error)
+    except RuntimeError as error:  # torch's LinAlgError is one
+        _fail(error)
+
+
+def _fail(error: Exception) -> None:
+    if os.environ.get("MLCALIB_TRACEBACK"):
+        raise error
+    console.print(f"[bold red]{type(error).__name__}:[/] {escape(str(error))}", soft_wrap=True)
+    sys.exit(1)

@@ -1,0 +1,33 @@
+"""Arguments that commands share."""
+
+from typing import Annotated
+
+import typer
+
+MODEL = "A folder with safetensors, a hub name, or a GGUF file."
+LANGUAGES = (
+    "A set (multi10, multi, aya23 …), languages (en,sw) or shares (en:0.7,sw:0.3). The command "
+    "languages lists them."
+)
+CORPUS = (
+    "sample (about 100 machine-written sentences per language, for demonstration only); "
+    "files:PATH with LANG/{calib,eval}.txt, .jsonl or .parquet; c4, wikipedia or hub:NAME, "
+    "streamed from the Hugging Face hub; or translated:MODEL?source=en&corpus=CORPUS, another "
+    "corpus translated by an NLLB, M2M100 or MADLAD-400 model."
+)
+SEPARATOR = (
+    "What stands between documents: eos, bos or a text (\\n is a newline). Default: what the "
+    "tokenizer adds by itself."
+)
+DTYPE = "auto (as stored; float32 for GGUF), float32, bfloat16 or float16."
+
+Languages = Annotated[str, typer.Option(help=LANGUAGES)]
+Corpus = Annotated[str, typer.Option(help=CORPUS)]
+SeqLen = Annotated[int, typer.Option(help="Tokens of a sequence, the context.")]
+Separator = Annotated[str | None, typer.Option(help=SEPARATOR)]
+Dtype = Annotated[str, typer.Option(help=DTYPE)]
+
+
+def unescape(separator: str | None) -> str | None:
+    """Return a separator in which a written n or t behind a backslash is a newline or a tab."""
+    return None if separator is None else separator.replace("\\n", "\n").replace("\\t", "\t")

@@ -1,0 +1,76 @@
+"""``mlcalib evaluate``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mlcalib.cli.arguments import MODEL, Corpus, Dtype, Languages, Separator, SeqLen, unescape
+
+
+def evaluate(
+    models: Annotated[list[str], typer.Argument(help=f"{MODEL} The first is compared against.")],
+    languages: Languages = "multi10",
+    corpus: Corpus = "sample",
+    tokens: Annotated[
+        int, typer.Option(help="Scored tokens per language, the first of the eval split.")
+    ] = 8192,
+    seq_len: SeqLen = 512,
+    separator: Separator = None,
+    dtype: Dtype = "auto",
+    out: Annotated[Path | None, typer.Option(help="Write the rows to this JSONL file.")] = None,
+    card: Annotated[
+        bool,
+        typer.Option(
+            "--card",
+            help="Put the results, with those of float models beside them, into the model card "
+            "(README.md) of each checkpoint that mlcalib wrote.",
+        ),
+    ] = False,
+) -> None:
+    """Measure perplexity and bits per byte per language."""
+    import mlcalib
+    from mlcalib.evaluation import definition
+    from mlcalib.models.loading import load_tokenizer
+    from mlcalib.report import markdown, perplexity_table, rise_table, write_model_card
+    from mlcalib.results import write_rows
+
+    separator = unescape(separator)
+    carded = _carded(models) if card else []
+    rows = mlcalib.evaluate(
+        models,
+        languages,
+        corpus,
+        tokens=tokens,
+        seq_len=seq_len,
+        separator=separator,
+        dtype=dtype,
+    )
+    if out is not None:
+        write_rows(rows, out)
+    typer.echo("Perplexity ± standard error (bits per byte)\n")
+    typer.echo(markdown(perplexity_table(rows)))
+    if len(models) > 1:
+        typer.echo(f"\nRise in token loss (nats) against {models[0]}\n")
+        typer.echo(markdown(rise_table(rows)))
+    how = definition(load_tokenizer(models[0]), tokens=tokens, seq_len=seq_len, separator=separator)
+    typer.echo(f"\n{how}")
+    for folder in carded:
+        chosen = [row for row in rows if row.model == folder or row.method == "float"]
+        write_model_card(folder, chosen, f"{how} Text: the eval split of `{corpus}`.")
+        typer.echo(f"written to {folder}/README.md")
+
+
+def _carded(models: list[str]) -> list[str]:
+    """Return the checkpoints that mlcalib wrote, after a look at their cards."""
+    from mlcalib.model_card import check_card
+
+    folders = [model for model in models if (Path(model) / "mlcalib.json").is_file()]
+    if not folders:
+        raise ValueError(
+            f"--card: none of {', '.join(models)} is a checkpoint that mlcalib wrote (a folder "
+            "with mlcalib.json)."
+        )
+    for folder in folders:
+        check_card(folder)
+    return folders

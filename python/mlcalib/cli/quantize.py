@@ -1,0 +1,121 @@
+"""``mlcalib quantize``."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mlcalib.cli.arguments import MODEL, Corpus, Dtype, Languages, Separator, SeqLen, unescape
+
+
+def quantize(
+    model: Annotated[str, typer.Argument(help=MODEL)],
+    out: Annotated[Path, typer.Option(help="Folder to write; must not exist.")],
+    method: Annotated[str, typer.Option(help="gptq, awq, or rtn (which needs no text).")] = "gptq",
+    bits: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Bits of a weight, 2 to 8 (default: 4), and again: REGEX=BITS for linears whose "
+            "name it matches; the first that matches counts."
+        ),
+    ] = None,
+    group_size: Annotated[
+        int, typer.Option(help="Input channels that share a scale; -1 for the whole row.")
+    ] = 128,
+    symmetric: Annotated[
+        bool, typer.Option("--symmetric", help="Fix the zero point at mid-range.")
+    ] = False,
+    languages: Languages = "multi10",
+    corpus: Corpus = "sample",
+    tokens: Annotated[
+        int, typer.Option(help="Calibration tokens of all languages together, split by shares.")
+    ] = 40960,
+    seq_len: SeqLen = 512,
+    seed: Annotated[int, typer.Option(help="What documents are shuffled with.")] = 0,
+    separator: Separator = None,
+    chat_template: Annotated[
+        bool,
+        typer.Option(
+            "--chat-template", help="Make text of conversations by the tokenizer's chat template."
+        ),
+    ] = False,
+    chat_template_file: Annotated[
+        Path | None, typer.Option(help="The same, by the Jinja template in this file.")
+    ] = None,
+    allow_short: Annotated[
+        bool, typer.Option("--allow-short", help="Use what there is where text is short.")
+    ] = False,
+    propagate: Annotated[
+        str,
+        typer.Option(
+            help="quantized: statistics behind quantized blocks (two forwards); float: behind "
+            "float ones (one forward)."
+        ),
+    ] = "quantized",
+    format: Annotated[  # noqa: A002
+        str, typer.Option(help="compressed-tensors (packed) or dense (dequantized weights).")
+    ] = "compressed-tensors",
+    dtype: Dtype = "auto",
+    skip: Annotated[
+        list[str] | None,
+        typer.Option(help="REGEX; linears whose name it matches stay in floating point."),
+    ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(help="Further option of the method as NAME=VALUE, e.g. damp=0.02."),
+    ] = None,
+) -> None:
+    """Quantize a model and write a checkpoint.
+
+    Example: mlcalib quantize MODEL --out OUT --group-size 64 --languages multi10
+    --corpus files:TEXT --tokens 40960
+    """
+    import mlcalib
+    from mlcalib.files import check_output
+    from mlcalib.overrides import parse_bits
+
+    check_output(out)
+    further = _options(option or [])
+    width, overrides = parse_bits(bits or [])
+    calibration = None
+    if method != "rtn":
+        calibration = mlcalib.calibration(
+            model,
+            languages,
+            corpus,
+            tokens=tokens,
+            seq_len=seq_len,
+            seed=seed,
+            separator=unescape(separator),
+            chat_template=chat_template_file or chat_template,
+            allow_short=allow_short,
+        )
+        typer.echo(calibration.table())
+        typer.echo(f"separator: {calibration.separator}")
+    quantized = mlcalib.quantize(
+        model,
+        calibration,
+        method=method,
+        propagate=propagate,  # type: ignore[arg-type]  # checked there
+        format=format,
+        dtype=dtype,
+        skip=skip or (),
+        overrides=overrides,
+        bits=width,
+        group_size=group_size,
+        symmetric=symmetric,
+        **further,
+    )
+    quantized.save(out, format)
+    typer.echo(quantized.summary())
+    typer.echo(f"written to {out}")
+
+
+def _options(given: list[str]) -> dict[str, Any]:
+    options = {}
+    for item in given:
+        name, equals, value = item.partition("=")
+        if not (name and equals):
+            raise ValueError(f"--option is '{item}', expected NAME=VALUE, e.g. damp=0.02.")
+        options[name] = value
+    return options

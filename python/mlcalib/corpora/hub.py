@@ -1,0 +1,195 @@
+"""Text streamed from a data set of the Hugging Face hub."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from mlcalib.corpora._optional import optional
+from mlcalib.corpora._rows import choose_field, read_value
+from mlcalib.corpora.base import Split, registry
+from mlcalib.documents import Document, Documents, Tally, generator, window_shuffled
+from mlcalib.languages import language as find_language
+
+# Where a data set has no split for evaluation, one document in so many is kept for it.
+HELD_OUT = 10
+COUNTED = "documents of the other split"
+
+
+@registry.register
+class HubCorpus:
+    """``hub:NAME``: a data set of the Hugging Face hub, or a folder laid out like one; streamed.
+
+    The configuration of a language is the one called by its code here, in FLORES-200, in mC4 or in
+    Wikipedia, alone (``sw``, ``swh_Latn``) or after a date (``20231101.sw``).
+
+    Calibration reads the split ``train``, evaluation ``validation`` or else ``test``. Where both
+    would be the same split, a document is for evaluation if the sha256 of its text says so (one in
+    ten), and for calibration if not: copies of a document never end up on both sides.
+
+    Files (in Parquet, row groups) are read in an order drawn with the seed, and their rows shuffled
+    in a window; no more is downloaded than the window and the token budget need. Files are those
+    of one commit, which the record names. Needs the package datasets.
+
+    Args:
+        argument: the data set's name, ``OWNER/NAME``, or a folder.
+        config: the configuration where the rule does not find it; ``{}`` in it stands for the
+            language's code, e.g. ``2024.{}``.
+        field: the column to read; by default as in ``files:PATH``.
+        revision: branch, tag or commit; the default is the newest commit.
+        calib: the split to calibrate on.
+        eval: the split to evaluate on.
+
+    Raises:
+        ValueError: no data set was given.
+    """
+
+    codes: ClassVar[tuple[str, ...]] = ("code", "flores", "mc4", "wikipedia")
+    default: ClassVar[str] = ""
+
+    def __init__(
+        self,
+        argument: str,
+        config: str | None = None,
+        field: str | None = None,
+        revision: str | None = None,
+        calib: str | None = None,
+        eval: str | None = None,  # noqa: A002 - what users write
+    ) -> None:
+        self._repository = argument or self.default
+        if not self._repository:
+            raise ValueError("The corpus 'hub' needs a data set; write 'hub:OWNER/NAME'.")
+        folder = Path(self._repository).expanduser()
+        self._local = folder.is_dir()
+        if not self._local and self._repository.startswith((".", "/", "~")):
+            raise FileNotFoundError(f"The data set folder '{folder}' does not exist.")
+        self._repository = str(folder) if self._local else self._repository
+        self._config, self._field = config, field
+        self._revision = revision
+        self._splits = {"calib": calib, "eval": eval}
+        self._commit: str | None = None
+        self._configs: list[str] = []
+        self.name = f"hub:{self._repository}"
+
+    def documents(self, language: str, split: Split, seed: int | None = None) -> Documents:
+        """See ``Corpus.documents``."""
+        datasets = optional("datasets", "hub", f"The corpus '{self.name}'")
+        self._look_up(datasets)
+        config = self._find_config(language)
+        streams = datasets.load_dataset(
+            self._repository, config, streaming=True, revision=self._commit
+        )
+        chosen = self._choose_splits(streams)
+        shared = chosen["calib"] == chosen["eval"]
+        stream = streams[chosen[split]]
+
+        def read(tally: Tally) -> Iterator[Document]:
+            draw = None if seed is None else generator(seed, language)
+            found = self._read(stream, f"{self.name}, {config}", draw, tally)
+            kept = _one_side(found, split, tally) if shared else found
+            return kept if draw is None else window_shuffled(kept, draw)
+
+        origin = {
+            "dataset": self._repository,
+            "commit": self._commit,
+            "config": config,
+            "split": chosen[split],
+            "shared_with_other_split": shared,
+        }
+        return Documents(read, origin)
+
+    def _look_up(self, datasets: Any) -> None:
+        """Find the commit that everything is read from, and its configurations."""
+        if self._configs:
+            return
+        if not self._local:
+            from huggingface_hub import HfApi
+
+            self._commit = HfApi().dataset_info(self._repository, revision=self._revision).sha
+        elif self._revision is not None:
+            raise ValueError(
+                f"The data set '{self._repository}' is a folder, which has no revision; leave "
+                "?revision= out."
+            )
+        self._configs = datasets.get_dataset_config_names(self._repository, revision=self._commit)
+
+    def _find_config(self, language: str) -> str:
+        """Return the configuration of a language.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError: there are several, from different dates.
+        """
+        entry = find_language(language)
+        codes = [code for attribute in self.codes if (code := getattr(entry, attribute))]
+        for code in dict.fromkeys(codes):
+            wanted = self._config.replace("{}", code) if self._config else code
+            if wanted in self._configs:
+                return wanted
+            if self._config:
+                continue
+            dated = [name for name in self._configs if name.partition(".")[2] == code]
+            if len(dated) > 1:
+                raise ValueError(
+                    f"The data set '{self._repository}' has several configurations for "
+                    f"'{language}': {', '.join(dated)}; choose with ?config=, e.g. "
+                    f"?config={dated[-1].removesuffix(code)}{{}}."
+                )
+            if dated:
+                return dated[0]
+        tried = f"called {self._config or ' or '.join(dict.fromkeys(codes))}" if codes else "known"
+        raise FileNotFoundError(
+            f"The data set '{self._repository}' has no text in '{language}' (no configuration "
+            f"{tried}). It has: {', '.join(self._configs)}. If one of these is it, say "
+            "?config=NAME."
+        )
+
+    def _choose_splits(self, streams: Mapping[str, Any]) -> dict[str, str]:
+        calib = self._splits["calib"] or "train"
+        other = (name for name in ("validation", "test") if name in streams and name != calib)
+        chosen = {"calib": calib, "eval": self._splits["eval"] or next(other, calib)}
+        for use, name in chosen.items():
+            if name not in streams:
+                raise FileNotFoundError(
+                    f"The data set '{self._repository}' has no split '{name}'; it has: "
+                    f"{', '.join(streams)}. Choose one with ?{use}=."
+                )
+        return chosen
+
+    def _read(
+        self, stream: Any, where: str, draw: Callable[[], float] | None, tally: Tally
+    ) -> Iterator[Document]:
+        name = None
+        for row in stream if draw is None else _in_random_parts(stream, draw):
+            name = name or choose_field(row, self._field, where)
+            document = read_value(row[name], name, tally, where)
+            if document is not None:
+                yield document
+
+
+def _in_random_parts(stream: Any, draw: Callable[[], float]) -> Iterator[dict[str, Any]]:
+    """Read the files in random order and, where they are Parquet, each file's row groups.
+
+    A data set may be sorted (Wikipedia: by the age of the article), so its beginning is no sample.
+    """
+    for file in _random_shards(stream, draw):
+        for part in _random_shards(file.reshard(), draw):
+            yield from part
+
+
+def _random_shards(stream: Any, draw: Callable[[], float]) -> Iterator[Any]:
+    count = stream.num_shards
+    keys = [draw() for _ in range(count)]
+    for index in sorted(range(count), key=keys.__getitem__):
+        yield stream.shard(count, index)
+
+
+def _one_side(documents: Iterator[Document], split: Split, tally: Tally) -> Iterator[Document]:
+    for document in documents:
+        text = document if isinstance(document, str) else json.dumps(document, ensure_ascii=False)
+        held_out = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) % HELD_OUT == 0
+        if held_out == (split == "eval"):
+            yield document
+        else:
+            tally.dropped[COUNTED] += 1

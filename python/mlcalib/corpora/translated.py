@@ -1,0 +1,125 @@
+"""Text made from another language's text by a translation model."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+from mlcalib.corpora import _translator
+from mlcalib.corpora._translator import Direction, Translation, Translator
+from mlcalib.corpora.base import Split, open_corpus, registry
+from mlcalib.documents import Document, Documents, Tally
+from mlcalib.files import atomic_file
+from mlcalib.languages import language as find_language
+
+
+@registry.register
+class TranslatedCorpus:
+    """``translated:MODEL?source=en&corpus=SPEC``: another corpus in machine translation.
+
+    Each document of the source language is translated sentence by sentence, greedily, when it is
+    asked for; of a conversation, each message. All languages get the same documents in the same
+    order. The source language itself, and languages that ``into`` leaves out, are as they are in
+    the other corpus.
+
+    Translations are kept in ``$MLCALIB_CACHE`` (default ``~/.cache/mlcalib``), by the model's
+    files, the direction and the text, and never made twice.
+
+    Args:
+        argument: the model: a folder or a name on the hub; NLLB, M2M100, MADLAD-400 or another of
+            their kind. (M2M100's tokenizer needs the package sentencepiece.)
+        source: the language that is translated.
+        corpus: the corpus that has it, e.g. ``wikipedia`` or ``files:PATH``; ``%26`` for an ``&``.
+        into: the languages to translate into, e.g. ``st,xh``; by default all.
+
+    Raises:
+        ValueError: the model, the source or the corpus was not given, or is unknown.
+        FileNotFoundError: no such model or folder.
+    """
+
+    def __init__(self, argument: str, source: str = "", corpus: str = "", into: str = "") -> None:
+        if not (argument and source and corpus):
+            raise ValueError(
+                "The corpus 'translated' needs a model, a source language and a corpus; write "
+                "'translated:MODEL?source=en&corpus=wikipedia'."
+            )
+        self.name = f"translated:{argument}?source={source}&corpus={corpus}"
+        self.name += f"&into={into}" if into else ""
+        self._model = argument
+        self._source = find_language(source)
+        self._into = [find_language(code.strip()).code for code in into.split(",") if code]
+        self._corpus = open_corpus(corpus)
+        self._translator = Translator(argument)
+
+    def documents(self, language: str, split: Split, seed: int | None = None) -> Documents:
+        """See ``Corpus.documents``.
+
+        Raises:
+            ValueError: the model does not know the language.
+        """
+        if language == self._source.code or (self._into and language not in self._into):
+            return self._corpus.documents(language, split, seed)
+        source = self._corpus.documents(self._source.code, split, seed)
+        direction = self._translator.direction(self._source, find_language(language))
+        folder = self._cache(language)
+
+        def read(tally: Tally) -> Iterator[Document]:
+            what = f"translating {self._source.code} into {language}"
+            progress = tqdm(source.read(tally), desc=what, unit=" documents", disable=None)
+            for document in progress:  # shown on a terminal only
+                translated = self._translated(document, direction, folder, tally)
+                if translated is not None:
+                    yield translated
+
+        origin = {
+            "translated_from": self._source.code,
+            "model": self._model,
+            "model_version": self._translator.version,
+            "text": source.origin,
+        }
+        return Documents(read, origin)
+
+    def _translated(
+        self, document: Document, direction: Direction, folder: Path, tally: Tally
+    ) -> Document | None:
+        texts = [document] if isinstance(document, str) else [m["content"] for m in document]
+        found = [self._translate(text, direction, folder) for text in texts]
+        losses = {
+            "translated sentences cut off at their greatest length": [t.cut_off for t in found],
+            "sentences whose translation is blank": [t.blank for t in found],
+        }
+        for what, counts in losses.items():
+            if any(counts):
+                tally.dropped[what] += sum(counts)
+        if not any(translation.text for translation in found):
+            tally.dropped["documents whose translation is blank"] += 1
+            return None
+        if isinstance(document, str):
+            return found[0].text
+        return [
+            {**message, "content": translation.text}
+            for message, translation in zip(document, found, strict=True)
+        ]
+
+    def _translate(self, text: str, direction: Direction, folder: Path) -> Translation:
+        file = folder / f"{hashlib.sha256(text.encode()).hexdigest()}.json"
+        if file.is_file():
+            try:
+                return Translation(**json.loads(file.read_text(encoding="utf-8")))
+            except (TypeError, ValueError) as error:
+                raise ValueError(
+                    f"The translation in '{file}' is damaged ({error}); remove it."
+                ) from error
+        translation = self._translator.translate(text, direction)
+        with atomic_file(file) as stream:
+            json.dump(translation._asdict(), stream, ensure_ascii=False)
+        return translation
+
+    def _cache(self, language: str) -> Path:
+        root = Path(os.environ.get("MLCALIB_CACHE") or "~/.cache/mlcalib").expanduser()
+        how = [self._translator.version, _translator.PIECE, _translator.BATCH]
+        key = hashlib.sha256(json.dumps(how).encode()).hexdigest()[:16]
+        return root / "translations" / key / f"{self._source.code}-{language}"

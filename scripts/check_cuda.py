@@ -2,10 +2,10 @@
 
     python scripts/check_cuda.py [--arch 80 90 100] [--jobs 2]
 
-Prints registers, shared memory and spills of each kernel, and fails where a kernel does not compile,
-spills, or contracts a product and a sum (codes would then differ from the CPU's). nvcc is `$NVCC`, the
-one on the path, or NVIDIA's wheels from PyPI, installed into build/nvcc; without any of these nothing
-is checked, and the last line says so.
+Prints registers, static shared memory and spills of each kernel, and fails where a kernel does not
+compile, spills, or contracts a product and a sum (codes would then differ from the CPU's). nvcc is
+`$NVCC`, the one on the path, or NVIDIA's wheels from PyPI, installed into build/nvcc; without any
+of these nothing is checked, and the last line says so.
 """
 
 import argparse
@@ -110,9 +110,7 @@ def main() -> None:
     arguments = parser.parse_args()
     nvcc = find_nvcc()
     if nvcc is None:
-        print(
-            "check_cuda: SKIPPED, the CUDA kernels were not compiled: no nvcc here, nor from PyPI"
-        )
+        print("check_cuda: SKIPPED, no kernel was compiled: no nvcc here, and none from PyPI")
         return
     sources = sorted((CUDA / "kernels").glob("*.cu"))
     with ThreadPoolExecutor(arguments.jobs) as pool:

@@ -87,9 +87,8 @@ TEST(CheckFinite, AcceptsASumThatOverflows) {
 TEST(CheckDevice, RefusesTwoDevices) {
   const at::Tensor weight = random_weight(4, 6, 1), gram = at::zeros({6, 6});
   check_device(gram, "gram", weight, "weight");
-  expect_error<c10::ValueError>(
-      [&] { check_device(gram.to(at::kMeta), "gram", weight, "weight"); },
-      {"gram is on meta", "weight is on cpu", ".to()"});
+  expect_error<c10::ValueError>([&] { check_device(gram.to(at::kMeta), "gram", weight, "weight"); },
+                                {"gram is on meta", "weight is on cpu", ".to()"});
 }
 
 TEST(CountDeadChannels, CountsZerosOnTheDiagonal) {

@@ -2,7 +2,7 @@
 
     python scripts/check_cuda.py [--arch 80 90 100] [--jobs 2]
 
-Prints registers, static shared memory and spills of each kernel, and fails where a kernel does not
+Prints the static shared memory and the registers of each kernel, and fails where a kernel does not
 compile, spills, or contracts a product and a sum (codes would then differ from the CPU's). nvcc is
 `$NVCC`, the one on the path, or NVIDIA's wheels from PyPI, installed into build/nvcc; without any
 of these nothing is checked, and the last line says so.
@@ -66,7 +66,7 @@ def options() -> list[str]:
 
 
 def compile_for(nvcc: str, source: Path, archs: list[str]) -> tuple[list[list[str]], list[str]]:
-    """Return rows of the table and what is wrong."""
+    """Return a row of the table for each kernel, and what is wrong."""
     codes = [f"-gencode=arch=compute_{a},code=[sm_{a},compute_{a}]" for a in archs]
     with tempfile.TemporaryDirectory() as folder:
         keep = ["--keep", f"--keep-dir={folder}", "-o", f"{folder}/{source.stem}.o"]
@@ -81,18 +81,18 @@ def compile_for(nvcc: str, source: Path, archs: list[str]) -> tuple[list[list[st
             for line in ptx.read_text(encoding="utf-8").splitlines()
             if re.match(r"\s*(fma|mad)\.\w+(\.\w+)?\.f32|\s*div\.(full|approx)", line)
         ]
-    rows = []
+    rows: dict[str, list[str]] = {}
     for each in KERNEL.finditer(said):
         shared = re.search(r"(\d+) bytes smem", each["rest"])
         spilled = int(each["stores"]) + int(each["loads"])
         name = readable(each["name"])
-        rows.append([source.name, name, each["arch"], each["registers"]])
-        rows[-1] += [shared[1] if shared else "0", str(spilled)]
+        row = rows.setdefault(name, [source.name, name, shared[1] if shared else "0"])
+        row.append(each["registers"])
         if spilled:
             wrong.append(f"{source.name}: {name} spills {spilled} bytes on sm_{each['arch']}")
     if not rows:
         wrong.append(f"{source.name}: ptxas reported no kernel:\n{said}")
-    return rows, wrong
+    return list(rows.values()), wrong
 
 
 def readable(mangled: str) -> str:
@@ -115,11 +115,12 @@ def main() -> None:
     sources = sorted((CUDA / "kernels").glob("*.cu"))
     with ThreadPoolExecutor(arguments.jobs) as pool:
         found = list(pool.map(lambda source: compile_for(nvcc, source, arguments.arch), sources))
-    table = [["file", "kernel", "sm", "registers", "shared", "spilled"]]
+    table = [["file", "kernel", "static shared bytes"]]
+    table[0] += [f"registers sm_{arch}" for arch in arguments.arch]
+    table.append(["---"] * len(table[0]))
     table += [row for rows, _ in found for row in rows]
-    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
     for row in table:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))
+        print(f"| {' | '.join(row)} |")
     wrong = [line for _, lines in found for line in lines]
     for line in wrong:
         print(f"check_cuda: {line}", file=sys.stderr)

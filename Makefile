@@ -8,12 +8,12 @@ BIN := $(VENV)/bin
 JOBS ?= $(shell nproc)
 
 DEBIAN := libeigen3-dev libgtest-dev libbenchmark-dev ccache clang-format
-CPP := $(shell find cpp tests/cpp benchmarks/cpp examples/cpp -name '*.[ch]pp' 2>/dev/null)
+CPP := $(shell find cpp tests/cpp benchmarks/cpp examples/cpp -name '*.[ch]pp' -o -name '*.cu' -o -name '*.cuh')
 
 # Objects of one clone serve the next, and the sdist that test-wheel builds.
 export CCACHE_BASEDIR := $(CURDIR)
 
-.PHONY: help demo test test-cpp test-asan test-python example-cpp wheel test-wheel lint tidy bench install clean
+.PHONY: help demo test test-cpp test-asan test-python example-cpp wheel test-wheel lint tidy cuda-check bench install clean
 
 help:
 	@echo "make demo   quantize SmolLM2-135M three ways and compare per language (into demo/)"
@@ -22,6 +22,7 @@ help:
 	@echo "make tidy   clang-tidy over cpp/ (minutes)"
 	@echo "make wheel  a wheel and an sdist, into dist/; make test-wheel tries both in an empty environment"
 	@echo "make example-cpp  install the C++ library under build/, build and run examples/cpp against it"
+	@echo "make cuda-check  compile the CUDA kernels with nvcc, without a GPU"
 	@echo "make bench  benchmarks"
 	@echo "make clean  remove what was built (not .venv)"
 
@@ -80,6 +81,10 @@ lint: install
 tidy: build/debian $(VENV)/ready
 	$(BIN)/cmake --preset tidy
 	$(BIN)/cmake --build --preset tidy --parallel $(JOBS)
+
+# Python alone: nvcc is fetched where it is missing.
+cuda-check: $(VENV)/ready
+	$(BIN)/python scripts/check_cuda.py
 
 bench: install
 	$(BIN)/cmake --preset release

@@ -16,6 +16,11 @@ RULES = [
         "kernels are compiled with -m flags and must be free of std and ATen code",
     ),
     (
+        "src/cuda/kernels/*",
+        r"(arithmetic|kernels)\.hpp|launch\.cuh|cuda_(runtime|fp16)\.h|cst(dint|ring)",
+        "kernels are compiled by nvcc, and by the tests as C++, without torch",
+    ),
+    (
         "include/**/*.hpp",
         r"(ATen|c10|mlcalib)/.*|\w+",
         "public headers include ATen, c10, std and each other",
@@ -25,7 +30,7 @@ RULES = [
         r"(mlcalib|torch/csrc|c10)/.*|module\.hpp|\w+",
         "bindings see public headers only",
     ),
-    ("src/cpu/*.?pp", r"(?!.*check\.hpp).*", "arguments are checked by the fronts"),
+    ("src/c*/*.?pp", r"(?!.*check\.hpp).*", "arguments are checked by the fronts"),
     (
         "**/*.?pp",
         r"(?!torch/(torch|extension)\.h|ATen/ATen\.h).*",

@@ -86,8 +86,10 @@ std::vector<Problem> check_groups(const std::vector<LinearGroup>& groups, int64_
       TORCH_CHECK_VALUE(weight.size(1) == channels, "weight has shape ", weight.sizes(),
                         " but mean has ", channels, " channels; linears that are scaled together ",
                         "read the same input.");
+      check_device(weight, "weight", group.gram, "gram");
     }
     check_gram(group.gram, channels);
+    check_device(group.gram, "a gram", groups.front().gram, "the first");
     problems.push_back({weights.size() == 1 ? weights.front() : at::cat(weights), group.gram});
   }
   return problems;
@@ -129,8 +131,9 @@ at::Tensor awq_candidates(const at::Tensor& mean, int64_t points,
                           const std::optional<at::Tensor>& source_of) {
   TORCH_CHECK_VALUE(mean.dim() == 1, "mean has shape ", mean.sizes(), ", expected [channels].");
   check_mean(mean, mean.size(0));
-  const at::Tensor each = mean.to(at::kDouble);
-  const at::Tensor shared = source_of ? pool(each, *source_of) : each;
+  // On the CPU wherever the mean is: the same candidates for every device.
+  const at::Tensor each = mean.to(at::kCPU, at::kDouble);
+  const at::Tensor shared = source_of ? pool(each, source_of->to(at::kCPU)) : each;
   const at::Tensor alive = shared > 0;
   std::vector<at::Tensor> candidates;
   for (int64_t point = 0; point < points; ++point) {
@@ -143,7 +146,7 @@ at::Tensor awq_candidates(const at::Tensor& mean, int64_t points,
                             : std::sqrt(living.max().item<double>() * living.min().item<double>());
     candidates.push_back(at::where(alive, power / middle, at::ones_like(power)));
   }
-  return at::stack(candidates).to(at::kFloat);
+  return at::stack(candidates).to(mean.device(), at::kFloat);
 }
 
 AwqScale awq_scale(const std::vector<LinearGroup>& groups, const at::Tensor& mean,
@@ -151,7 +154,8 @@ AwqScale awq_scale(const std::vector<LinearGroup>& groups, const at::Tensor& mea
   options.check();
   check_mean(mean, mean.size(-1));
   const std::vector<Problem> problems = check_groups(groups, mean.size(0));
-  const at::Tensor candidates = awq_candidates(mean, options.points, source_of);
+  const at::Tensor candidates =
+      awq_candidates(mean, options.points, source_of).to(problems.front().gram.device());
 
   at::Tensor scores = at::zeros({options.points}, at::kDouble);
   for (const Problem& problem : problems) scores += estimate(problem, candidates, options);

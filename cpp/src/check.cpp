@@ -59,6 +59,13 @@ void check_gram(const at::Tensor& gram, int64_t channels) {
   check_finite(gram, "gram");
 }
 
+void check_device(const at::Tensor& tensor, const char* name, const at::Tensor& other,
+                  const char* of) {
+  if (other.is_meta()) return;  // the kernel that meta lacks will be named
+  TORCH_CHECK_VALUE(tensor.device() == other.device(), name, " is on ", tensor.device(), " but ",
+                    of, " is on ", other.device(), "; move one of them with .to().");
+}
+
 int64_t count_dead_channels(const at::Tensor& gram) {
   return gram.size(0) - at::count_nonzero(gram.diagonal()).item<int64_t>();
 }

@@ -16,6 +16,10 @@ at::Tensor check_weight(const at::Tensor& weight);
 /// A finite float32 matrix [channels, channels].
 void check_gram(const at::Tensor& gram, int64_t channels);
 
+/// Throws ValueError where `tensor` is on another device than `other`, which is called `of`.
+void check_device(const at::Tensor& tensor, const char* name, const at::Tensor& other,
+                  const char* of);
+
 /// Channels that no token excited: zeros on the Gram's diagonal.
 int64_t count_dead_channels(const at::Tensor& gram);
 

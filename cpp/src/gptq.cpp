@@ -61,6 +61,7 @@ std::vector<at::Tensor> check_weights(at::TensorList weights) {
     TORCH_CHECK_VALUE(checked.back().size(1) == checked.front().size(1), "weights have ",
                       checked.front().size(1), " and ", checked.back().size(1),
                       " input channels; linears solved together read the same input.");
+    check_device(checked.back(), "a weight", checked.front(), "the first");
   }
   return checked;
 }
@@ -191,6 +192,7 @@ std::vector<QuantizedLinear> gptq(at::TensorList weights, const at::Tensor& gram
   const std::vector<at::Tensor> checked = check_weights(weights);
   const at::Tensor weight = checked.size() == 1 ? checked.front() : at::cat(checked);
   check_gram(gram, weight.size(1));
+  check_device(gram, "gram", weight, "weight");
   const Solver solver(weight, gram, options);
   const Solution solution = refine(weight, solver, options.refit);
 

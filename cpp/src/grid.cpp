@@ -65,6 +65,7 @@ Grid fit_grid(const at::Tensor& weight, const GridSpec& spec,
     TORCH_CHECK_VALUE(gram.has_value(), "range='", to_string(spec.range),
                       "' needs the Gram of the weight's input; pass gram=, or use range='mse'.");
     check_gram(*gram, checked.size(1));
+    check_device(*gram, "gram", checked, "weight");
   }
   const auto [scale, zero] =
       fit_grid_stub(checked.device().type(), checked,
@@ -86,6 +87,8 @@ void check_grid(const Grid& grid, const at::Tensor& matrix, const char* name) {
   TORCH_CHECK_TYPE(grid.scale.scalar_type() == at::kFloat && grid.zero.scalar_type() == at::kByte,
                    "the grid's scale is ", grid.scale.scalar_type(), " and its zero ",
                    grid.zero.scalar_type(), ", expected float32 and uint8.");
+  check_device(grid.scale, "the grid's scale", matrix, name);
+  check_device(grid.zero, "the grid's zero", matrix, name);
 }
 
 }  // namespace

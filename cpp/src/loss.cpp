@@ -16,8 +16,12 @@ std::vector<double> losses(const at::Tensor& weight, const QuantizedLinear& quan
   TORCH_CHECK_VALUE(checked.sizes() == quantized.codes.sizes(), "weight has shape ",
                     checked.sizes(), " but the codes have shape ", quantized.codes.sizes(),
                     "; expected the weight that was quantized.");
+  check_device(quantized.codes, "the codes", checked, "weight");
   const int64_t channels = checked.size(1);
-  for (const at::Tensor& gram : grams) check_gram(gram, channels);
+  for (const at::Tensor& gram : grams) {
+    check_gram(gram, channels);
+    check_device(gram, "gram", checked, "weight");
+  }
 
   const at::DeviceType device = checked.device().type();
   const at::Tensor error = checked - quantized.dequantize();

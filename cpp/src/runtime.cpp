@@ -13,11 +13,16 @@ std::vector<std::string> available_isas() {
   return names;
 }
 
+#ifndef MLCALIB_CUDA_VERSION
+#define MLCALIB_CUDA_VERSION "none"
+#endif
+
 std::map<std::string, std::string> build_info() {
   return {{"version", MLCALIB_VERSION},
           {"torch", MLCALIB_TORCH_VERSION},
           {"compiler", "GCC-compatible " __VERSION__},
-          {"build_type", MLCALIB_BUILD_TYPE}};
+          {"build_type", MLCALIB_BUILD_TYPE},
+          {"cuda", MLCALIB_CUDA_VERSION}};
 }
 
 }  // namespace mlcalib

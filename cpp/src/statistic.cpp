@@ -24,6 +24,13 @@ struct LeaveInferenceMode : c10::InferenceMode {
 constexpr int64_t kPieceBytes = 1 << 20;
 constexpr int64_t kPieceTokens = 256;
 
+// Tokens of a piece of rows [tokens, channels]; a device with kernels of its own cuts for itself.
+int64_t piece_of(const at::Tensor& rows) {
+  if (!rows.is_cpu()) return rows.size(0);
+  const int64_t fitting = kPieceBytes / (rows.size(1) * rows.element_size());
+  return std::max<int64_t>(fitting / kPieceTokens, 1) * kPieceTokens;
+}
+
 using Registry = std::map<std::string, StatisticFactory, std::less<>>;
 
 Registry& registry() {
@@ -67,9 +74,9 @@ void update(const std::vector<Statistic*>& statistics, const at::Tensor& x) {
   if (x.numel() == 0) return;
   check_finite(x, "x");
   const LeaveInferenceMode leave;
+  for (Statistic* each : statistics) each->settle(x.device());
   const at::Tensor rows = x.detach().reshape({-1, x.size(-1)});
-  const int64_t fitting = kPieceBytes / (rows.size(1) * rows.element_size());
-  const int64_t piece = std::max<int64_t>(fitting / kPieceTokens, 1) * kPieceTokens;
+  const int64_t piece = piece_of(rows);
   for (int64_t first = 0; first < rows.size(0); first += piece) {
     const int64_t count = std::min(piece, rows.size(0) - first);
     for (Statistic* each : statistics) {
@@ -77,6 +84,14 @@ void update(const std::vector<Statistic*>& statistics, const at::Tensor& x) {
       each->tokens_ += static_cast<double>(count);
     }
   }
+}
+
+// The first tokens decide where a statistic is.
+void Statistic::settle(at::Device device) {
+  if (this->device() == device) return;
+  TORCH_CHECK_VALUE(tokens_ == 0, "the statistic ", name_, " has its tokens on ", this->device(),
+                    " and cannot take others from ", device, "; move them with .to().");
+  move(device);
 }
 
 void Statistic::update(const at::Tensor& x) { mlcalib::update({this}, x); }
@@ -89,7 +104,7 @@ void Statistic::rescale(const at::Tensor& factors) {
   TORCH_CHECK_VALUE(factors.min().item<float>() > 0, "factors go down to ",
                     factors.min().item<float>(), ", expected positive numbers.");
   const LeaveInferenceMode leave;
-  multiply(factors.detach().to(at::kFloat));
+  multiply(factors.detach().to(device(), at::kFloat));
 }
 
 void Statistic::merge(const Statistic& other, double weight) {
@@ -98,6 +113,8 @@ void Statistic::merge(const Statistic& other, double weight) {
                     channels_, " channels; expected the same kind and number of channels.");
   TORCH_CHECK_VALUE(std::isfinite(weight), "weight is ", weight, ", expected a finite number.");
   const LeaveInferenceMode leave;
+  if (other.tokens_ == 0 && other.device() != device()) return;  // empty, and never settled
+  settle(other.device());
   add(other, weight);
   tokens_ += weight * other.tokens_;
 }

@@ -79,7 +79,8 @@ struct AwqProblem {
   GridSpec spec;
 };
 
-/// float64 [points]: ‖S Dᵀ‖² + Σ_c missing_c ‖D_c‖² of each candidate s, D = W − Q(W·s)/s.
+/// float64 [points], on the CPU: ‖S Dᵀ‖² + Σ_c missing_c ‖D_c‖² of each candidate s, D = W −
+/// Q(W·s)/s.
 inline constinit DeviceStub<at::Tensor(const AwqProblem& problem)> awq_scores_stub{"awq_scores"};
 
 /// ⟨a, b⟩ of two float32 matrices, summed in float64.

@@ -83,6 +83,14 @@ TEST(CheckFinite, AcceptsASumThatOverflows) {
   check_finite(at::zeros({0, 4}), "x");
 }
 
+// Meta stands for a second device: kernels take pointers, so the fronts must not let two be mixed.
+TEST(CheckDevice, RefusesTwoDevices) {
+  const at::Tensor weight = random_weight(4, 6, 1), gram = at::zeros({6, 6});
+  check_device(gram, "gram", weight, "weight");
+  expect_error<c10::ValueError>([&] { check_device(gram.to(at::kMeta), "gram", weight, "weight"); },
+                                {"gram is on meta", "weight is on cpu", ".to()"});
+}
+
 TEST(CountDeadChannels, CountsZerosOnTheDiagonal) {
   at::Tensor gram = reference::random_gram(10, 3);
   EXPECT_EQ(count_dead_channels(gram), 0);

@@ -12,76 +12,21 @@
 #include <tuple>
 
 #include "cpu/kernels/kernels.hpp"
+#include "kernel_data.hpp"
 #include "reference.hpp"
 
 namespace mlcalib::cpu {
 namespace {
 
+using namespace kernel_data;
+
 const KernelTable& generic() { return **(available_kernels().end() - 1); }
-
-template <class T>
-bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0;
-}
-
-enum class Values { kNormal, kZeros, kTiny, kSubnormal, kLarge, kTies, kNegative, kMixed };
-constexpr std::array kAllValues{Values::kNormal,    Values::kZeros, Values::kTiny,
-                                Values::kSubnormal, Values::kLarge, Values::kTies,
-                                Values::kNegative,  Values::kMixed};
-constexpr std::array kNames{"Normal", "Zeros", "Tiny",     "Subnormal",
-                            "Large",  "Ties",  "Negative", "Mixed"};
-
-std::vector<float> draw(Values values, int64_t count, uint32_t seed) {
-  std::mt19937 engine(seed);
-  std::normal_distribution<float> normal;
-  const auto one = [&](Values kind) -> float {
-    switch (kind) {
-      case Values::kNormal:
-        return normal(engine);
-      case Values::kZeros:
-        return engine() % 2 == 0 ? 0.0F : -0.0F;
-      case Values::kTiny:
-        return normal(engine) * 1e-38F;
-      case Values::kSubnormal:
-        return normal(engine) * 1e-42F;
-      case Values::kLarge:
-        return normal(engine) * 1e30F;
-      // Halves, between the levels of every scale that is a power of two.
-      case Values::kTies:
-        return (static_cast<float>(engine() % 32) - 16.0F) / 2;
-      case Values::kNegative:
-        return -std::abs(normal(engine));
-      case Values::kMixed:
-        break;
-    }
-    return 0;
-  };
-  std::vector<float> drawn(count);
-  for (float& value : drawn) {
-    value = one(values == Values::kMixed ? kAllValues[engine() % (kAllValues.size() - 1)] : values);
-  }
-  return drawn;
-}
 
 class KernelTest : public testing::TestWithParam<std::tuple<const KernelTable*, Values>> {
  protected:
   const KernelTable& table_ = *std::get<0>(GetParam());
   Values values_ = std::get<1>(GetParam());
 };
-
-// A positive semidefinite block [columns][columns] with some channels dead.
-std::vector<float> draw_gram(int64_t columns) {
-  const std::vector<float> x = draw(Values::kNormal, columns * 7, 2);
-  std::vector<float> gram(columns * columns);
-  for (int64_t i = 0; i < columns; ++i) {
-    for (int64_t j = 0; j < columns; ++j) {
-      for (int64_t t = 0; t < 7; ++t)
-        gram[i * columns + j] += x[t * columns + i] * x[t * columns + j];
-      if (i % 5 == 4 || j % 5 == 4) gram[i * columns + j] = 0;
-    }
-  }
-  return gram;
-}
 
 TEST_P(KernelTest, FitGroup) {
   constexpr int64_t kRows = 2 * kRowTile, kStride = 3 * kRowTile;
@@ -294,7 +239,7 @@ TEST(Kernels, GenericIsTheLastResort) {
 
 TEST(Runtime, SaysHowItWasBuilt) {
   const std::map<std::string, std::string> info = build_info();
-  for (const char* key : {"version", "torch", "compiler", "build_type"}) {
+  for (const char* key : {"version", "torch", "compiler", "build_type", "cuda"}) {
     ASSERT_TRUE(info.contains(key)) << key;
     EXPECT_FALSE(info.at(key).empty()) << key;
   }

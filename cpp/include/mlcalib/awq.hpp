@@ -29,7 +29,7 @@ struct AwqScale {
   double exponent = 0;  ///< of the mean |x|; 0 where no scale is best
   double loss = 0;      ///< Σ tr(D G Dᵀ), D = W − Q(W·s)/s
   double unscaled = 0;  ///< the same without a scale
-  at::Tensor scores;    ///< float64 [points], the losses as the sketch estimates them
+  at::Tensor scores;    ///< float64 [points] on the CPU, the losses as the sketch estimates them
 };
 
 /// Candidate scales, float32 [points, cols] (AWQ, Lin et al., arXiv 2306.00978, section 3.2):

@@ -14,7 +14,7 @@ std::string isa();
 /// Instruction sets that this processor can run, best first.
 std::vector<std::string> available_isas();
 
-/// version, torch (built with), compiler, build type.
+/// version, torch (built with), compiler, build type, cuda ("none", or version and architectures).
 std::map<std::string, std::string> build_info();
 
 }  // namespace mlcalib

@@ -27,10 +27,11 @@ class Statistic {
   /// Tokens seen; fractional after a weighted merge.
   double tokens() const { return tokens_; }
 
-  /// Adds the tokens of x [..., channels], float32, bfloat16 or float16. Throws ValueError for NaN
-  /// or Inf, and then has added nothing.
+  /// Adds the tokens of x [..., channels], float32, bfloat16 or float16. The first tokens decide on
+  /// which device the statistic is. Throws ValueError for NaN or Inf and for tokens on another
+  /// device, and then has added nothing.
   void update(const at::Tensor& x);
-  /// *this += weight · other. Throws ValueError for another kind or number of channels.
+  /// *this += weight · other. Throws ValueError for another kind, number of channels or device.
   void merge(const Statistic& other, double weight = 1.0);
   /// As if every activation had been multiplied, channel by channel, by factors [channels]. Throws
   /// ValueError unless they are positive and finite.
@@ -44,11 +45,14 @@ class Statistic {
   virtual void add(const at::Tensor& x) = 0;  ///< x: [tokens, channels], checked and finite
   virtual void add(const Statistic& other, double weight) = 0;  ///< of the same kind
   virtual void multiply(const at::Tensor& factors) = 0;         ///< float32 [channels], positive
+  virtual at::Device device() const = 0;
+  virtual void move(at::Device device) = 0;
   virtual TensorMap tensors() const = 0;
   virtual void set_tensors(const TensorMap& tensors) = 0;
 
  private:
   friend void update(const std::vector<Statistic*>& statistics, const at::Tensor& x);
+  void settle(at::Device device);
 
   std::string name_;
   int64_t channels_;

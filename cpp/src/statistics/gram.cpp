@@ -15,11 +15,7 @@ class Gram final : public Statistic {
       : Statistic(std::move(name), channels), gram_(at::zeros({channels, channels}, at::kFloat)) {}
 
  protected:
-  void add(const at::Tensor& x) override {
-    // The first tokens decide where the statistic lives.
-    if (tokens() == 0 && gram_.device() != x.device()) gram_ = gram_.to(x.device());
-    gram_update_stub(x.device().type(), gram_, x);
-  }
+  void add(const at::Tensor& x) override { gram_update_stub(x.device().type(), gram_, x); }
 
   void add(const Statistic& other, double weight) override {
     gram_.add_(static_cast<const Gram&>(other).gram_, weight);
@@ -28,6 +24,9 @@ class Gram final : public Statistic {
   void multiply(const at::Tensor& factors) override {
     gram_.mul_(factors).mul_(factors.unsqueeze(1));
   }
+
+  at::Device device() const override { return gram_.device(); }
+  void move(at::Device device) override { gram_ = gram_.to(device); }
 
   TensorMap tensors() const override {
     at::Tensor full = gram_.clone();

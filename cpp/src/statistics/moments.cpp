@@ -19,9 +19,6 @@ class Moments final : public Statistic {
 
  protected:
   void add(const at::Tensor& x) override {
-    if (tokens() == 0 && sum_.device() != x.device()) {
-      for (at::Tensor* each : {&sum_, &absolute_, &square_}) *each = each->to(x.device());
-    }
     moments_update_stub(x.device().type(), sum_, absolute_, square_, x);
   }
 
@@ -36,6 +33,11 @@ class Moments final : public Statistic {
     sum_.mul_(factors);
     absolute_.mul_(factors);
     square_.mul_(factors).mul_(factors);
+  }
+
+  at::Device device() const override { return sum_.device(); }
+  void move(at::Device device) override {
+    for (at::Tensor* each : {&sum_, &absolute_, &square_}) *each = each->to(device);
   }
 
   TensorMap tensors() const override {

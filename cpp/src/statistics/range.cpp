@@ -24,13 +24,7 @@ class ChannelRange final : public Statistic {
         high_(at::full({channels}, -kInfinity, at::kFloat)) {}
 
  protected:
-  void add(const at::Tensor& x) override {
-    if (tokens() == 0 && low_.device() != x.device()) {
-      low_ = low_.to(x.device());
-      high_ = high_.to(x.device());
-    }
-    range_update_stub(x.device().type(), low_, high_, x);
-  }
+  void add(const at::Tensor& x) override { range_update_stub(x.device().type(), low_, high_, x); }
 
   void add(const Statistic& other, double weight) override {
     TORCH_CHECK_VALUE(weight >= 0, "cannot merge a range with the weight ", weight,
@@ -44,6 +38,12 @@ class ChannelRange final : public Statistic {
   void multiply(const at::Tensor& factors) override {
     low_.mul_(factors);
     high_.mul_(factors);
+  }
+
+  at::Device device() const override { return low_.device(); }
+  void move(at::Device device) override {
+    low_ = low_.to(device);
+    high_ = high_.to(device);
   }
 
   TensorMap tensors() const override { return {{"low", low_.clone()}, {"high", high_.clone()}}; }

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "../stubs.hpp"
+#include "device.hpp"
+
+namespace mlcalib {
+namespace {
+
+cuda::Element element_of(const at::Tensor& x) {
+  switch (x.scalar_type()) {
+    case at::kBFloat16:
+      return cuda::Element::kBFloat16;
+    case at::kHalf:
+      return cuda::Element::kHalf;
+    default:
+      return cuda::Element::kFloat;
+  }
+}
+
+/// x [tokens, channels], whose channels are contiguous.
+cuda::Activations activations(const at::Tensor& x) {
+  return {.data = x.const_data_ptr(),
+          .element = element_of(x),
+          .tokens = x.size(0),
+          .channels = x.size(1),
+          .stride = x.stride(0)};
+}
+
+at::Tensor with_contiguous_channels(const at::Tensor& x) {
+  return x.stride(1) == 1 ? x : x.contiguous();
+}
+
+void moments_update_cuda(const at::Tensor& sum, const at::Tensor& absolute,
+                         const at::Tensor& square, const at::Tensor& x) {
+  const at::Tensor rows = with_contiguous_channels(x);
+  cuda::on_device_of(x, [&](cudaStream_t stream) {
+    cuda::moments_update(activations(rows), sum.data_ptr<double>(), absolute.data_ptr<double>(),
+                         square.data_ptr<double>(), stream);
+  });
+}
+
+void range_update_cuda(const at::Tensor& low, const at::Tensor& high, const at::Tensor& x) {
+  const at::Tensor rows = with_contiguous_channels(x);
+  cuda::on_device_of(x, [&](cudaStream_t stream) {
+    cuda::range_update(activations(rows), low.data_ptr<float>(), high.data_ptr<float>(), stream);
+  });
+}
+
+const bool installed = moments_update_stub.install(at::kCUDA, &moments_update_cuda) &&
+                       range_update_stub.install(at::kCUDA, &range_update_cuda);
+
+}  // namespace
+}  // namespace mlcalib

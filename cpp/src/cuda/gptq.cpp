@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <ATen/Context.h>
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/addmm.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/linalg_solve_triangular.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/tensor.h>
+#include <ATen/ops/zeros.h>
+
+#include <algorithm>
+
+#include "../round_grid.hpp"
+#include "../stubs.hpp"
+#include "device.hpp"
+
+namespace mlcalib {
+namespace {
+
+/// The state of one solve; matrices are [row][column], columns in the order visited.
+class Solve {
+ public:
+  explicit Solve(const GptqProblem& problem)
+      : problem_(problem),
+        spec_(problem.options.grid),
+        rows_(problem.weight.size(0)),
+        columns_(problem.weight.size(1)),
+        weight_(problem.weight.contiguous()),
+        error_(at::empty({rows_, columns_}, weight_.options())),
+        codes_(at::empty({rows_, columns_}, weight_.options().dtype(at::kByte))),
+        energy_(at::zeros({rows_}, weight_.options().dtype(at::kDouble))),
+        square_(at::zeros({rows_}, weight_.options().dtype(at::kDouble))),
+        group_of_(at::tensor(problem.group_of).to(weight_.device())) {
+    if (problem.options.static_grid) {
+      scale_ = problem.grid.scale.contiguous();
+      zero_ = problem.grid.zero.to(at::kFloat).contiguous();
+    } else {
+      scale_ = at::empty({rows_, spec_.groups(columns_)}, weight_.options());
+      zero_ = at::empty(scale_.sizes(), scale_.options());
+    }
+  }
+
+  GptqSolution run() {
+    // Blocks are at most as wide as the kernel's, whatever options.block is.
+    const int64_t block = std::min(problem_.options.block, cuda::GptqBlock::kColumns);
+    for (int64_t first = 0; first < columns_;) {
+      const int64_t group_end = end_of_group(first);
+      if (!problem_.options.static_grid && starts_group(first)) fit_running(first, group_end);
+      const int64_t last = std::min(problem_.options.static_grid ? columns_ : group_end,
+                                    std::min(first + block, columns_));
+      solve_block(first, last - first);
+      first = last;
+    }
+    return {.codes = codes_,
+            .energy = energy_,
+            .square = square_,
+            .grid = {scale_, zero_.to(at::kByte), spec_}};
+  }
+
+ private:
+  bool starts_group(int64_t column) const {
+    return column == 0 || problem_.group_of[column] != problem_.group_of[column - 1];
+  }
+
+  // In natural order groups are consecutive.
+  int64_t end_of_group(int64_t column) const {
+    return spec_.group_size == kWholeRow
+               ? columns_
+               : std::min(columns_, (problem_.group_of[column] + 1) * spec_.group_size);
+  }
+
+  at::Tensor factor(int64_t row, int64_t rows, int64_t column, int64_t columns) const {
+    return problem_.factor.narrow(0, row, rows).narrow(1, column, columns);
+  }
+
+  // Fits the group to the weights that GPTQ holds when it gets there: w_G + D_{<G} M_{<G,G} M_GG⁻¹.
+  void fit_running(int64_t first, int64_t last) {
+    const int64_t count = last - first, group = problem_.group_of[first];
+    at::Tensor held = weight_.narrow(1, first, count);
+    if (first > 0) {
+      const at::Tensor feedback =
+          at::mm(error_.narrow(1, 0, first), factor(0, first, first, count));
+      held = held + at::linalg_solve_triangular(factor(first, count, first, count), feedback,
+                                                /*upper=*/true, /*left=*/false,
+                                                /*unitriangular=*/true);
+    }
+    cuda::ErrorWeights weights;
+    if (spec_.range == Range::kGram)
+      weights.importance = problem_.importance.narrow(0, first, count);
+    if (spec_.range == Range::kGramBlock) {
+      weights.gram = problem_.gram.narrow(0, first, count).narrow(1, first, count).contiguous();
+    }
+    GridSpec row = spec_;
+    row.group_size = kWholeRow;  // the columns held are one group
+    const auto [scale, zero] = cuda::fit(held.contiguous(), weights, row);
+    scale_.narrow(1, group, 1).copy_(round_grid(scale, zero, spec_).scale);
+    zero_.narrow(1, group, 1).copy_(zero);
+  }
+
+  void solve_block(int64_t first, int64_t count) {
+    const at::Tensor weight = weight_.narrow(1, first, count);
+    const at::Tensor target =
+        first == 0 ? weight
+                   : at::addmm(weight, error_.narrow(1, 0, first), factor(0, first, first, count));
+    const at::Tensor own = factor(first, count, first, count).contiguous();
+    cuda::on_device_of(weight_, [&](cudaStream_t stream) {
+      cuda::gptq_block({.weight = cuda::data(weight),
+                        .target = cuda::data(target),
+                        .factor = cuda::data(own),
+                        .diagonal = cuda::data(problem_.diagonal) + first,
+                        .scale = cuda::data(scale_),
+                        .zero = cuda::data(zero_),
+                        .group_of = group_of_.const_data_ptr<int64_t>() + first,
+                        .error = error_.data_ptr<float>() + first,
+                        .codes = codes_.data_ptr<uint8_t>() + first,
+                        .energy = energy_.data_ptr<double>(),
+                        .square = square_.data_ptr<double>(),
+                        .rows = rows_,
+                        .columns = count,
+                        .stride = columns_,
+                        .target_stride = target.stride(0),
+                        .groups = scale_.size(1),
+                        .max_code = static_cast<float>(spec_.max_code())},
+                       stream);
+    });
+  }
+
+  const at::NoTF32Guard full_precision_;
+  const GptqProblem& problem_;
+  const GridSpec& spec_;
+  int64_t rows_, columns_;
+  at::Tensor weight_, error_, codes_, energy_, square_, group_of_, scale_, zero_;
+};
+
+GptqSolution gptq_cuda(const GptqProblem& problem) { return Solve(problem).run(); }
+
+const bool installed = gptq_stub.install(at::kCUDA, &gptq_cuda);
+
+}  // namespace
+}  // namespace mlcalib

@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: Apache-2.0
+// The contract between the CUDA backend and its kernels: plain structs of device pointers, launched
+// on a stream. Nothing from ATen may be included here, so that nvcc compiles the kernels without
+// torch. Matrices are row-major; `stride` elements lie between two rows. Errors of a launch are
+// left for the caller to fetch.
+#pragma once
+
+#include "arithmetic.hpp"
+
+typedef struct CUstream_st* cudaStream_t;  // as the CUDA runtime declares it
+
+namespace mlcalib::cuda {
+
+/// Ranges of groups of `width` consecutive columns, the last may be narrower.
+struct FitGrid {
+  const float* weight;      ///< [rows][stride]
+  const float* importance;  ///< [columns], the weight of each column's squared error; may be null
+  const float* gram;        ///< [columns][gram_stride]; its diagonal blocks weigh the products of a
+                            ///< group's errors; null: importance
+  int64_t gram_stride;
+  float* scratch;  ///< fit_scratch() floats
+  int64_t rows;
+  int64_t columns;
+  int64_t stride;
+  int64_t width;
+  GridShape shape;
+  float* scale;  ///< [rows][groups], written
+  float* zero;
+};
+void fit_grid(const FitGrid& fit, cudaStream_t stream);
+/// Floats of scratch that a fit by blocks of the Gram needs; 0 where shared memory holds it.
+int64_t fit_scratch(int64_t rows, int64_t columns, int64_t width);
+
+/// Nearest codes, or the values of codes, of a contiguous matrix.
+struct Levels {
+  const float* scale;   ///< [rows][groups]
+  const uint8_t* zero;  ///< [rows][groups]
+  int64_t rows;
+  int64_t columns;
+  int64_t width;
+};
+void quantize(const float* weight, const Levels& levels, float max_code, uint8_t* codes,
+              cudaStream_t stream);
+void dequantize(const uint8_t* codes, const Levels& levels, float* weight, cudaStream_t stream);
+
+/// One block of columns of the GPTQ solve: everything starts at the block's first column.
+struct GptqBlock {
+  static constexpr int64_t kColumns = 128;  ///< at most
+
+  const float* weight;      ///< [rows][stride], original weights
+  const float* target;      ///< [rows][target_stride], plus the feedback of all earlier blocks
+  const float* factor;      ///< [columns][columns]: M, unit upper triangular
+  const float* diagonal;    ///< [columns]: R_kk
+  const float* scale;       ///< [rows][groups]
+  const float* zero;        ///< [rows][groups]
+  const int64_t* group_of;  ///< [columns]
+  float* error;             ///< [rows][stride]: D = W − Ŵ, written
+  uint8_t* codes;           ///< [rows][stride], written
+  double* energy;           ///< [rows] += Σ_k (R_kk · (target_k − ŵ_k))², the damped loss
+  double* square;           ///< [rows] += Σ_k D_k²
+  int64_t rows;
+  int64_t columns;
+  int64_t stride;
+  int64_t target_stride;
+  int64_t groups;
+  float max_code;
+};
+void gptq_block(const GptqBlock& block, cudaStream_t stream);
+
+/// Groups whose input channels are scaled before they are rounded.
+struct RoundScaled {
+  const float* weight;      ///< [rows][columns]
+  const float* factor;      ///< [columns]
+  const float* inverse;     ///< [columns]: 1 / factor
+  const float* importance;  ///< [columns], of the scaled columns; may be null
+  const float* square;      ///< [columns], weights of the squared errors in sum
+  int64_t rows;
+  int64_t columns;
+  int64_t width;
+  GridShape shape;
+  float* error;  ///< [rows][columns]: (w·f − Q(w·f)) / f, written
+  float* sum;    ///< [rows][groups]: Σ_c square_c · error_c², written
+};
+void round_scaled(const RoundScaled& group, cudaStream_t stream);
+
+enum class Element { kFloat, kBFloat16, kHalf };
+
+/// Activations [tokens][stride], the first `channels` of each.
+struct Activations {
+  const void* data;
+  Element element;
+  int64_t tokens;
+  int64_t channels;
+  int64_t stride;
+};
+/// sum += Σ x, absolute += Σ |x|, square += Σ x²; [channels].
+void moments_update(const Activations& x, double* sum, double* absolute, double* square,
+                    cudaStream_t stream);
+/// low = min(low, x), high = max(high, x); [channels].
+void range_update(const Activations& x, float* low, float* high, cudaStream_t stream);
+
+/// Copies the upper triangle of gram [channels][channels] into the lower.
+void mirror(float* gram, int64_t channels, cudaStream_t stream);
+
+/// Σ a·b in float64, as partial sums [dot_sums(n)] that are still to be added.
+void dot(const float* a, const float* b, int64_t n, double* sums, cudaStream_t stream);
+int64_t dot_sums(int64_t n);
+
+void pack(const uint8_t* codes, int64_t rows, int64_t columns, int64_t bits, uint32_t* packed,
+          cudaStream_t stream);
+void unpack(const uint32_t* packed, int64_t rows, int64_t columns, int64_t bits, uint8_t* codes,
+            cudaStream_t stream);
+
+}  // namespace mlcalib::cuda

@@ -1,0 +1,284 @@
+// SPDX-License-Identifier: Apache-2.0
+// The CUDA kernels, emulated, against the CPU backend: the sources that nvcc compiles, with every
+// index, barrier and shuffle. What a GPU would add is only its own arithmetic.
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/full_like.h>
+#include <ATen/ops/randint.h>
+#include <ATen/ops/zeros.h>
+
+#include <limits>
+
+#include "cuda/kernels/kernels.hpp"
+#include "reference.hpp"
+#include "stubs.hpp"
+
+namespace mlcalib::cuda {
+namespace {
+
+using reference::random_gram;
+using reference::random_weight;
+using reference::same_bits;
+
+const float* data(const at::Tensor& tensor) {
+  return tensor.defined() ? tensor.const_data_ptr<float>() : nullptr;
+}
+
+at::Tensor garbage(at::IntArrayRef shape) {
+  return at::full(shape, std::numeric_limits<float>::quiet_NaN());
+}
+
+void expect_near(const at::Tensor& found, const at::Tensor& wanted, double tolerance) {
+  EXPECT_LE((found - wanted).abs().max().item<double>(),
+            tolerance * wanted.abs().max().item<double>());
+}
+
+struct FitCase : reference::Named {
+  int64_t rows, columns, group_size, bits;
+  bool symmetric;
+  Range range;
+};
+
+const FitCase kFits[] = {
+    {"minmax", 13, 96, 32, 4, false, Range::kMinMax},
+    {"mse_tail", 9, 100, 32, 3, false, Range::kMse},
+    {"gram_symmetric", 17, 64, 16, 4, true, Range::kGram},
+    {"gram_row", 5, 70, kWholeRow, 2, false, Range::kGram},
+    {"block", 9, 100, 32, 4, false, Range::kGramBlock},
+    {"block_symmetric_row", 3, 150, kWholeRow, 4, true, Range::kGramBlock},
+};
+
+class CudaFit : public testing::TestWithParam<FitCase> {};
+
+TEST_P(CudaFit, AgreesWithTheCpu) {
+  const FitCase& fit = GetParam();
+  GridSpec spec{.bits = fit.bits,
+                .group_size = fit.group_size,
+                .symmetric = fit.symmetric,
+                .range = fit.range};
+  const int64_t width = reference::group_width(spec, fit.columns);
+  const at::Tensor weight = random_weight(fit.rows, fit.columns, 1);
+  const at::Tensor gram = random_gram(fit.columns, 2);
+  const at::Tensor importance =
+      fit.range == Range::kGram ? gram.diagonal().contiguous() : at::Tensor();
+  const at::Tensor block = fit.range == Range::kGramBlock ? gram : at::Tensor();
+  const auto [wanted_scale, wanted_zero] = fit_grid_stub(at::kCPU, weight, importance, block, spec);
+  const at::Tensor scale = garbage(wanted_scale.sizes()), zero = garbage(wanted_zero.sizes());
+  const at::Tensor scratch = garbage({fit_scratch(fit.rows, fit.columns, width)});
+  fit_grid({.weight = data(weight),
+            .importance = data(importance),
+            .gram = data(block),
+            .gram_stride = fit.columns,
+            .scratch = scratch.data_ptr<float>(),
+            .rows = fit.rows,
+            .columns = fit.columns,
+            .stride = fit.columns,
+            .width = width,
+            .shape = {static_cast<float>(spec.max_code()), fit.symmetric,
+                      fit.range == Range::kMinMax ? 1 : 14},
+            .scale = scale.data_ptr<float>(),
+            .zero = zero.data_ptr<float>()},
+           nullptr);
+  EXPECT_TRUE(same_bits(scale, wanted_scale));
+  EXPECT_TRUE(same_bits(zero, wanted_zero));
+}
+
+INSTANTIATE_TEST_SUITE_P(Cases, CudaFit, testing::ValuesIn(kFits), reference::name_of<FitCase>);
+
+TEST(CudaKernels, QuantizeAndDequantize) {
+  for (const int64_t group_size : {int64_t{16}, kWholeRow}) {
+    const GridSpec spec{.bits = 4, .group_size = group_size};
+    const at::Tensor weight = random_weight(7, 150, 1);
+    const Grid grid = fit_grid(weight, spec);
+    const Levels levels{grid.scale.const_data_ptr<float>(), grid.zero.const_data_ptr<uint8_t>(), 7,
+                        150, reference::group_width(spec, 150)};
+    const at::Tensor codes = at::full({7, 150}, 99, at::kByte), values = garbage({7, 150});
+    quantize(data(weight), levels, 15, codes.data_ptr<uint8_t>(), nullptr);
+    dequantize(codes.const_data_ptr<uint8_t>(), levels, values.data_ptr<float>(), nullptr);
+    EXPECT_TRUE(same_bits(codes, quantize_stub(at::kCPU, weight, grid)));
+    EXPECT_TRUE(same_bits(values, dequantize_stub(at::kCPU, codes, grid)));
+  }
+}
+
+// A whole solve of one block, so that the CPU backend has no products between blocks to add.
+TEST(CudaKernels, GptqBlock) {
+  for (const auto& [rows, columns] : {std::pair{5, 128}, {40, 128}, {33, 77}, {1, 1}}) {
+    const GridSpec spec{.bits = 3, .group_size = 16};
+    const at::Tensor weight = random_weight(rows, columns, 1);
+    const at::Tensor lower = random_weight(columns, columns, 2).tril() / 16;
+    const at::Tensor factor = lower.tril(-1).t().contiguous();
+    const at::Tensor diagonal = lower.diagonal().abs();
+    const Grid grid = fit_grid(weight, spec);
+    std::vector<int64_t> group_of;  // not in order: as after a permutation
+    for (int64_t c = 0; c < columns; ++c) group_of.push_back(c * 7 % columns / 16);
+    const GptqSolution wanted = gptq_stub(at::kCPU, {.weight = weight,
+                                                     .factor = factor,
+                                                     .diagonal = diagonal,
+                                                     .importance = diagonal,
+                                                     .gram = {},
+                                                     .group_of = group_of,
+                                                     .grid = grid,
+                                                     .options = {.grid = spec, .block = 128}});
+    const at::Tensor zero = grid.zero.to(at::kFloat);
+    const at::Tensor error = garbage({rows, columns});
+    const at::Tensor codes = at::full({rows, columns}, 99, at::kByte);
+    const at::Tensor energy = at::full({rows}, 0.5, at::kDouble);
+    const at::Tensor square = at::full({rows}, 0.25, at::kDouble);
+    gptq_block({.weight = data(weight),
+                .target = data(weight),
+                .factor = data(factor),
+                .diagonal = data(diagonal),
+                .scale = data(grid.scale),
+                .zero = data(zero),
+                .group_of = group_of.data(),
+                .error = error.data_ptr<float>(),
+                .codes = codes.data_ptr<uint8_t>(),
+                .energy = energy.data_ptr<double>(),
+                .square = square.data_ptr<double>(),
+                .rows = rows,
+                .columns = columns,
+                .stride = columns,
+                .target_stride = columns,
+                .groups = grid.scale.size(1),
+                .max_code = static_cast<float>(spec.max_code())},
+               nullptr);
+    EXPECT_TRUE(same_bits(codes, wanted.codes)) << rows << " rows, " << columns << " columns";
+    expect_near(energy - 0.5, wanted.energy, 1e-6);
+    expect_near(square - 0.25, wanted.square, 1e-6);
+    expect_near(error.to(at::kDouble).square().sum(1), wanted.square, 1e-6);
+  }
+}
+
+// The rows of a matrix that is wider, and a target of its own width.
+TEST(CudaKernels, GptqBlockReadsStrides) {
+  const at::Tensor wide = random_weight(6, 50, 1), target = random_weight(6, 30, 2);
+  const at::Tensor factor = random_weight(20, 20, 3).triu(1).contiguous() / 8;
+  const at::Tensor scale = at::full({6, 1}, 0.25F), zero = at::full({6, 1}, 8.0F);
+  const at::Tensor diagonal = at::full({20}, 1.0F);
+  const std::vector<int64_t> group_of(20, 0);
+  const auto solve = [&](const at::Tensor& weight, const at::Tensor& from) {
+    const at::Tensor error = at::zeros({6, 50}), codes = at::zeros({6, 50}, at::kByte);
+    const at::Tensor sums = at::zeros({2, 6}, at::kDouble);
+    gptq_block({.weight = data(weight),
+                .target = data(from),
+                .factor = data(factor),
+                .diagonal = data(diagonal),
+                .scale = data(scale),
+                .zero = data(zero),
+                .group_of = group_of.data(),
+                .error = error.data_ptr<float>(),
+                .codes = codes.data_ptr<uint8_t>(),
+                .energy = sums.data_ptr<double>(),
+                .square = sums.data_ptr<double>() + 6,
+                .rows = 6,
+                .columns = 20,
+                .stride = weight.size(1),
+                .target_stride = from.size(1),
+                .groups = 1,
+                .max_code = 15},
+               nullptr);
+    return error.view({-1})
+        .narrow(0, 0, 6 * weight.size(1))
+        .view({6, weight.size(1)})
+        .narrow(1, 0, 20);
+  };
+  const at::Tensor narrow = wide.narrow(1, 0, 20).contiguous();
+  EXPECT_TRUE(same_bits(solve(wide, target).contiguous(),
+                        solve(narrow, target.narrow(1, 0, 20).contiguous()).contiguous()));
+}
+
+TEST(CudaKernels, RoundScaled) {
+  const int64_t rows = 9, columns = 100;
+  const at::Tensor weight = random_weight(rows, columns, 1);
+  const at::Tensor factor = random_weight(1, columns, 2)[0].exp(), inverse = factor.reciprocal();
+  const at::Tensor square = random_weight(1, columns, 3)[0].square();
+  for (const bool weighted : {false, true}) {
+    const GridSpec spec{
+        .bits = 4, .group_size = 32, .range = weighted ? Range::kGram : Range::kMse};
+    const at::Tensor importance = weighted ? square * inverse.square() : at::Tensor();
+    const at::Tensor error = garbage({rows, columns}), sum = garbage({rows, 4});
+    round_scaled({.weight = data(weight),
+                  .factor = data(factor),
+                  .inverse = data(inverse),
+                  .importance = data(importance),
+                  .square = data(square),
+                  .rows = rows,
+                  .columns = columns,
+                  .width = 32,
+                  .shape = {15, false, 14},
+                  .error = error.data_ptr<float>(),
+                  .sum = sum.data_ptr<float>()},
+                 nullptr);
+    const at::Tensor scaled = weight * factor;
+    const auto [scale, zero] = fit_grid_stub(at::kCPU, scaled, importance, at::Tensor(), spec);
+    const Grid grid{scale, zero.to(at::kByte), spec};
+    const at::Tensor values =
+        dequantize_stub(at::kCPU, quantize_stub(at::kCPU, scaled, grid), grid);
+    EXPECT_TRUE(same_bits(error, (scaled - values) * inverse));
+    expect_near(sum.sum(1), (error.square() * square).sum(1), 1e-6);
+  }
+}
+
+TEST(CudaKernels, MomentsAndRange) {
+  for (const at::ScalarType type : {at::kFloat, at::kBFloat16, at::kHalf}) {
+    for (const auto& [tokens, channels] : {std::pair{1, 1}, {70, 33}, {9000, 5}}) {
+      const at::Tensor wide = random_weight(tokens, channels + 3, 1).to(type);
+      const at::Tensor x = wide.narrow(1, 2, channels);
+      const Activations from{x.const_data_ptr(),
+                             type == at::kFloat      ? Element::kFloat
+                             : type == at::kBFloat16 ? Element::kBFloat16
+                                                     : Element::kHalf,
+                             tokens, channels, x.stride(0)};
+      const at::Tensor found = at::full({3, channels}, 0.5, at::kDouble), wanted = found.clone();
+      const at::Tensor low = at::full({channels}, 0.25F), high = at::full({channels}, -0.25F);
+      const at::Tensor wanted_low = low.clone(), wanted_high = high.clone();
+      double* sums = found.data_ptr<double>();
+      moments_update(from, sums, sums + channels, sums + 2 * channels, nullptr);
+      range_update(from, low.data_ptr<float>(), high.data_ptr<float>(), nullptr);
+      moments_update_stub(at::kCPU, wanted[0], wanted[1], wanted[2], x);
+      range_update_stub(at::kCPU, wanted_low, wanted_high, x);
+      expect_near(found, wanted, 1e-6);
+      EXPECT_TRUE(same_bits(low, wanted_low));
+      EXPECT_TRUE(same_bits(high, wanted_high));
+    }
+  }
+}
+
+TEST(CudaKernels, Mirror) {
+  for (const int64_t channels : {1, 31, 32, 100}) {
+    const at::Tensor upper = random_weight(channels, channels, 1), wanted = upper.clone();
+    mirror(upper.data_ptr<float>(), channels, nullptr);
+    mirror_stub(at::kCPU, wanted);
+    EXPECT_TRUE(same_bits(upper, wanted)) << channels;
+  }
+}
+
+TEST(CudaKernels, Dot) {
+  for (const int64_t n : {1, 255, 257, 10000}) {
+    const at::Tensor a = random_weight(1, n, 1), b = random_weight(1, n, 2);
+    const at::Tensor sums = at::full({dot_sums(n)}, 1e9, at::kDouble);
+    dot(data(a), data(b), n, sums.data_ptr<double>(), nullptr);
+    EXPECT_NEAR(sums.sum().item<double>(), dot_stub(at::kCPU, a, b),
+                1e-13 * static_cast<double>(n));
+  }
+}
+
+TEST(CudaKernels, PackAndUnpack) {
+  for (int64_t bits = 2; bits <= 8; ++bits) {
+    for (const int64_t columns : {1, 33, 300}) {
+      const at::Tensor codes = at::randint(1 << bits, {5, columns}).to(at::kByte);
+      const at::Tensor wanted = pack_stub(at::kCPU, codes, bits);
+      const at::Tensor packed = at::full_like(wanted, -1), back = at::full_like(codes, 99);
+      auto* words = reinterpret_cast<uint32_t*>(packed.data_ptr<int32_t>());
+      pack(codes.const_data_ptr<uint8_t>(), 5, columns, bits, words, nullptr);
+      unpack(words, 5, columns, bits, back.data_ptr<uint8_t>(), nullptr);
+      EXPECT_TRUE(same_bits(packed, wanted)) << bits << " bits, " << columns << " columns";
+      EXPECT_TRUE(same_bits(back, codes)) << bits << " bits, " << columns << " columns";
+    }
+  }
+}
+
+}  // namespace
+}  // namespace mlcalib::cuda

@@ -1,0 +1,158 @@
+"""Every CUDA kernel on a GPU, against the CPU; skipped where there is none."""
+
+import pytest
+import torch
+from core_data import activations, random_gram, random_weight, share_equal
+
+from mlcalib import _core as core
+
+
+def why_not():
+    if not torch.cuda.is_available():
+        return "torch sees no CUDA device"
+    if core.build_info()["cuda"] == "none":
+        return "mlcalib was built without CUDA: see docs/cuda.md"
+    return None
+
+
+if why_not():
+    pytest.skip(why_not(), allow_module_level=True)
+
+SHAPES = [(5, 96, 32), (130, 320, 64), (64, 200, 128), (33, 150, -1), (512, 1536, 128)]
+
+
+def states(name, x, device, repeats=1):
+    statistic = core.make_statistic(name, x.shape[1])
+    for _ in range(repeats):
+        statistic.update(x.to(device))
+    state = statistic.state()
+    assert all(tensor.device.type == device for key, tensor in state.items() if key != "tokens")
+    return {key: tensor.cpu() for key, tensor in state.items()}
+
+
+# More channels than one product has rows, and more tokens than it sums.
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("tokens", "channels"), [(1, 1), (77, 130), (5000, 96), (300, 2500)])
+def test_gram(tokens, channels, dtype):
+    x = activations(tokens, channels).to(dtype)
+    found = states("gram", x, "cuda", repeats=2)["gram"]
+    wanted = 2 * (x.double().T @ x.double())
+    size = wanted.diagonal().sqrt()
+    assert ((found - wanted).abs() <= 1e-5 * size[:, None] * size).all()
+    assert torch.equal(found, found.T)
+
+
+def test_gram_takes_no_tf32_and_repeats():
+    x = activations(500, 256)
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        found, again = (states("gram", x, "cuda")["gram"] for _ in range(2))
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+    assert torch.equal(found, again)
+    wanted = x.double().T @ x.double()
+    size = wanted.diagonal().sqrt()
+    assert ((found - wanted).abs() <= 1e-5 * size[:, None] * size).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("channels", [1, 33, 576])
+def test_moments_and_range(channels, dtype):
+    x = activations(3000, channels).to(dtype)
+    for name in ("moments", "range"):
+        found, wanted = states(name, x, "cuda"), states(name, x, "cpu")
+        for key, tensor in wanted.items():
+            tolerance = 1e-6 * tensor.abs().max().item() if name == "moments" else 0
+            torch.testing.assert_close(found[key], tensor, rtol=0, atol=tolerance)
+
+
+def test_a_statistic_lives_where_its_first_tokens_were():
+    x = activations(40, 32)
+    total, part = core.make_statistic("gram", 32), core.make_statistic("gram", 32)
+    part.update(x.cuda())
+    total.merge(part, 2.0)
+    total.merge(core.make_statistic("gram", 32))
+    total.rescale(torch.full((32,), 2.0))
+    assert total.state()["gram"].is_cuda
+    wanted = 8 * (x.double().T @ x.double())
+    torch.testing.assert_close(total.state()["gram"].cpu().double(), wanted, rtol=1e-4, atol=1e-3)
+    with pytest.raises(ValueError, match=r"tokens on cuda:0 and cannot take others from cpu"):
+        total.update(x)
+
+
+@pytest.mark.parametrize(("rows", "columns", "group_size"), SHAPES)
+@pytest.mark.parametrize("chosen", ["minmax", "mse", "gram", "gram_block"])
+@pytest.mark.parametrize(("bits", "symmetric"), [(3, False), (4, True), (8, False)])
+def test_rounding_is_the_same_bit_for_bit(rows, columns, group_size, chosen, bits, symmetric):
+    if chosen == "gram_block" and group_size == -1 and columns > 1000:
+        pytest.skip("slow on the CPU")
+    weight, gram = random_weight(rows, columns), random_gram(columns)
+    spec = core.GridSpec(bits, group_size, symmetric, chosen)
+    wanted = core.rtn(weight, spec, gram)
+    found = core.rtn(weight.cuda(), spec, gram.cuda())
+    assert torch.equal(found.grid.scale.cpu(), wanted.grid.scale)
+    assert torch.equal(found.grid.zero.cpu(), wanted.grid.zero)
+    assert torch.equal(found.codes.cpu(), wanted.codes)
+    assert torch.equal(found.dequantize().cpu(), wanted.dequantize())
+    assert found.loss == pytest.approx(wanted.loss, rel=1e-4)
+
+
+# The factorisation and the products between blocks are not the CPU's.
+@pytest.mark.parametrize(("rows", "columns", "group_size"), SHAPES)
+@pytest.mark.parametrize("chosen", ["minmax", "gram", "gram_block"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"order": "natural"}, {"order": "natural", "static_grid": False}, {"block": 50}],
+    ids=["activation", "natural", "running", "block"],
+)
+def test_gptq_is_nearly_the_same(rows, columns, group_size, chosen, options):
+    weight, gram = random_weight(rows, columns), random_gram(columns)
+    solve = core.GptqOptions(core.GridSpec(4, group_size, range=chosen), **options)
+    wanted = core.gptq(weight, gram, solve)
+    found = core.gptq(weight.cuda(), gram.cuda(), solve)
+    assert share_equal(found.codes.cpu(), wanted.codes) >= 0.995
+    assert found.loss == pytest.approx(wanted.loss, rel=5e-3)
+    error = core.losses(weight.cuda(), found, [gram.cuda()])[0]
+    assert found.loss == pytest.approx(error, rel=1e-3)
+
+
+def test_gptq_of_several_linears_is_that_of_each():
+    weights = [random_weight(rows, 256, rows).cuda() for rows in (64, 33, 7)]
+    gram = random_gram(256).cuda()
+    for weight, found in zip(weights, core.gptq(weights, gram), strict=True):
+        alone = core.gptq(weight, gram)
+        assert share_equal(found.codes, alone.codes) >= 0.999
+        assert torch.equal(found.grid.scale, alone.grid.scale)
+
+
+@pytest.mark.parametrize("chosen", ["minmax", "mse", "gram"])
+@pytest.mark.parametrize(("rows", "columns", "group_size"), SHAPES[1:])
+def test_awq(rows, columns, group_size, chosen):
+    x = activations(3 * columns, columns)
+    weights = [random_weight(rows, columns, seed) for seed in (0, 1)]
+    gram, mean = (x.double().T @ x.double()).float(), x.abs().mean(0)
+    options = core.AwqOptions(core.GridSpec(4, group_size, range=chosen))
+    wanted = core.awq_scale([core.LinearGroup(weights, gram)], mean, options)
+    group = core.LinearGroup([weight.cuda() for weight in weights], gram.cuda())
+    found = core.awq_scale([group], mean.cuda(), options)
+    torch.testing.assert_close(found.scores, wanted.scores, rtol=2e-3, atol=0)
+    assert found.loss == pytest.approx(wanted.loss, rel=1e-3)
+    assert found.unscaled == pytest.approx(wanted.unscaled, rel=1e-3)
+    assert found.scale.is_cuda
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize("columns", [1, 33, 300])
+def test_packing(bits, columns):
+    generator = torch.Generator().manual_seed(bits)
+    codes = torch.randint(1 << bits, (9, columns), generator=generator).to(torch.uint8)
+    packed = core.pack(codes.cuda(), bits)
+    assert torch.equal(packed.cpu(), core.pack(codes, bits))
+    assert torch.equal(core.unpack(packed, bits, columns).cpu(), codes)
+
+
+def test_two_devices_are_not_mixed():
+    weight, gram = random_weight(8, 64), random_gram(64)
+    with pytest.raises(ValueError, match=r"gram is on cpu but weight is on cuda:0"):
+        core.gptq(weight.cuda(), gram)

@@ -5,6 +5,7 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <limits>
 #include <memory>
 #include <vector>
 
@@ -112,8 +113,8 @@ void run(int64_t blocks, int threads, int64_t shared_bytes, const std::function<
   grid_size.x = static_cast<unsigned>(blocks);
   for (int64_t i = 0; i < blocks; ++i) {
     block_index.x = static_cast<unsigned>(i);
-    shared.resize(static_cast<size_t>(shared_bytes) / sizeof(float));
-    std::memset(shared.data(), 0xFF, shared.size() * sizeof(float));
+    shared.assign(static_cast<size_t>(shared_bytes) / sizeof(float),
+                  std::numeric_limits<float>::quiet_NaN());
     run_block(threads);
   }
 }

@@ -80,13 +80,16 @@ class Awq(Quantizer):
         loss_of: OutputLoss,
     ) -> ChannelScales:
         candidates = _core.awq_candidates(mean, self._options.points, source_of)
+        # A Gram where the range asks for one: given, rtn also works out a loss, not needed here.
+        weighted = self._search.grid.range == "gram"
+        grams = [each.statistics.gram() if weighted else None for each in inputs]
         losses = []
         for scale in candidates:
             rounded = []
-            for each in inputs:
-                gram = each.statistics.gram() / (scale[:, None] * scale)
+            for each, gram in zip(inputs, grams, strict=True):
+                scaled = None if gram is None else gram / (scale[:, None] * scale)
                 for weight in each.weights:
-                    quantized = _core.rtn(weight.float() * scale, self._search.grid, gram)
+                    quantized = _core.rtn(weight.float() * scale, self._search.grid, scaled)
                     rounded.append(quantized.dequantize() / scale)
             losses.append(loss_of(rounded))
         best = min(range(len(losses)), key=losses.__getitem__)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from mlcalib.safetensors_files import validate_folder
+from mlcalib.safetensors_files import read_header, validate_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -67,15 +67,52 @@ def architecture(source: str) -> str:
     return str(name)
 
 
-def skeleton(source: str) -> "PreTrainedModel":
-    """Return the model's modules without weights (on the meta device), from its config alone."""
+def skeleton(source: str, dtype: torch.dtype | None = None) -> "PreTrainedModel":
+    """Return the model's modules without weights (on the meta device), from its config alone.
+
+    Args:
+        source: see ``load_model``.
+        dtype: of the weights; None for the config's.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     folder, options = _where(source)
     config = AutoConfig.from_pretrained(folder, **options)
     with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
     return model
+
+
+def stored_dtype(folder: Path, dtype: str) -> torch.dtype:
+    """Return the dtype that weights in a folder are to be read in.
+
+    Args:
+        folder: with safetensors.
+        dtype: ``auto`` is what the config says, or else the first floating tensor.
+
+    Raises:
+        ValueError: an unknown dtype, or a stored one that is not among them.
+    """
+    from transformers import AutoConfig
+
+    check_dtype(dtype)
+    name = dtype
+    if dtype == "auto":
+        stated = AutoConfig.from_pretrained(folder).dtype
+        entries = (read_header(file) for file in sorted(set(validate_folder(folder).values())))
+        stored = (entry.dtype for header in entries for entry in header.values())
+        kinds = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+        first = next((kinds[each] for each in stored if each in kinds), "float32")
+        name = str(stated).removeprefix("torch.") if stated is not None else first
+    if not isinstance(found := _DTYPES.get(name), torch.dtype):
+        raise ValueError(f"{folder} holds weights in {name}; give --dtype float32 or bfloat16.")
+    return found
+
+
+def check_dtype(dtype: str) -> None:
+    """Refuse an unknown name of a dtype with a ValueError."""
+    if dtype not in _DTYPES:
+        raise ValueError(f"dtype is '{dtype}', expected one of: {', '.join(_DTYPES)}.")
 
 
 def load_tokenizer(source: str) -> "PreTrainedTokenizerBase":
@@ -100,8 +137,7 @@ def load_model(source: str, dtype: str = "auto") -> "PreTrainedModel":
     """
     from transformers import AutoModelForCausalLM
 
-    if dtype not in _DTYPES:
-        raise ValueError(f"dtype is '{dtype}', expected one of: {', '.join(_DTYPES)}.")
+    check_dtype(dtype)
     check_source(source)
     folder, options = _where(source)
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(

@@ -35,6 +35,11 @@ class HiddenStates:
         """Go on to the next block: what was written is read from now on."""
         self.position += 1
 
+    def restart(self) -> None:
+        """Forget everything: the embeddings come next."""
+        self.position = -1
+        self._states.clear()
+
 
 class HiddenStatesOnDisk(HiddenStates):
     """The same in a folder; a killed process finds there what the last ``turn`` left.
@@ -98,6 +103,11 @@ class HiddenStatesOnDisk(HiddenStates):
         record = {"position": self.position, "shape": self._shape, "dtype": dtype}
         with atomic_file(self._record) as file:
             json.dump(record, file)
+
+    def restart(self) -> None:
+        """See ``HiddenStates.restart``."""
+        super().restart()
+        self._record.unlink(missing_ok=True)
 
     def _file(self, language: str, position: int) -> Path:
         return self._folder / f"{language}-{position % 2}.bin"

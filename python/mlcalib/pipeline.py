@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tqdm.auto import tqdm
@@ -22,16 +22,16 @@ from mlcalib.models.loading import (
     shared_copy,
     skeleton,
 )
-from mlcalib.overrides import Override, resolve
+from mlcalib.overrides import resolve
+from mlcalib.passes import Propagate
 from mlcalib.quantized_model import QuantizedModel
 from mlcalib.quantizers import Quantizer, quantizers
+from mlcalib.recipes import check_method, make_recipe
 from mlcalib.solving import check_weights, expert_tokens, input_ranges, references
 from mlcalib.variants import Variant
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-Propagate = Literal["quantized", "float"]
 
 
 def quantize(  # noqa: PLR0913 - what a quantization is made of
@@ -75,62 +75,43 @@ def quantize(  # noqa: PLR0913 - what a quantization is made of
         NotImplementedError: an architecture without an adapter.
         torch.linalg.LinAlgError: a Gram that is not positive definite.
     """
-    if propagate not in ("quantized", "float"):
-        raise ValueError(f"propagate is '{propagate}', expected 'quantized' or 'float'.")
-    kind = quantizers.get(method)
-    checked = kind.Options(**options)
-    if kind.needs and calibration is None:
-        raise ValueError(
-            f"{method} needs calibration text; pass calibration=mlcalib.calibration_sets(...)."
-        )
-    checkpoint_format = formats.get(format)()
-    found: list[Override] = []
-    if skip or overrides:
-        found = resolve(kind, options, skip, overrides or {}, _linear_names(model))
+    check_method(method, propagate, calibrated=calibration is not None, options=options)
+    formats.get(format)
+    if skip or overrides:  # what is wrong with patterns is found before the weights are loaded
+        kind = quantizers.get(method)
+        resolve(kind, options, skip, overrides or {}, _linear_names(model))
 
     loading = Stopwatch()
     with loading.timed("load"):
         name, adapter, live, tokenizer = _open(model, tokenizer, dtype)
         unfuse(live, adapter)
-
-    quantizer = kind(checked, checkpoint_format.scale_dtype(live.dtype))
-    exceptions: dict[str, Quantizer | None] = {}
-    for override in found:
-        own = None
-        if override.options is not None:
-            own = kind(override.options, quantizer.spec.scale_dtype)
-        exceptions.update(dict.fromkeys(override.linears, own))
-    shapes = {
-        layer: (linear.out_features, linear.in_features)
-        for layer, linear in adapter.named_linears(live)
-    }
-    solvers = {layer: exceptions.get(layer, quantizer) for layer in shapes}
-    specs = {layer: solver.spec for layer, solver in solvers.items() if solver is not None}
-    checkpoint_format.check(specs, shapes)
+    recipe = make_recipe(
+        live,
+        adapter,
+        name=name,
+        dtype=live.dtype,
+        method=method,
+        propagate=propagate if calibration is not None else None,
+        format=format,
+        skip=skip,
+        overrides=overrides,
+        options=options,
+    )
     solved = quantize_blocks(
         live,
         adapter,
-        quantizer,
+        recipe.quantizer,
         calibration,
-        exceptions=exceptions,
+        exceptions=recipe.exceptions,
         propagate=propagate,
         progress=progress,
     )
-    recipe = {
-        "model": name,
-        "method": method,
-        "options": checked.model_dump(),
-        "overrides": [override.describe() for override in found],
-        "order": quantizer.order,
-        "propagate": propagate if calibration is not None else None,
-        "dtype": str(live.dtype).removeprefix("torch."),
-    }
     return QuantizedModel(
         live,
         tokenizer,
         solved.linears,
         solved.losses,
-        recipe,
+        recipe.description,
         calibration,
         loading.seconds | solved.stopwatch.seconds,
         solved.expert_tokens,

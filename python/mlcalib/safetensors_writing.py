@@ -129,7 +129,7 @@ def write_checkpoint_files(
     from huggingface_hub import split_state_dict_into_shards_factory
 
     split = split_state_dict_into_shards_factory(
-        dict(pieces),  # type: ignore[arg-type]  # it may be anything that has a size
+        dict(pieces),
         get_storage_size=lambda piece: piece.size,
         get_storage_id=lambda _: None,
         filename_pattern=SINGLE.replace(".safetensors", "{suffix}.safetensors"),

@@ -198,9 +198,23 @@ def check_weights(model: "PreTrainedModel", adapter: Adapter) -> None:
                 f"{name} and {other} share one weight; quantizing one would change the other. "
                 "Untie them first."
             )
-        if not torch.isfinite(linear.weight).all():
-            bad = int((~torch.isfinite(linear.weight)).sum())
-            raise ValueError(
-                f"{name}: the weight holds {bad} NaN or Inf; the model is damaged, or its dtype "
-                f"({linear.weight.dtype}) cannot hold it. Get it again, or load it as float32."
-            )
+    for name, block in adapter.named_blocks(model):
+        check_block(adapter, name, block)
+
+
+def check_block(adapter: Adapter, block_name: str, block: nn.Module) -> None:
+    """Find NaN or Inf in the weights of a block's linears.
+
+    Raises:
+        ValueError: there are some; names the layer.
+    """
+    for members in adapter.linears_of(block).values():
+        for member in members:
+            weight = adapter.linear(block, member).weight
+            if not torch.isfinite(weight).all():
+                bad = int((~torch.isfinite(weight)).sum())
+                raise ValueError(
+                    f"{block_name}.{member}: the weight holds {bad} NaN or Inf; the model is "
+                    f"damaged, or its dtype ({weight.dtype}) cannot hold it. Get it again, or load "
+                    "it as float32."
+                )

@@ -15,7 +15,7 @@ from mlcalib.layer_names import saved_name
 from mlcalib.models import Adapter, find_adapter
 from mlcalib.models.experts import unfuse
 from mlcalib.models.loading import architecture, check_source, load_model, skeleton, stored_dtype
-from mlcalib.safetensors_files import validate_folder
+from mlcalib.safetensors_files import fingerprint, validate_folder
 from mlcalib.safetensors_writing import Piece, tensor_piece
 
 if TYPE_CHECKING:
@@ -48,6 +48,10 @@ class Source:
         """Give a copy of a block with its weights, whose parameters can be replaced."""
         yield copied(self.model.get_submodule(name))
 
+    def fingerprint(self) -> dict[str, str]:
+        """Return the sha256 of each file that the model comes from."""
+        return {Path(self.name).name: fingerprint(self.name)}
+
     def outside(self) -> dict[str, Piece]:
         """Return the tensors of the checkpoint outside of blocks, by their names in the model."""
         state = self.model.state_dict()
@@ -70,7 +74,7 @@ class StreamedSource(Source):
                 model's.
             NotImplementedError: an architecture without an adapter.
         """
-        self._files = validate_folder(folder)
+        self._folder, self._files = folder, validate_folder(folder)
         adapter = find_adapter(architecture(str(folder)))
         model = skeleton(str(folder), stored_dtype(folder, dtype))
         unfuse(model, adapter)
@@ -92,6 +96,13 @@ class StreamedSource(Source):
                 f"{self._saved(missing[0])}: its names are not those of transformers' own "
                 "checkpoints. Load it with transformers and save it again (save_pretrained)."
             )
+
+    def fingerprint(self) -> dict[str, str]:
+        """See ``Source.fingerprint``: the weights, the config and the tokenizer."""
+        kinds = ("*.json", "*.jinja", "*.model")
+        beside = {file for kind in kinds for file in self._folder.glob(kind)}
+        files = sorted(beside | set(self._files.values()))
+        return {file.name: fingerprint(file) for file in files}
 
     @contextmanager
     def embedding(self) -> Iterator[None]:

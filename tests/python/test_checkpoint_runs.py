@@ -89,7 +89,7 @@ def test_without_calibration(saved, tmp_path):
     same_files(tmp_path / "a", tmp_path / "b", but=["mlcalib.json"])
 
 
-class Killed(Exception):
+class Killed(Exception):  # noqa: N818 - not an error of ours
     """Stands for kill -9: nothing is cleaned up after it but by `finally`."""
 
 
@@ -172,7 +172,7 @@ def test_a_full_disk_loses_nothing(saved, calibration, tmp_path, monkeypatch):
     monkeypatch.setattr("mlcalib.safetensors_writing._copy", full)
     with pytest.raises(OSError, match=r"cannot write .*layers\.0\.safetensors: No space left"):
         mlcalib.quantize_checkpoint(source, tmp_path / "b", calibration, **options)
-    assert not [path for path in tmp_path.rglob("*.partial*")]
+    assert not list(tmp_path.rglob("*.partial*"))
     monkeypatch.undo()
     mlcalib.quantize_checkpoint(source, tmp_path / "b", calibration, **options)
     same_files(tmp_path / "a", tmp_path / "b", but=["mlcalib.json"])

@@ -1,16 +1,32 @@
 """Perplexity and bits per byte of running text."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from mlcalib.calibration_sets import Stream
+from mlcalib.errors import named
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+class DocumentScores(NamedTuple):
+    """Sums over the documents of one text, in their order; JSON types.
+
+    Attributes:
+        loss: sum of the token losses of each, in nats.
+        tokens: scored tokens of each.
+        bytes: UTF-8 bytes that these add.
+    """
+
+    loss: list[float]
+    tokens: list[int]
+    bytes: list[int]
 
 
 @dataclass(frozen=True)
@@ -44,6 +60,15 @@ class Scores:
         mean, error = self._ratio(self.byte_counts.double())
         return mean / math.log(2), None if error is None else error / math.log(2)
 
+    def by_document(self) -> DocumentScores:
+        """Return the sums over each document of which a token was scored."""
+        documents, index = torch.unique(self.document, return_inverse=True)
+        sums = [
+            torch.zeros(len(documents), dtype=values.dtype).index_add_(0, index, values).tolist()
+            for values in (self.loss, torch.ones_like(self.byte_counts), self.byte_counts)
+        ]
+        return DocumentScores(*sums)
+
     def _ratio(self, size: Tensor) -> tuple[float, float | None]:
         """Σ loss / Σ size, with the error of a ratio of document sums.
 
@@ -59,6 +84,27 @@ class Scores:
         residuals.index_add_(0, index, self.loss - ratio * size)
         variance = float((residuals**2).sum()) * count / (count - 1)
         return ratio, math.sqrt(variance) / float(size.sum())
+
+
+def perplexity_of(
+    model: "PreTrainedModel", texts: Mapping[str, Stream], *, tokens: int, seq_len: int
+) -> dict[str, Scores]:
+    """Score a live model in several languages.
+
+    Args:
+        model: see ``score``.
+        texts: language → text: what ``eval_text`` gives.
+        tokens: tokens to score of each.
+        seq_len: context.
+
+    Raises:
+        ValueError: see ``score``; names the language.
+    """
+    found = {}
+    for code, text in texts.items():
+        with named(f"language '{code}'"):
+            found[code] = score(model, text, tokens=tokens, seq_len=seq_len)
+    return found
 
 
 @torch.inference_mode()

@@ -78,7 +78,7 @@ def test_a_live_model_gives_the_same_rows(model, tokenizer, folder, rows):
     assert list(texts) == ["en", "sw"]
     scores = perplexity_of(model, texts, tokens=300, seq_len=32)
     assert rows_of(scores, str(folder)) == [row for row in rows if row.method == "float"]
-    with pytest.raises(ValueError, match="^language 'en': 100,000 tokens are to be scored"):
+    with pytest.raises(ValueError, match=r"^language 'en': 100,000 tokens are to be scored"):
         perplexity_of(model, texts, tokens=100_000, seq_len=32)
 
 

@@ -39,6 +39,7 @@ from mlcalib.evaluation import evaluate  # noqa: E402
 from mlcalib.languages import LanguageSet  # noqa: E402
 from mlcalib.pipeline import quantize  # noqa: E402
 from mlcalib.quantized_model import QuantizedModel  # noqa: E402
+from mlcalib.studies import study  # noqa: E402
 
 __version__ = build_info()["version"]
 
@@ -51,4 +52,5 @@ __all__ = [
     "evaluate",
     "quantize",
     "quantize_checkpoint",
+    "study",
 ]

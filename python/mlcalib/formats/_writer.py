@@ -71,6 +71,9 @@ def save_checkpoint(  # noqa: PLR0913 - what a checkpoint is made of
     described = json.dumps(metadata, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     with atomic_folder(out) as folder:
         _save_config(model, section, folder)
+        if checkpoint_format.config_file is not None:
+            text = json.dumps(section, indent=2) + "\n"
+            (folder / checkpoint_format.config_file).write_text(text, encoding="utf-8")
         tokenizer.save_pretrained(folder)
         (folder / "mlcalib.json").write_text(described, encoding="utf-8")
         if card is not None:

@@ -23,9 +23,21 @@ class Format(ABC):
     Attributes:
         codes: last part of the name of the tensor that holds a linear's codes; None where the
             format keeps no codes and so cannot be read back.
+        config_file: a file beside config.json that repeats the ``quantization_config`` for older
+            readers; None for none.
     """
 
     codes: ClassVar[str | None] = None
+    config_file: ClassVar[str | None] = None
+
+    @classmethod
+    def of_config(cls, config: Mapping[str, Any]) -> "Format":
+        """Return the format that reads a checkpoint with this ``quantization_config``.
+
+        Raises:
+            ValueError: it describes a variant that cannot be read.
+        """
+        return cls()
 
     @abstractmethod
     def check(self, specs: Mapping[str, GridSpec], shapes: Mapping[str, tuple[int, int]]) -> None:

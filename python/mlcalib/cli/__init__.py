@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from mlcalib.cli.evaluate import evaluate
+from mlcalib.cli.imatrix import imatrix
 from mlcalib.cli.listings import info, languages
 from mlcalib.cli.quantize import quantize
 
@@ -34,7 +35,7 @@ def demo(
     run(out, echo=typer.echo)
 
 
-for command in (quantize, evaluate, demo, languages, info):
+for command in (quantize, evaluate, imatrix, demo, languages, info):
     app.command()(command)
 
 

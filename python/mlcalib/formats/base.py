@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -25,10 +26,13 @@ class Format(ABC):
             format keeps no codes and so cannot be read back.
         config_file: a file beside config.json that repeats the ``quantization_config`` for older
             readers; None for none.
+        file: the one file that a format writes in place of config.json and safetensors; None for
+            none.
     """
 
     codes: ClassVar[str | None] = None
     config_file: ClassVar[str | None] = None
+    file: ClassVar[str | None] = None
 
     @classmethod
     def of_config(cls, config: Mapping[str, Any]) -> "Format":
@@ -51,6 +55,37 @@ class Format(ABC):
             ValueError: a spec, a layer or the mixture does not fit; names the layers and what
                 would fit.
         """
+
+    def check_model(self, config: Any, architecture: str, tokenizer: Any) -> None:  # noqa: B027
+        """Refuse, before any forward, a model that the format cannot hold; by default none.
+
+        Args:
+            config: the model's.
+            architecture: its class in transformers.
+            tokenizer: its tokenizer.
+
+        Raises:
+            NotImplementedError: says what is not known.
+        """
+
+    def write_file(
+        self,
+        folder: Path,
+        config: Any,
+        architecture: str,
+        tokenizer: Any,
+        tensors: "Iterable[tuple[str, Tensor | QuantizedLinear]]",
+    ) -> None:
+        """Write ``file``; of formats that have one.
+
+        Args:
+            folder: where.
+            config: the model's.
+            architecture: its class in transformers.
+            tokenizer: its tokenizer.
+            tensors: of the checkpoint by name, or of a quantized linear by the linear's.
+        """
+        raise NotImplementedError(f"{type(self).__name__} writes a folder.")
 
     @abstractmethod
     def quantization_config(

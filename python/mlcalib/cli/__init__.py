@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from mlcalib.cli.convert import convert
 from mlcalib.cli.evaluate import evaluate
 from mlcalib.cli.imatrix import imatrix
 from mlcalib.cli.listings import info, languages
@@ -35,7 +36,7 @@ def demo(
     run(out, echo=typer.echo)
 
 
-for command in (quantize, evaluate, imatrix, demo, languages, info):
+for command in (quantize, evaluate, convert, imatrix, demo, languages, info):
     app.command()(command)
 
 

@@ -46,6 +46,7 @@ class Awq(Format):
     """4 bits, in groups that divide the input channels or in whole rows; one grid for all."""
 
     codes: ClassVar[str] = "qweight"
+    half_scales: ClassVar[bool] = True
 
     @classmethod
     def of_config(cls, config: Mapping[str, Any]) -> "Awq":

@@ -28,11 +28,13 @@ class Format(ABC):
             readers; None for none.
         file: the one file that a format writes in place of config.json and safetensors; None for
             none.
+        half_scales: whether scales may be float16 whatever the model's dtype.
     """
 
     codes: ClassVar[str | None] = None
     config_file: ClassVar[str | None] = None
     file: ClassVar[str | None] = None
+    half_scales: ClassVar[bool] = False
 
     @classmethod
     def of_config(cls, config: Mapping[str, Any]) -> "Format":

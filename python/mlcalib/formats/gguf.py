@@ -52,6 +52,7 @@ class Gguf(Format):
     """Q4_0, Q4_1 and Q8_0, each linear by its own grid; other tensors as the model holds them."""
 
     codes: ClassVar[str] = "weight"
+    half_scales: ClassVar[bool] = True
     file: ClassVar[str] = "model.gguf"
 
     def check(self, specs: Mapping[str, GridSpec], shapes: Mapping[str, tuple[int, int]]) -> None:

@@ -56,6 +56,7 @@ class Gptq(Format):
     """2, 3, 4 and 8 bits, symmetric or not, in groups that divide the input channels or in rows."""
 
     codes: ClassVar[str] = "qweight"
+    half_scales: ClassVar[bool] = True
     config_file: ClassVar[str] = "quantize_config.json"
 
     def __init__(self, version: int | None = None) -> None:

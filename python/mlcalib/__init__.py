@@ -34,6 +34,7 @@ _check_torch(TORCH_VERSION, torch.__version__)
 from mlcalib._core import build_info  # noqa: E402 - only after the check
 from mlcalib.api import calibration  # noqa: E402
 from mlcalib.calibration_sets import CalibrationSet  # noqa: E402
+from mlcalib.checking import check  # noqa: E402
 from mlcalib.conversion import convert  # noqa: E402
 from mlcalib.evaluation import evaluate  # noqa: E402
 from mlcalib.importance import ImportanceMatrix, imatrix  # noqa: E402
@@ -50,6 +51,7 @@ __all__ = [
     "QuantizedModel",
     "__version__",
     "calibration",
+    "check",
     "convert",
     "evaluate",
     "imatrix",

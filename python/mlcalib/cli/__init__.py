@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from mlcalib.cli.check import check
 from mlcalib.cli.convert import convert
 from mlcalib.cli.evaluate import evaluate
 from mlcalib.cli.imatrix import imatrix
@@ -36,7 +37,7 @@ def demo(
     run(out, echo=typer.echo)
 
 
-for command in (quantize, evaluate, convert, imatrix, demo, languages, info):
+for command in (quantize, evaluate, convert, check, imatrix, demo, languages, info):
     app.command()(command)
 
 

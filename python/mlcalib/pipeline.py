@@ -8,6 +8,7 @@ import torch
 from tqdm.auto import tqdm
 
 from mlcalib.calibration_sets import CalibrationSet
+from mlcalib.checking import foresee
 from mlcalib.flow import BlockStatistics, Flow, Stopwatch
 from mlcalib.formats import formats
 from mlcalib.models import Adapter, find_adapter
@@ -106,6 +107,8 @@ def quantize(  # noqa: PLR0913 - what a quantization is made of
     specs = {layer: solver.spec for layer, solver in solvers.items() if solver is not None}
     checkpoint_format.check(specs, shapes)
     checkpoint_format.check_model(live.config, type(live).__name__, tokenizer)
+    left = [layer for layer in shapes if layer not in specs]
+    foresee(checkpoint_format, specs, shapes, quantizer.order, left, live.dtype)
     solved = quantize_blocks(
         live,
         adapter,

@@ -8,7 +8,9 @@ import re
 
 import pytest
 import torch
+from small_models import tiny_llama, tiny_model
 
+import mlcalib
 from mlcalib._core import GridSpec
 from mlcalib.checking import Facts, verdicts
 from mlcalib.checking.readers import marlin, tile_note
@@ -221,3 +223,35 @@ def test_codes_that_gguf_holds_too_are_told():
     assert "--format gguf" in verdicts(facts)["llama.cpp"].reasons[0]
     facts = facts_of("gptq", GridSpec(4, 64, True, scale_dtype=HALF))
     assert "--format gguf" not in verdicts(facts)["llama.cpp"].reasons[0]
+
+
+def test_quantize_tells_before_it_starts_who_will_not_load_the_result(caplog, tokenizer):
+    model = tiny_llama(dtype=HALF)
+    quantized = mlcalib.quantize(
+        model, tokenizer=tokenizer, method="rtn", group_size=32, format="gptq", progress=False
+    )
+    told = [record.getMessage() for record in caplog.records]
+    assert [text.partition(" will")[0] for text in told] == ["vLLM", "SGLang"]
+    assert "not asymmetric with 4" in told[0]
+    assert quantized.linears
+
+
+def test_quantize_says_nothing_where_all_will_load_it(caplog, tokenizer):
+    for form, symmetric in (("gptq", True), ("awq", False), ("compressed-tensors", False)):
+        options = {"method": "rtn", "group_size": 32, "symmetric": symmetric, "format": form}
+        mlcalib.quantize(tiny_llama(dtype=HALF), tokenizer=tokenizer, progress=False, **options)
+    assert not caplog.records
+
+
+def test_gguf_is_refused_before_any_forward(tokenizer):
+    model = tiny_model("gemma2")
+    with pytest.raises(NotImplementedError, match="GGUF files of Gemma2ForCausalLM"):
+        mlcalib.quantize(
+            model,
+            tokenizer=tokenizer,
+            method="rtn",
+            group_size=32,
+            symmetric=True,
+            format="gguf",
+            progress=False,
+        )

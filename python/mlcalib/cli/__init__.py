@@ -10,7 +10,10 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from mlcalib.cli.check import check
+from mlcalib.cli.convert import convert
 from mlcalib.cli.evaluate import evaluate
+from mlcalib.cli.imatrix import imatrix
 from mlcalib.cli.listings import info, languages
 from mlcalib.cli.quantize import quantize
 from mlcalib.cli.study import study
@@ -35,7 +38,7 @@ def demo(
     run(out, echo=typer.echo)
 
 
-for command in (quantize, study, evaluate, demo, languages, info):
+for command in (quantize, study, evaluate, convert, check, imatrix, demo, languages, info):
     app.command()(command)
 
 

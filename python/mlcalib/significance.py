@@ -189,7 +189,7 @@ def combine(parts: Sequence[Part], seed: int) -> Difference:
     wide = value + deviations * (_t_quantile(degrees) / NormalDist().inv_cdf((1 + LEVEL) / 2))
     low, high = np.quantile(wide, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     beyond = min(np.count_nonzero(wide <= 0), np.count_nonzero(wide >= 0))
-    counted = min(1.0, least * (1 + beyond))
+    counted = min(1.0, least * (1 + int(beyond)))
     p = max(counted, _t_two_sided(value / error, degrees))
     return Difference(value, float(low), float(high), p, n, seed)
 
@@ -213,7 +213,7 @@ def mcnemar(first: ArrayLike, second: ArrayLike) -> float:
     for k in range(min(gained, lost) + 1):
         tail += term
         term = term * (differ - k) // (k + 1)
-    return min(1.0, 2 * tail / 2**differ)
+    return min(1.0, 2 * tail / (1 << differ))
 
 
 def holm(p_values: Mapping[Any, float]) -> dict[Any, float]:

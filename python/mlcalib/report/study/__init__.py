@@ -8,17 +8,19 @@ from typing import Any
 
 from mlcalib.files import atomic_bytes, atomic_file
 from mlcalib.report.study.answer import answer
+from mlcalib.report.study.canvas import INK, pdf, style, svg
 from mlcalib.report.study.costs import cost
 from mlcalib.report.study.document import Section
-from mlcalib.report.study.figures import INK, drawings, pdf, style, svg
+from mlcalib.report.study.figures import drawings
 from mlcalib.report.study.html import render as html
 from mlcalib.report.study.markdown import render as markdown
 from mlcalib.report.study.prediction import prediction
 from mlcalib.report.study.quality import curves, heat_maps
+from mlcalib.report.study.ranges import ranges
 from mlcalib.report.study.results import ModelReport, Results, results
 from mlcalib.report.study.tables import tables
 from mlcalib.report.study.tasks import tasks
-from mlcalib.report.study.tracing import layer_losses, ranges
+from mlcalib.report.study.tracing import layer_losses
 
 
 def write_report(

@@ -1,10 +1,11 @@
 """What a reader sees first: what was run, and which calibration was best."""
 
 from mlcalib.report.study.comparison import Grid, Standing
-from mlcalib.report.study.document import MISSING, Block, Cell, Paragraph, Section, Table
+from mlcalib.report.study.document import MISSING, Block, Cell, Paragraph, Row, Section, Table
 from mlcalib.report.study.folder import StudyFile
 from mlcalib.report.study.results import ModelReport, Results
 from mlcalib.report.study.words import between, bounds, full_name, listed, named, signed
+from mlcalib.significance import Difference
 
 
 def answer(results: Results) -> Section:
@@ -99,24 +100,26 @@ def _worst(standing: Standing) -> str:
 
 
 def _table(report: ModelReport) -> Table | None:
-    rows = []
+    rows: list[Row] = []
     for grid in report.main:
         order, mild = ranked(grid), mildest(grid)
         if grid.tokens is None or len(order) < 2 or mild is None or mild.worst is None:
             continue
         best, english = order[0], grid.english()
+        cost = (
+            grid.measured.between_worst(english.column.variant, mild.column.variant)
+            if english
+            else None
+        )
+        worst, rise = mild.worst
         rows.append(
             [
                 Cell(grid.quantizer, head=True),
-                _cell(best.column.label, best.mean),
-                Cell(
-                    mild.column.label, f"{full_name(mild.worst[0])} {signed(mild.worst[1].value)}"
-                ),
-                _cell(signed(english.mean.value), english.mean) if _done(english) else MISSING,
-                _cell(signed(english.against_best.value), english.against_best)
-                if english is not None and english.against_best is not None
-                else MISSING,
-                _cost_of_worst(grid, english, mild),
+                Cell(best.column.label, between(best.mean)),
+                Cell(mild.column.label, f"{full_name(worst)} {between(rise)}"),
+                _cell(english.mean if english else None),
+                _cell(english.against_best if english else None),
+                _cell(cost),
             ]
         )
     if not rows:
@@ -129,24 +132,10 @@ def _table(report: ModelReport) -> Table | None:
     return Table(caption, header, rows)
 
 
-def _done(standing: Standing | None) -> bool:
-    return standing is not None and standing.mean is not None
-
-
-def _cost_of_worst(grid: Grid, english: Standing | None, mild: Standing) -> Cell | str:
-    if english is None:
-        return MISSING
-    cost = grid.measured.between_worst(english.column.variant, mild.column.variant)
-    return MISSING if cost is None else _cell(signed(cost.value), cost)
-
-
-def _cell(text: str, difference: object) -> Cell:
-    from mlcalib.significance import Difference
-
-    if not isinstance(difference, Difference):
+def _cell(difference: Difference | None) -> Cell:
+    if difference is None:
         return Cell(MISSING)
-    note = bounds(difference)
-    return Cell(text, note if text.startswith(("+", "\u2212")) else between(difference))
+    return Cell(signed(difference.value), bounds(difference), grey=not difference.significant)
 
 
 def _unfinished(results: Results) -> list[Block]:

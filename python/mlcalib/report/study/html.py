@@ -52,37 +52,48 @@ def _contents(sections: Sequence[Section]) -> str:
 
 def _block(block: Block, figures: Figures) -> str:
     match block:
-        case Section(anchor, title, blocks, level):
-            inner = "\n".join(_block(each, figures) for each in blocks)
-            heading = f"<h{level}>{_text(title)}</h{level}>"
-            return f'<section id="{_id(anchor)}">{heading}\n{inner}</section>'
-        case Paragraph(text, kind):
-            return f'<p class="{kind}">{_text(text)}</p>'
+        case Section() | Beside() | Details():
+            return _holder(block, "\n".join(_block(each, figures) for each in block.blocks))
+        case Plot():
+            return _plot(block, figures)
         case Table():
             return _table(block)
         case Map():
             return _map(block)
-        case Scale(steps, title):
-            boxes = "".join(
-                f'<span style="background:{colour};color:{ink(colour)}">{_text(text)}</span>'
-                for colour, text in steps
-            )
-            return f'<div class="scale">{boxes}<small>{_text(title)}</small></div>'
-        case Plot(name, caption):
-            files_ = " ".join(
-                f'<a href="figures/{html.escape(name)}.{kind}">{kind}</a>'
-                for kind in ("svg", "pdf", "csv")
-            )
-            return (
-                f'<figure><div class="scroll">{figures(name)}</div><figcaption>{_text(caption)} '
-                f"{files_}</figcaption></figure>"
-            )
-        case Beside(blocks):
-            inner = "".join(_block(each, figures) for each in blocks)
-            return f'<div class="beside">{inner}</div>'
-        case Details(summary, blocks):
-            inner = "\n".join(_block(each, figures) for each in blocks)
+        case _:
+            return _words(block)
+
+
+def _holder(block: Section | Beside | Details, inner: str) -> str:
+    match block:
+        case Section(anchor, title, _, level):
+            heading = f"<h{level}>{_text(title)}</h{level}>"
+            return f'<section id="{_id(anchor)}">{heading}\n{inner}</section>'
+        case Details(summary):
             return f"<details><summary>{_text(summary)}</summary>{inner}</details>"
+        case Beside():
+            return f'<div class="beside">{inner}</div>'
+
+
+def _words(block: Paragraph | Scale) -> str:
+    if isinstance(block, Paragraph):
+        return f'<p class="{block.kind}">{_text(block.text)}</p>'
+    boxes = "".join(
+        f'<span style="background:{colour};color:{ink(colour)}">{_text(text)}</span>'
+        for colour, text in block.steps
+    )
+    return f'<div class="scale">{boxes}<small>{_text(block.title)}</small></div>'
+
+
+def _plot(plot: Plot, figures: Figures) -> str:
+    name = html.escape(plot.name)
+    links = " ".join(
+        f'<a href="figures/{name}.{kind}">{kind}</a>' for kind in ("svg", "pdf", "csv")
+    )
+    return (
+        f'<figure><div class="scroll">{figures(plot.name)}</div>'
+        f"<figcaption>{_text(plot.caption)} {links}</figcaption></figure>"
+    )
 
 
 def _table(table: Table) -> str:
@@ -150,7 +161,8 @@ def _map(given: Map) -> str:
     )
     return (
         f'<figure class="map"><figcaption>{_text(given.title)}</figcaption>'
-        f'<svg width="{width}" height="{bottom + 18}" role="img">{"".join(parts)}{axis}</svg></figure>'
+        f'<svg width="{width}" height="{bottom + 18}" role="img">{"".join(parts)}{axis}</svg>'
+        "</figure>"
     )
 
 

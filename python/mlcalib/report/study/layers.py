@@ -28,8 +28,9 @@ def place(linear: str) -> tuple[int, str]:
 
 
 def short(linear: str) -> str:
-    """Return ``3 mlp.up_proj`` for ``model.layers.3.mlp.up_proj``."""
-    return re.sub(r"^.*?\.(\d+)\.", r"\1 ", linear)
+    """Return ``3 up_proj`` for ``model.layers.3.mlp.up_proj``; an expert keeps its number."""
+    block, name = re.sub(r"^.*?\.(\d+)\.", r"\1 ", linear).split(" ", 1)
+    return f"{block} {re.sub(r'^(self_attn|mlp)[.]', '', name)}"
 
 
 def relative(model: ModelResults, variant: str, language: str) -> dict[str, float]:
@@ -159,7 +160,8 @@ def spearman(first: Iterable[float], second: Iterable[float]) -> float | None:
         raise ValueError(f"{len(ranks[0])} and {len(ranks[1])} values cannot be paired.")
     if len(ranks[0]) < 3 or any(np.ptp(each) == 0 for each in ranks):
         return None
-    return float(np.corrcoef(ranks)[0, 1])
+    one, other = (each - each.mean() for each in ranks)
+    return float(one @ other / np.sqrt((one @ one) * (other @ other)))
 
 
 def _ranks(values: Floats) -> Floats:

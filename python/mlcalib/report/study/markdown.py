@@ -26,23 +26,33 @@ def render(title: str, sections: Sequence[Section]) -> str:
 
 def _block(block: Block) -> str:
     match block:
-        case Section():
-            heading = f"{'#' * block.level} {_plain(block.title)}"
-            return _joined([heading, *map(_block, block.blocks)])
-        case Paragraph(text, kind):
-            return f"> {_plain(text)}" if kind in ("lead", "warning") else _plain(text)
+        case Section() | Beside() | Details():
+            return _joined([_heading(block), *map(_block, block.blocks)])
         case Table():
             rows = [block.header, *block.rows, *block.foot]
             texts = [[_cell(cell) for cell in row] for row in rows]
             return f"{_plain(block.caption)}:\n\n{aligned(texts)}"
-        case Plot(name, caption):
-            return f"![{_plain(caption)}](figures/{name}.svg)"
-        case Details(summary, blocks):
-            return _joined([f"**{_plain(summary)}**", *map(_block, blocks)])
-        case Beside(blocks):
-            return _joined(list(map(_block, blocks)))
         case Map() | Scale():
             return ""
+        case _:
+            return _words(block)
+
+
+def _heading(block: Section | Beside | Details) -> str:
+    match block:
+        case Section():
+            return f"{'#' * block.level} {_plain(block.title)}"
+        case Details():
+            return f"**{_plain(block.summary)}**"
+        case Beside():
+            return ""
+
+
+def _words(block: Paragraph | Plot) -> str:
+    if isinstance(block, Plot):
+        return f"![{_plain(block.caption)}](figures/{block.name}.svg)"
+    quoted = block.kind in ("lead", "warning")
+    return f"> {_plain(block.text)}" if quoted else _plain(block.text)
 
 
 def _joined(parts: list[str]) -> str:

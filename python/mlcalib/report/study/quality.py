@@ -1,5 +1,7 @@
 """Heat maps, wins, worst languages and curves of calibration sizes."""
 
+import math
+
 from mlcalib.report.study.colours import NOTHING, diverging
 from mlcalib.report.study.comparison import Column, Grid, Standing
 from mlcalib.report.study.document import (
@@ -9,6 +11,7 @@ from mlcalib.report.study.document import (
     Details,
     Paragraph,
     Plot,
+    Row,
     Scale,
     Section,
     Table,
@@ -52,17 +55,17 @@ def heat_maps(report: ModelReport, prefix: str) -> Section:
     end = limit(report)
     section.blocks += [Paragraph(LEGEND, "note"), _scale(end)]
     for grid in report.main:
-        section.blocks += _with_standings(grid, end, prefix)
+        section.blocks += _with_standings(grid, end)
     if report.others:
         blocks: list[Block] = []
         for grid in report.others:
-            blocks += _with_standings(grid, end, "")
-        budgets = sorted({f"{grid.tokens:,}" for grid in report.others}, key=len)
+            blocks += _with_standings(grid, end)
+        budgets = [f"{tokens:,}" for tokens in sorted({grid.tokens or 0 for grid in report.others})]
         section.blocks.append(Details(f"Other budgets: {', '.join(budgets)} tokens", blocks))
     return section
 
 
-def _with_standings(grid: Grid, end: float, prefix: str) -> list[Block]:
+def _with_standings(grid: Grid, end: float) -> list[Block]:
     blocks: list[Block] = [heat_table(grid, end), Paragraph(_counts(grid), "note")]
     if grid.tokens is not None:
         blocks.append(standings_table(grid))
@@ -80,7 +83,7 @@ def heat_table(grid: Grid, end: float) -> Table:
         documents = MISSING if text is None else f"{text.documents} documents"
         bits = "" if text is None else f"{text.bits_per_byte:.3f} bits/byte"
         head = Cell(full_name(code), f"{code}, {documents}", title=hint(code), head=True)
-        base = Cell(number(text and text.perplexity, ".2f"), bits, title="the float model")
+        base = Cell(number(text.perplexity if text else None, ".2f"), bits, title="the float model")
         rows.append([head, base, *(_heat(grid, column, code, end) for column in columns)])
     return Table(f"{grid.quantizer}{tokens}", header, rows, _foot(grid, columns), heat=True)
 
@@ -114,12 +117,10 @@ def _heat(grid: Grid, column: Column, code: str, end: float) -> Cell:
 
 def perplexity_rise(grid: Grid, variant: str, code: str) -> float:
     """Return perplexity less that of the float model."""
-    import math
-
     return math.exp(grid.measured.loss(variant, code)) - grid.measured.texts[code].perplexity
 
 
-def _foot(grid: Grid, columns: list[Column]) -> list[list[Cell | str]]:
+def _foot(grid: Grid, columns: list[Column]) -> list[Row]:
     means: list[Cell | str] = [Cell("mean of languages", head=True), ""]
     worsts: list[Cell | str] = [Cell("worst language", head=True), ""]
     for column in columns:
@@ -127,7 +128,9 @@ def _foot(grid: Grid, columns: list[Column]) -> list[list[Cell | str]]:
         means.append(Cell(signed(mean.value), bounds(mean)) if mean else MISSING)
         rise = grid.rises.get((column.variant, worst)) if worst else None
         worsts.append(
-            Cell(signed(rise.value), full_name(worst)) if rise is not None and worst else MISSING
+            Cell(signed(rise.value), worst, title=full_name(worst))
+            if rise is not None and worst
+            else MISSING
         )
     return [means, worsts]
 
@@ -198,7 +201,7 @@ def curves(report: ModelReport, prefix: str) -> Section | None:
             Plot(
                 f"{prefix}curves-{quantizer}",
                 f"{quantizer}: rise of the mean token loss (nats) on the mean of languages (solid) "
-                "and in the worst language (dashed). Bars and bands: 95 % intervals of the mean. "
+                "and in the worst language (dashed). Bars: 95 % intervals of the mean. "
                 "Seconds: forward pass and Gram matrices that a setting alone would need, in "
                 "proportion to its tokens; solving takes the same time at any size.",
             ),
@@ -242,7 +245,7 @@ def _points_table(quantizer: str, points: list[Point]) -> Table:
         "its rise",
         "seconds",
     ]
-    rows = [
+    rows: list[Row] = [
         [
             Cell(point.setting, head=True),
             str(point.languages),

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 from mlcalib.report.study.comparison import Column, Grid, Measured, grids, measure
 from mlcalib.report.study.folder import FLOAT, ModelResults, Study, read_study
@@ -134,7 +135,7 @@ class Results:
     seed: int
 
 
-def results(folder: str, *, resamples: int, seed: int) -> Results:
+def results(folder: str | Path, *, resamples: int, seed: int) -> Results:
     """Read and compute.
 
     Raises:

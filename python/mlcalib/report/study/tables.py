@@ -1,6 +1,7 @@
 """What the report says, as rows of CSV files."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from mlcalib.report.study.comparison import Grid
@@ -17,7 +18,7 @@ Records = list[dict[str, Any]]
 
 def tables(results: Results) -> dict[str, Records]:
     """Return file name without ending → rows; all models together."""
-    makers = {
+    makers: dict[str, Callable[[ModelReport], Records]] = {
         "rises": _rises,
         "settings": _settings,
         "predicted": _predicted,
@@ -187,7 +188,7 @@ def _outside(report: ModelReport) -> Records:
 def _costs(report: ModelReport) -> Records:
     apart = separate(report) or {}
     costs = report.model.costs
-    rows = [
+    rows: Records = [
         {"what": name, "unit": "s", "measured": value, "separate_runs_estimated": apart.get(name)}
         for name, value in spent(report).items()
     ]

@@ -16,7 +16,7 @@ from mlcalib.report.study.document import (
     Section,
     Table,
 )  # fmt: skip
-from mlcalib.report.study.layers import Blocks, Input, by_block, kinds, relative, short
+from mlcalib.report.study.layers import Blocks, Input, by_block, kinds, place, relative, short
 from mlcalib.report.study.results import ModelReport
 from mlcalib.report.study.words import full_name, hint, number, signed
 
@@ -117,8 +117,6 @@ def _excess_table(
 
 def _summed(values: Mapping[str, float]) -> Blocks:
     """By block and kind; experts of a block are added up here, as in the sum over all linears."""
-    from mlcalib.report.study.layers import place
-
     found: Blocks = {}
     for linear, value in values.items():
         found[place(linear)] = found.get(place(linear), 0.0) + value
@@ -201,8 +199,8 @@ def _top_table(
                 f"{losses[1][linear]:.4f}",
                 f"{losses[0][linear] / losses[1][linear]:.2f}" if losses[1][linear] else "∞",
                 f"{100 * more[linear] / total:.1f} %" if total > 0 else "no excess",
-                _range(one and one.calibrated),
-                _range(one and one.evaluated),
+                _range(one.calibrated if one else None),
+                _range(one.evaluated if one else None),
                 share(one),
                 share(other),
                 Cell(channels(one), plain=True),

@@ -37,7 +37,8 @@ def full_name(code: str) -> str:
     known = language(code) if code in _codes() else None
     if known is None:
         return code
-    return f"{known.name} ({script_name(known.script)})" if known.script else known.name
+    script = script_name(known.script).replace(" (", ", ").rstrip(")")  # Han, simplified
+    return f"{known.name} ({script})" if script else known.name
 
 
 def hint(code: str) -> str:

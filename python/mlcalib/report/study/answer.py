@@ -106,11 +106,9 @@ def _table(report: ModelReport) -> Table | None:
         if grid.tokens is None or len(order) < 2 or mild is None or mild.worst is None:
             continue
         best, english = order[0], grid.english()
-        cost = (
-            grid.measured.between_worst(english.column.variant, mild.column.variant)
-            if english
-            else None
-        )
+        cost = None
+        if english is not None:
+            cost = grid.measured.between_worst(english.column.variant, mild.column.variant)
         worst, rise = mild.worst
         rows.append(
             [

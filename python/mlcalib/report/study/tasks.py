@@ -126,8 +126,8 @@ def tasks(results: Results, report: ModelReport, prefix: str) -> Section | None:
         section.blocks.append(
             Paragraph(
                 "Change against the float model × 100: percentage points of an accuracy. Grey "
-                "italics: McNemar's exact test on the same items, after Holm's correction for all cells of "
-                "the table, gives p ≥ 0.05; or there are no items to test.",
+                "italics: McNemar's exact test on the same items, after Holm's correction for all "
+                "cells of the table, gives p ≥ 0.05; or there are no items to test.",
                 "note",
             )
         )

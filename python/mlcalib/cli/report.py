@@ -16,8 +16,12 @@ def report(
         ),
     ] = None,
     resamples: Annotated[
-        int, typer.Option(help="Resamples of the bootstrap behind every interval.")
-    ] = 10_000,
+        int | None,
+        typer.Option(
+            help="Resamples of the bootstrap behind every interval. Default: 10,000, more in large "
+            "studies."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
 ) -> None:
     """Write a study's report: one HTML page, Markdown, CSV tables, SVG and PDF figures."""

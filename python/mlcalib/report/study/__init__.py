@@ -24,7 +24,11 @@ from mlcalib.report.study.tracing import layer_losses
 
 
 def write_report(
-    folder: str | Path, out: str | Path | None = None, *, resamples: int = 10_000, seed: int = 0
+    folder: str | Path,
+    out: str | Path | None = None,
+    *,
+    resamples: int | None = None,
+    seed: int = 0,
 ) -> Path:
     """Write the report of a study: a page, Markdown, tables as CSV, figures as SVG and PDF.
 
@@ -34,7 +38,8 @@ def write_report(
         folder: what ``mlcalib study`` wrote.
         out: the HTML file; the same name with ``.md``, and the folders ``tables`` and ``figures``
             are written beside it. Default: ``report/report.html`` in the study's folder.
-        resamples: of the bootstrap behind every interval.
+        resamples: of the bootstrap behind every interval. Default: 10,000, or more where a study
+            has more than 100 cells.
         seed: of the bootstrap.
 
     Returns:

@@ -21,6 +21,11 @@ def answer(results: Results) -> Section:
     return section
 
 
+def rise(difference: Difference | None) -> str:
+    """Return ``0.123 [0.101, 0.145]``, the plus left to the word before it."""
+    return between(difference).removeprefix("+")
+
+
 def ranked(grid: Grid) -> list[Standing]:
     """Return standings by mean rise, least first, of those measured in all languages."""
     done = [each for each in grid.standings if each.mean is not None and each.worst is not None]
@@ -46,7 +51,7 @@ def _sentences(grid: Grid) -> str:
     count = len(grid.measured.languages)
     if grid.tokens is None:
         return (
-            f"{start} needs no calibration: token loss rises by {between(best.mean)} nats on the "
+            f"{start} needs no calibration: token loss rises by {rise(best.mean)} nats on the "
             f"mean of {count} languages, most in {_worst(best)}."
         )
     if len(order) < 2:
@@ -58,7 +63,7 @@ def _sentences(grid: Grid) -> str:
     both = mild is best
     text = (
         f"{start}: calibrating with {_setting(best)} is best on the mean"
-        f"{' and on the worst language' if both else ''}. Token loss rises by {between(best.mean)} "
+        f"{' and on the worst language' if both else ''}. Token loss rises by {rise(best.mean)} "
         f"nats on the mean of {count} languages, and most in {_worst(best)}."
     )
     if close:
@@ -83,7 +88,7 @@ def _english(grid: Grid, best: Standing) -> str:
     sure = "" if english.against_best.significant else "; the difference is not significant"
     return (
         f"English-only calibration ({_setting(english)}) costs "
-        f"{between(english.against_best)} nats more on the mean ({signed(english.mean.value)}"
+        f"{rise(english.against_best)} nats more on the mean ({signed(english.mean.value)}"
         f"{much}{sure}) and hurts {_worst(english)} most."
     )
 
@@ -95,8 +100,8 @@ def _setting(standing: Standing) -> str:
 def _worst(standing: Standing) -> str:
     if standing.worst is None:
         return MISSING
-    code, rise = standing.worst
-    return f"{named(code)} ({between(rise)})"
+    code, found = standing.worst
+    return f"{named(code)} ({between(found)})"
 
 
 def _table(report: ModelReport) -> Table | None:
@@ -109,12 +114,12 @@ def _table(report: ModelReport) -> Table | None:
         cost = None
         if english is not None:
             cost = grid.measured.between_worst(english.column.variant, mild.column.variant)
-        worst, rise = mild.worst
+        worst, most = mild.worst
         rows.append(
             [
                 Cell(grid.quantizer, head=True),
                 Cell(best.column.label, between(best.mean)),
-                Cell(mild.column.label, f"{full_name(worst)} {between(rise)}"),
+                Cell(mild.column.label, f"{full_name(worst)} {between(most)}"),
                 _cell(english.mean if english else None),
                 _cell(english.against_best if english else None),
                 _cell(cost),
@@ -156,7 +161,7 @@ def _run(results: Results) -> str:
         f"{len(plan.settings)} settings of {listed(shown)} tokens from `{plan.corpus}` "
         f"({len(plan.variants)} checkpoints a model; activations of the {plan.propagate} model), "
         f"and measured in {len(plan.evaluation.languages)} languages. "
-        f"{plan.evaluation.definition}".strip()
+        f"{plan.evaluation.definition} {plan.source}".strip()
     )
 
 

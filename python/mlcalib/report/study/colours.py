@@ -16,9 +16,9 @@ NOTHING = "#dddddd"
 """Where there is no value."""
 
 CATEGORIES = (
-    "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c6d31",
+    "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#808080", "#8c6d31",
 )  # fmt: skip
-"""Okabe and Ito's colours, without their yellow, which no line can be seen in."""
+"""Okabe and Ito's, but for their yellow and black, which are lost on white and on dark pages."""
 
 
 def diverging(share: float) -> str:
@@ -31,6 +31,12 @@ def diverging(share: float) -> str:
 def sequential(share: float) -> str:
     """Return the colour of 0 (neutral) to 1 (blue); beyond, the ends."""
     return _hex(_between(_NEUTRAL, _BLUE, min(1.0, max(0.0, share))))
+
+
+def faded(colour: str) -> str:
+    """Return a colour drawn towards grey, for what is not significant."""
+    parts = (int(colour[at : at + 2], 16) for at in (1, 3, 5))
+    return "#" + "".join(f"{round(0.35 * part + 0.65 * 0xE6):02x}" for part in parts)
 
 
 def ink(background: str) -> str:

@@ -237,9 +237,15 @@ class Grid:
         return None
 
     def multilingual(self) -> Standing | None:
-        """The setting with the most languages; of several the first."""
-        best = max(self.standings, key=lambda each: len(self._languages(each.column)), default=None)
-        return best if best and len(self._languages(best.column)) > 1 else None
+        """The setting with the most of the study's languages, and the fewest others besides."""
+        studied = set(self.measured.languages)
+
+        def rank(standing: Standing) -> tuple[int, int]:
+            mixed = self._languages(standing.column)
+            return len(mixed & studied), -len(mixed)
+
+        best = max(self.standings, key=rank, default=None)
+        return best if best and rank(best)[0] > 1 else None
 
     def _languages(self, column: Column) -> set[str]:
         setting = self.plan.settings[column.setting] if column.setting else None

@@ -60,6 +60,7 @@ class StudyFile(_Part):
 
     layout: int
     name: str
+    source: str = ""
     mlcalib: str = "not recorded"
     versions: dict[str, str] = {}
     isa: str = "not recorded"

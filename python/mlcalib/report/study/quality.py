@@ -2,7 +2,7 @@
 
 import math
 
-from mlcalib.report.study.colours import NOTHING, diverging
+from mlcalib.report.study.colours import NOTHING, diverging, faded
 from mlcalib.report.study.comparison import Column, Grid, Standing
 from mlcalib.report.study.document import (
     MISSING,
@@ -105,10 +105,11 @@ def _heat(grid: Grid, column: Column, code: str, end: float) -> Cell:
     if behind is not None and not best:
         title += f". Behind the best, {grid.best(code)}: {between(behind, 4)}, "
         title += probability(behind.p)
+    colour = diverging(rise.value / end)
     return Cell(
         signed(rise.value) + (" ≈" if close else ""),
         f"ppl {signed(perplexity_rise(grid, column.variant, code), 2)}",
-        colour=diverging(rise.value / end),
+        colour=colour if rise.significant else faded(colour),
         title=title,
         best=best,
         grey=not rise.significant,

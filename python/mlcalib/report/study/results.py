@@ -135,13 +135,19 @@ class Results:
     seed: int
 
 
-def results(folder: str | Path, *, resamples: int, seed: int) -> Results:
+def results(folder: str | Path, *, resamples: int | None, seed: int) -> Results:
     """Read and compute.
+
+    By default 10,000 resamples, or 100 for each cell of a heat map where that is more: the least p
+    is 2 / resamples, and Holm's correction multiplies it by the number of cells.
 
     Raises:
         FileNotFoundError, ValueError: as ``read_study``.
     """
     study = read_study(folder)
+    if resamples is None:
+        cells = len(study.plan.evaluation.languages) * len(study.plan.variants)
+        resamples = max(10_000, 100 * cells)
     models = []
     for model in study.models:
         measured = measure(study.plan, model, resamples=resamples, seed=seed)

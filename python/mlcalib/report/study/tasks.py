@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from mlcalib.report.study.colours import NOTHING, diverging
+from mlcalib.report.study.colours import NOTHING, diverging, faded
 from mlcalib.report.study.comparison import Column, Grid
 from mlcalib.report.study.document import MISSING, Block, Cell, Paragraph, Row, Section, Table
 from mlcalib.report.study.folder import FLOAT, Evaluation
@@ -167,10 +167,12 @@ def _cell(each: TaskGrid, column: Column, code: str, end: float, base: float | N
     if one.test is not None:
         title += f", {signed(one.test.value, 4)} {bounds(one.test, 4)}, {one.test.n} items, "
         title += f"McNemar {probability(one.p)}, after Holm {probability(p)}"
+    grey = p is None or p >= 0.05
+    colour = diverging(-(one.value - one.base) / end)
     return Cell(
         signed(100 * (one.value - one.base), 2),
         "no items" if one.test is None else "",
-        colour=diverging(-(one.value - one.base) / end),
+        colour=faded(colour) if grey else colour,
         title=title,
-        grey=p is None or p >= 0.05,
+        grey=grey,
     )

@@ -16,6 +16,7 @@ from mlcalib.cli.evaluate import evaluate
 from mlcalib.cli.imatrix import imatrix
 from mlcalib.cli.listings import info, languages
 from mlcalib.cli.quantize import quantize
+from mlcalib.cli.report import report
 from mlcalib.cli.study import study
 
 app = typer.Typer(
@@ -38,7 +39,11 @@ def demo(
     run(out, echo=typer.echo)
 
 
-for command in (quantize, study, evaluate, convert, check, imatrix, demo, languages, info):
+COMMANDS = (
+    *(quantize, study, evaluate, report, convert, check, imatrix),
+    *(demo, languages, info),
+)
+for command in COMMANDS:
     app.command()(command)
 
 

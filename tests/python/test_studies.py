@@ -288,3 +288,45 @@ def test_plan_says_what_it_takes(spec, tmp_path, capsys):
     assert planned.memory > 0
     assert planned.disk > 0
     assert not list(tmp_path.iterdir())
+
+
+def test_without_text_the_layers_go_on_too(spec, tmp_path, monkeypatch):
+    spec |= {"quantizers": [{"method": "rtn", "group_size": 32}], "settings": []}
+    run(spec, tmp_path / "a")
+    write, count = Parts.write, []
+
+    def failing(self, *args):
+        count.append(1)
+        if len(count) == 2:
+            raise Killed
+        write(self, *args)
+
+    monkeypatch.setattr(Parts, "write", failing)
+    with pytest.raises(Killed):
+        run(spec, tmp_path / "b")
+    run(spec, tmp_path / "b")
+    layers = "tiny/layers.json"
+    assert filecmp.cmp(tmp_path / "a" / layers, tmp_path / "b" / layers, shallow=False)
+    for variant in ("a", "b"):
+        record = tmp_path / variant / "tiny" / "variants" / "rtn-w4-g32.json"
+        assert set(json.loads(record.read_text())["heldout"]["model.layers.2.mlp.up_proj"]) == {
+            "en",
+            "fr",
+        }
+
+
+@pytest.mark.parametrize("hidden", ["memory", "disk"])
+def test_a_variant_that_is_added_measures_the_same(spec, tmp_path, hidden):
+    spec["hidden_states"] = hidden
+    run(spec, tmp_path / "a")
+    some = spec | {"quantizers": spec["quantizers"][:1]}
+    run(some, tmp_path / "b")
+    run(spec, tmp_path / "b")
+    for kind in ("variants", "evaluations"):
+        for path in (tmp_path / "a" / "tiny" / kind).iterdir():
+            first, second = (
+                json.loads((tmp_path / each / "tiny" / kind / path.name).read_text())
+                for each in ("a", "b")
+            )
+            for key in ("heldout", "losses", "documents"):
+                assert first.get(key) == second.get(key)

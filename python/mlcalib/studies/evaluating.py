@@ -48,7 +48,8 @@ def evaluate_model(study: ModelStudy, name: str, *, progress: bool) -> None:
         wanted = inputs | {"checkpoint": _checkpoint(study, variant)}
         if file.is_file() and read_json(file).get("inputs") == wanted:
             continue
-        model = load_model(str(path), spec.dtype)
+        whole = path / "model.gguf"
+        model = load_model(str(whole if whole.is_file() else path), spec.dtype)
         found = _evaluate(study, variant, model, texts, name)
         with atomic_file(file) as opened:
             json.dump(found | {"inputs": wanted}, opened, ensure_ascii=False, allow_nan=False)
@@ -107,7 +108,7 @@ def _inputs(study: ModelStudy, spec: EvaluationSpec, texts: Mapping[str, Stream]
         "tokens": spec.tokens,
         "seq_len": study.spec.seq_len,
         "text": sums,
-        "model": study.source.fingerprint(),
+        "model": study.source.fingerprint,
     }
 
 

@@ -25,13 +25,12 @@ MIN_PROBABILITY = 0.3
 # What the detector calls by another name, or tells apart where readers do not.
 _LABELS = {
     "zh": ("zh", "wuu", "yue"),
-    "zh-Hant": ("zh", "yue"),
+    "zh-Hant": ("zh", "yue"),  # it does not tell the scripts apart
     "ar": ("ar", "ary", "arz"),
     "nb": ("no",),
     "ff": ("fuv",),
     "ki": ("kik",),
-    "ckb": ("ku", "sdh"),
-    "fil": ("tl",),
+    "gn": ("gug",),
 }
 _LATIN = re.compile(r"[A-Za-z\u00c0-\u024f]+")
 _REMOVED = str.maketrans({**dict.fromkeys(string.punctuation + "،", ""), "—": " "})

@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -80,6 +81,12 @@ class TaskModel(HFLM):  # type: ignore[misc]  # lm_eval has no types
         self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[Scored]:
         inputs = [self._input(context, target) for _, context, target in requests]
+        for sequence, (_, _, target) in zip(inputs, requests, strict=True):
+            if not 0 < len(target) <= len(sequence):
+                raise ValueError(
+                    f"A continuation has {len(target):,} tokens, but from 1 to {len(sequence):,} "
+                    f"can be scored: the context is {self.max_length:,} tokens long."
+                )
         if not self._can_share(max(map(len, inputs), default=0)):
             found: list[Scored] = super()._loglikelihood_tokens(
                 requests, disable_tqdm=disable_tqdm, override_bs=override_bs
@@ -87,7 +94,7 @@ class TaskModel(HFLM):  # type: ignore[misc]  # lm_eval has no types
             return found
         targets: dict[Tokens, dict[Tokens, Scored | None]] = {}
         for sequence, (_, _, target) in zip(inputs, requests, strict=True):
-            targets.setdefault(sequence, {})[tuple(target[-len(sequence) :])] = None
+            targets.setdefault(sequence, {})[tuple(target)] = None
         groups = group(list(targets))
         with tqdm(total=len(groups), desc="scoring", disable=disable_tqdm) as bar:
             for batch in batches(groups, self._batch_tokens):
@@ -95,7 +102,7 @@ class TaskModel(HFLM):  # type: ignore[misc]  # lm_eval has no types
                 bar.update(len(batch))
         results = []
         for sequence, (texts, _, target) in zip(inputs, requests, strict=True):
-            scored = targets[sequence][tuple(target[-len(sequence) :])]
+            scored = targets[sequence][tuple(target)]
             assert scored is not None
             self.cache_hook.add_partial("loglikelihood", texts, scored)
             results.append(scored)
@@ -132,12 +139,13 @@ class TaskModel(HFLM):  # type: ignore[misc]  # lm_eval has no types
             logits_to_keep=prefix.shape[1] - first,
         )
         rests = self._rests(batch, starts, out.past_key_values) if shared else iter(())
+        read = _Logits.of(out.logits)
         for row, (each, start) in enumerate(zip(batch, starts, strict=True)):
-            head = out.logits[row, start - first : len(each.prefix) - first]
+            head = read.part(row, start - first, len(each.prefix) - first)
             for sequence in each.sequences:
-                logits = torch.cat([head, next(rests)]) if each.rests else head
+                parts = [head, next(rests)] if each.rests else [head]
                 for target in targets[sequence]:
-                    targets[sequence][target] = _score(logits[-len(target) :], target)
+                    targets[sequence][target] = _score(parts, target)
 
     def _rests(self, batch: Sequence[Group], starts: Sequence[int], cache: Any) -> Iterator[Tensor]:
         """Yield the logits of each rest, [tokens, vocabulary], from its first that is scored."""
@@ -161,8 +169,31 @@ class TaskModel(HFLM):  # type: ignore[misc]  # lm_eval has no types
             use_cache=True,
             logits_to_keep=ids.shape[1] - first,
         )
-        for logits, rest, skipped in zip(out.logits, rests, after, strict=True):
-            yield logits[skipped - first : len(rest) - first]
+        read = _Logits.of(out.logits)
+        for row, (rest, skipped) in enumerate(zip(rests, after, strict=True)):
+            yield read.part(row, skipped - first, len(rest) - first)
+
+
+@dataclass(frozen=True)
+class _Logits:
+    """Logits, and what takes a pass over the vocabulary: done once for all that share them.
+
+    Attributes:
+        logits: [..., tokens, vocabulary].
+        norm: [..., tokens] float32, log of the sum of their exponentials.
+        best: [..., tokens] int64, the most probable token.
+    """
+
+    logits: Tensor
+    norm: Tensor
+    best: Tensor
+
+    @classmethod
+    def of(cls, logits: Tensor) -> "_Logits":
+        return cls(logits, logits.float().logsumexp(-1), logits.argmax(-1))
+
+    def part(self, row: int, start: int, end: int) -> "_Logits":
+        return _Logits(*(each[row, start:end] for each in (self.logits, self.norm, self.best)))
 
 
 def _first_scored(each: Group, targets: dict[Tokens, dict[Tokens, Scored | None]]) -> int:
@@ -180,16 +211,23 @@ def _padded(sequences: Sequence[Tokens], device: torch.device) -> Tensor:
     return ids.to(device)
 
 
-def _score(logits: Tensor, target: Tokens) -> Scored:
+def _score(parts: Sequence[_Logits], target: Tokens) -> Scored:
     """Return the log-likelihood of a target, and whether it is what greedy decoding gives.
 
     Args:
-        logits: [tokens, vocabulary], of the position before each token.
+        parts: of the positions before the target's tokens and, first, perhaps others.
         target: the tokens.
     """
-    ids = torch.tensor(target, device=logits.device)
-    logprobs = torch.log_softmax(logits.float(), dim=-1)
-    total = float(logprobs.gather(1, ids[:, None]).sum())
+    total, greedy, end = 0.0, True, len(target)
+    for part in reversed(parts):
+        count = min(end, len(part.norm))
+        if not count:
+            continue
+        ids = torch.tensor(target[end - count : end], device=part.norm.device)
+        chosen = part.logits[-count:].gather(1, ids[:, None])[:, 0].float()
+        total += float((chosen - part.norm[-count:]).sum())
+        greedy &= bool((part.best[-count:] == ids).all())
+        end -= count
     if not math.isfinite(total):
         raise ValueError("the model gives NaN or Inf; it is damaged, or its dtype overflows.")
-    return total, bool((logprobs.argmax(-1) == ids).all())
+    return total, greedy

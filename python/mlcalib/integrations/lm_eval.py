@@ -9,6 +9,7 @@ registers it, and run as a program it is that command:
 In Python, ``import mlcalib.integrations.lm_eval`` before ``lm_eval.simple_evaluate("mlcalib", …)``.
 """
 
+import logging
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from lm_eval.api.registry import model_registry
 from mlcalib import _core
 from mlcalib.evaluation.tasks.model import TaskModel
 from mlcalib.models.loading import load_model, load_tokenizer
+
+_log = logging.getLogger(__name__)
 
 # By its place, not as a class: run as a program, this module is there twice.
 model_registry.register("mlcalib", target="mlcalib.integrations.lm_eval:LoadedModel")
@@ -29,7 +32,7 @@ class LoadedModel(TaskModel):
         pretrained: a folder in any format that mlcalib reads, a hub name, or a GGUF file.
         dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``; ``auto`` is bfloat16 on a CPU
             that multiplies it in tiles (AMX), float32 on any other, and as stored elsewhere.
-        device: e.g. ``cuda:0``. Default: the CPU.
+        device: e.g. ``cuda:0``. Default: the CPU, as where there is no such GPU.
         batch_size: as for ``TaskModel``.
         max_length: as for ``TaskModel``.
         max_batch_size: of ``batch_size=auto``, as for ``hf``.
@@ -49,6 +52,9 @@ class LoadedModel(TaskModel):
         **options: Any,
     ) -> None:
         place = torch.device(device or "cpu")
+        if place.type == "cuda" and not torch.cuda.is_available():  # lm-eval's command asks for it
+            _log.warning("there is no CUDA device here; the model runs on the CPU")
+            place = torch.device("cpu")
         if dtype == "auto" and place.type == "cpu":
             dtype = cpu_dtype()
         super().__init__(

@@ -138,7 +138,8 @@ class TaskModel(HFLM):  # type: ignore[misc]  # lm_eval has no types
             use_cache=bool(shared),
             logits_to_keep=prefix.shape[1] - first,
         )
-        rests = self._rests(batch, starts, out.past_key_values) if shared else iter(())
+        none: Iterator[_Logits] = iter(())
+        rests = self._rests(batch, starts, out.past_key_values) if shared else none
         read = _Logits.of(out.logits)
         for row, (each, start) in enumerate(zip(batch, starts, strict=True)):
             head = read.part(row, start - first, len(each.prefix) - first)
@@ -147,7 +148,9 @@ class TaskModel(HFLM):  # type: ignore[misc]  # lm_eval has no types
                 for target in targets[sequence]:
                     targets[sequence][target] = _score(parts, target)
 
-    def _rests(self, batch: Sequence[Group], starts: Sequence[int], cache: Any) -> Iterator[Tensor]:
+    def _rests(
+        self, batch: Sequence[Group], starts: Sequence[int], cache: Any
+    ) -> Iterator["_Logits"]:
         """Yield the logits of each rest, [tokens, vocabulary], from its first that is scored."""
         rows = [row for row, each in enumerate(batch) for _ in each.rests]
         lengths = torch.tensor([len(batch[row].prefix) for row in rows], device=self.device)

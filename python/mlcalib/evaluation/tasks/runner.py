@@ -42,6 +42,7 @@ def run_tasks(  # noqa: PLR0913 - options of an evaluation, all by name
     *,
     data: str | Path | None = None,
     limit: int | None = None,
+    seed: int = 0,
     sentencepiece: str | Path | None = None,
     name: str | None = None,
     method: str = "float",
@@ -61,6 +62,7 @@ def run_tasks(  # noqa: PLR0913 - options of an evaluation, all by name
             docs/evaluation.md); the network is not touched then. None: the data sets of the hub.
         limit: items per task and language, the first so many; where a task has subjects or sources,
             of each.
+        seed: of the bootstrap behind the errors of BLEU and chrF++; nothing else is drawn.
         sentencepiece: the SentencePiece model that spBLEU needs, e.g. FLORES-200's.
         name: what the rows call the model. Default: the path, or the name that it was loaded by.
         method: what the rows say quantized it.
@@ -104,7 +106,7 @@ def run_tasks(  # noqa: PLR0913 - options of an evaluation, all by name
         for found, samples in zip(stock, run_stock(lm, stock, folder, limit), strict=True):
             _add_stock(found, samples, results, label)
     for each, outputs in zip(asked, _generate(lm, asked), strict=True):
-        scored = score(each, outputs, encoder)
+        scored = score(each, outputs, encoder, seed)
         code = each.language.code
         _add(results, label, each.task, code, scored.scores, scored.items)
         results.generations.setdefault(each.task, {})[code] = [

@@ -34,34 +34,37 @@ class Scored:
     missing: dict[str, str] = field(default_factory=dict)
 
 
-def score(asked: Prompts, outputs: Sequence[str], encoder: Encoder | None) -> Scored:
+def score(asked: Prompts, outputs: Sequence[str], encoder: Encoder | None, seed: int = 0) -> Scored:
     """Score what a model generated.
 
     Args:
         asked: the prompts.
         outputs: the generations.
         encoder: what spBLEU splits text with.
+        seed: of the bootstrap behind the errors of corpus scores.
     """
     if asked.kind == "translation":
-        return _translations(asked, outputs, encoder)
+        return _translations(asked, outputs, encoder, seed)
     if asked.kind == "summary":
         rouge = rouge_of_each(outputs, asked.references, asked.target)
-        return Scored([mean("rouge_l", rouge), chrf(outputs, asked.references)], list(rouge))
+        return Scored([mean("rouge_l", rouge), chrf(outputs, asked.references, seed)], list(rouge))
     if asked.kind == "confusion":
         return _confusion(asked, outputs)
     return Scored([], missing={"win_rate": f"{len(outputs)} generations, to be judged"})
 
 
-def _translations(asked: Prompts, outputs: Sequence[str], encoder: Encoder | None) -> Scored:
+def _translations(
+    asked: Prompts, outputs: Sequence[str], encoder: Encoder | None, seed: int
+) -> Scored:
     scores = [
-        chrf(outputs, asked.references),
-        bleu(outputs, asked.references, asked.target),
+        chrf(outputs, asked.references, seed),
+        bleu(outputs, asked.references, asked.target, seed),
     ]
     missing = {}
     if encoder is None:
         missing["spbleu"] = "tokenizer not available"
     else:
-        scores.append(spbleu(outputs, asked.references, encoder))
+        scores.append(spbleu(outputs, asked.references, encoder, seed))
     return Scored(scores, list(chrf_of_each(outputs, asked.references)), missing)
 
 

@@ -1,6 +1,5 @@
 """Scores of generated text: BLEU, chrF++ and ROUGE-L, as Papineni, Popović and Lin define them."""
 
-import json
 import math
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -10,8 +9,13 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+import numpy as np
+
 from mlcalib.languages import Language
 from mlcalib.optional import optional
+
+SAMPLES = 1000
+"""Bootstrap samples behind the error of a corpus score."""
 
 _UNSPACED = frozenset({"Hans", "Hant", "Jpan", "Thai", "Laoo", "Khmr", "Mymr", "Tibt"})
 
@@ -45,19 +49,22 @@ def bleu_tokenizer(language: Language) -> str:
     return "char" if unspaced(language) else "13a"
 
 
-def bleu(outputs: Sequence[str], references: Sequence[str], language: Language) -> Score:
+def bleu(
+    outputs: Sequence[str], references: Sequence[str], language: Language, seed: int = 0
+) -> Score:
     """BLEU; the name of the metric says the tokenizer, e.g. ``bleu_13a``."""
     from sacrebleu.metrics.bleu import BLEU
 
     tokenizer = bleu_tokenizer(language)
-    return _corpus(f"bleu_{tokenizer}", BLEU(tokenize=tokenizer, force=True), outputs, references)
+    metric = BLEU(tokenize=tokenizer, force=True)
+    return _corpus(f"bleu_{tokenizer}", metric, outputs, references, seed)
 
 
-def chrf(outputs: Sequence[str], references: Sequence[str]) -> Score:
+def chrf(outputs: Sequence[str], references: Sequence[str], seed: int = 0) -> Score:
     """chrF++: character n-grams to 6 and word n-grams to 2."""
     from sacrebleu.metrics.chrf import CHRF
 
-    return _corpus("chrf++", CHRF(word_order=2), outputs, references)
+    return _corpus("chrf++", CHRF(word_order=2), outputs, references, seed)
 
 
 def chrf_of_each(outputs: Sequence[str], references: Sequence[str]) -> list[float]:
@@ -70,7 +77,10 @@ def chrf_of_each(outputs: Sequence[str], references: Sequence[str]) -> list[floa
 
 
 def spbleu(
-    outputs: Sequence[str], references: Sequence[str], encode: Callable[[str], list[str]]
+    outputs: Sequence[str],
+    references: Sequence[str],
+    encode: Callable[[str], list[str]],
+    seed: int = 0,
 ) -> Score:
     """BLEU over the pieces of a SentencePiece model."""
     from sacrebleu.metrics.bleu import BLEU
@@ -78,7 +88,7 @@ def spbleu(
     pieces, wanted = (
         [" ".join(encode(text.rstrip())) for text in texts] for texts in (outputs, references)
     )
-    return _corpus("spbleu", BLEU(tokenize="none", force=True), pieces, wanted)
+    return _corpus("spbleu", BLEU(tokenize="none", force=True), pieces, wanted, seed)
 
 
 def sentencepiece_encoder(path: str | Path) -> Callable[[str], list[str]]:
@@ -145,15 +155,19 @@ def _words(text: str, characters: bool) -> tuple[str, ...]:
     return tuple(kept.replace(" ", "") if characters else kept.split())
 
 
-def _corpus(name: str, metric: Any, outputs: Sequence[str], references: Sequence[str]) -> Score:
-    """Score a corpus with sacrebleu; the error is that of its 1000 bootstrap samples."""
-    samples = 1000 if len(outputs) > 1 else 1
-    score = metric.corpus_score(list(outputs), [list(references)], n_bootstrap=samples)
-    error = None
-    if samples > 1:
-        report = json.loads(
-            score.format(width=6, signature=str(metric.get_signature()), is_json=True)
-        )
-        # Half the width of the 95 % interval; nothing where every sample gives 0.
-        error = float(report.get("confidence_var", 0)) / 1.96
-    return Score(name, float(score.score), error, len(outputs))
+def _corpus(
+    name: str, metric: Any, outputs: Sequence[str], references: Sequence[str], seed: int
+) -> Score:
+    """Score a corpus with sacrebleu; the error is that of 1000 bootstrap samples of its texts."""
+    count = len(outputs)
+    value = float(metric.corpus_score(list(outputs), [list(references)]).score)
+    if count < 2:
+        return Score(name, value, None, count)
+    # Not its n_bootstrap: that fails (statistics.mean of two float types) where a sample gives 0.
+    counts = np.array(metric._extract_corpus_statistics(list(outputs), [list(references)]))
+    drawn = np.random.default_rng(seed).integers(count, size=(SAMPLES, count))
+    scores = [
+        float(metric._compute_score_from_stats(counts[sample].sum(0).tolist()).score)
+        for sample in drawn
+    ]
+    return Score(name, value, stdev(scores), count)

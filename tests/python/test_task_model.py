@@ -62,6 +62,15 @@ def test_loglikelihoods_are_those_of_hf(tokenizer, name, max_length):
     equal(scored(ours, pairs), scored(hf(model, tokenizer, max_length), pairs))
 
 
+@pytest.mark.parametrize("name", ["gemma2", "mistral", "cohere2", "qwen2_moe"])
+def test_a_window_that_is_not_full_is_shared(tokenizer, name):
+    model = tiny_model(name, vocabulary=384)
+    model.config.sliding_window = 512
+    lm = TaskModel(model, tokenizer, max_length=256)
+    assert lm._can_share(256)
+    equal(scored(lm, requests(3)), scored(hf(model, tokenizer, 256), requests(3)))
+
+
 def test_batches_of_prefixes_of_many_lengths(tokenizer):
     model = tiny_llama(vocabulary=384)
     one, many = (TaskModel(model, tokenizer, max_length=256) for _ in range(2))

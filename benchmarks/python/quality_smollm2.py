@@ -23,10 +23,9 @@ import yaml
 import mlcalib
 from mlcalib.calibration_sets import stream
 from mlcalib.corpora import open_corpus
-from mlcalib.demo import find_smollm2
 from mlcalib.evaluation import definition
 from mlcalib.languages import language_set
-from mlcalib.models.loading import load_model, load_tokenizer
+from mlcalib.models.loading import find_smollm2, load_model, load_tokenizer
 from mlcalib.quantizers.awq import Awq
 from mlcalib.quantizers.base import ChannelScales
 from mlcalib.report import markdown, metric_table, rise_table

@@ -1,6 +1,7 @@
 """Files and folders that are written whole or not at all."""
 
 import contextlib
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -9,8 +10,8 @@ from typing import TextIO
 
 
 @contextlib.contextmanager
-def atomic_file(path: str | Path) -> Iterator[TextIO]:
-    """Give a UTF-8 text file to write, which becomes ``path`` on leaving the block, all at once.
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Give a path to write a file at, which becomes ``path`` on leaving the block, all at once.
 
     An exception inside the block removes it and leaves what was at ``path``. The content is synced
     to disk before the rename.
@@ -22,13 +23,24 @@ def atomic_file(path: str | Path) -> Iterator[TextIO]:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = _partial(path)
     try:
-        with partial.open("w", encoding="utf-8") as file:
-            yield file
+        yield partial
         _sync(partial)
         partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def atomic_file(path: str | Path) -> Iterator[TextIO]:
+    """Give a UTF-8 text file to write, which becomes ``path`` as with ``atomic_path``.
+
+    Raises:
+        OSError: ``path`` cannot be written.
+    """
+    with atomic_path(path) as partial, partial.open("w", encoding="utf-8") as file:
+        yield file
+        file.flush()
 
 
 def check_output(out: str | Path) -> None:
@@ -90,6 +102,29 @@ def atomic_folder(out: str | Path) -> Iterator[Path]:
             with contextlib.suppress(OSError):  # Another run may have written beside us.
                 parent.rmdir()
         raise
+
+
+def remove_partial(out: Path) -> None:
+    """Remove what killed processes left of ``atomic_folder(out)``; call it inside ``locked``."""
+    for folder in out.parent.glob(f".{out.name}.partial-*"):
+        shutil.rmtree(folder)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Make a folder, and keep other processes from entering here with it.
+
+    Raises:
+        BlockingIOError: another process is inside.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            reason = f"another process is writing {folder}; wait for it, or give another --out"
+            raise BlockingIOError(error.errno, reason) from error
+        yield
 
 
 def _partial(out: Path) -> Path:

@@ -3,8 +3,10 @@
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 
+from mlcalib import _core
 from mlcalib.files import atomic_file
 
 
@@ -21,7 +23,9 @@ class Row:
         metric: what was measured.
         value: the number.
         stderr: its standard error, in the same unit; None where there is none.
-        n: number of scored tokens (or items).
+        n: number of scored tokens (or items, or documents).
+        seed: of what was drawn at random; None where nothing was.
+        versions: what computed it, e.g. ``mlcalib 0.1.0, torch 2.13.0``; empty if unknown.
     """
 
     model: str
@@ -33,6 +37,15 @@ class Row:
     value: float
     stderr: float | None
     n: int
+    seed: int | None = None
+    versions: str = ""
+
+
+def versions(*packages: str) -> str:
+    """Return the versions of mlcalib, torch, transformers and other packages, for ``Row``."""
+    names = ("torch", "transformers", *packages)
+    found = [("mlcalib", _core.build_info()["version"]), *((name, version(name)) for name in names)]
+    return ", ".join(f"{name} {number}" for name, number in found)
 
 
 def write_rows(rows: Iterable[Row], path: str | Path) -> None:
@@ -43,7 +56,7 @@ def write_rows(rows: Iterable[Row], path: str | Path) -> None:
 
 
 def read_rows(path: str | Path) -> list[Row]:
-    """Read what ``write_rows`` wrote.
+    """Read what ``write_rows`` wrote, now or before rows had a seed and versions.
 
     Raises:
         ValueError: a line that is not a row; names it.

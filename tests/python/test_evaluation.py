@@ -9,7 +9,7 @@ from small_models import tiny_llama
 
 import mlcalib
 from mlcalib.calibration_sets import stream
-from mlcalib.evaluation import definition
+from mlcalib.evaluation import definition, eval_text, perplexity_of, rows_of
 from mlcalib.evaluation.perplexity import Scores, score
 from mlcalib.report import markdown, metric_table, perplexity_table, rise_table
 from mlcalib.results import Row, read_rows, write_rows
@@ -59,6 +59,29 @@ def test_means_and_errors_by_hand():
     assert scores.bits_per_byte[0] == pytest.approx(12 / 10 / math.log(2))
 
 
+def test_sums_over_documents_are_in_their_order():
+    scores = Scores(
+        loss=torch.tensor([1.0, 2.5, 3.0, 6.0], dtype=torch.float64),
+        byte_counts=torch.tensor([1, 2, 3, 4]),
+        document=torch.tensor([0, 0, 2, 5]),
+    )
+    assert scores.by_document() == ([3.5, 3.0, 6.0], [2, 1, 1], [3, 3, 4])
+    assert json.loads(json.dumps(scores.by_document()._asdict())) == {
+        "loss": [3.5, 3.0, 6.0],
+        "tokens": [2, 1, 1],
+        "bytes": [3, 3, 4],
+    }
+
+
+def test_a_live_model_gives_the_same_rows(model, tokenizer, folder, rows):
+    texts = eval_text(tokenizer, "en,sw", "sample", None, tokens=300)
+    assert list(texts) == ["en", "sw"]
+    scores = perplexity_of(model, texts, tokens=300, seq_len=32)
+    assert rows_of(scores, str(folder)) == [row for row in rows if row.method == "float"]
+    with pytest.raises(ValueError, match=r"^language 'en': 100,000 tokens are to be scored"):
+        perplexity_of(model, texts, tokens=100_000, seq_len=32)
+
+
 def test_one_document_has_no_error(model, tokenizer):
     text = stream(tokenizer, [" ".join(TEXT)])
     assert score(model, text, tokens=20, seq_len=16).token_loss[1] is None
@@ -102,6 +125,8 @@ def test_rows_are_tidy(rows, folder):
     for row in rows:
         assert (row.task, row.calibration, row.n) == ("perplexity", "none", 300)
         assert row.stderr is not None
+        assert row.seed is None
+        assert f"torch {torch.__version__.partition('+')[0]}" in row.versions
     loss = {(r.method, r.language): r.value for r in rows if r.metric == "token_loss"}
     for row in rows:
         if row.metric == "perplexity":
@@ -146,7 +171,17 @@ def test_rows_survive_the_disk(rows, tmp_path):
         "value",
         "stderr",
         "n",
+        "seed",
+        "versions",
     ]
+
+
+def test_rows_of_before_there_were_seeds_and_versions(tmp_path):
+    old = {"model": "m", "method": "float", "calibration": "none", "language": "en"}
+    old |= {"task": "perplexity", "metric": "token_loss", "value": 1.5, "stderr": None, "n": 9}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(old))
+    [row] = read_rows(tmp_path / "rows.jsonl")
+    assert (row.value, row.seed, row.versions) == (1.5, None, "")
 
 
 def test_a_foreign_line_is_named(tmp_path):

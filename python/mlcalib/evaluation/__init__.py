@@ -1,37 +1,36 @@
 """What quantization did to each language."""
 
 import json
-import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tqdm.auto import tqdm
 
-from mlcalib.calibration_sets import Stream, describe_separator, stream, tokenizer_fingerprint
-from mlcalib.calibration_sets.chat import render
-from mlcalib.corpora import open_corpus
-from mlcalib.documents import Documents, Tally, left_out
+from mlcalib.calibration_sets import Stream, describe_separator, tokenizer_fingerprint
 from mlcalib.errors import named
 from mlcalib.evaluation.layers import layer_losses
-from mlcalib.evaluation.perplexity import Scores, score
+from mlcalib.evaluation.perplexity import DocumentScores, Scores, perplexity_of, score
+from mlcalib.evaluation.text import eval_text
 from mlcalib.languages import LanguageSet, language_set
-from mlcalib.models.loading import load_model, load_tokenizer
+from mlcalib.models.loading import check_source, load_model, load_tokenizer
 from mlcalib.quantized_model import QuantizedModel
-from mlcalib.results import Row, read_rows, write_rows
+from mlcalib.results import Row, read_rows, versions, write_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_log = logging.getLogger(__name__)
-
 __all__ = [
+    "DocumentScores",
     "Row",
     "Scores",
     "definition",
+    "eval_text",
     "evaluate",
     "layer_losses",
+    "perplexity_of",
     "read_rows",
+    "rows_of",
     "score",
     "write_rows",
 ]
@@ -70,13 +69,14 @@ def evaluate(
     """
     if isinstance(models, str | Path | QuantizedModel):
         models = [models]
-    codes = list(
-        (languages if isinstance(languages, LanguageSet) else language_set(languages)).weights
-    )
-    source = open_corpus(corpus)
-    documents = {code: source.documents(code, "eval") for code in codes}
-    streams: dict[str, dict[str, Stream]] = {}  # a tokenizer's fingerprint → language → text
+    for model in models:
+        if not isinstance(model, QuantizedModel):
+            check_source(str(model))
+    if not isinstance(languages, LanguageSet):
+        languages = language_set(languages)
+    texts: dict[str, dict[str, Stream]] = {}  # a tokenizer's fingerprint → language → text
     rows: list[Row] = []
+    codes = languages.weights
     with tqdm(total=len(models) * len(codes), desc="evaluating", disable=not progress) as bar:
         for model in models:
             if isinstance(model, QuantizedModel):
@@ -85,28 +85,40 @@ def evaluate(
                 name = str(model)
                 live, tokenizer = load_model(name, dtype), load_tokenizer(name)
             method, calibration = _origin(model)
-            texts = _streams(tokenizer, documents, separator, tokens, streams)
+            key = tokenizer_fingerprint(tokenizer)
+            if key not in texts:
+                texts[key] = eval_text(tokenizer, languages, corpus, separator, tokens)
             for code in codes:
                 bar.set_postfix_str(f"{method}, {code}")
                 with named(f"language '{code}', model {name}"):
-                    scores = score(live, texts[code], tokens=tokens, seq_len=seq_len)
-                for metric in ("perplexity", "bits_per_byte", "token_loss"):
-                    value, stderr = getattr(scores, metric)
-                    rows.append(
-                        Row(
-                            name,
-                            method,
-                            calibration,
-                            code,
-                            "perplexity",
-                            metric,
-                            value,
-                            stderr,
-                            tokens,
-                        )
-                    )
+                    scores = score(live, texts[key][code], tokens=tokens, seq_len=seq_len)
+                rows += rows_of({code: scores}, name, method, calibration)
                 bar.update()
     return rows
+
+
+def rows_of(
+    scores: Mapping[str, Scores], model: str, method: str = "float", calibration: str = "none"
+) -> list[Row]:
+    """Return the results that scores hold: language → scores, as ``perplexity_of`` gives."""
+    computed = versions()
+    return [
+        Row(
+            model=model,
+            method=method,
+            calibration=calibration,
+            language=code,
+            task="perplexity",
+            metric=metric,
+            value=value,
+            stderr=stderr,
+            n=len(found.loss),
+            versions=computed,
+        )
+        for code, found in scores.items()
+        for metric in ("perplexity", "bits_per_byte", "token_loss")
+        for value, stderr in [getattr(found, metric)]
+    ]
 
 
 def definition(
@@ -120,37 +132,6 @@ def definition(
         "perplexity is not comparable between tokenizers or languages; bits per byte is closer to "
         "it."
     )
-
-
-def _streams(
-    tokenizer: "PreTrainedTokenizerBase",
-    documents: dict[str, Documents],
-    separator: str | None,
-    tokens: int,
-    known: dict[str, dict[str, Stream]],
-) -> dict[str, Stream]:
-    key = tokenizer_fingerprint(tokenizer)
-    if key not in known:
-        known[key] = {
-            code: _stream(tokenizer, given, code, separator, tokens)
-            for code, given in documents.items()
-        }
-    return known[key]
-
-
-def _stream(
-    tokenizer: "PreTrainedTokenizerBase",
-    documents: Documents,
-    code: str,
-    separator: str | None,
-    tokens: int,
-) -> Stream:
-    tally = Tally()
-    texts = render(tokenizer, documents.read(tally), None, f"The eval text in '{code}'", tally)
-    found = stream(tokenizer, texts, separator, tokens + 1)  # the first is not scored
-    if counts := left_out(tally.read, tally.dropped):
-        _log.warning("eval text in '%s': %s", code, counts)
-    return found
 
 
 def _origin(model: str | Path | QuantizedModel) -> tuple[str, str]:

@@ -1,36 +1,60 @@
-"""Perplexity and bits per byte of running text."""
+"""What a model says of each token of running text, in one forward for all metrics."""
 
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from itertools import repeat
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from mlcalib.calibration_sets import Stream
+from mlcalib.errors import named
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+_ROWS = 32  # of logits that are worked on at a time: bounded memory, and near the cache
+
+
+class DocumentScores(NamedTuple):
+    """Sums over the documents of one text, in their order; JSON types.
+
+    Attributes:
+        loss: sum of the token losses of each, in nats.
+        tokens: scored tokens of each.
+        bytes: UTF-8 bytes that these add.
+    """
+
+    loss: list[float]
+    tokens: list[int]
+    bytes: list[int]
+
 
 @dataclass(frozen=True)
 class Scores:
-    """Losses of the scored tokens of one text.
+    """What was measured of the scored tokens of one text.
 
     Attributes:
         loss: [n] float64, -ln p of each token given those before it in its window.
         byte_counts: [n] int64, bytes of text that each adds.
         document: [n] int64, the document each is of.
+        kl: [n] float64, KL(reference || model) of the two distributions in which each token was
+            looked up, in nats; None where there was no reference.
+        agrees: [n] bool, whether both have the same most likely token; None likewise.
     """
 
     loss: Tensor
     byte_counts: Tensor
     document: Tensor
+    kl: Tensor | None = None
+    agrees: Tensor | None = None
 
     @property
     def token_loss(self) -> tuple[float, float | None]:
         """Mean loss in nats, and its standard error."""
-        return self._ratio(torch.ones_like(self.loss))
+        return self.mean(self.loss)
 
     @property
     def perplexity(self) -> tuple[float, float | None]:
@@ -41,28 +65,53 @@ class Scores:
     @property
     def bits_per_byte(self) -> tuple[float, float | None]:
         """Loss in bits over UTF-8 bytes: comparable between tokenizers."""
-        mean, error = self._ratio(self.byte_counts.double())
+        mean, error = _ratio(self.loss, self.byte_counts.double(), self.document)
         return mean / math.log(2), None if error is None else error / math.log(2)
 
-    def _ratio(self, size: Tensor) -> tuple[float, float | None]:
-        """Σ loss / Σ size, with the error of a ratio of document sums.
-
-        Tokens of one document are not independent, so documents are what is drawn; a single
-        document has no error.
-        """
-        ratio = float(self.loss.sum() / size.sum())
+    def by_document(self) -> DocumentScores:
+        """Return the sums over each document of which a token was scored."""
         documents, index = torch.unique(self.document, return_inverse=True)
-        count = len(documents)
-        if count < 2:
-            return ratio, None
-        residuals = torch.zeros(count, dtype=torch.float64)
-        residuals.index_add_(0, index, self.loss - ratio * size)
-        variance = float((residuals**2).sum()) * count / (count - 1)
-        return ratio, math.sqrt(variance) / float(size.sum())
+        sums = [
+            torch.zeros(len(documents), dtype=values.dtype).index_add_(0, index, values).tolist()
+            for values in (self.loss, torch.ones_like(self.byte_counts), self.byte_counts)
+        ]
+        return DocumentScores(*sums)
+
+    def mean(self, values: Tensor) -> tuple[float, float | None]:
+        """Return the mean of [n] values of the tokens, and its standard error over documents."""
+        return _ratio(values.double(), torch.ones_like(self.loss), self.document)
+
+
+def perplexity_of(
+    model: "PreTrainedModel", texts: Mapping[str, Stream], *, tokens: int, seq_len: int
+) -> dict[str, Scores]:
+    """Score a live model in several languages.
+
+    Args:
+        model: see ``score``.
+        texts: language → text: what ``eval_text`` gives.
+        tokens: tokens to score of each.
+        seq_len: context.
+
+    Raises:
+        ValueError: see ``score``; names the language.
+    """
+    found = {}
+    for code, text in texts.items():
+        with named(f"language '{code}'"):
+            found[code] = score(model, text, tokens=tokens, seq_len=seq_len)
+    return found
 
 
 @torch.inference_mode()
-def score(model: "PreTrainedModel", stream: Stream, *, tokens: int, seq_len: int) -> Scores:
+def score(
+    model: "PreTrainedModel",
+    stream: Stream,
+    *,
+    tokens: int,
+    seq_len: int,
+    reference: Iterable[Tensor] | None = None,
+) -> Scores:
     """Score the first ``tokens`` tokens of a text after its very first.
 
     Windows of ``seq_len`` tokens follow each other without overlap; each token is predicted from
@@ -73,9 +122,12 @@ def score(model: "PreTrainedModel", stream: Stream, *, tokens: int, seq_len: int
         stream: the text.
         tokens: tokens to score.
         seq_len: context.
+        reference: another model's logits, [seq_len, vocabulary] of each window in turn; None to
+            measure no divergence.
 
     Raises:
-        ValueError: the text is too short, or the model gives NaN.
+        ValueError: the text is too short, the model gives NaN, or the reference has another
+            vocabulary.
     """
     if len(stream.ids) < tokens + 1:
         raise ValueError(
@@ -83,16 +135,74 @@ def score(model: "PreTrainedModel", stream: Stream, *, tokens: int, seq_len: int
             f"the first cannot be scored; ask for at most {len(stream.ids) - 1:,} tokens "
             "(--tokens) or give more text."
         )
-    losses = []
-    for start in range(0, tokens, seq_len):
+    found = []
+    starts = range(0, tokens, seq_len)
+    others = repeat(None, len(starts)) if reference is None else reference
+    for start, other in zip(starts, others, strict=True):
         count = min(seq_len, tokens - start)
-        window = torch.zeros(1, seq_len, dtype=torch.int64)  # what follows `count` has no effect
-        window[0, :count] = stream.ids[start : start + count]
         targets = stream.ids[start + 1 : start + count + 1]
-        logits = model(input_ids=window, use_cache=False).logits[0, :count]
-        losses.append(torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none"))
-    loss = torch.cat(losses).double()
-    if not torch.isfinite(loss).all():
+        window = _window(stream.ids[start : start + count], seq_len)
+        logits = model(input_ids=window, use_cache=False).logits[0]
+        found.append(_measure(logits[:count], targets, None if other is None else other[:count]))
+        del logits, other  # before the next ones are made
+    loss, *divergence = (torch.cat(parts) for parts in zip(*found, strict=True))
+    if not all(torch.isfinite(values).all() for values in (loss, *divergence)):
         raise ValueError("the model gives NaN or Inf; it is damaged, or its dtype overflows.")
     scored = slice(1, tokens + 1)
-    return Scores(loss, stream.byte_counts[scored], stream.document[scored])
+    return Scores(loss, stream.byte_counts[scored], stream.document[scored], *divergence)
+
+
+def _window(ids: Tensor, seq_len: int) -> Tensor:
+    """Return ids as [1, seq_len]: always one shape. What follows them has no effect on them."""
+    window = torch.zeros(1, seq_len, dtype=torch.int64)
+    window[0, : len(ids)] = ids
+    return window
+
+
+def _measure(logits: Tensor, targets: Tensor, reference: Tensor | None) -> tuple[Tensor, ...]:
+    """Return the loss of each row of logits and, given a reference, divergence and agreement."""
+    if reference is not None and reference.shape != logits.shape:
+        raise ValueError(
+            f"the model predicts {logits.shape[-1]:,} tokens and the reference "
+            f"{reference.shape[-1]:,}; distributions are comparable over one vocabulary only."
+        )
+    parts = []
+    for at in range(0, len(logits), _ROWS):
+        rows = slice(at, at + _ROWS)
+        log_q = logits[rows].float().log_softmax(-1)
+        loss = -log_q.gather(1, targets[rows, None])[:, 0].double()
+        if reference is None:
+            parts.append((loss,))
+            continue
+        agrees = logits[rows].argmax(-1) == reference[rows].argmax(-1)
+        log_p = reference[rows].float().log_softmax(-1)
+        parts.append((loss, _divergence(log_p, log_q).double(), agrees))
+    return tuple(torch.cat(each) for each in zip(*parts, strict=True))
+
+
+def _divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """Return KL(p || q) of each row, in nats; both arguments are overwritten.
+
+    With d = ln q - ln p it is sum p (e^d - 1 - d), since p and q both sum to 1. No term of that sum
+    is negative, so small divergences do not drown in the rounding of sum p (-d): of one of 5e-5
+    over 49,000 tokens the latter loses 4 % in float32, this 0.002 %.
+    """
+    d = log_q.sub_(log_p)
+    return torch.expm1(d).sub_(d).mul_(log_p.exp_()).sum(-1)
+
+
+def _ratio(values: Tensor, size: Tensor, document: Tensor) -> tuple[float, float | None]:
+    """Σ values / Σ size, with the error of a ratio of document sums.
+
+    Tokens of one document are not independent, so documents are what is drawn; a single document
+    has no error.
+    """
+    ratio = float(values.sum() / size.sum())
+    documents, index = torch.unique(document, return_inverse=True)
+    count = len(documents)
+    if count < 2:
+        return ratio, None
+    residuals = torch.zeros(count, dtype=torch.float64)
+    residuals.index_add_(0, index, values - ratio * size)
+    variance = float((residuals**2).sum()) * count / (count - 1)
+    return ratio, math.sqrt(variance) / float(size.sum())

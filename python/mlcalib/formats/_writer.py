@@ -2,20 +2,19 @@
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
-from huggingface_hub import split_torch_state_dict_into_shards
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mlcalib._core import GridSpec, QuantizedLinear
 from mlcalib.files import atomic_folder
 from mlcalib.formats.base import Format
-from mlcalib.safetensors_files import INDEX
+from mlcalib.layer_names import saved_name
+from mlcalib.safetensors_writing import Piece, tensor_piece, write_checkpoint_files
 
 if TYPE_CHECKING:
     from mlcalib._core import Order  # the stub knows it, the compiled module does not
@@ -62,30 +61,138 @@ def save_checkpoint(  # noqa: PLR0913 - what a checkpoint is made of
     specs = _specs(quantized, checkpoint_format.scale_dtype(model.dtype), model.dtype)
     shapes = {name: (len(q.codes), q.codes.shape[1]) for name, q in quantized.items()}
     checkpoint_format.check(specs, shapes)
-    ignore = [
-        _saved_name(name, saved_names)
-        for name, module in model.named_modules()
-        if _is_linear(module) and name not in quantized
-    ]
-    section = checkpoint_format.quantization_config(specs, order, ignore)
+    if checkpoint_format.file is not None:
+        contents = (
+            (name, quantized[name])
+            if (name := key.removesuffix(".weight")) in quantized
+            else (key, value)
+            for key, value in model.state_dict().items()
+            if key not in _tied(model)
+        )
+        write_file_checkpoint(
+            model, tokenizer, out, checkpoint_format, contents, metadata, card=card
+        )
+        return
+    pieces = {
+        saved_name(name, saved_names): tensor_piece(tensor)
+        for name, tensor in _tensors(model, checkpoint_format, quantized).items()
+    }
+    write_checkpoint(
+        model,
+        tokenizer,
+        out,
+        quantization_section(model, checkpoint_format, specs, order, saved_names),
+        pieces,
+        metadata,
+        config_file=checkpoint_format.config_file,
+        card=card,
+        max_shard_size=max_shard_size,
+    )
+
+
+def write_file_checkpoint(
+    model: Any,
+    tokenizer: Any,
+    out: str | Path,
+    checkpoint_format: Format,
+    contents: Iterable[tuple[str, Tensor | QuantizedLinear]],
+    metadata: Mapping[str, Any],
+    *,
+    card: str | None = None,
+) -> None:
+    """Write the folder of a format that has one file of its own; all of it or nothing.
+
+    Args:
+        model: gives the config; needs no weights.
+        tokenizer: its tokenizer.
+        out: the folder, as for ``check_output``.
+        checkpoint_format: writes the file.
+        contents: tensors by their names in the model, quantized linears by their own.
+        metadata: content of mlcalib.json; JSON types, finite numbers.
+        card: the model card, README.md; None for none.
+
+    Raises:
+        FileExistsError: ``out`` exists and is not empty.
+        OSError: ``out`` cannot be written.
+    """
     described = json.dumps(metadata, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     with atomic_folder(out) as folder:
+        config, architecture = copy.deepcopy(model.config), type(model).__name__
+        checkpoint_format.write_file(folder, config, architecture, tokenizer, contents)
+        _save_records(folder, described, card)
+
+
+def quantization_section(
+    model: Any,
+    checkpoint_format: Format,
+    specs: Mapping[str, GridSpec],
+    order: "Order",
+    saved_names: Mapping[str, str],
+) -> dict[str, Any] | None:
+    """Return the ``quantization_config`` of a model whose linears in ``specs`` are quantized."""
+    ignore = [
+        saved_name(name, saved_names)
+        for name, module in model.named_modules()
+        if _is_linear(module) and name not in specs
+    ]
+    return checkpoint_format.quantization_config(specs, order, ignore)
+
+
+def write_checkpoint(
+    model: Any,
+    tokenizer: Any,
+    out: str | Path,
+    section: dict[str, Any] | None,
+    pieces: Mapping[str, Piece],
+    metadata: Mapping[str, Any],
+    *,
+    config_file: str | None = None,
+    card: str | None = None,
+    max_shard_size: int | str = "5GB",
+) -> None:
+    """Write a Hugging Face folder; all of it or nothing.
+
+    Args:
+        model: gives config.json and generation_config.json; needs no weights.
+        tokenizer: its tokenizer.
+        out: the folder, as for ``check_output``.
+        section: ``quantization_config`` of config.json, or None.
+        pieces: the tensors, by their names in the checkpoint.
+        metadata: content of mlcalib.json; JSON types, finite numbers.
+        config_file: a file that repeats the section; None for none.
+        card: the model card, README.md; None for none.
+        max_shard_size: of a safetensors file, in bytes or as "5GB"; one larger tensor still fits.
+
+    Raises:
+        FileExistsError: ``out`` exists and is not empty.
+        OSError: ``out`` cannot be written.
+    """
+    described = json.dumps(metadata, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    with atomic_folder(out) as folder:
+        write_checkpoint_files(folder, pieces, max_shard_size)
         _save_config(model, section, folder)
-        tokenizer.save_pretrained(folder)
-        (folder / "mlcalib.json").write_text(described, encoding="utf-8")
-        if card is not None:
-            (folder / "README.md").write_text(card, encoding="utf-8")
-        tensors = {
-            _saved_name(name, saved_names): tensor
-            for name, tensor in _tensors(model, checkpoint_format, quantized).items()
-        }
-        _save_tensors(tensors, folder, max_shard_size)
+        _save_tokenizer(tokenizer, folder)
+        if config_file is not None:
+            text = json.dumps(section, indent=2) + "\n"
+            (folder / config_file).write_text(text, encoding="utf-8")
+        _save_records(folder, described, card)
 
 
-def _saved_name(name: str, saved_names: Mapping[str, str]) -> str:
-    for part, saved in saved_names.items():
-        name = name.replace(part, saved)
-    return name
+def _save_records(folder: Path, described: str, card: str | None) -> None:
+    """Write mlcalib.json and the model card."""
+    (folder / "mlcalib.json").write_text(described, encoding="utf-8")
+    if card is not None:
+        (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _tied(model: Any) -> set[str]:
+    """Return the names of weights that are another's."""
+    state = model.state_dict()
+    return {
+        target
+        for target, source in model.all_tied_weights_keys.items()
+        if target in state and state[target].data_ptr() == state[source].data_ptr()
+    }
 
 
 def _is_linear(module: nn.Module) -> bool:
@@ -111,6 +218,18 @@ def _specs(
     return specs
 
 
+def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    try:
+        tokenizer.save_pretrained(folder)
+    except OSError:
+        raise
+    except Exception as error:
+        if type(error) is not Exception:
+            raise
+        # What tokenizers (Rust) raises where the disk is full.
+        raise OSError(f"cannot write the tokenizer to {folder}: {error}") from error
+
+
 def _save_config(model: Any, section: dict[str, Any] | None, folder: Path) -> None:
     """Write config.json and generation_config.json from copies."""
     config = copy.deepcopy(model.config)
@@ -132,11 +251,7 @@ def _tensors(
     state: dict[str, Tensor] = model.state_dict()
     if missing := [name for name in quantized if f"{name}.weight" not in state]:
         raise ValueError(f"the model has no weight for {', '.join(missing)}")
-    tied = {
-        target
-        for target, source in model.all_tied_weights_keys.items()
-        if target in state and state[target].data_ptr() == state[source].data_ptr()
-    }
+    tied = _tied(model)
     tensors: dict[str, Tensor] = {}
     shared = tied | {model.all_tied_weights_keys[target] for target in tied}
     for key, value in state.items():
@@ -153,14 +268,3 @@ def _tensors(
             )
         tensors |= checkpoint_format.pack(name, quantized[name])
     return {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-
-
-def _save_tensors(tensors: dict[str, Tensor], folder: Path, max_shard_size: int | str) -> None:
-    """Write model.safetensors, or shards and their index."""
-    split = split_torch_state_dict_into_shards(tensors, max_shard_size=max_shard_size)
-    for file, names in split.filename_to_tensors.items():
-        # transformers asks for the format key.
-        save_file({name: tensors[name] for name in names}, folder / file, {"format": "pt"})
-    if split.is_sharded:
-        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-        (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", "utf-8")

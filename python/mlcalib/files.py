@@ -18,12 +18,22 @@ def atomic_file(path: str | Path) -> Iterator[TextIO]:
     Raises:
         OSError: ``path`` cannot be written.
     """
-    path = Path(path)
+    with _becoming(Path(path)) as partial, partial.open("w", encoding="utf-8") as file:
+        yield file
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Write a file all at once, as ``atomic_file`` does."""
+    with _becoming(Path(path)) as partial:
+        partial.write_bytes(content)
+
+
+@contextlib.contextmanager
+def _becoming(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = _partial(path)
     try:
-        with partial.open("w", encoding="utf-8") as file:
-            yield file
+        yield partial
         _sync(partial)
         partial.replace(path)
     except BaseException:

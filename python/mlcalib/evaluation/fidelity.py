@@ -33,20 +33,17 @@ class Reference:
     """The float model's distributions over a text, in any number of languages.
 
     Args:
-        head: gives what ``head_of`` returns; called when logits are first needed.
-        states: language → what ``recording`` recorded of it.
+        head: what ``head_of`` returned.
+        states: language → what ``recording`` recorded of it, [windows, seq_len, hidden size].
     """
 
-    def __init__(
-        self, head: "Callable[[], PreTrainedModel]", states: Callable[[str], Tensor]
-    ) -> None:
+    def __init__(self, head: "PreTrainedModel", states: Callable[[str], Tensor]) -> None:
         self._head = head
         self._states = states
 
     def logits(self, language: str) -> Iterator[Tensor]:
         """Return the logits [seq_len, vocabulary] of each window, one at a time."""
-        head, states = self._head(), self._states(language)
-        return (_replayed(head, window) for window in states)
+        return (_replayed(self._head, window) for window in self._states(language))
 
 
 def head_of(model: "PreTrainedModel") -> "PreTrainedModel":
@@ -104,8 +101,7 @@ def reference_of(
         with named(f"language '{code}'"), recording(model) as recorded:
             scores[code] = score(model, text, tokens=tokens, seq_len=seq_len)
         states[code] = torch.stack(recorded)
-    head = head_of(model)
-    return Reference(lambda: head, states.__getitem__), scores
+    return Reference(head_of(model), states.__getitem__), scores
 
 
 def fidelity_of(
@@ -269,7 +265,7 @@ def _percentile(scores: Scores, values: Tensor, p: float) -> tuple[float, float 
 
 
 def _base(model: "PreTrainedModel") -> nn.Module:
-    base = model.base_model
+    base: nn.Module = model.base_model
     if base is model:
         raise NotImplementedError(
             f"{type(model).__name__} is not made of a base model and an output head, as causal "

@@ -5,7 +5,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO, TextIO
 
 
 @contextlib.contextmanager
@@ -18,27 +18,19 @@ def atomic_file(path: str | Path) -> Iterator[TextIO]:
     Raises:
         OSError: ``path`` cannot be written.
     """
-    with _becoming(Path(path)) as partial, partial.open("w", encoding="utf-8") as file:
-        yield file
-
-
-def write_bytes(path: str | Path, content: bytes) -> None:
-    """Write a file all at once, as ``atomic_file`` does."""
-    with _becoming(Path(path)) as partial:
-        partial.write_bytes(content)
+    with _replacing(path) as partial:
+        with partial.open("w", encoding="utf-8") as file:
+            yield file
+        _sync(partial)
 
 
 @contextlib.contextmanager
-def _becoming(path: Path) -> Iterator[Path]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = _partial(path)
-    try:
-        yield partial
+def atomic_bytes(path: str | Path) -> Iterator[BinaryIO]:
+    """Give a binary file to write, likewise."""
+    with _replacing(path) as partial:
+        with partial.open("wb") as file:
+            yield file
         _sync(partial)
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 def check_output(out: str | Path) -> None:
@@ -99,6 +91,19 @@ def atomic_folder(out: str | Path) -> Iterator[Path]:
         for parent in made:
             with contextlib.suppress(OSError):  # Another run may have written beside us.
                 parent.rmdir()
+        raise
+
+
+@contextlib.contextmanager
+def _replacing(path: str | Path) -> Iterator[Path]:
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = _partial(path)
+    try:
+        yield partial
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
         raise
 
 

@@ -4,6 +4,7 @@ import copy
 import gc
 import math
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -24,6 +25,8 @@ from mlcalib.evaluation import (
 )
 from mlcalib.evaluation.fidelity import head_of, worst_share
 from mlcalib.evaluation.perplexity import _divergence
+from mlcalib.report.fidelity import fidelity_table
+from mlcalib.results import Row
 
 SCALE = {"tokens": 200, "seq_len": 32}
 
@@ -214,7 +217,7 @@ def folders(model, tokenizer, tmp_path_factory):
 
 
 def test_evaluate_compares_with_the_first(folders, model, texts):
-    options = {"progress": False, **SCALE}
+    options = {"progress": False, "dtype": "float32", **SCALE}
     plain = mlcalib.evaluate(folders, "en,sw", **options)
     rows = mlcalib.evaluate(folders, "en,sw", fidelity=True, **options)
     assert [row for row in rows if row.task == "perplexity"] == plain
@@ -252,3 +255,27 @@ def test_no_model_is_in_memory_beside_another(folders, monkeypatch):
     monkeypatch.setattr(subject, "load_model", watched)
     mlcalib.evaluate(folders, "en", fidelity=True, progress=False, **SCALE)
     assert alive == [[], [False], [False, False]]
+
+
+def fidelity(model, language, metric, value, stderr=None):
+    return Row(model, "rtn", "none", language, "fidelity", metric, value, stderr, 9)
+
+
+def test_the_table_says_where_the_loss_did_not_rise():
+    rows = [
+        fidelity("a", "en", "kl", 0.12345, 0.0123),
+        fidelity("a", "en", "kl_p90", 0.3),
+        fidelity("a", "en", "kl_p99", 1.5),
+        fidelity("a", "en", "top1_agreement", 0.9123, 0.004),
+        fidelity("b", "en", "kl", 1e-5, 1e-7),
+        fidelity("b", "en", "worst_documents_share", 0.25),
+        replace(fidelity("b", "en", "token_loss", 2.0), task="perplexity"),
+    ]
+    _, *lines = fidelity_table(rows)
+    assert lines == [
+        ["en", "rtn a", "0.1235 ± 0.012", "0.3", "1.5", "91.2 ± 0.4", "no rise"],
+        ["en", "rtn b", "1e-05 ± 1e-07", *["not measured"] * 3, "25.0"],
+    ]
+    assert fidelity_table(rows[:4])[1][1] == "rtn"
+    with pytest.raises(ValueError, match="mlcalib evaluate --fidelity"):
+        fidelity_table(rows[-1:])

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mlcalib.files import atomic_file, write_bytes
+from mlcalib.files import atomic_bytes, atomic_file
 
 Key = Mapping[str, Any]
 """JSON types; ``task``, a string, is among them."""
@@ -81,7 +81,8 @@ class Cache:
         from safetensors.torch import save
 
         content = save({"tensor": tensor.contiguous()}, {"key": json.dumps(key)})
-        write_bytes(self._path(key, ".safetensors"), content)
+        with atomic_bytes(self._path(key, ".safetensors")) as file:
+            file.write(content)
 
     def sha256(self, path: str | Path) -> str:
         """Return the sha256 of a file as hex; a file is read again only after it has changed.

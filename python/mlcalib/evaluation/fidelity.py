@@ -29,6 +29,15 @@ WORST = 0.05
 """The share of documents whose part in the rise of the loss is told."""
 
 
+DEFINITION = (
+    "KL is the mean over tokens of KL(first model || model) of next-token distributions, in nats; "
+    "p90 and p99 are percentiles over tokens. The last column is the part of the rise in loss that "
+    "the 5 % of documents (at least one) whose loss rose most carry: 5 % if all rise alike, "
+    "more than 100 % if the others fall. Standard errors are over documents."
+)
+"""What ``fidelity_rows`` gives, for people to read below a table."""
+
+
 class Reference:
     """The float model's distributions over a text, in any number of languages.
 

@@ -98,13 +98,11 @@ def main() -> None:
 
     scale = {"tokens": SCORED, "seq_len": SEQ_LEN}
     texts = eval_text(tokenizer, "multi10", corpus, None, SCORED)
-    reference, first = None, perplexity_of(model, texts, **scale) if arguments.no_kl else None
-    if first is None:
-        reference, first = reference_of(model, texts, **scale)
+    reference, first = reference_of(model, texts, **scale)
     rows = rows_of(first, source)
 
     def evaluate(quantized: mlcalib.QuantizedModel, *origin: str) -> list[Row]:
-        if reference is None:
+        if arguments.no_kl:
             return rows_of(perplexity_of(quantized.model, texts, **scale), *origin)
         scores = fidelity_of(quantized.model, texts, reference, **scale)
         return rows_of(scores, *origin) + fidelity_rows(scores, first, *origin)
@@ -145,7 +143,7 @@ def main() -> None:
         f"{TOKENS:,} calibration tokens in each setting; {torch.get_num_threads()} threads\n"
     )
     print(markdown(rise_table(rows)))
-    if reference is not None:
+    if not arguments.no_kl:
         print("\nKL divergence from float (nats)\n")
         print(markdown(metric_table(rows, "kl")))
     print("\n" + definition(tokenizer, tokens=SCORED, seq_len=SEQ_LEN, separator=None))

@@ -18,11 +18,10 @@ import torch
 
 import mlcalib
 from mlcalib._core import losses
-from mlcalib.demo import find_smollm2
 from mlcalib.flow import Flow, Stopwatch
 from mlcalib.languages import language_set
 from mlcalib.models import find_adapter
-from mlcalib.models.loading import load_model, load_tokenizer
+from mlcalib.models.loading import find_smollm2, load_model, load_tokenizer
 from mlcalib.quantizers import quantizers
 from mlcalib.statistics import mix
 

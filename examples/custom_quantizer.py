@@ -19,8 +19,7 @@ from torch import Tensor
 
 import mlcalib
 from mlcalib._core import Grid, QuantizedLinear, quantize
-from mlcalib.demo import find_smollm2
-from mlcalib.models.loading import load_model, load_tokenizer
+from mlcalib.models.loading import find_smollm2, load_model, load_tokenizer
 from mlcalib.quantizers import Quantizer, quantizers
 from mlcalib.quantizers.base import QuantizerOptions
 from mlcalib.statistics import StatisticSet

@@ -20,7 +20,6 @@ import torch
 import yaml
 
 import mlcalib
-from mlcalib.demo import find_smollm2
 from mlcalib.evaluation import (
     definition,
     eval_text,
@@ -30,7 +29,7 @@ from mlcalib.evaluation import (
     reference_of,
     rows_of,
 )
-from mlcalib.models.loading import load_model, load_tokenizer
+from mlcalib.models.loading import find_smollm2, load_model, load_tokenizer
 from mlcalib.quantizers.awq import Awq
 from mlcalib.quantizers.base import ChannelScales
 from mlcalib.report import markdown, metric_table, rise_table

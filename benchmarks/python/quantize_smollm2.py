@@ -89,8 +89,7 @@ def main() -> None:
     import torch
 
     from mlcalib import _core
-    from mlcalib.demo import find_smollm2
-    from mlcalib.models.loading import load_model, load_tokenizer
+    from mlcalib.models.loading import find_smollm2, load_model, load_tokenizer
 
     kinds = ["forward", "naive gram", "float", "quantized"]
     with tempfile.TemporaryDirectory() as folder:

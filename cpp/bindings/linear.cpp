@@ -24,6 +24,13 @@ void register_linear(py::module_& m) {
          const std::vector<at::Tensor>& grams) { return losses(weight, quantized, grams); },
       py::arg("weight"), py::arg("quantized"), py::arg("grams"), NoGil(),
       "tr(D G Dᵀ) for each Gram, D = weight - dequantized.");
+  m.def(
+      "losses",
+      [](const at::Tensor& change, const std::vector<at::Tensor>& grams) {
+        return losses(change, grams);
+      },
+      py::arg("change"), py::arg("grams"), NoGil(),
+      "tr(D G Dᵀ) for each Gram, of a change D [rows, cols] that is given.");
 }
 
 }  // namespace mlcalib

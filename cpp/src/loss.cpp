@@ -17,6 +17,11 @@ std::vector<double> losses(const at::Tensor& weight, const QuantizedLinear& quan
                     checked.sizes(), " but the codes have shape ", quantized.codes.sizes(),
                     "; expected the weight that was quantized.");
   check_device(quantized.codes, "the codes", checked, "weight");
+  return losses(checked - quantized.dequantize(), grams);
+}
+
+std::vector<double> losses(const at::Tensor& change, at::TensorList grams) {
+  const at::Tensor checked = check_weight(change);
   const int64_t channels = checked.size(1);
   for (const at::Tensor& gram : grams) {
     check_gram(gram, channels);
@@ -24,9 +29,8 @@ std::vector<double> losses(const at::Tensor& weight, const QuantizedLinear& quan
   }
 
   const at::DeviceType device = checked.device().type();
-  const at::Tensor error = checked - quantized.dequantize();
   const at::Tensor error_gram = at::zeros({channels, channels}, checked.options());
-  gram_update_stub(device, error_gram, error);
+  gram_update_stub(device, error_gram, checked);
   mirror_stub(device, error_gram);
 
   std::vector<double> result;

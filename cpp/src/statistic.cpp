@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <ATen/ops/clone.h>
 #include <ATen/ops/scalar_tensor.h>
 #include <c10/core/InferenceMode.h>
 #include <c10/util/Exception.h>
@@ -120,6 +121,13 @@ void Statistic::merge(const Statistic& other, double weight) {
 }
 
 TensorMap Statistic::state() const {
+  TensorMap result = view();
+  for (auto& [name, tensor] : result) tensor = tensor.clone();
+  return result;
+}
+
+TensorMap Statistic::view() const {
+  const LeaveInferenceMode leave;
   TensorMap result = tensors();
   result["tokens"] = at::scalar_tensor(tokens_, at::TensorOptions(at::kDouble));
   return result;

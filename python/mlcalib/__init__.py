@@ -34,10 +34,12 @@ _check_torch(TORCH_VERSION, torch.__version__)
 from mlcalib._core import build_info  # noqa: E402 - only after the check
 from mlcalib.api import calibration  # noqa: E402
 from mlcalib.calibration_sets import CalibrationSet  # noqa: E402
+from mlcalib.checkpoints import quantize_checkpoint  # noqa: E402
 from mlcalib.evaluation import evaluate  # noqa: E402
 from mlcalib.languages import LanguageSet  # noqa: E402
 from mlcalib.pipeline import quantize  # noqa: E402
 from mlcalib.quantized_model import QuantizedModel  # noqa: E402
+from mlcalib.studies import study  # noqa: E402
 
 __version__ = build_info()["version"]
 
@@ -49,4 +51,6 @@ __all__ = [
     "calibration",
     "evaluate",
     "quantize",
+    "quantize_checkpoint",
+    "study",
 ]

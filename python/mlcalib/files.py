@@ -1,6 +1,7 @@
 """Files and folders that are written whole or not at all."""
 
 import contextlib
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -92,6 +93,29 @@ def atomic_folder(out: str | Path) -> Iterator[Path]:
             with contextlib.suppress(OSError):  # Another run may have written beside us.
                 parent.rmdir()
         raise
+
+
+def remove_partial(out: Path) -> None:
+    """Remove what killed processes left of ``atomic_folder(out)``; call it inside ``locked``."""
+    for folder in out.parent.glob(f".{out.name}.partial-*"):
+        shutil.rmtree(folder)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Make a folder, and keep other processes from entering here with it.
+
+    Raises:
+        BlockingIOError: another process is inside.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            reason = f"another process is writing {folder}; wait for it, or give another --out"
+            raise BlockingIOError(error.errno, reason) from error
+        yield
 
 
 @contextlib.contextmanager

@@ -1,15 +1,16 @@
 """The calibration text on its way through the model, one block at a time."""
 
 import time
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor, nn
 
 from mlcalib.calibration_sets import CalibrationSet
 from mlcalib.errors import named
+from mlcalib.hidden_states import HiddenStates
 from mlcalib.models import Adapter
 from mlcalib.models.running import (
     BlockInputs,
@@ -24,8 +25,22 @@ from mlcalib.statistics import StatisticSet
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-BlockStatistics = dict[str, dict[str, StatisticSet]]
-"""Input of a block → language → its statistics."""
+
+class Prefix(NamedTuple):
+    """The first so many tokens of a language's calibration text."""
+
+    language: str
+    tokens: int
+
+
+Mixture = Mapping[Prefix, float]
+"""What a calibration setting is made of: prefixes of text, and what their statistics weigh."""
+
+BlockStatistics = dict[str, dict[Prefix, StatisticSet]]
+"""Input of a block → prefix → its statistics."""
+
+Observe = Callable[[str, str, Tensor], None]
+"""Called with the key of an input, a language and activations [tokens, channels]."""
 
 
 class Stopwatch:
@@ -94,8 +109,16 @@ class Probe:
         return loss
 
 
+def mixture_of(calibration: CalibrationSet) -> Mixture:
+    """Return what a calibration set mixes: all its text."""
+    return {
+        Prefix(language, tokens): calibration.weights.get(language, 1.0)
+        for language, tokens in calibration.tokens.items()
+    }
+
+
 class Flow:
-    """The hidden states of every sequence of the calibration set, moving from block to block."""
+    """The hidden states of every sequence of some text, moving from block to block."""
 
     def __init__(
         self,
@@ -103,30 +126,63 @@ class Flow:
         adapter: Adapter,
         calibration: CalibrationSet,
         stopwatch: Stopwatch,
+        *,
+        prefixes: Iterable[Prefix] = (),
+        hidden: HiddenStates | None = None,
     ) -> None:
-        """Embed every sequence: the hidden states that the first block reads."""
+        """Embed every sequence: the hidden states that the first block reads.
+
+        Args:
+            model: its embeddings are used; its blocks need no weights yet.
+            adapter: its family.
+            calibration: the text.
+            stopwatch: gets the times.
+            prefixes: what statistics are kept of; by default all the text of each language.
+            hidden: where hidden states live; those that are there already, of a run that goes on,
+                are kept. By default in memory.
+        """
         self._adapter = adapter
         self._calibration = calibration
         self._stopwatch = stopwatch
-        self._hidden: dict[str, list[Tensor]] = {}  # language → [1, seq_len, hidden size] each
+        self._prefixes: dict[str, list[Prefix]] = {language: [] for language in calibration.ids}
+        for prefix in sorted(
+            set(prefixes or mixture_of(calibration)), key=lambda each: each.tokens
+        ):
+            self._prefixes[prefix.language].append(prefix)
+        self._hidden = HiddenStates() if hidden is None else hidden
         # Block → its other arguments, the same for every sequence: they have one shape.
         self._inputs: dict[str, BlockInputs] = {}
+        fresh = self._hidden.position < 0
         with stopwatch.timed("forward"):
             for language in calibration.ids:
-                self._hidden[language] = []
-                for ids, _ in calibration.sequences(language):
-                    state, self._inputs = embed(model, adapter, ids)
-                    self._hidden[language].append(state)
+                for index, (ids, _) in enumerate(calibration.sequences(language)):
+                    if fresh or not self._inputs:
+                        state, self._inputs = embed(model, adapter, ids)
+                    if fresh:
+                        self._hidden.write(language, index, state)
+        if fresh:
+            self._hidden.turn()
 
-    def probe(self, block_name: str, tokens: int) -> Probe:
+    @property
+    def position(self) -> int:
+        """Blocks that the hidden states are behind."""
+        return self._hidden.position
+
+    def turn(self) -> None:
+        """Go on to the next block: what this one wrote is read from now on."""
+        self._hidden.turn()
+
+    def probe(self, block_name: str, tokens: int, mixture: Mixture) -> Probe:
         """Return a sample of at least ``tokens`` tokens, and a sequence of each language.
 
-        Sequences of the languages in turn. To be called before the hidden states move on.
+        Sequences of the mixture's languages in turn. To be called before the hidden states move on.
         """
-        rounds = zip_longest(*self._hidden.values())
-        in_turn = [state for states in rounds for state in states if state is not None]
-        count = max(-(-tokens // in_turn[0].shape[1]), len(self._hidden))
-        return Probe(in_turn[:count], self._inputs[block_name])
+        counts = {each.language: self._sequences(each) for each in mixture}
+        rounds = zip_longest(*([(code, i) for i in range(n)] for code, n in counts.items()))
+        in_turn = [at for row in rounds for at in row if at is not None]
+        count = max(-(-tokens // self._calibration.seq_len), len(counts))
+        states = [self._hidden.read(*at) for at in in_turn[:count]]
+        return Probe(states, self._inputs[block_name])
 
     def collect(
         self,
@@ -136,52 +192,84 @@ class Flow:
         *,
         skipped: Container[str],
         advance: bool,
+        observe: Observe | None = None,
     ) -> BlockStatistics:
-        """Return the block's statistics; with ``advance`` its outputs become the hidden states.
+        """Return the block's statistics; with ``advance`` its outputs are the next hidden states.
 
-        Inputs that only ``skipped`` linears (names in the model) read have none.
+        Inputs that only ``skipped`` linears (names in the model) read have none. ``observe`` sees
+        what the statistics of whole texts see.
         """
         linears = self._adapter.linears_of(block)
-        statistics: BlockStatistics = {
-            name: {
-                language: StatisticSet(kinds, self._adapter.linear(block, members[0]).in_features)
-                for language in self._hidden
-            }
+        kept = {
+            name: self._adapter.linear(block, members[0]).in_features
             for name, members in linears.items()
             if any(f"{block_name}.{member}" not in skipped for member in members)
         }
-        if not (statistics or advance):
+        statistics: BlockStatistics = {name: {} for name in kept}
+        if not (kept or advance):
             return statistics
         inputs = self._inputs[block_name]
         in_statistics = 0.0
-        language, counted = "", 0  # of the sequence that runs
+        language, running = "", dict[str, StatisticSet]()
+        ending: list[tuple[int, Prefix]] = []  # tokens of the sequence that runs, prefix
 
         def see(name: str, x: Tensor, positions: Tensor | None) -> None:
             nonlocal in_statistics
             if name not in statistics:
                 return
             start = time.perf_counter()
-            x = x[:counted] if positions is None else x[positions < counted]
             with named(f"input of {block_name}.{linears[name][0]}, text in '{language}'"):
-                statistics[name][language].update(x)
+                for counted, prefix in ending:
+                    seen = x[:counted] if positions is None else x[positions < counted]
+                    statistics[name][prefix].update(seen)
+                    if prefix == self._prefixes[language][-1] and observe is not None:
+                        observe(name, language, seen)
+                if name in running:
+                    running[name].update(x)
+                    if observe is not None:
+                        observe(name, language, x)
             in_statistics += time.perf_counter() - start
 
         start = time.perf_counter()
         with watching(self._adapter, block, see):
-            for language, states in self._hidden.items():
-                sequences = self._calibration.sequences(language)
-                for index, (_, counted) in enumerate(sequences):  # noqa: B007 - read by see
+            for language, prefixes in self._prefixes.items():
+                running = {name: StatisticSet(kinds, size) for name, size in kept.items()}
+                for index in range(self._sequences(prefixes[-1])):
+                    ending = self._ending(language, index)
+                    last = bool(ending) and ending[-1][1] == prefixes[-1]
+                    for _, prefix in ending:
+                        for name, each in running.items():
+                            # What goes on needs its own; the last prefix is all there is.
+                            done = last and prefix == prefixes[-1]
+                            statistics[name][prefix] = each if done else each.copy()
+                    if last:
+                        running = {}
+                    state = self._hidden.read(language, index)
                     if advance:
-                        states[index] = run_block(block, states[index], inputs)
+                        self._hidden.write(language, index, run_block(block, state, inputs))
                     else:
-                        run_to_last_input(self._adapter, block, states[index], inputs)
+                        run_to_last_input(self._adapter, block, state, inputs)
         self._stopwatch.add("gram", in_statistics)
         self._stopwatch.add("forward", time.perf_counter() - start - in_statistics)
         return statistics
 
     def advance(self, block_name: str, block: nn.Module) -> None:
-        """Move the hidden states through the block as it is now."""
+        """Make the next hidden states: the outputs of the block as it is now."""
         with self._stopwatch.timed("forward"):
-            for states in self._hidden.values():
-                for index, state in enumerate(states):
-                    states[index] = run_block(block, state, self._inputs[block_name])
+            for language, prefixes in self._prefixes.items():
+                for index in range(self._sequences(prefixes[-1])):
+                    state = self._hidden.read(language, index)
+                    output = run_block(block, state, self._inputs[block_name])
+                    self._hidden.write(language, index, output)
+
+    def _sequences(self, prefix: Prefix) -> int:
+        return -(-prefix.tokens // self._calibration.seq_len)
+
+    def _ending(self, language: str, index: int) -> list[tuple[int, Prefix]]:
+        """Return the prefixes that end in a sequence, and how many of its tokens they hold."""
+        size = self._calibration.seq_len
+        return [
+            (prefix.tokens - index * size, prefix)
+            for prefix in self._prefixes[language]
+            if index == self._sequences(prefix) - 1
+        ]

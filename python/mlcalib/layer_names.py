@@ -1,7 +1,7 @@
 """Names of linears: patterns that cover some of them, and which of them readers fuse."""
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Linears beside each other that vLLM and SGLang run as one, on one grid or all in floating point
@@ -60,3 +60,15 @@ def _template(name: str) -> tuple[str, str]:
             first = part
             parts.append("{}")
     return r"\.".join(parts), first
+
+
+def saved_name(name: str, saved_names: Mapping[str, str]) -> str:
+    """Return what a family's checkpoints call a module or tensor of the model.
+
+    Args:
+        name: in the model.
+        saved_names: part of a name in the model → what takes its place.
+    """
+    for part, saved in saved_names.items():
+        name = name.replace(part, saved)
+    return name

@@ -1,14 +1,16 @@
 """The heart: a model in, block by block, a quantized model out."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tqdm.auto import tqdm
 
+from mlcalib._core import QuantizedLinear
 from mlcalib.calibration_sets import CalibrationSet
-from mlcalib.flow import BlockStatistics, Flow, Stopwatch
+from mlcalib.flow import BlockStatistics, Flow, Stopwatch, mixture_of
 from mlcalib.formats import formats
 from mlcalib.models import Adapter, find_adapter
 from mlcalib.models.experts import unfuse
@@ -20,16 +22,16 @@ from mlcalib.models.loading import (
     shared_copy,
     skeleton,
 )
-from mlcalib.overrides import Override, resolve
+from mlcalib.overrides import resolve
+from mlcalib.passes import Propagate
 from mlcalib.quantized_model import QuantizedModel
 from mlcalib.quantizers import Quantizer, quantizers
-from mlcalib.scaling import scale_block
-from mlcalib.solving import Solved, check_weights, input_ranges, solve_block
+from mlcalib.recipes import check_method, make_recipe
+from mlcalib.solving import check_weights, expert_tokens, input_ranges, references
+from mlcalib.variants import Variant
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-Propagate = Literal["quantized", "float"]
 
 
 def quantize(  # noqa: PLR0913 - what a quantization is made of
@@ -73,68 +75,71 @@ def quantize(  # noqa: PLR0913 - what a quantization is made of
         NotImplementedError: an architecture without an adapter.
         torch.linalg.LinAlgError: a Gram that is not positive definite.
     """
-    if propagate not in ("quantized", "float"):
-        raise ValueError(f"propagate is '{propagate}', expected 'quantized' or 'float'.")
-    kind = quantizers.get(method)
-    checked = kind.Options(**options)
-    if kind.needs and calibration is None:
-        raise ValueError(
-            f"{method} needs calibration text; pass calibration=mlcalib.calibration_sets(...)."
-        )
-    checkpoint_format = formats.get(format)()
-    found: list[Override] = []
-    if skip or overrides:
-        found = resolve(kind, options, skip, overrides or {}, _linear_names(model))
+    check_method(method, propagate, calibrated=calibration is not None, options=options)
+    formats.get(format)
+    if skip or overrides:  # what is wrong with patterns is found before the weights are loaded
+        kind = quantizers.get(method)
+        resolve(kind, options, skip, overrides or {}, _linear_names(model))
 
     loading = Stopwatch()
     with loading.timed("load"):
         name, adapter, live, tokenizer = _open(model, tokenizer, dtype)
         unfuse(live, adapter)
-
-    quantizer = kind(checked, checkpoint_format.scale_dtype(live.dtype))
-    exceptions: dict[str, Quantizer | None] = {}
-    for override in found:
-        own = None
-        if override.options is not None:
-            own = kind(override.options, quantizer.spec.scale_dtype)
-        exceptions.update(dict.fromkeys(override.linears, own))
-    shapes = {
-        layer: (linear.out_features, linear.in_features)
-        for layer, linear in adapter.named_linears(live)
-    }
-    solvers = {layer: exceptions.get(layer, quantizer) for layer in shapes}
-    specs = {layer: solver.spec for layer, solver in solvers.items() if solver is not None}
-    checkpoint_format.check(specs, shapes)
+    recipe = make_recipe(
+        live,
+        adapter,
+        name=name,
+        dtype=live.dtype,
+        method=method,
+        propagate=propagate if calibration is not None else None,
+        format=format,
+        skip=skip,
+        overrides=overrides,
+        options=options,
+    )
     solved = quantize_blocks(
         live,
         adapter,
-        quantizer,
+        recipe.quantizer,
         calibration,
-        exceptions=exceptions,
+        exceptions=recipe.exceptions,
         propagate=propagate,
         progress=progress,
     )
-    recipe = {
-        "model": name,
-        "method": method,
-        "options": checked.model_dump(),
-        "overrides": [override.describe() for override in found],
-        "order": quantizer.order,
-        "propagate": propagate if calibration is not None else None,
-        "dtype": str(live.dtype).removeprefix("torch."),
-    }
     return QuantizedModel(
         live,
         tokenizer,
         solved.linears,
         solved.losses,
-        recipe,
+        recipe.description,
         calibration,
         loading.seconds | solved.stopwatch.seconds,
         solved.expert_tokens,
         solved.ranges,
         solved.scales,
     )
+
+
+@dataclass
+class Solved:
+    """What became of a model's blocks.
+
+    Attributes:
+        linears: name → codes and grid.
+        losses: name → language → tr(D G Dᵀ) per token with that language's Gram; no language
+            without calibration, nor one of which an expert saw no token.
+        ranges: name → language → least and largest value of its input on that language's text.
+        scales: source of a scale group → how its scales were found.
+        expert_tokens: expert → language → tokens that were routed to it.
+        stopwatch: time per phase (forward, gram, scale, solve, losses).
+    """
+
+    linears: dict[str, QuantizedLinear] = field(default_factory=dict)
+    losses: dict[str, dict[str, float]] = field(default_factory=dict)
+    ranges: dict[str, dict[str, tuple[float, float]]] = field(default_factory=dict)
+    scales: dict[str, dict[str, float]] = field(default_factory=dict)
+    expert_tokens: dict[str, dict[str, int]] = field(default_factory=dict)
+    stopwatch: Stopwatch = field(default_factory=Stopwatch)
 
 
 @torch.no_grad()
@@ -165,32 +170,37 @@ def quantize_blocks(
         torch.linalg.LinAlgError: a Gram that is not positive definite; names the layer.
     """
     check_weights(model, adapter)
-    exceptions = exceptions or {}
-    skipped = {name for name, solver in exceptions.items() if solver is None}
+    mixture = mixture_of(calibration) if calibration else {}
+    variant = Variant(quantizer, exceptions or {}, mixture)
     solved = Solved()
     flow = Flow(model, adapter, calibration, solved.stopwatch) if calibration else None
     blocks = adapter.named_blocks(model)
     with tqdm(blocks, desc="quantizing", unit="block", disable=not progress) as bar:
         for name, block in bar:
             statistics: BlockStatistics = {}
+            probe = variant.probe(flow, name)
             if flow is not None:
-                # Losses need the Gram, the records ranges, whatever the quantizer needs.
-                kinds = dict.fromkeys(("gram", "range", *quantizer.needs))
-                wanted = quantizer.probe_tokens
-                probe = flow.probe(name, wanted) if wanted else None
                 statistics = flow.collect(
-                    name, block, kinds, skipped=skipped, advance=propagate == "float"
+                    name,
+                    block,
+                    variant.kinds,
+                    skipped=variant.skipped,
+                    advance=propagate == "float",
                 )
                 solved.ranges |= input_ranges(adapter, name, block, statistics)
-                if quantizer.scales:
-                    with solved.stopwatch.timed("scale"):
-                        solved.scales |= scale_block(
-                            adapter, name, block, statistics, quantizer, skipped, probe
-                        )
-            loss = solve_block(adapter, name, block, statistics, quantizer, exceptions, solved)
-            if flow is not None and propagate == "quantized":
-                flow.advance(name, block)
-            bar.set_postfix_str(f"{name.rpartition('.')[2]}, loss/token {loss:.3g}")
+                solved.expert_tokens |= expert_tokens(adapter, name, block, statistics)
+            measured = references(statistics)
+            done = variant.solve(
+                adapter, name, block, statistics, measured, probe, solved.stopwatch
+            )
+            solved.linears |= done.linears
+            solved.losses |= done.losses
+            solved.scales |= done.scales
+            if flow is not None:
+                if propagate == "quantized":
+                    flow.advance(name, block)
+                flow.turn()
+            bar.set_postfix_str(f"{name.rpartition('.')[2]}, loss/token {done.loss:.3g}")
     return solved
 
 

@@ -1,56 +1,72 @@
 """Scale the channels of a block before its linears are solved."""
 
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 
 from torch import Tensor, nn
 
 from mlcalib.errors import named
-from mlcalib.flow import BlockStatistics, Probe
+from mlcalib.flow import Probe
 from mlcalib.models import Adapter
 from mlcalib.models.folding import fold, source_channels
 from mlcalib.quantizers import Quantizer
 from mlcalib.quantizers.base import ScaledInput
-from mlcalib.statistics import StatisticSet, mix
+from mlcalib.statistics import StatisticSet
+
+
+@dataclass
+class ScaledBlock:
+    """What scaling did to a block.
+
+    Attributes:
+        found: source of a scale group (name in the model) → how its scales were found.
+        scales: input → float32 [in], what its channels are divided by.
+    """
+
+    found: dict[str, dict[str, float]] = field(default_factory=dict)
+    scales: dict[str, Tensor] = field(default_factory=dict)
 
 
 def scale_block(
     adapter: Adapter,
     block_name: str,
     block: nn.Module,
-    statistics: BlockStatistics,
+    mixed: Mapping[str, StatisticSet],
     quantizer: Quantizer,
     skipped: Container[str],
     probe: Probe | None,
-) -> dict[str, dict[str, float]]:
+) -> ScaledBlock:
     """Let the quantizer choose scales for each scale group, and fold them into the block.
 
     Args:
         adapter: the model's family.
         block_name: name of the block in the model.
         block: its modules get new parameters; it computes what it did.
-        statistics: of its inputs; they become those of the scaled inputs.
+        mixed: input → statistics; they become those of the scaled inputs.
         quantizer: what chooses.
         skipped: linears (names in the model) that stay in floating point: they are scaled, but do
             not matter to the choice.
         probe: hidden states to run the block on, where the quantizer asks for that.
-
-    Returns:
-        Source of the scale group (name in the model) → how the scales were found.
     """
-    found = {}
+    result = ScaledBlock()
     linears = adapter.linears_of(block)
     for group in adapter.scale_groups_of(block):
         source = f"{block_name}.{group.source}"
         read = {
             name: [each for each in linears[name] if f"{block_name}.{each}" not in skipped]
             for name in group.inputs
-            if any(each.tokens for each in statistics.get(name, {}).values())
+            if name in mixed and mixed[name].tokens
         }
         if not any(read.values()):  # nothing of it is quantized, or no token ever reached it
             continue
-        inputs = [_input(adapter, block, read[name], statistics[name]) for name in read]
+        inputs = [
+            ScaledInput(
+                [adapter.linear(block, each).weight.detach() for each in members], mixed[name]
+            )
+            for name, members in read.items()
+        ]
         names = [each for members in read.values() for each in members]
         loss_of = None
         # Behind a linear the authors judge the one linear that reads it: its Gram says as much.
@@ -61,17 +77,11 @@ def scale_block(
             scales = quantizer.prepare(inputs, source_channels(adapter, block, group), loss_of)
             fold(adapter, block, group, scales.values)
         for name in group.inputs:
-            for each in statistics.get(name, {}).values():
-                each.rescale(1 / scales.values)
-        found[source] = dict(scales.summary)
-    return found
-
-
-def _input(
-    adapter: Adapter, block: nn.Module, names: Sequence[str], statistics: dict[str, StatisticSet]
-) -> ScaledInput:
-    weights = [adapter.linear(block, name).weight.detach() for name in names]
-    return ScaledInput(weights, mix(statistics, dict.fromkeys(statistics, 1.0)))
+            result.scales[name] = scales.values
+            if name in mixed:
+                mixed[name].rescale(1 / scales.values)
+        result.found[source] = dict(scales.summary)
+    return result
 
 
 def _common_module(names: Sequence[str]) -> str:

@@ -1,8 +1,9 @@
 """Solve the linears of a block, and find beforehand what would spoil it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from mlcalib import _core
 from mlcalib._core import QuantizedLinear
 from mlcalib.errors import named
-from mlcalib.flow import BlockStatistics, Stopwatch
+from mlcalib.flow import BlockStatistics, Mixture, Prefix, Stopwatch
 from mlcalib.models import Adapter
 from mlcalib.quantizers import Quantizer
 from mlcalib.statistics import StatisticSet, mix
@@ -18,27 +19,30 @@ from mlcalib.statistics import StatisticSet, mix
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+Key = TypeVar("Key", bound=Hashable)
+
 
 @dataclass
-class Solved:
-    """What the pipeline gives.
+class SolvedBlock(Generic[Key]):
+    """What became of a block.
 
     Attributes:
         linears: name → codes and grid.
-        losses: name → language → tr(D G Dᵀ) per token with that language's Gram; no language
-            without calibration, nor one of which an expert saw no token.
-        ranges: name → language → least and largest value of its input on that language's text.
-        scales: source of a scale group → how its scales were found.
-        expert_tokens: expert → language → tokens that were routed to it.
-        stopwatch: time per phase (forward, gram, solve, losses).
+        losses: name → whose text → tr(D G Dᵀ) per token; without calibration none, nor of a text of
+            which an expert saw no token.
+        loss: sum of the losses per token on the mixture.
     """
 
     linears: dict[str, QuantizedLinear] = field(default_factory=dict)
-    losses: dict[str, dict[str, float]] = field(default_factory=dict)
-    ranges: dict[str, dict[str, tuple[float, float]]] = field(default_factory=dict)
-    scales: dict[str, dict[str, float]] = field(default_factory=dict)
-    expert_tokens: dict[str, dict[str, int]] = field(default_factory=dict)
-    stopwatch: Stopwatch = field(default_factory=Stopwatch)
+    losses: dict[str, dict[Key, float]] = field(default_factory=dict)
+    loss: float = 0.0
+
+
+Reference = tuple[Tensor, float]
+"""A Gram to measure losses with, and the tokens that it holds."""
+
+References = dict[str, dict[Key, Reference]]
+"""Input → whose text → its Gram."""
 
 
 def input_ranges(
@@ -46,75 +50,120 @@ def input_ranges(
 ) -> dict[str, dict[str, tuple[float, float]]]:
     """Return linear (name in the model) → language → the extremes of its input over all channels.
 
-    A language of which no token reached the input has none.
+    Of the longest text of each language. A language of which no token reached the input has none.
     """
     found: dict[str, dict[str, tuple[float, float]]] = {}
     linears = adapter.linears_of(block)
-    for name, by_language in statistics.items():
+    for name, by_prefix in statistics.items():
         extremes = {}
-        for language, each in by_language.items():
+        for language, each in longest(by_prefix).items():
             if each.tokens:
-                state = each.state("range")
+                state = each.view("range")
                 extremes[language] = (float(state["low"].min()), float(state["high"].max()))
         found |= {f"{block_name}.{member}": extremes for member in linears[name]}
     return found
+
+
+def longest(by_prefix: Mapping[Prefix, StatisticSet]) -> dict[str, StatisticSet]:
+    """Return language → the statistics of the longest of its prefixes."""
+    ordered = sorted(by_prefix, key=lambda prefix: prefix.tokens)
+    return {prefix.language: by_prefix[prefix] for prefix in ordered}
+
+
+def references(statistics: BlockStatistics) -> References[str]:
+    """Return what losses per language are measured with: the longest text of each language.
+
+    A language of which no token reached an input is left out there.
+    """
+    return {
+        name: {
+            language: (each.gram(), each.tokens)
+            for language, each in longest(by_prefix).items()
+            if each.tokens
+        }
+        for name, by_prefix in statistics.items()
+    }
+
+
+def mix_block(statistics: BlockStatistics, mixture: Mixture) -> dict[str, StatisticSet]:
+    """Return input → the mixture of its statistics."""
+    return {name: mix(by_prefix, mixture) for name, by_prefix in statistics.items()}
 
 
 def solve_block(
     adapter: Adapter,
     block_name: str,
     block: nn.Module,
-    statistics: BlockStatistics,
+    mixed: Mapping[str, StatisticSet],
+    measured: References[Key],
     quantizer: Quantizer,
     exceptions: Mapping[str, Quantizer | None],
-    solved: Solved,
-) -> float:
+    stopwatch: Stopwatch,
+    scales: Mapping[str, Tensor] = MappingProxyType({}),
+) -> SolvedBlock[Key]:
     """Solve the linears of a block and replace their weights by the dequantized ones.
 
     Args:
         adapter: the model's family.
         block_name: name of the block in the model.
         block: its linears get new weights.
-        statistics: of its inputs; empty without calibration.
+        mixed: input → statistics to solve with; empty without calibration.
+        measured: Grams that the losses are measured with, of inputs without scales.
         quantizer: what solves.
         exceptions: linear (its name in the model) → what solves it instead; None leaves it alone.
-        solved: gets codes, losses and times.
-
-    Returns:
-        The sum of the losses per token.
+        stopwatch: gets the times.
+        scales: input → what its channels were divided by, from ``scale_block``.
     """
-    total = 0.0
+    solved = SolvedBlock[Key]()
     for name, members in adapter.linears_of(block).items():
         together = _by_quantizer(block_name, members, quantizer, exceptions)
-        if not together:
-            continue
-        by_language = statistics.get(name, {})
-        if by_language and (expert := adapter.expert_of(members[0])) is not None:
-            tokens = {language: round(each.tokens) for language, each in by_language.items()}
-            solved.expert_tokens[f"{block_name}.{expert}"] = tokens
-        with solved.stopwatch.timed("solve"):
-            mixed = mix(by_language, dict.fromkeys(by_language, 1.0)) if by_language else None
-        unseen = mixed is not None and mixed.tokens == 0
-        by_language = {code: each for code, each in by_language.items() if each.tokens}
-        with solved.stopwatch.timed("losses"):
-            grams = [each.gram() for each in by_language.values()]  # copies: once for all members
+        own, grams = mixed.get(name), measured.get(name, {})
+        unseen = own is not None and own.tokens == 0
         for solver, alike in together:
             linears = [adapter.linear(block, member) for member in alike]
             weights = [linear.weight.detach() for linear in linears]
-            with solved.stopwatch.timed("solve"), named(f"{block_name}.{alike[0]}"):
-                results = solver.round(weights) if unseen else solver.solve(weights, mixed)
+            with stopwatch.timed("solve"), named(f"{block_name}.{alike[0]}"):
+                results = solver.round(weights) if unseen else solver.solve(weights, own)
             for member, linear, weight, result in zip(
                 alike, linears, weights, results, strict=True
             ):
                 layer = f"{block_name}.{member}"
                 solved.linears[layer] = result
-                with solved.stopwatch.timed("losses"):
-                    solved.losses[layer] = losses_per_token(weight, result, grams, by_language)
-                if mixed is not None and result.loss is not None:
-                    total += result.loss / mixed.tokens
-                dequantized = result.dequantize().to(weight.dtype)
-                linear.weight = nn.Parameter(dequantized, requires_grad=False)
-    return total
+                dequantized = result.dequantize()
+                with stopwatch.timed("losses"):
+                    change = weight.float() - dequantized
+                    if name in scales:
+                        change /= scales[name]
+                    solved.losses[layer] = losses_per_token(change, grams)
+                if own is not None and result.loss is not None:
+                    solved.loss += result.loss / own.tokens
+                linear.weight = nn.Parameter(dequantized.to(weight.dtype), requires_grad=False)
+    return solved
+
+
+def losses_per_token(change: Tensor, grams: Mapping[Key, Reference]) -> dict[Key, float]:
+    """Return key → tr(D G Dᵀ) per token.
+
+    Args:
+        change: D [out, in], float32.
+        grams: each with at least one token.
+    """
+    sums = _core.losses(change, [gram for gram, _ in grams.values()]) if grams else []
+    return {key: loss / grams[key][1] for key, loss in zip(grams, sums, strict=True)}
+
+
+def expert_tokens(
+    adapter: Adapter, block_name: str, block: nn.Module, statistics: BlockStatistics
+) -> dict[str, dict[str, int]]:
+    """Return expert (name in the model) → language → tokens that were routed to it."""
+    linears = adapter.linears_of(block)
+    return {
+        f"{block_name}.{expert}": {
+            language: round(each.tokens) for language, each in longest(by_prefix).items()
+        }
+        for name, by_prefix in statistics.items()
+        if (expert := adapter.expert_of(linears[name][0])) is not None
+    }
 
 
 def _by_quantizer(
@@ -129,27 +178,6 @@ def _by_quantizer(
         if (solver := exceptions.get(f"{block_name}.{member}", quantizer)) is not None:
             together.setdefault(id(solver), (solver, []))[1].append(member)
     return list(together.values())
-
-
-def losses_per_token(
-    weight: Tensor,
-    quantized: QuantizedLinear,
-    grams: list[Tensor],
-    by_language: Mapping[str, StatisticSet],
-) -> dict[str, float]:
-    """Return language → tr(D G Dᵀ) per token, D the change of the weight.
-
-    Args:
-        weight: [out, in].
-        quantized: what became of it.
-        grams: of the languages in ``by_language``, copied once for all linears of an input.
-        by_language: statistics of the input, each with at least one token.
-    """
-    sums = _core.losses(weight, quantized, grams) if grams else []
-    return {
-        language: loss / statistics.tokens
-        for (language, statistics), loss in zip(by_language.items(), sums, strict=True)
-    }
 
 
 def check_weights(model: "PreTrainedModel", adapter: Adapter) -> None:
@@ -170,9 +198,23 @@ def check_weights(model: "PreTrainedModel", adapter: Adapter) -> None:
                 f"{name} and {other} share one weight; quantizing one would change the other. "
                 "Untie them first."
             )
-        if not torch.isfinite(linear.weight).all():
-            bad = int((~torch.isfinite(linear.weight)).sum())
-            raise ValueError(
-                f"{name}: the weight holds {bad} NaN or Inf; the model is damaged, or its dtype "
-                f"({linear.weight.dtype}) cannot hold it. Get it again, or load it as float32."
-            )
+    for name, block in adapter.named_blocks(model):
+        check_block(adapter, name, block)
+
+
+def check_block(adapter: Adapter, block_name: str, block: nn.Module) -> None:
+    """Find NaN or Inf in the weights of a block's linears.
+
+    Raises:
+        ValueError: there are some; names the layer.
+    """
+    for members in adapter.linears_of(block).values():
+        for member in members:
+            weight = adapter.linear(block, member).weight
+            if not torch.isfinite(weight).all():
+                bad = int((~torch.isfinite(weight)).sum())
+                raise ValueError(
+                    f"{block_name}.{member}: the weight holds {bad} NaN or Inf; the model is "
+                    f"damaged, or its dtype ({weight.dtype}) cannot hold it. Get it again, or load "
+                    "it as float32."
+                )

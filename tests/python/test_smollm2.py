@@ -5,9 +5,8 @@ import torch
 
 import mlcalib
 from mlcalib import _core
-from mlcalib.demo import find_smollm2
 from mlcalib.models import find_adapter
-from mlcalib.models.loading import load_model, load_tokenizer
+from mlcalib.models.loading import find_smollm2, load_model, load_tokenizer
 from mlcalib.models.running import embed, run_block, watching
 from reference import oracle
 

@@ -27,4 +27,7 @@ struct QuantizedLinear {
 std::vector<double> losses(const at::Tensor& weight, const QuantizedLinear& quantized,
                            at::TensorList grams);
 
+/// tr(D G Dᵀ) for each Gram, of a change D [rows, cols] that is given.
+std::vector<double> losses(const at::Tensor& change, at::TensorList grams);
+
 }  // namespace mlcalib

@@ -41,7 +41,7 @@ class Moments final : public Statistic {
   }
 
   TensorMap tensors() const override {
-    return {{"sum", sum_.clone()}, {"absolute", absolute_.clone()}, {"square", square_.clone()}};
+    return {{"sum", sum_}, {"absolute", absolute_}, {"square", square_}};
   }
 
   void set_tensors(const TensorMap& tensors) override {

@@ -46,7 +46,7 @@ class ChannelRange final : public Statistic {
     high_ = high_.to(device);
   }
 
-  TensorMap tensors() const override { return {{"low", low_.clone()}, {"high", high_.clone()}}; }
+  TensorMap tensors() const override { return {{"low", low_}, {"high", high_}}; }
 
   void set_tensors(const TensorMap& tensors) override {
     low_ = tensors.at("low").clone();

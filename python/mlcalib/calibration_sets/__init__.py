@@ -1,7 +1,7 @@
 """Text → calibration set: tokenise, keep to a budget, pack into sequences, leave a fingerprint."""
 
 from mlcalib.calibration_sets.calibration_set import CalibrationSet, LanguageReport
-from mlcalib.calibration_sets.packing import build, from_ids
+from mlcalib.calibration_sets.packing import build, from_ids, weighted
 from mlcalib.calibration_sets.tokens import (
     Stream,
     describe_separator,
@@ -18,4 +18,5 @@ __all__ = [
     "from_ids",
     "stream",
     "tokenizer_fingerprint",
+    "weighted",
 ]

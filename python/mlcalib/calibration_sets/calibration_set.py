@@ -54,6 +54,7 @@ class CalibrationSet:
         arguments: of ``mlcalib.calibration``, which makes this set again from them; JSON types.
             Empty where text, ids, a chat template or a nameless tokenizer were given in memory.
         chat_template: sha256 of what made text of conversations; None where text was given.
+        weights: language → what its statistics weigh in the mixture; where missing, 1.
     """
 
     ids: dict[str, Tensor]
@@ -66,6 +67,7 @@ class CalibrationSet:
     report: dict[str, LanguageReport]
     chat_template: str | None = None
     arguments: dict[str, Any] = field(default_factory=dict)
+    weights: dict[str, float] = field(default_factory=dict)
 
     @property
     def tokens(self) -> dict[str, int]:
@@ -78,11 +80,13 @@ class CalibrationSet:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 (hex) of what changes results: ids, counts, sequence length, language order."""
+        """sha256 (hex) of what changes results: ids, counts, order, weights, sequence length."""
         digest = hashlib.sha256(f"seq_len {self.seq_len}\n".encode())
         for language, ids in self.ids.items():
             digest.update(f"{language} {len(ids)} {self.tokens[language]}\n".encode())
             digest.update(ids.numpy().astype("<i8").tobytes())
+            if self.weights.get(language, 1.0) != 1.0:
+                digest.update(f"weight {self.weights[language]!r}\n".encode())
         return digest.hexdigest()
 
     def sequences(self, language: str) -> Iterator[tuple[Tensor, int]]:
@@ -111,6 +115,7 @@ class CalibrationSet:
             "tokenizer": self.tokenizer,
             "fingerprint": self.fingerprint,
             "arguments": self.arguments,
+            "weights": self.weights,
             "languages": {language: asdict(report) for language, report in self.report.items()},
         }
 

@@ -4,7 +4,7 @@ import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -107,6 +107,37 @@ def build(  # noqa: PLR0913 - options of one thing
         report=report,
         chat_template=chat.fingerprint(template),
     )
+
+
+def weighted(
+    tokenizer: "PreTrainedTokenizerBase",
+    texts: Mapping[str, Sequence[Document] | Documents],
+    language_set: LanguageSet,
+    *,
+    tokens: int,
+    **options: Any,
+) -> CalibrationSet:
+    """Make a calibration set in which shares weigh statistics, not tokens.
+
+    Every language gives as many tokens; what they teach counts by its share. Sets that differ only
+    in their shares have the same text.
+
+    Args:
+        tokenizer: see ``build``.
+        texts: see ``build``.
+        language_set: the languages and their shares.
+        tokens: of each language.
+        options: see ``build``.
+
+    Raises:
+        TypeError, ValueError: see ``build``.
+    """
+    count = len(language_set.weights)
+    alike = LanguageSet(language_set.name, dict.fromkeys(language_set.weights, 1))
+    built = build(tokenizer, texts, alike, tokens=tokens * count, **options)
+    # So that the mixture counts as many tokens as there are.
+    weights = {code: share * count for code, share in language_set.weights.items()}
+    return replace(built, weights=weights)
 
 
 def from_ids(

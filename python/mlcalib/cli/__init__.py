@@ -13,6 +13,7 @@ from rich.markup import escape
 from mlcalib.cli.evaluate import evaluate
 from mlcalib.cli.listings import info, languages
 from mlcalib.cli.quantize import quantize
+from mlcalib.cli.study import study
 
 app = typer.Typer(
     help="Quantize multilingual language models with language-diverse calibration, and see per "
@@ -34,7 +35,7 @@ def demo(
     run(out, echo=typer.echo)
 
 
-for command in (quantize, evaluate, demo, languages, info):
+for command in (quantize, study, evaluate, demo, languages, info):
     app.command()(command)
 
 

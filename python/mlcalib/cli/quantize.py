@@ -32,6 +32,13 @@ def quantize(
     tokens: Annotated[
         int, typer.Option(help="Calibration tokens of all languages together, split by shares.")
     ] = 40960,
+    tokens_per_language: Annotated[
+        int | None,
+        typer.Option(
+            help="In place of --tokens: every language gives so many, and its share weighs its "
+            "statistics."
+        ),
+    ] = None,
     seq_len: SeqLen = 512,
     seed: Annotated[int, typer.Option(help="What documents are shuffled with.")] = 0,
     separator: Separator = None,
@@ -58,6 +65,13 @@ def quantize(
         str, typer.Option(help="compressed-tensors (packed) or dense (dequantized weights).")
     ] = "compressed-tensors",
     dtype: Dtype = "auto",
+    hidden_states: Annotated[
+        str,
+        typer.Option(
+            help="Where the text lives between two blocks: memory; or disk, for a model or text "
+            "that is large, and from where a killed run goes on at once."
+        ),
+    ] = "memory",
     skip: Annotated[
         list[str] | None,
         typer.Option(help="REGEX; linears whose name it matches stay in floating point."),
@@ -76,8 +90,10 @@ def quantize(
     from mlcalib.files import check_output
     from mlcalib.overrides import parse_bits
     from mlcalib.quantizers import quantizers
+    from mlcalib.records import summary
 
-    check_output(out)
+    if not out.with_name(f".{out.name}.parts").is_dir():  # an unfinished run may be there
+        check_output(out)
     further = _options(option or [])
     width, overrides = parse_bits(bits or [])
     calibration = None
@@ -86,7 +102,8 @@ def quantize(
             model,
             languages,
             corpus,
-            tokens=tokens,
+            tokens=tokens if tokens_per_language is None else None,
+            tokens_per_language=tokens_per_language,
             seq_len=seq_len,
             seed=seed,
             separator=unescape(separator),
@@ -95,13 +112,15 @@ def quantize(
         )
         typer.echo(calibration.table())
         typer.echo(f"separator: {calibration.separator}")
-    quantized = mlcalib.quantize(
+    record = mlcalib.quantize_checkpoint(
         model,
+        out,
         calibration,
         method=method,
         propagate=propagate,  # type: ignore[arg-type]  # checked there
         format=format,
         dtype=dtype,
+        hidden_states=hidden_states,  # type: ignore[arg-type]  # checked there
         skip=skip or (),
         overrides=overrides,
         bits=width,
@@ -109,8 +128,7 @@ def quantize(
         symmetric=symmetric,
         **further,
     )
-    quantized.save(out, format)
-    typer.echo(quantized.summary())
+    typer.echo(summary(record))
     typer.echo(f"written to {out}")
 
 

@@ -16,7 +16,7 @@ from mlcalib.models import find_adapter
 from mlcalib.models.experts import unfuse
 from mlcalib.models.loading import load_model, shared_copy
 from mlcalib.quantized_model import QuantizedModel
-from mlcalib.solving import losses_per_token
+from mlcalib.solving import losses_per_token, references
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -76,13 +76,14 @@ def layer_losses(
     blocks = adapter.named_blocks(live)
     for name, block in tqdm(blocks, desc="layer losses", unit="block", disable=not progress):
         statistics = flow.collect(name, block, ("gram",), skipped=(), advance=True)
+        flow.turn()
+        measured = references(statistics)
         for reader, members in adapter.linears_of(block).items():
-            seen = {code: each for code, each in statistics[reader].items() if each.tokens}
-            grams = [each.gram() for each in seen.values()]
             for layer in (f"{name}.{member}" for member in members):
                 for each, losses in zip(quantized, found, strict=True):
                     if (result := each.linears.get(layer)) is not None:
-                        losses[layer] = losses_per_token(weights[layer], result, grams, seen)
+                        change = weights[layer].float() - result.dequantize()
+                        losses[layer] = losses_per_token(change, measured[reader])
     return found
 
 

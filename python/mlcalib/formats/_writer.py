@@ -8,14 +8,13 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
-from huggingface_hub import split_torch_state_dict_into_shards
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mlcalib._core import GridSpec, QuantizedLinear
 from mlcalib.files import atomic_folder
 from mlcalib.formats.base import Format
-from mlcalib.safetensors_files import INDEX
+from mlcalib.layer_names import saved_name
+from mlcalib.safetensors_writing import Piece, tensor_piece, write_checkpoint_files
 
 if TYPE_CHECKING:
     from mlcalib._core import Order  # the stub knows it, the compiled module does not
@@ -62,12 +61,65 @@ def save_checkpoint(  # noqa: PLR0913 - what a checkpoint is made of
     specs = _specs(quantized, checkpoint_format.scale_dtype(model.dtype), model.dtype)
     shapes = {name: (len(q.codes), q.codes.shape[1]) for name, q in quantized.items()}
     checkpoint_format.check(specs, shapes)
+    pieces = {
+        saved_name(name, saved_names): tensor_piece(tensor)
+        for name, tensor in _tensors(model, checkpoint_format, quantized).items()
+    }
+    write_checkpoint(
+        model,
+        tokenizer,
+        out,
+        quantization_section(model, checkpoint_format, specs, order, saved_names),
+        pieces,
+        metadata,
+        card=card,
+        max_shard_size=max_shard_size,
+    )
+
+
+def quantization_section(
+    model: Any,
+    checkpoint_format: Format,
+    specs: Mapping[str, GridSpec],
+    order: "Order",
+    saved_names: Mapping[str, str],
+) -> dict[str, Any] | None:
+    """Return the ``quantization_config`` of a model whose linears in ``specs`` are quantized."""
     ignore = [
-        _saved_name(name, saved_names)
+        saved_name(name, saved_names)
         for name, module in model.named_modules()
-        if _is_linear(module) and name not in quantized
+        if _is_linear(module) and name not in specs
     ]
-    section = checkpoint_format.quantization_config(specs, order, ignore)
+    return checkpoint_format.quantization_config(specs, order, ignore)
+
+
+def write_checkpoint(
+    model: Any,
+    tokenizer: Any,
+    out: str | Path,
+    section: dict[str, Any] | None,
+    pieces: Mapping[str, Piece],
+    metadata: Mapping[str, Any],
+    *,
+    card: str | None = None,
+    max_shard_size: int | str = "5GB",
+) -> None:
+    """Write a Hugging Face folder; all of it or nothing.
+
+    Args:
+        model: gives config.json and generation_config.json; needs no weights.
+        tokenizer: its tokenizer.
+        out: the folder, as for ``check_output``.
+        section: ``quantization_config`` of config.json, or None.
+        pieces: the tensors, by their names in the checkpoint.
+        metadata: content of mlcalib.json; JSON types, finite numbers.
+        card: the model card, README.md; None for none.
+        max_shard_size: of a safetensors file, in bytes or as "5GB"; one larger tensor still fits.
+
+    Raises:
+        FileExistsError: ``out`` exists and is not empty.
+        OSError: ``out`` cannot be written.
+    """
     described = json.dumps(metadata, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     with atomic_folder(out) as folder:
         _save_config(model, section, folder)
@@ -75,17 +127,7 @@ def save_checkpoint(  # noqa: PLR0913 - what a checkpoint is made of
         (folder / "mlcalib.json").write_text(described, encoding="utf-8")
         if card is not None:
             (folder / "README.md").write_text(card, encoding="utf-8")
-        tensors = {
-            _saved_name(name, saved_names): tensor
-            for name, tensor in _tensors(model, checkpoint_format, quantized).items()
-        }
-        _save_tensors(tensors, folder, max_shard_size)
-
-
-def _saved_name(name: str, saved_names: Mapping[str, str]) -> str:
-    for part, saved in saved_names.items():
-        name = name.replace(part, saved)
-    return name
+        write_checkpoint_files(folder, pieces, max_shard_size)
 
 
 def _is_linear(module: nn.Module) -> bool:
@@ -153,14 +195,3 @@ def _tensors(
             )
         tensors |= checkpoint_format.pack(name, quantized[name])
     return {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-
-
-def _save_tensors(tensors: dict[str, Tensor], folder: Path, max_shard_size: int | str) -> None:
-    """Write model.safetensors, or shards and their index."""
-    split = split_torch_state_dict_into_shards(tensors, max_shard_size=max_shard_size)
-    for file, names in split.filename_to_tensors.items():
-        # transformers asks for the format key.
-        save_file({name: tensors[name] for name in names}, folder / file, {"format": "pt"})
-    if split.is_sharded:
-        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-        (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", "utf-8")

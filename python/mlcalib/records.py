@@ -1,0 +1,130 @@
+"""What ``mlcalib.json`` records of a checkpoint, and what of it people should look at."""
+
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from mlcalib import _core
+from mlcalib._core import QuantizedLinear
+from mlcalib.calibration_sets import CalibrationSet
+
+
+def layer_record(
+    linear: QuantizedLinear,
+    losses: Mapping[str, float],
+    ranges: Mapping[str, tuple[float, float]],
+) -> dict[str, Any]:
+    """Return what is recorded of one linear.
+
+    Args:
+        linear: codes and grid.
+        losses: language → tr(D G Dᵀ) per token.
+        ranges: language → extremes of its input.
+    """
+    return {
+        "loss_per_token": dict(losses),
+        "input_range": {language: list(pair) for language, pair in ranges.items()},
+        "damp": linear.damp,
+        "dead_channels": linear.dead_channels,
+    }
+
+
+def checkpoint_record(
+    recipe: Mapping[str, Any],
+    calibration: CalibrationSet | None,
+    layers: Mapping[str, Mapping[str, Any]],
+    scales: Mapping[str, Mapping[str, float]],
+    expert_tokens: Mapping[str, Mapping[str, int]],
+    seconds: Mapping[str, float],
+) -> dict[str, Any]:
+    """Return the content of ``mlcalib.json``; JSON types.
+
+    Args:
+        recipe: what was asked for, with the format.
+        calibration: what it was calibrated on, or None.
+        layers: name → ``layer_record``.
+        scales: source of a scale group → how its scales were found.
+        expert_tokens: expert → language → calibration tokens that were routed to it.
+        seconds: phase → time.
+    """
+    record = {
+        "mlcalib": _core.build_info()["version"],
+        "versions": {
+            "torch": torch.__version__,
+            **{name: version(name) for name in ("transformers", "compressed-tensors")},
+        },
+        "isa": _core.isa(),
+        "threads": torch.get_num_threads(),
+        "recipe": dict(recipe),
+        "calibration": None if calibration is None else calibration.describe(),
+        "layers": dict(layers),
+        "scales": dict(scales),
+        "expert_tokens": dict(expert_tokens),
+    }
+    spent = {phase: round(time, 3) for phase, time in seconds.items()}
+    return record | {"warnings": warnings(record), "seconds": spent}
+
+
+def warnings(record: Mapping[str, Any]) -> list[str]:
+    """Return what to look at in a record: one sentence each."""
+    found = []
+    calibration = record["calibration"] or {"languages": {}}
+    for code, report in calibration["languages"].items():
+        if report["got"] < report["asked"]:
+            found.append(f"{code} has {report['got']:,} of {report['asked']:,} tokens asked for")
+    asked = record["recipe"]["options"].get("damp")
+    damps = {name: layer["damp"] for name, layer in record["layers"].items()}
+    raised = {name: damp for name, damp in damps.items() if damp != (asked or 0)}
+    if raised:
+        worst = max(raised, key=raised.__getitem__)
+        found.append(
+            f"damping raised above {asked} in {len(raised)} linears, most in {worst}: "
+            f"{raised[worst]:g}"
+        )
+    dead = {name: layer["dead_channels"] for name, layer in record["layers"].items()}
+    if any(dead.values()):
+        worst = max(dead, key=dead.__getitem__)
+        found.append(
+            f"channels without any activation (rounded): {sum(dead.values())} in "
+            f"{sum(map(bool, dead.values()))} linears, most in {worst}: {dead[worst]}"
+        )
+    return found + _unseen_experts(record["expert_tokens"])
+
+
+def summary(record: Mapping[str, Any]) -> str:
+    """Return a few lines on what was done and what to look at."""
+    lines = [f"{len(record['layers'])} linears quantized with {record['recipe']['method']}"]
+    counts = {True: 0, False: 0}  # skipped, changed
+    for override in record["recipe"]["overrides"]:
+        counts[override["options"] is None] += len(override["linears"])
+    if any(counts.values()):
+        lines.append(
+            f"{counts[True]} linears left in floating point, {counts[False]} with options of "
+            "their own"
+        )
+    lines += record["warnings"]
+    spent = ", ".join(f"{phase} {time:.1f} s" for phase, time in record["seconds"].items())
+    lines.append(f"time: {spent}")
+    return "\n".join(lines)
+
+
+def _unseen_experts(tokens: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """Name the experts that saw no token, and count those that a language never reached."""
+    unseen: dict[str, list[str]] = {}
+    for name, by_language in tokens.items():
+        if not any(by_language.values()):
+            experts, _, number = name.rpartition(".")
+            unseen.setdefault(experts, []).append(number)
+    lines = []
+    if unseen:
+        named = "; ".join(f"{name} {', '.join(numbers)}" for name, numbers in unseen.items())
+        count = sum(map(len, unseen.values()))
+        lines.append(f"experts without any token (rounded): {count} of {len(tokens)}: {named}")
+    languages = next(iter(tokens.values()), {})
+    missed = {code: sum(not seen[code] for seen in tokens.values()) for code in languages}
+    if any(missed.values()):
+        counts = ", ".join(f"{code} {count}" for code, count in missed.items() if count)
+        lines.append(f"experts that saw no token of a language, of {len(tokens)}: {counts}")
+    return lines

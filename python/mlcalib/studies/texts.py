@@ -1,0 +1,153 @@
+"""The text of a study: read and tokenised once, shared by all of its calibration settings."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from mlcalib.calibration_sets import CalibrationSet, build, weighted
+from mlcalib.corpora import open_corpus
+from mlcalib.documents import Document, Documents, Tally
+from mlcalib.flow import Prefix, mixture_of
+from mlcalib.languages import LanguageSet
+from mlcalib.studies.spec import Setting, StudySpec, settings_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class StudyText:
+    """Calibration text.
+
+    Attributes:
+        settings: name → its calibration set, the same as ``mlcalib.calibration`` makes.
+        union: the longest text of each language; every setting's is a beginning of it.
+        prefixes: those that the settings are made of.
+    """
+
+    settings: dict[str, CalibrationSet]
+    union: CalibrationSet
+    prefixes: list[Prefix]
+
+
+def study_text(spec: StudySpec, tokenizer: "PreTrainedTokenizerBase") -> StudyText | None:
+    """Make all calibration sets of a study; None where it has no settings.
+
+    Raises:
+        FileNotFoundError, ValueError: see ``mlcalib.calibration``.
+    """
+    settings = settings_of(spec)
+    if not settings:
+        return None
+    codes = dict.fromkeys(code for each in settings.values() for code in each.set.weights)
+    texts = {code: _kept(_open(spec, code)) for code in codes}
+    made = {name: _calibration(spec, each, texts, tokenizer) for name, each in settings.items()}
+    prefixes = dict.fromkeys(prefix for each in made.values() for prefix in mixture_of(each))
+    return StudyText(made, _union(made), list(prefixes))
+
+
+def evaluation_text(
+    spec: StudySpec, tokenizer: "PreTrainedTokenizerBase", languages: LanguageSet, tokens: int
+) -> CalibrationSet:
+    """Return the first tokens of each language's eval split, to run through a model.
+
+    Raises:
+        FileNotFoundError, ValueError: see ``mlcalib.calibration``.
+    """
+    alike = LanguageSet(languages.name, dict.fromkeys(languages.weights, 1))
+    corpus = (spec.evaluation and spec.evaluation.corpus) or spec.corpus
+    source = open_corpus(corpus)
+    texts = {code: source.documents(code, "eval") for code in alike.weights}
+    return build(
+        tokenizer,
+        texts,
+        alike,
+        tokens=tokens * len(texts),
+        seq_len=spec.seq_len,
+        separator=spec.separator,
+        corpus=corpus,
+    )
+
+
+def _open(spec: StudySpec, code: str) -> Documents:
+    return open_corpus(spec.corpora.get(code, spec.corpus)).documents(code, "calib", spec.seed)
+
+
+def _calibration(
+    spec: StudySpec,
+    setting: Setting,
+    texts: Mapping[str, Documents],
+    tokenizer: "PreTrainedTokenizerBase",
+) -> CalibrationSet:
+    options = {
+        "seq_len": spec.seq_len,
+        "seed": spec.seed,
+        "separator": spec.separator,
+        "chat_template": False,
+        "allow_short": spec.allow_short,
+    }
+    make, size, budget = (
+        (build, "tokens", setting.tokens)
+        if setting.tokens_per_language is None
+        else (weighted, "tokens_per_language", setting.tokens_per_language)
+    )
+    built = make(
+        tokenizer,
+        texts,
+        setting.set,
+        tokens=budget,  # type: ignore[arg-type]  # one of the two was given
+        corpus=spec.corpus,
+        **options,  # type: ignore[arg-type]  # a dict's values have one type
+    )
+    if spec.corpora.keys() & setting.set.weights.keys():
+        return built  # several corpora: one call of mlcalib.calibration does not make it again
+    where = {
+        "tokenizer": tokenizer.name_or_path,
+        "languages": setting.languages,
+        "corpus": spec.corpus,
+        size: budget,
+    }
+    return replace(built, arguments=where | options)
+
+
+def _union(made: Mapping[str, CalibrationSet]) -> CalibrationSet:
+    """Return a set with the longest text of each language."""
+    best: dict[str, CalibrationSet] = {}
+    for each in made.values():
+        for code, tokens in each.tokens.items():
+            if code not in best or tokens > best[code].tokens[code]:
+                best[code] = each
+    first = next(iter(made.values()))
+    return replace(
+        first,
+        ids={code: each.ids[code] for code, each in best.items()},
+        report={code: each.report[code] for code, each in best.items()},
+        set_name="union",
+        arguments={},
+        weights={},
+    )
+
+
+def _kept(documents: Documents) -> Documents:
+    """Return documents that are read from their source once, however often they are asked for."""
+    known: list[tuple[Document, int, Counter[str]]] = []  # with the tally when each was given
+    tally = Tally()
+    rest = documents.read(tally)
+    ended: list[bool] = []
+
+    def read(own: Tally) -> Iterator[Document]:
+        at = 0
+        while True:
+            if at == len(known):
+                if ended or (found := next(rest, None)) is None:
+                    ended.append(True)
+                    own.read, own.dropped = tally.read, Counter(tally.dropped)
+                    return
+                known.append((found, tally.read, Counter(tally.dropped)))
+            document, own.read, dropped = known[at]
+            own.dropped = Counter(dropped)
+            at += 1
+            yield document
+
+    return Documents(read, documents.origin)

@@ -1,0 +1,114 @@
+"""Prefixes of text, and hidden states on their way."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_models import tiny_llama, tiny_model
+
+import mlcalib
+from mlcalib.flow import Flow, Prefix, Stopwatch
+from mlcalib.hidden_states import HiddenStates, HiddenStatesOnDisk
+from mlcalib.models import find_adapter
+from mlcalib.models.experts import unfuse
+
+IDS = {
+    "en": [[(7 * i + j * j) % 100 for j in range(16)] for i in range(5)],
+    "sw": [[(11 * i + 5 * j) % 100 for j in range(16)] for i in range(3)],
+}
+KINDS = ("gram", "range", "moments")
+
+
+def collected(model, ids, prefixes=(), hidden=None, blocks=1):
+    adapter = find_adapter(type(model).__name__)
+    unfuse(model, adapter)
+    text = mlcalib.calibration(None, corpus=ids, seq_len=16)
+    flow = Flow(model, adapter, text, Stopwatch(), prefixes=prefixes, hidden=hidden)
+    for name, block in adapter.named_blocks(model)[:blocks]:
+        with torch.no_grad():
+            found = flow.collect(name, block, KINDS, skipped=(), advance=True)
+        flow.turn()
+    return found
+
+
+def first(ids, language, tokens):
+    """The ids that a calibration set of fewer tokens would have."""
+    rows = ids[language][: -(-tokens // 16)]
+    flat = [token for row in rows for token in row]
+    return {language: [flat[:tokens]]}
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.sets(st.integers(1, 80), min_size=1, max_size=4), st.integers(1, 48))
+def test_prefixes_have_the_bits_of_sets_of_their_own(counts, other):
+    model = tiny_llama()
+    prefixes = [Prefix("en", count) for count in counts] + [Prefix("sw", other)]
+    together = collected(model, IDS, prefixes)
+    for language, count in prefixes:
+        alone = collected(model, first(IDS, language, count))
+        for name, by_prefix in alone.items():
+            (found,) = by_prefix.values()
+            assert found.tokens == together[name][language, count].tokens == count
+            for kind in KINDS:
+                for key, tensor in found.state(kind).items():
+                    shared = together[name][language, count].state(kind)[key]
+                    if kind != "gram" or count % 16 == 0:
+                        assert torch.equal(shared, tensor)
+                    else:  # a last sequence that is filled up differently moves no causal token
+                        torch.testing.assert_close(shared, tensor)
+
+
+def test_experts_count_only_the_tokens_of_a_prefix():
+    model = tiny_model("mixtral")
+    together = collected(model, IDS, [Prefix("en", 20), Prefix("en", 80), Prefix("sw", 7)])
+    experts = {name: found for name, found in together.items() if name.startswith("expert")}
+    assert experts
+    for count in (20, 80):
+        # Each token goes to two experts, and each of these reads two inputs.
+        tokens = [found["en", count].tokens for found in experts.values()]
+        assert sum(tokens) == 2 * 2 * count
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_hidden_states_on_disk_are_those_in_memory(dtype, tmp_path):
+    model = tiny_llama(dtype=dtype)
+    memory = collected(model, IDS, blocks=2)
+    disk = collected(model, IDS, hidden=HiddenStatesOnDisk(tmp_path), blocks=2)
+    for name, by_prefix in memory.items():
+        for prefix, found in by_prefix.items():
+            assert torch.equal(found.gram(), disk[name][prefix].gram())
+
+
+def test_what_a_turn_left_is_found_again(tmp_path):
+    states = HiddenStatesOnDisk(tmp_path)
+    a, b = torch.randn(1, 4, 8), torch.randn(1, 4, 8)
+    states.write("en", 0, a)
+    states.write("en", 1, b)
+    states.turn()
+    states.write("en", 0, b)  # of the next block, which is not finished
+    again = HiddenStatesOnDisk(tmp_path)
+    assert again.position == 0
+    assert torch.equal(again.read("en", 0), a)
+    assert torch.equal(again.read("en", 1), b)
+    again.restart()
+    assert HiddenStatesOnDisk(tmp_path).position == -1
+
+
+def test_a_full_disk_is_named(tmp_path, monkeypatch):
+    states = HiddenStatesOnDisk(tmp_path)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.open", full)
+    with pytest.raises(OSError, match=r"cannot write .*en-0\.bin: No space left"):
+        states.write("en", 0, torch.zeros(1, 2, 2))
+
+
+def test_states_in_memory_turn_too():
+    states = HiddenStates()
+    states.write("en", 0, torch.zeros(1))
+    states.turn()
+    assert states.position == 0
+    states.restart()
+    assert states.position == -1

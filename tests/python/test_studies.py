@@ -1,0 +1,290 @@
+"""One pass for all variants: the same checkpoints as separate runs, whatever interrupts it."""
+
+import filecmp
+import json
+
+import pytest
+from small_models import tiny_llama
+
+import mlcalib
+from mlcalib.parts import Parts
+from mlcalib.studies import read_study, settings_of, variants_of
+
+SENTENCES = {
+    "en": "the market opens before sunrise and first buyers are waiting beside road",
+    "fr": "le marché ouvre avant aube et premiers acheteurs attendent au bord de la route",
+    "sw": "soko hufunguliwa kabla ya jua kuchomoza na wanunuzi wa kwanza wanasubiri kando",
+}
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    root = tmp_path_factory.mktemp("text")
+    for code, sentence in SENTENCES.items():
+        words = sentence.split()
+        (root / code).mkdir()
+        for split, start in (("calib", 1), ("eval", 7)):
+            lines = [
+                " ".join(words[(i * start + j * j) % len(words)] for j in range(9 + i % 5))
+                for i in range(40)
+            ]
+            (root / code / f"{split}.txt").write_text("\n".join(lines))
+    return root
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory, tokenizer):
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tiny_llama(vocabulary=384, layers=3).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def spec(model, text):
+    return {
+        "name": "test",
+        "models": [str(model)],
+        "corpus": f"files:{text}",
+        "tokens": 300,
+        "seq_len": 32,
+        "settings": [
+            "en",
+            {"languages": "en,sw,fr", "tokens": [150, 300]},
+            {"languages": "en:0.7,sw:0.3", "tokens_per_language": 100, "name": "mixed"},
+        ],
+        "quantizers": [
+            {"method": "gptq", "bits": [4, 8], "group_size": 32},
+            {"method": "awq", "group_size": 32},
+            {"method": "rtn", "group_size": 32},
+        ],
+        "evaluation": {"languages": "en,sw", "tokens": 100},
+        "layers": {"languages": "en,fr", "tokens": 64},
+    }
+
+
+def run(spec, out, **options):
+    return mlcalib.study(spec, out, progress=False, echo=lambda _: None, **options)
+
+
+def weights_equal(a, b):
+    names = ["model.safetensors", "config.json", "tokenizer.json", "generation_config.json"]
+    return all(filecmp.cmp(a / name, b / name, shallow=False) for name in names)
+
+
+def test_settings_and_variants_are_the_product(spec):
+    found = read_study(spec)
+    assert list(settings_of(found)) == ["en", "en+sw+fr-150", "en+sw+fr-300", "mixed"]
+    names = list(variants_of(found))
+    assert len(names) == len(set(names)) == 3 * 4 + 1
+    assert names[0] == "gptq-w4-g32-en"
+    assert names[-1] == "rtn-w4-g32"
+
+
+def test_equals_separate_runs(spec, model, text, tmp_path):
+    run(spec, tmp_path / "study")
+    checkpoints = tmp_path / "study" / "tiny" / "checkpoints"
+    assert {path.name for path in checkpoints.iterdir()} == set(variants_of(read_study(spec)))
+    for name, variant in variants_of(read_study(spec)).items():
+        calibration = None
+        if variant.setting is not None:
+            setting = settings_of(read_study(spec))[variant.setting]
+            calibration = mlcalib.calibration(
+                model,
+                setting.languages,
+                spec["corpus"],
+                tokens=setting.tokens,
+                tokens_per_language=setting.tokens_per_language,
+                seq_len=32,
+            )
+        mlcalib.quantize_checkpoint(
+            model,
+            tmp_path / name,
+            calibration,
+            method=variant.method,
+            propagate="float",
+            progress=False,
+            **variant.options,
+        )
+        assert weights_equal(tmp_path / name, checkpoints / name), name
+        if calibration is not None:
+            record = json.loads((checkpoints / name / "mlcalib.json").read_text())
+            assert record["calibration"] == json.loads(json.dumps(calibration.describe()))
+
+
+def test_the_layout(spec, tmp_path):
+    run(spec, tmp_path)
+    study = json.loads((tmp_path / "study.json").read_text())
+    assert study["settings"]["mixed"]["weights"] == pytest.approx({"en": 1.4, "sw": 0.6})
+    folder = tmp_path / "tiny"
+    layers = json.loads((folder / "layers.json").read_text())
+    linear = "model.layers.1.mlp.down_proj"
+    assert set(layers["power"][linear]) == {"en", "fr"}
+    assert set(layers["ranges"][linear]) == {"en", "fr", "sw"}
+    outside = layers["outside"]
+    assert set(outside) == set(study["settings"])
+    # A longer prefix of the same mixture spans no less.
+    for code, found in outside["en+sw+fr-300"][linear].items():
+        assert found["share"] <= outside["en+sw+fr-150"][linear][code]["share"]
+    assert outside["en"][linear]["fr"]["share"] > 0
+    record = json.loads((folder / "variants" / "gptq-w4-g32-mixed.json").read_text())
+    assert set(record["losses"][linear]) == {"en", "fr", "sw"}
+    assert set(record["heldout"][linear]) == {"en", "fr"}
+    assert record["bytes"] > 0
+    found = json.loads((folder / "evaluations" / "rtn-w4-g32.json").read_text())
+    assert {row["language"] for row in found["rows"]} == {"en", "sw"}
+    for code in ("en", "sw"):
+        documents = found["documents"][code]
+        loss = next(
+            row["value"]
+            for row in found["rows"]
+            if row["language"] == code and row["metric"] == "token_loss"
+        )
+        assert sum(documents["loss"]) / sum(documents["tokens"]) == pytest.approx(loss)
+    costs = json.loads((folder / "costs.json").read_text())
+    assert costs["separate_tokens"] > costs["tokens"] > 0
+    assert costs["seconds"]["forward"] > 0
+
+
+def test_held_out_losses_are_those_of_the_weights(spec, model, tmp_path):
+    """An independent way: the float model's activations times the change of the weight."""
+
+    from mlcalib.evaluation import layer_losses
+
+    spec["quantizers"] = [{"method": "gptq", "group_size": 32}]
+    spec["settings"] = ["en"]
+    run(spec, tmp_path)
+    calibration = mlcalib.calibration(model, "en", spec["corpus"], tokens=300, seq_len=32)
+    quantized = mlcalib.quantize(
+        model, calibration, propagate="float", group_size=32, progress=False
+    )
+    (wanted,) = layer_losses(
+        model, [quantized], "en,fr", spec["corpus"], tokens=64, seq_len=32, progress=False
+    )
+    found = json.loads((tmp_path / "tiny" / "variants" / "gptq-w4-g32-en.json").read_text())
+    for name, losses in wanted.items():
+        assert found["heldout"][name] == pytest.approx(losses, rel=1e-5)
+
+
+class Killed(Exception):  # noqa: N818 - not an error of ours
+    """Stands for kill -9."""
+
+
+@pytest.mark.parametrize("hidden", ["memory", "disk"])
+@pytest.mark.parametrize("after", [1, 14, 30])
+def test_goes_on_where_it_stopped(spec, tmp_path, monkeypatch, after, hidden):
+    spec["evaluation"] = None
+    run(spec, tmp_path / "a")
+    spec["hidden_states"] = hidden
+    write, count = Parts.write, []
+
+    def failing(self, *args):
+        count.append(1)
+        if len(count) == after + 1:
+            raise Killed
+        write(self, *args)
+
+    monkeypatch.setattr(Parts, "write", failing)
+    with pytest.raises(Killed):
+        run(spec, tmp_path / "b")
+    run(spec, tmp_path / "b")
+    assert len(count) == 13 * 3 + 1  # no block of any variant was solved twice
+    for path in (tmp_path / "a" / "tiny" / "checkpoints").iterdir():
+        assert weights_equal(path, tmp_path / "b" / "tiny" / "checkpoints" / path.name)
+    layers = "tiny/layers.json"
+    assert filecmp.cmp(tmp_path / "a" / layers, tmp_path / "b" / layers, shallow=False)
+    assert not (tmp_path / "b" / "tiny" / "hidden").exists()
+
+
+def test_what_is_done_is_not_done_again(spec, tmp_path, monkeypatch):
+    run(spec, tmp_path)
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
+    evaluated = tmp_path / "tiny" / "evaluations"
+    times = {path: path.stat().st_mtime_ns for path in evaluated.iterdir()}
+    (planned,) = run(spec, tmp_path, plan_only=True)
+    assert planned.todo == []
+    spec["quantizers"].append({"method": "rtn", "group_size": 64})
+    (planned,) = run(spec, tmp_path)
+    assert planned.todo == ["rtn-w4-g64"]
+    assert {path: path.stat().st_mtime_ns for path in files} == files
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    assert (evaluated / "rtn-w4-g64.json").is_file()
+
+
+def test_changed_inputs_are_named(spec, tmp_path):
+    run(spec, tmp_path)
+    spec["seed"] = 1
+    with pytest.raises(ValueError, match=r"gptq-w4-g32-en was begun .*calibration\.sha256 was"):
+        run(spec, tmp_path)
+
+
+def test_quantized_propagation_has_passes_of_its_own(spec, model, tmp_path):
+    spec |= {"settings": ["en"], "evaluation": None, "layers": None}
+    spec["quantizers"] = [{"method": "gptq", "group_size": 32, "propagate": ["float", "quantized"]}]
+    run(spec, tmp_path / "study")
+    calibration = mlcalib.calibration(model, "en", spec["corpus"], tokens=300, seq_len=32)
+    mlcalib.quantize_checkpoint(model, tmp_path / "one", calibration, group_size=32, progress=False)
+    checkpoints = tmp_path / "study" / "tiny" / "checkpoints"
+    assert weights_equal(tmp_path / "one", checkpoints / "gptq-w4-g32-quantized-en")
+    assert not weights_equal(tmp_path / "one", checkpoints / "gptq-w4-g32-en")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"settings": ["en", "en"]}, "Two settings are called 'en'"),
+        ({"settings": []}, "no settings, which gptq needs"),
+        ({"settings": ["xx"]}, "Unknown"),
+        ({"settings": [{"languages": "en", "tokens": 5, "tokens_per_language": 5}]}, "give one"),
+        ({"quantizers": ["gpt"]}, "Did you mean 'gptq'"),
+        ({"quantizers": [{"method": "gptq", "bit": 4}]}, "bit"),
+        ({"quantizers": ["rtn", "rtn"]}, "Two variants are called 'rtn-w4-g128'"),
+        ({"model": ["x"]}, "model"),
+        ({"models": []}, "models"),
+        ({"tokens": 10**6}, "Too little text"),
+    ],
+)
+def test_impossible_studies(spec, tmp_path, change, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        run(spec | change, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_presets_are_the_papers_grid():
+    paper = read_study("paper")
+    names = ["en", "fr", "sw", "zh", "xh", "multi", "multi10", "multimix"]
+    assert list(settings_of(paper)) == names
+    assert len(variants_of(paper)) == 16
+    assert [model.split("/")[1] for model in paper.models] == ["Llama-3.1-8B", "Qwen2.5-7B"]
+    assert {v.options["group_size"] for v in variants_of(paper).values()} == {128}
+    small = read_study("paper-small")
+    assert list(settings_of(small)) == names
+    assert small.evaluation.tokens == 2048
+    with pytest.raises(ValueError, match="Did you mean 'paper'"):
+        read_study("papers")
+
+
+def test_yaml_files(spec, tmp_path):
+    import yaml
+
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(spec))
+    assert read_study(path) == read_study(spec)
+    path.write_text("- en")
+    with pytest.raises(ValueError, match="holds a YAML list"):
+        read_study(path)
+    path.write_text("a: [")
+    with pytest.raises(ValueError, match="not valid YAML"):
+        read_study(path)
+
+
+def test_plan_says_what_it_takes(spec, tmp_path, capsys):
+    (planned,) = mlcalib.study(spec, tmp_path, plan_only=True)
+    printed = capsys.readouterr().out
+    assert "13 checkpoints to make" in printed
+    assert "gptq-w4-g32-mixed" in printed
+    assert planned.separate == 3 * (300 + 150 + 300 + 200)
+    assert planned.tokens == 300 + 100 + 100
+    assert planned.memory > 0
+    assert planned.disk > 0
+    assert not list(tmp_path.iterdir())

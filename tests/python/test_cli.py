@@ -69,6 +69,27 @@ def test_quantize_then_evaluate(run, folder, tmp_path):
     assert {row.model for row in read_rows(results)} == {str(folder), str(out)}
 
 
+def test_fidelity_is_shown_and_kept(run, folder, tmp_path):
+    out, cache, results = (tmp_path / name for name in ("out", "cache", "results.jsonl"))
+    run("quantize", folder, "--out", out, "--method", "rtn", "--group-size", 32)
+    options = ["--languages", "en,sw", "--tokens", 64, "--seq-len", 32, "--fidelity"]
+    options += ["--cache", cache, "--out", results]
+    code, text, _ = run("evaluate", folder, out, *options)
+    assert code == 0, text
+    assert f"Fidelity to {folder}" in text
+    assert re.search(r"^\| en +\| +rtn \| +0\.\d+ ", text, re.MULTILINE)
+    assert "KL(first model || model)" in text
+    rows = read_rows(results)
+    assert {row.task for row in rows} == {"perplexity", "fidelity"}
+    assert len(list(cache.rglob("*.json"))) == 7  # 2 models, 1 comparison, and the files' sums
+    code, again, _ = run("evaluate", folder, out, *options)
+    assert (code, again) == (0, text)
+    assert read_rows(results) == rows
+    code, _, err = run("evaluate", folder, "--fidelity")
+    assert code == 1
+    assert "give two or more" in err
+
+
 def test_rtn_and_dense_need_no_text(run, folder, tmp_path):
     out = tmp_path / "out"
     code, text, _ = run(

@@ -9,7 +9,7 @@ from small_models import tiny_llama
 
 import mlcalib
 from mlcalib.calibration_sets import stream
-from mlcalib.evaluation import definition, eval_text, perplexity_of, rows_of
+from mlcalib.evaluation import definition, eval_text, evaluation_dtype, perplexity_of, rows_of
 from mlcalib.evaluation.perplexity import Scores, score
 from mlcalib.report import markdown, metric_table, perplexity_table, rise_table
 from mlcalib.results import Row, read_rows, write_rows
@@ -139,7 +139,7 @@ def test_a_checkpoint_says_how_it_was_made(model, tokenizer, tmp_path):
         model, calibration, tokenizer=tokenizer, group_size=32, progress=False
     )
     quantized.save(tmp_path / "out")
-    options = {"tokens": 64, "seq_len": 32, "progress": False}
+    options = {"tokens": 64, "seq_len": 32, "progress": False, "dtype": "float32"}
     from_disk = mlcalib.evaluate(tmp_path / "out", "sw", **options)
     in_memory = mlcalib.evaluate(quantized, "sw", **options)
     assert {(row.method, row.calibration) for row in from_disk} == {("gptq", "en+sw")}
@@ -147,6 +147,23 @@ def test_a_checkpoint_says_how_it_was_made(model, tokenizer, tmp_path):
     (tmp_path / "out" / "mlcalib.json").write_text("{}")
     with pytest.raises(ValueError, match=r"mlcalib\.json is not a record that mlcalib wrote"):
         mlcalib.evaluate(tmp_path / "out", "sw", **options)
+
+
+def test_auto_is_bfloat16_where_that_is_fast(monkeypatch, folder, model, tokenizer):
+    options = {"method": "rtn", "tokenizer": tokenizer, "group_size": 32, "progress": False}
+    quantized = mlcalib.quantize(model, **options)
+    for amx, expected in ((True, "bfloat16"), (False, "auto")):
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx)
+        assert evaluation_dtype([folder, "hub/name"]) == expected
+        assert evaluation_dtype([folder, quantized]) == "auto"
+        assert evaluation_dtype([folder], "float32") == "float32"
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    options = {"tokens": 64, "seq_len": 32, "progress": False}
+    fast, stored, half = (
+        mlcalib.evaluate(folder, "sw", dtype=dtype, **options)
+        for dtype in ("auto", "float32", "bfloat16")
+    )
+    assert fast == half != stored
 
 
 def test_too_little_text_names_the_language(folder):

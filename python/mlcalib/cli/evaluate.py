@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mlcalib.cli.arguments import MODEL, Corpus, Dtype, Languages, Separator, SeqLen, unescape
+from mlcalib.cli.arguments import DTYPE, MODEL, Corpus, Languages, Separator, SeqLen, unescape
 
 
 def evaluate(
@@ -17,7 +17,24 @@ def evaluate(
     ] = 8192,
     seq_len: SeqLen = 512,
     separator: Separator = None,
-    dtype: Dtype = "auto",
+    dtype: Annotated[
+        str, typer.Option(help=f"{DTYPE} On a CPU with AMX auto is bfloat16 for all models.")
+    ] = "auto",
+    fidelity: Annotated[
+        bool,
+        typer.Option(
+            "--fidelity",
+            help="Compare next-token distributions with the first model's: KL divergence, its "
+            "percentiles, agreement, and how uneven the damage is over documents.",
+        ),
+    ] = False,
+    cache: Annotated[
+        Path | None,
+        typer.Option(
+            help="Keep scores in this folder. What is there is not measured again, so the same "
+            "command goes on where an earlier one was interrupted."
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Write the rows to this JSONL file.")] = None,
     card: Annotated[
         bool,
@@ -28,11 +45,13 @@ def evaluate(
         ),
     ] = False,
 ) -> None:
-    """Measure perplexity and bits per byte per language."""
+    """Measure perplexity and bits per byte per language, and fidelity to a float model."""
     import mlcalib
-    from mlcalib.evaluation import definition
+    from mlcalib.evaluation import definition, evaluation_dtype
+    from mlcalib.evaluation.fidelity import DEFINITION
     from mlcalib.models.loading import load_tokenizer
     from mlcalib.report import markdown, perplexity_table, rise_table, write_model_card
+    from mlcalib.report.fidelity import fidelity_table
     from mlcalib.results import write_rows
 
     separator = unescape(separator)
@@ -45,6 +64,8 @@ def evaluate(
         seq_len=seq_len,
         separator=separator,
         dtype=dtype,
+        fidelity=fidelity,
+        cache=cache,
     )
     if out is not None:
         write_rows(rows, out)
@@ -54,9 +75,19 @@ def evaluate(
         typer.echo(f"\nRise in token loss (nats) against {models[0]}\n")
         typer.echo(markdown(rise_table(rows)))
     how = definition(load_tokenizer(models[0]), tokens=tokens, seq_len=seq_len, separator=separator)
+    if (computed := evaluation_dtype(models, dtype)) != dtype:
+        how += f" Computed in {computed} (this CPU has AMX)."
+    if fidelity:
+        typer.echo(f"\nFidelity to {models[0]}\n")
+        typer.echo(markdown(fidelity_table(rows)))
+        typer.echo(f"\n{DEFINITION}")
     typer.echo(f"\n{how}")
     for folder in carded:
-        chosen = [row for row in rows if row.model == folder or row.method == "float"]
+        chosen = [
+            row
+            for row in rows
+            if row.task == "perplexity" and (row.model == folder or row.method == "float")
+        ]
         write_model_card(folder, chosen, f"{how} Text: the eval split of `{corpus}`.")
         typer.echo(f"written to {folder}/README.md")
 

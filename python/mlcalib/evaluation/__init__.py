@@ -1,19 +1,22 @@
 """What quantization did to each language."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from tqdm.auto import tqdm
 
 from mlcalib.calibration_sets import Stream, describe_separator, tokenizer_fingerprint
 from mlcalib.errors import named
+from mlcalib.evaluation.cache import Cache
+from mlcalib.evaluation.fidelity import Reference, fidelity_of, fidelity_rows, flips, reference_of
 from mlcalib.evaluation.layers import layer_losses
 from mlcalib.evaluation.perplexity import DocumentScores, Scores, perplexity_of, score
+from mlcalib.evaluation.scoring import Scorer
+from mlcalib.evaluation.subject import Subject
 from mlcalib.evaluation.text import eval_text
 from mlcalib.languages import LanguageSet, language_set
-from mlcalib.models.loading import check_source, load_model, load_tokenizer
 from mlcalib.quantized_model import QuantizedModel
 from mlcalib.results import Row, read_rows, versions, write_rows
 
@@ -21,22 +24,29 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 __all__ = [
+    "Cache",
     "DocumentScores",
+    "Reference",
     "Row",
     "Scores",
     "definition",
     "eval_text",
     "evaluate",
+    "evaluation_dtype",
+    "fidelity_of",
+    "fidelity_rows",
+    "flips",
     "layer_losses",
     "perplexity_of",
     "read_rows",
+    "reference_of",
     "rows_of",
     "score",
     "write_rows",
 ]
 
 
-def evaluate(
+def evaluate(  # noqa: PLR0913 - options of one thing
     models: "str | Path | QuantizedModel | Sequence[str | Path | QuantizedModel]",
     languages: str | LanguageSet = "multi10",
     corpus: str = "sample",
@@ -45,9 +55,11 @@ def evaluate(
     seq_len: int = 512,
     separator: str | None = None,
     dtype: str = "auto",
+    fidelity: bool = False,
+    cache: str | Path | None = None,
     progress: bool = True,
 ) -> list[Row]:
-    """Measure perplexity, bits per byte and token loss per language.
+    """Measure perplexity, bits per byte and token loss per language, and fidelity to a float model.
 
     Args:
         models: folders, hub names, GGUF files, or what ``mlcalib.quantize`` returned.
@@ -56,45 +68,65 @@ def evaluate(
         tokens: tokens scored per language: the first so many.
         seq_len: context; windows do not overlap.
         separator: what stands between documents, as for ``mlcalib.calibration``.
-        dtype: of models that are loaded here.
+        dtype: of models that are loaded here; see ``evaluation_dtype``.
+        fidelity: also compare the next-token distributions of each model with those of the first,
+            in the same forward; see ``fidelity_rows``.
+        cache: a folder in which scores are kept as soon as they are there, and found again by
+            content of model and text, options and versions; None to keep nothing.
         progress: show a bar.
 
     Returns:
         Rows with the metrics ``perplexity``, ``bits_per_byte`` and ``token_loss`` (nats); standard
-        errors are over documents.
+        errors are over documents. With ``fidelity`` also those of the task ``fidelity``.
 
     Raises:
         FileNotFoundError: no such model or text.
-        ValueError: too little text in a language; names it.
+        ValueError: too little text in a language; names it. Fidelity of a single model, or of one
+            that has other tokens than the first.
     """
     if isinstance(models, str | Path | QuantizedModel):
         models = [models]
-    for model in models:
-        if not isinstance(model, QuantizedModel):
-            check_source(str(model))
+    if fidelity and len(models) < 2:
+        raise ValueError("Fidelity is to the first of several models; give two or more.")
+    dtype = evaluation_dtype(models, dtype)
+    subjects = [Subject(model, dtype) for model in models]
     if not isinstance(languages, LanguageSet):
         languages = language_set(languages)
+    kept = None if cache is None else Cache(cache)
+    scorer = Scorer(tokens=tokens, seq_len=seq_len, fidelity=fidelity, cache=kept)
     texts: dict[str, dict[str, Stream]] = {}  # a tokenizer's fingerprint → language → text
     rows: list[Row] = []
     codes = languages.weights
     with tqdm(total=len(models) * len(codes), desc="evaluating", disable=not progress) as bar:
-        for model in models:
-            if isinstance(model, QuantizedModel):
-                live, tokenizer, name = model.model, model.tokenizer, model.recipe["model"]
-            else:
-                name = str(model)
-                live, tokenizer = load_model(name, dtype), load_tokenizer(name)
-            method, calibration = _origin(model)
-            key = tokenizer_fingerprint(tokenizer)
+        for subject in subjects:
+            key = tokenizer_fingerprint(subject.tokenizer)
             if key not in texts:
-                texts[key] = eval_text(tokenizer, languages, corpus, separator, tokens)
+                texts[key] = eval_text(subject.tokenizer, languages, corpus, separator, tokens)
+            origin = (subject.name, subject.method, subject.calibration)
             for code in codes:
-                bar.set_postfix_str(f"{method}, {code}")
-                with named(f"language '{code}', model {name}"):
-                    scores = score(live, texts[key][code], tokens=tokens, seq_len=seq_len)
-                rows += rows_of({code: scores}, name, method, calibration)
+                bar.set_postfix_str(f"{subject.method}, {code}")
+                with named(f"language '{code}', model {subject.name}"):
+                    scores = {code: scorer.scores(subject, code, texts[key][code])}
+                rows += rows_of(scores, *origin)
+                if fidelity and subject is not subjects[0]:
+                    rows += fidelity_rows(scores, scorer.first, *origin)
                 bar.update()
+            scorer.release(subject)
     return rows
+
+
+def evaluation_dtype(models: "Sequence[str | Path | QuantizedModel]", dtype: str = "auto") -> str:
+    """Return the dtype that models are evaluated in where ``dtype`` was asked for.
+
+    ``auto`` is bfloat16 on a CPU with AMX, which multiplies it many times faster than float32; so
+    only where all models are loaded here, for one that is in memory has a dtype, and models are
+    compared in one. Anything else is what it is: ``auto`` as stored, ``float32``, ….
+    """
+    in_memory = any(isinstance(model, QuantizedModel) for model in models)
+    # torch is pinned, so what it does not call public does not change unseen.
+    if dtype == "auto" and not in_memory and torch.cpu._is_amx_tile_supported():
+        return "bfloat16"
+    return dtype
 
 
 def rows_of(
@@ -132,22 +164,3 @@ def definition(
         "perplexity is not comparable between tokenizers or languages; bits per byte is closer to "
         "it."
     )
-
-
-def _origin(model: str | Path | QuantizedModel) -> tuple[str, str]:
-    """Return the method and calibration of a model: from its ``mlcalib.json``, if it has one."""
-    if isinstance(model, QuantizedModel):
-        calibration = model.calibration
-        return model.recipe["method"], "none" if calibration is None else calibration.set_name
-    record = Path(model) / "mlcalib.json"
-    if not record.is_file():
-        return "float", "none"
-    try:
-        content = json.loads(record.read_text(encoding="utf-8"))
-        calibration = content["calibration"]
-        return content["recipe"]["method"], "none" if calibration is None else calibration["set"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{record} is not a record that mlcalib wrote ({type(error).__name__}: {error}); "
-            "restore it, or remove it to evaluate the folder as any model."
-        ) from error

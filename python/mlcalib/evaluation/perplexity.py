@@ -166,7 +166,7 @@ def _measure(logits: Tensor, targets: Tensor, reference: Tensor | None) -> tuple
             f"the model predicts {logits.shape[-1]:,} tokens and the reference "
             f"{reference.shape[-1]:,}; distributions are comparable over one vocabulary only."
         )
-    parts = []
+    parts: list[tuple[Tensor, ...]] = []
     for at in range(0, len(logits), _ROWS):
         rows = slice(at, at + _ROWS)
         log_q = logits[rows].float().log_softmax(-1)

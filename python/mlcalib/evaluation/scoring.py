@@ -1,0 +1,177 @@
+"""Scores of models per language, from the cache where they are known."""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from mlcalib.calibration_sets import Stream
+from mlcalib.evaluation.cache import Cache, tensors_sha256
+from mlcalib.evaluation.fidelity import Reference, head_of, recording
+from mlcalib.evaluation.perplexity import Scores, score
+from mlcalib.evaluation.subject import Subject
+from mlcalib.results import versions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_Key = dict[str, Any]
+
+
+class Scorer:
+    """Scores models one after another; with ``fidelity``, against the first of them.
+
+    Scores of a text are kept as soon as they are there. A model is not even loaded where all of its
+    scores are known; of the first one its head alone stays in memory.
+
+    Args:
+        tokens: tokens to score of each text.
+        seq_len: context.
+        fidelity: measure the divergence of all others from the first model.
+        cache: where scores are kept, or None.
+
+    Attributes:
+        first: language → scores of the first model.
+    """
+
+    def __init__(
+        self, *, tokens: int, seq_len: int, fidelity: bool = False, cache: Cache | None = None
+    ) -> None:
+        self.first: dict[str, Scores] = {}
+        self._tokens, self._seq_len = tokens, seq_len
+        self._fidelity = fidelity
+        self._cache = cache
+        self._reference: Subject | None = None
+        self._ids: dict[str, Tensor] = {}  # that the reference was scored on
+        self._head: PreTrainedModel | None = None
+        self._states: dict[str, Tensor] = {}
+
+    def scores(self, subject: Subject, code: str, text: Stream) -> Scores:
+        """Score a model on the text of a language.
+
+        Raises:
+            ValueError: see ``score``; or, with ``fidelity``, a model that has other tokens than the
+                first.
+        """
+        if not self._fidelity:
+            return self._plain(subject, code, text)
+        if self._reference is None:
+            self._reference = subject
+        if subject is not self._reference:
+            return self._compared(subject, code, text)
+        self._ids[code] = text.ids
+        self.first[code] = self._recorded(subject, code, text)
+        return self.first[code]
+
+    def release(self, subject: Subject) -> None:
+        """Let go of a model of which everything was scored."""
+        if subject is self._reference and subject.loaded:
+            self._head = head_of(subject.model)
+        subject.unload()
+
+    def _plain(self, subject: Subject, code: str, text: Stream) -> Scores:
+        key = self._key(subject, code, text)
+        if (known := self._known(key)) is None:
+            return self._keep(key, self._score(subject, text))
+        return self._scores(text, known["loss"])
+
+    def _recorded(self, subject: Subject, code: str, text: Stream) -> Scores:
+        """Score the reference, and keep what others are compared with."""
+        key = self._key(subject, code, text)
+        states = {**key, "task": "states"}
+        known = self._known(key)
+        if known is not None and self._cache is not None and self._cache.has_tensor(states):
+            return self._scores(text, known["loss"])
+        with recording(subject.model) as recorded:
+            found = self._score(subject, text)
+        if self._cache is None:
+            self._states[code] = torch.stack(recorded)
+        else:
+            self._cache.put_tensor(states, torch.stack(recorded))
+        return self._keep(key, found)
+
+    def _compared(self, subject: Subject, code: str, text: Stream) -> Scores:
+        """Score a model against the reference."""
+        first = self._reference
+        assert first is not None
+        if not torch.equal(text.ids, self._ids[code]):
+            raise ValueError(
+                f"its tokenizer makes other tokens of the text than that of {first.name}; "
+                "next-token distributions are comparable over one vocabulary only."
+            )
+        key = self._key(subject, code, text)
+        against = self._key(first, code, text)
+        divergence = {**key, "task": "fidelity", "reference": against.get("model")}
+        known, apart = self._known(key), self._known(divergence)
+        if known is not None and apart is not None:
+            return self._scores(text, known["loss"], **apart)
+        reference = Reference(self._head_of_first(), lambda code: self._states_of(against, code))
+        logits = reference.logits(code)
+        found = self._score(subject, text, logits)
+        return self._keep(key, found, divergence)
+
+    def _score(
+        self, subject: Subject, text: Stream, reference: Iterable[Tensor] | None = None
+    ) -> Scores:
+        return score(
+            subject.model, text, tokens=self._tokens, seq_len=self._seq_len, reference=reference
+        )
+
+    def _head_of_first(self) -> "PreTrainedModel":
+        """Return the reference's head; never loads it beside a model that is being compared."""
+        if self._head is None:
+            assert self._reference is not None
+            self._head = head_of(self._reference.model)
+            self._reference.unload()
+        return self._head
+
+    def _states_of(self, key: _Key, code: str) -> Tensor:
+        if self._cache is None:
+            return self._states[code]
+        return self._cache.get_tensor({**key, "task": "states"})
+
+    def _key(self, subject: Subject, code: str, text: Stream) -> _Key:
+        if self._cache is None:
+            return {}
+        return {
+            "task": "perplexity",
+            "language": code,
+            "model": subject.fingerprint(self._cache),
+            "text": _text_sha256(text, self._tokens),
+            "tokens": self._tokens,
+            "seq_len": self._seq_len,
+            "versions": versions(),
+        }
+
+    def _known(self, key: _Key) -> dict[str, list[float]] | None:
+        return None if self._cache is None else self._cache.get(key)
+
+    def _keep(self, key: _Key, found: Scores, divergence: _Key | None = None) -> Scores:
+        if self._cache is not None:
+            self._cache.put(key, {"loss": found.loss.tolist()})
+            if divergence is not None and found.kl is not None and found.agrees is not None:
+                value = {"kl": found.kl.tolist(), "agrees": found.agrees.int().tolist()}
+                self._cache.put(divergence, value)
+        return found
+
+    def _scores(
+        self,
+        text: Stream,
+        loss: list[float],
+        kl: list[float] | None = None,
+        agrees: list[float] | None = None,
+    ) -> Scores:
+        """Return scores as they were before they were kept."""
+        scored = slice(1, self._tokens + 1)
+        return Scores(
+            torch.tensor(loss, dtype=torch.float64),
+            text.byte_counts[scored],
+            text.document[scored],
+            None if kl is None else torch.tensor(kl, dtype=torch.float64),
+            None if agrees is None else torch.tensor(agrees, dtype=torch.bool),
+        )
+
+
+def _text_sha256(text: Stream, tokens: int) -> str:
+    return tensors_sha256({name: part[: tokens + 1] for name, part in text._asdict().items()})

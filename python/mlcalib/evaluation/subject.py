@@ -1,0 +1,128 @@
+"""A model that is evaluated, whatever it was given as."""
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlcalib.evaluation.cache import Cache, fingerprint, tensors_sha256
+from mlcalib.models.loading import check_source, load_model, load_tokenizer
+from mlcalib.quantized_model import QuantizedModel
+from mlcalib.safetensors_files import validate_folder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_DECIDING = (".json", ".jinja", ".model", ".txt")  # kinds of files beside the weights
+_RECORD = "mlcalib.json"
+
+
+class Subject:
+    """A model that is loaded when it is first needed.
+
+    Attributes:
+        given: a folder, a hub name, a GGUF file, or what ``mlcalib.quantize`` returned.
+        dtype: of a model that is loaded here.
+        name: the model as it was given.
+        method: its quantizer, or ``float``; from its ``mlcalib.json``, if it has one.
+        calibration: name of its calibration set, or ``none``; likewise.
+
+    Raises:
+        FileNotFoundError: there is no such model.
+        ValueError: a damaged checkpoint or record.
+    """
+
+    def __init__(self, given: str | Path | QuantizedModel, dtype: str = "auto") -> None:
+        self.given = given
+        self.dtype = dtype
+        if isinstance(given, QuantizedModel):
+            self.name = str(given.recipe["model"])
+        else:
+            self.name = str(given)
+            check_source(self.name)
+        self.method, self.calibration = _origin(given)
+        self._fingerprint: str | None = None
+
+    @cached_property
+    def model(self) -> "PreTrainedModel":
+        """The model in memory."""
+        if isinstance(self.given, QuantizedModel):
+            return self.given.model
+        return load_model(self.name, self.dtype)
+
+    @property
+    def loaded(self) -> bool:
+        """Whether the model is in memory."""
+        return "model" in vars(self) or isinstance(self.given, QuantizedModel)
+
+    def unload(self) -> None:
+        """Let go of a model that was loaded here; it is loaded again when it is needed again."""
+        vars(self).pop("model", None)
+
+    @cached_property
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        """Its tokenizer."""
+        if isinstance(self.given, QuantizedModel):
+            return self.given.tokenizer
+        return load_tokenizer(self.name)
+
+    def fingerprint(self, cache: Cache) -> str:
+        """Return what tells this model from any other, as far as its results go.
+
+        Of a folder it is made of the content of its weights, configs, tokenizer and templates (not
+        of ``mlcalib.json``, nor of the model card); of a GGUF file, of its content; of a hub name,
+        of the commit; of a model in memory, of its config and parameters.
+
+        Args:
+            cache: remembers the sha256 of files that did not change.
+
+        Raises:
+            ValueError: a hub name that leads to no commit.
+        """
+        if self._fingerprint is None:
+            self._fingerprint = fingerprint({**self._content(cache), "dtype": self.dtype})
+        return self._fingerprint
+
+    def _content(self, cache: Cache) -> dict[str, Any]:
+        if isinstance(self.given, QuantizedModel):
+            model = self.given.model
+            tensors = tensors_sha256(model.state_dict())
+            return {"config": model.config.to_json_string(), "tensors": tensors}
+        if (path := Path(self.name)).is_dir():
+            weights = {Path(file) for file in validate_folder(path).values()}
+            beside = {file for file in path.iterdir() if file.suffix in _DECIDING}
+            files = {file for file in weights | beside if file.name != _RECORD}
+            return {file.name: cache.sha256(file) for file in files}
+        if path.is_file():
+            return {"gguf": cache.sha256(path)}
+        return {"hub": self.name, "commit": _commit(self.name)}
+
+
+def _commit(name: str) -> str:
+    from transformers.utils.hub import cached_file, extract_commit_hash
+
+    commit = extract_commit_hash(cached_file(name, "config.json"), None)
+    if commit is None:
+        raise ValueError(
+            f"'{name}' comes from the hub without a commit, so a cache cannot tell whether it is "
+            "the model that was measured before; give a folder, or evaluate without --cache."
+        )
+    return str(commit)
+
+
+def _origin(model: str | Path | QuantizedModel) -> tuple[str, str]:
+    if isinstance(model, QuantizedModel):
+        calibration = model.calibration
+        return model.recipe["method"], "none" if calibration is None else calibration.set_name
+    record = Path(model) / _RECORD
+    if not record.is_file():
+        return "float", "none"
+    try:
+        content = json.loads(record.read_text(encoding="utf-8"))
+        calibration = content["calibration"]
+        return content["recipe"]["method"], "none" if calibration is None else calibration["set"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{record} is not a record that mlcalib wrote ({type(error).__name__}: {error}); "
+            "restore it, or remove it to evaluate the folder as any model."
+        ) from error

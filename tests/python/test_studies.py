@@ -330,3 +330,37 @@ def test_a_variant_that_is_added_measures_the_same(spec, tmp_path, hidden):
             )
             for key in ("heldout", "losses", "documents"):
                 assert first.get(key) == second.get(key)
+
+
+def test_benchmark_tasks_are_evaluated_too(spec, tmp_path):
+    rows = [
+        {"premise": f"{word} opens", "hypothesis": f"{word} closes", "label": index % 3}
+        for index, word in enumerate(["market", "road", "buyer", "sunrise"])
+    ]
+    (tmp_path / "data" / "xnli" / "en").mkdir(parents=True)
+    for split in ("validation", "test"):
+        text = "\n".join(map(json.dumps, rows))
+        (tmp_path / "data" / "xnli" / "en" / f"{split}.jsonl").write_text(text)
+    spec["quantizers"] = [{"method": "rtn", "group_size": 32}]
+    spec["evaluation"] = {
+        "tasks": ["perplexity", "xnli"],
+        "languages": "en,st",
+        "tokens": 64,
+        "corpus": "sample",
+        "data": str(tmp_path / "data"),
+    }
+    spec["layers"] = None
+    spec["allow_short"] = True
+    run(spec, tmp_path / "out")
+    found = json.loads(
+        (tmp_path / "out" / "tiny" / "evaluations" / "rtn-w4-g32.json").read_text()
+    )
+    assert {row["task"] for row in found["rows"]} == {"perplexity", "xnli"}
+    assert len(found["items"]["xnli"]["en"]) == 4
+    assert {(each["task"], each["language"]) for each in found["missing"]} == {("xnli", "st")}
+
+
+def test_an_unknown_task_is_named(spec, tmp_path):
+    spec["evaluation"] = {"tasks": ["xnly"]}
+    with pytest.raises(ValueError, match="Did you mean 'xnli'"):
+        run(spec, tmp_path)

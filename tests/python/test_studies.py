@@ -352,9 +352,7 @@ def test_benchmark_tasks_are_evaluated_too(spec, tmp_path):
     spec["layers"] = None
     spec["allow_short"] = True
     run(spec, tmp_path / "out")
-    found = json.loads(
-        (tmp_path / "out" / "tiny" / "evaluations" / "rtn-w4-g32.json").read_text()
-    )
+    found = json.loads((tmp_path / "out" / "tiny" / "evaluations" / "rtn-w4-g32.json").read_text())
     assert {row["task"] for row in found["rows"]} == {"perplexity", "xnli"}
     assert len(found["items"]["xnli"]["en"]) == 4
     assert {(each["task"], each["language"]) for each in found["missing"]} == {("xnli", "st")}

@@ -6,8 +6,8 @@
 `paper` is the grid of the preset paper-small with 40,960 tokens in each setting; `mixtures` are 20
 mixtures of the ten languages from one set of per-language statistics, 4,096 tokens each, for GPTQ
 and AWQ. Only quantization is timed: no evaluation, no layer measures. Each run is a process of its
-own; --separate of the variants are run alone, spread evenly, and their mean is scaled to all. Every
-checkpoint that was made both ways is compared byte by byte. What was measured is kept in WORK, and not
+own; --separate of the variants are run alone, spread evenly; their mean is scaled to all. Every
+checkpoint that was made both ways is compared byte by byte. What was measured is kept in WORK, not
 measured again. Processor time is what to compare on a machine that does other things too.
 """
 

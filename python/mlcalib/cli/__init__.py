@@ -10,7 +10,10 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from mlcalib.cli.annotate import annotate
 from mlcalib.cli.evaluate import evaluate
+from mlcalib.cli.generate import generate
+from mlcalib.cli.judge import judge
 from mlcalib.cli.listings import info, languages
 from mlcalib.cli.quantize import quantize
 
@@ -34,7 +37,7 @@ def demo(
     run(out, echo=typer.echo)
 
 
-for command in (quantize, evaluate, demo, languages, info):
+for command in (quantize, evaluate, generate, judge, annotate, demo, languages, info):
     app.command()(command)
 
 

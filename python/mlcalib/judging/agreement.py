@@ -7,7 +7,7 @@ from collections.abc import Hashable, Iterable, Sequence
 def krippendorff_alpha(units: Iterable[Sequence[Hashable]]) -> float | None:
     """Return Krippendorff's alpha for nominal data.
 
-    1 − D_o / D_e over the coincidence matrix (Krippendorff, *Computing Krippendorff's
+    1 - D_o / D_e over the coincidence matrix (Krippendorff, *Computing Krippendorff's
     Alpha-Reliability*, 2011): any number of raters, who need not have rated everything.
 
     Args:

@@ -28,5 +28,7 @@ def as_chat(
             )
         )
         return list(tokenizer(text, add_special_tokens=False).input_ids)
-    text = prompt if answer is None else f"{prompt}\n{answer}"
-    return list(tokenizer(text).input_ids)
+    tokens = list(tokenizer(prompt if answer is None else f"{prompt}\n{answer}").input_ids)
+    if answer is None and tokens and tokens[-1] == tokenizer.eos_token_id:
+        tokens.pop()  # some tokenizers end every text, but this one goes on
+    return tokens

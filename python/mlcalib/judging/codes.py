@@ -28,7 +28,8 @@ def find_code(given: str, script: str | None = None) -> str:
     """Return mlcalib's code of a language.
 
     Args:
-        given: mlcalib's code (``sw``), FLORES-200's (``swh_Latn``), or ISO 639-3 (``swh``, ``swa``).
+        given: mlcalib's code (``sw``), FLORES-200's (``swh_Latn``) or ISO 639-3 (``swh``,
+            ``swa``).
         script: ISO 15924, which tells apart what is written in two (``zho``: ``Hans``, ``Hant``).
 
     Raises:

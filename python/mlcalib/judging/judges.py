@@ -1,5 +1,6 @@
 """Judges: what says which of two answers is better."""
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from mlcalib.languages import language
 from mlcalib.models.loading import load_model, load_tokenizer
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 Letter = Literal["A", "B", "C"]
 LETTERS: tuple[Letter, ...] = ("A", "B", "C")
@@ -107,12 +108,14 @@ class LanguageModelJudge:
     @torch.inference_mode()
     def compare(self, pair: Pair) -> Opinion:
         """See ``Judge.compare``."""
-        question = as_chat(self._tokenizer, fill(self._template, pair))
+        chats = bool(self._tokenizer.chat_template)
+        text = fill(self._template, pair)
+        question = as_chat(self._tokenizer, text if chats else f"{text.rstrip()}\n\nReply:")
         _check_length(self._model, len(question) + 1, pair)
-        # After a chat template a reply begins a line; after plain text, behind a space.
-        space = "" if self._tokenizer.chat_template else " "
-        found = {letter: self._likelihood(question, space + letter) for letter in LETTERS}
-        return Opinion(max(LETTERS, key=lambda letter: found[letter]), {"log_likelihood": found})
+        replies = {letter: letter if chats else f" {letter}" for letter in LETTERS}
+        found = {letter: self._likelihood(question, text) for letter, text in replies.items()}
+        best = max(found, key=lambda letter: found[letter])
+        return Opinion(best, {"log_likelihood": found})
 
     def _likelihood(self, question: list[int], reply: str) -> float:
         """Return ln p of the reply's tokens after the question."""
@@ -176,7 +179,7 @@ class RewardModelJudge:
         ids = as_chat(self._tokenizer, pair.prompt, answer)
         _check_length(self._model, len(ids), pair)
         reward = float(self._model(input_ids=torch.tensor([ids])).logits.float())
-        if reward != reward:
+        if math.isnan(reward):
             raise ValueError("the reward model gives NaN; it is damaged, or its dtype overflows.")
         return reward
 

@@ -12,7 +12,7 @@ from mlcalib.errors import named
 from mlcalib.judging.journal import Journal
 from mlcalib.judging.judges import Judge, Letter, Opinion
 from mlcalib.judging.texts import Pair, fingerprint
-from mlcalib.judging.win_rates import Verdict, WinRate, win_rate, wilson
+from mlcalib.judging.win_rates import Verdict, WinRate, wilson, win_rate
 
 Order = Literal["first-second", "second-first"]
 ORDERS: tuple[Order, Order] = ("first-second", "second-first")

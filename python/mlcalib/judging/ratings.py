@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mlcalib.judging.agreement import krippendorff_alpha
 from mlcalib.judging.page import Key
-from mlcalib.judging.win_rates import Verdict, WinRate, win_rate, wilson
+from mlcalib.judging.win_rates import Verdict, WinRate, wilson, win_rate
 
 _FORMAT = "mlcalib ratings 1"
 ALL = "all"

@@ -95,7 +95,9 @@ def read_prompts(
         by_language = {
             code: shuffled(prompts, seed, code)[:limit] for code, prompts in by_language.items()
         }
-    return [prompt for code in _wanted(by_language, languages, path) for prompt in by_language[code]]
+    return [
+        prompt for code in _wanted(by_language, languages, path) for prompt in by_language[code]
+    ]
 
 
 def read_generations(path: str | Path) -> list[Generation]:
@@ -178,9 +180,7 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield where, row
 
 
-def _text(
-    row: dict[str, Any], fields: Sequence[str], where: str, *, blank: bool = False
-) -> str:
+def _text(row: dict[str, Any], fields: Sequence[str], where: str, *, blank: bool = False) -> str:
     for field in fields:
         if field not in row:
             continue
@@ -191,9 +191,7 @@ def _text(
             kind = "blank" if value == "" or isinstance(value, str) else f"{value!r}"
             raise ValueError(f"{where}: '{field}' is {kind}; text was expected.")
         return value
-    raise ValueError(
-        f"{where} has no field '{fields[0]}'; it has: {', '.join(row) or 'no field'}."
-    )
+    raise ValueError(f"{where} has no field '{fields[0]}'; it has: {', '.join(row) or 'no field'}.")
 
 
 def _language(row: dict[str, Any], where: str) -> str:

@@ -115,7 +115,9 @@ class UrlJudge:
                 self._refuse(error)
         # URLError is an OSError, as are timeouts and broken connections.
         except (OSError, http.client.HTTPException) as error:
-            raise _Transient(str(getattr(error, "reason", error)) or type(error).__name__) from error
+            raise _Transient(
+                str(getattr(error, "reason", error)) or type(error).__name__
+            ) from error
         try:
             return json.loads(text)
         except ValueError as error:

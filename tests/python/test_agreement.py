@@ -8,8 +8,8 @@ from mlcalib.judging import krippendorff_alpha, wilson, win_rate
 
 N = None
 
-# Krippendorff, "Computing Krippendorff's Alpha-Reliability" (2011): B, two observers and binary data
-# without missing values, 0.095; C, four observers, nominal data with missing values, 0.743.
+# Krippendorff, "Computing Krippendorff's Alpha-Reliability" (2011): two observers and binary data
+# without missing values, 0.095; four observers, nominal data with missing values, 0.743.
 BINARY = [[0, 1, 0, 0, 0, 0, 0, 0, 1, 0], [1, 1, 1, 0, 0, 1, 0, 0, 0, 0]]
 FOUR = [
     [1, 2, 3, 3, 2, 1, 4, 1, 2, N, N, N],
@@ -47,7 +47,8 @@ def test_alpha_at_its_ends():
 def test_wilson_is_the_textbook_s():
     # Newcombe 1998 (Statistics in Medicine 17:857), table I, method 3.
     for wins, n, low, high in [
-        (81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0, 0.1611), (1, 29, 0.0061, 0.1718)
+        (81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605),
+        (0, 20, 0, 0.1611), (1, 29, 0.0061, 0.1718)
     ]:  # fmt: skip
         assert wilson(wins / n, n) == pytest.approx((low, high), abs=1e-4)
 
@@ -64,7 +65,7 @@ def test_win_rate_counts_items_not_verdicts():
 @pytest.mark.parametrize("raters", [1, 3])
 @pytest.mark.parametrize("chances", [(0.5, 0.2, 0.3), (0.1, 0.6, 0.3), (0.9, 0.05, 0.05)])
 def test_intervals_cover(raters, chances):
-    """Simulated: of 95 % intervals, 95 % or more hold the true rate (raters agree by chance only)."""
+    """Simulated: of 95 % intervals, 95 % or more hold the true rate."""
     draw = random.Random(f"{raters} {chances}")
     truth = chances[0] + chances[1] / 2
     runs, covered = 400, 0

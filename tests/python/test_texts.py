@@ -11,24 +11,25 @@ from mlcalib.judging.journal import Journal
 # Rows as of CohereLabs/aya_evaluation_suite, dolly_machine_translated: id is an integer that is the
 # same in all languages, languages are ISO 639-3, often macrolanguages.
 DOLLY = [
-    {"id": 12, "inputs": "Name three fruits.", "targets": "…", "language": "eng", "script": "Latn"},
-    {"id": 12, "inputs": "Taja matunda matatu.", "targets": "…", "language": "swa", "script": "Latn"},
-    {"id": 12, "inputs": "列举三种水果。", "targets": "…", "language": "zho", "script": "Hans"},
-    {"id": 12, "inputs": "列舉三種水果。", "targets": "…", "language": "zho", "script": "Hant"},
-    {"id": 12, "inputs": "اذكر ثلاث فواكه.", "targets": "…", "language": "arb", "script": "Arab"},
-    {"id": 30, "inputs": "Is the sky\u2028blue?", "targets": "…", "language": "eng", "script": "Latn"},
+    {"id": 12, "inputs": "Name three fruits.", "targets": "t", "language": "eng", "script": "Latn"},
+    {"id": 12, "inputs": "Taja matunda 3.", "targets": "t", "language": "swa", "script": "Latn"},
+    {"id": 12, "inputs": "列举三种水果。", "targets": "t", "language": "zho", "script": "Hans"},
+    {"id": 12, "inputs": "列舉三種水果。", "targets": "t", "language": "zho", "script": "Hant"},
+    {"id": 12, "inputs": "اذكر ثلاث فواكه.", "targets": "t", "language": "arb", "script": "Arab"},
+    {"id": 30, "inputs": "Is sky\u2028blue?", "targets": "t", "language": "eng", "script": "Latn"},
 ]  # fmt: skip
 
 
 def write(path, rows):
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    escaped = "\\ud83d" in json.dumps(rows)
+    path.write_text("".join(json.dumps(row, ensure_ascii=escaped) + "\n" for row in rows))
     return path
 
 
 def test_dolly(tmp_path):
     prompts = read_prompts(write(tmp_path / "dolly.jsonl", DOLLY))
     assert [each.language for each in prompts] == ["en", "en", "sw", "zh", "zh-Hant", "ar"]
-    assert prompts[1] == Prompt("30", "en", "Is the sky\u2028blue?")
+    assert prompts[1] == Prompt("30", "en", "Is sky\u2028blue?")
     chosen = read_prompts(tmp_path / "dolly.jsonl", "sw,en", limit=1, seed=3)
     assert [each.language for each in chosen] == ["sw", "en"]
 
@@ -57,7 +58,8 @@ def test_own_prompts(tmp_path):
     [
         ("sw", None, "sw"), ("swh_Latn", None, "sw"), ("swh", None, "sw"), ("swa", "Latn", "sw"),
         ("zho", None, "zh"), ("zho", "Hant", "zh-Hant"), ("zho_Hant", None, "zh-Hant"),
-        ("ara", "Arab", "ar"), ("nor", "Latn", "nb"), ("kas", "Deva", "ks-Deva"), ("fas", "Arab", "fa"),
+        ("ara", "Arab", "ar"), ("nor", "Latn", "nb"), ("kas", "Deva", "ks-Deva"),
+        ("fas", "Arab", "fa"),
         ("en", "Latn", "en"), ("zh-Hant", "Hant", "zh-Hant"), ("min", "Arab", "min-Arab"),
     ],
 )  # fmt: skip
@@ -74,9 +76,10 @@ def test_language_codes(given, script, code):
         ([{"prompt": None, "language": "en"}], {}, "'prompt' is None"),
         ([{"prompt": "x", "language": "Swahili"}], {}, "line 1: .*Did you mean 'sw'"),
         ([{"id": 1, "prompt": "x", "language": "en"}] * 2, {}, "id 1 in 'en' twice"),
-        ([{"prompt": "x", "language": "en"}], {"languages": "en,sw"}, "no prompt in sw; it has: en"),
+        ([{"prompt": "x", "language": "en"}], {"languages": "en,sw"}, "no prompt in sw; it"),
         ([{"prompt": "x", "language": "en"}], {"limit": 0}, "limit is 0"),
         (["x"], {}, "line 1, is a str"),
+        ([{"prompt": "x\ud83d", "language": "en"}], {}, "not valid Unicode"),
     ],
 )  # fmt: skip
 def test_errors(tmp_path, rows, options, message):

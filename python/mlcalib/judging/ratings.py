@@ -133,11 +133,15 @@ def _read(path: Path, key: Key) -> list[Rating]:
             f"{key.fingerprint[:8]}…); give the key of that page (--key)."
         )
     try:
-        return [_rating(content["rater"], each, key) for each in content["ratings"]]
-    except (KeyError, TypeError, IndexError) as error:
+        ratings = [_rating(content["rater"], each, key) for each in content["ratings"]]
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{path} is damaged: {type(error).__name__}: {error}; ask the rater to export it again."
+            f"{path} is damaged ({type(error).__name__}: {error}); ask the rater to "
+            "export it again."
         ) from error
+    if len({(each.language, each.id) for each in ratings}) < len(ratings):
+        raise ValueError(f"{path} rates a prompt twice; ask the rater to export it again.")
+    return ratings
 
 
 def _rating(rater: str, rating: Mapping[str, object], key: Key) -> Rating:
@@ -148,6 +152,7 @@ def _rating(rater: str, rating: Mapping[str, object], key: Key) -> Rating:
         return Rating(rater, language, name, None, None)
     if better == "tie":
         return Rating(rater, language, name, "tie", None)
-    place = (0, 1)[int(str(better))]
-    verdict: Verdict = "second" if (place == 1) != swapped else "first"
-    return Rating(rater, language, name, verdict, place == rating["left"])
+    if better not in (0, 1):
+        raise ValueError(f"'better' is {better!r}")
+    verdict: Verdict = "second" if (better == 1) != swapped else "first"
+    return Rating(rater, language, name, verdict, better == rating["left"])

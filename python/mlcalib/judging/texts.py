@@ -188,8 +188,12 @@ def _text(row: dict[str, Any], fields: Sequence[str], where: str, *, blank: bool
         if field == "id" and isinstance(value, int):
             return str(value)
         if not isinstance(value, str) or not (blank or value.strip()):
-            kind = "blank" if value == "" or isinstance(value, str) else f"{value!r}"
+            kind = "blank" if isinstance(value, str) else f"{value!r}"
             raise ValueError(f"{where}: '{field}' is {kind}; text was expected.")
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:  # JSON can escape one half of a surrogate pair
+            raise ValueError(f"{where}: '{field}' is not valid Unicode: {error}.") from error
         return value
     raise ValueError(f"{where} has no field '{fields[0]}'; it has: {', '.join(row) or 'no field'}.")
 

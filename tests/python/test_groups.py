@@ -14,7 +14,8 @@ from mlcalib.report.groups import (
     grouped,
     language_table,
 )
-from mlcalib.report.relative_changes import Items, relative_changes
+from mlcalib.report.items import Items
+from mlcalib.report.relative_changes import relative_changes
 from mlcalib.report.tables import markdown
 from mlcalib.results import Row
 from mlcalib.significance import mcnemar
@@ -163,6 +164,25 @@ def test_too_few_right_answers_are_not_tested():
     found, items = accuracies({"en": (0.6, 0.02, 0), "fr": (0.0025, 0.0025, 0)})
     cells = relative_changes(found, GPTQ, items=items, resamples=500).cells["xnli"]
     assert (cells["fr"].value, cells["fr"].p_english, cells["fr"].n) == (-100, None, 0)
+
+
+def test_items_that_say_nothing_are_left_out():
+    draw = np.random.default_rng(3)
+    before, after = ((draw.random(200) < share).astype(float) for share in (0.8, 0.5))
+    full = {FLOAT: {"xnli": {"zh": Items(before)}}, GPTQ: {"xnli": {"zh": Items(after)}}}
+    more = {
+        model: {"xnli": {"zh": Items([*each["xnli"]["zh"].values, *rest])}}
+        for (model, each), rest in zip(
+            full.items(), ([None, 1, None], [0, None, None]), strict=True
+        )
+    }
+    found = rows({("xnli", "zh"): (before.mean(), after.mean())})
+    cells = [
+        relative_changes(found, GPTQ, items=items, resamples=500).cells["xnli"]["zh"]
+        for items in (full, more)
+    ]
+    assert cells[0].p_float == cells[1].p_float == mcnemar(before, after)
+    assert [cell.n for cell in cells] == [200, 202]
 
 
 def test_errors():

@@ -4,33 +4,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
-import numpy as np
-from numpy.typing import ArrayLike
-
 from mlcalib.languages import language, languages
+from mlcalib.report.items import Items, p_of_no_change, relative_change, sign
 from mlcalib.results import Row
-from mlcalib.significance import Floats, Part, combine, holm, mcnemar, resample
+from mlcalib.significance import Part, combine, holm
 
-LOWER_IS_BETTER = frozenset({"perplexity", "bits_per_byte", "token_loss"})
 ENGLISH = "en"
 NO_TASK, NOT_MEASURED, ZERO = "no task", "not measured", "float is 0"
 
 Model = tuple[str, str, str]
 """Model, method and calibration, as in a row of results."""
-
-
-@dataclass(frozen=True)
-class Items:
-    """What a score is made of, item by item (or document by document).
-
-    Attributes:
-        values: [n] e.g. 1 right and 0 wrong, or a document's summed loss. The score is their sum
-            over that of the sizes; perplexity is the exponential of that.
-        sizes: [n] e.g. a document's scored tokens; None for 1 each.
-    """
-
-    values: ArrayLike
-    sizes: ArrayLike | None = None
 
 
 @dataclass(frozen=True)
@@ -129,10 +112,12 @@ def relative_changes(
             pair = [given.get(each, {}).get(task, {}).get(code) for each in (baseline, model)]
             if cell.value is not None and pair[0] is not None and pair[1] is not None:
                 where = f"{task} in '{code}'"
-                part = _part(pair[0], pair[1], metric, where, resamples, [seed, len(parts)])
+                part = relative_change(
+                    pair[0], pair[1], metric, where, resamples, [seed, len(parts)]
+                )
                 if part is not None:
                     parts[task, code] = part
-                    alone[task, code] = _p_float(pair[0], pair[1], part, seed)
+                    alone[task, code] = p_of_no_change(pair[0], pair[1], part, seed)
     for task, by_code in cells.items():
         for code, cell in by_code.items():
             by_code[code] = _tested(cell, code, [task], parts, seed, alone.get((task, code)))
@@ -190,52 +175,7 @@ def _change(old: float | None, new: float | None, task: str, metric: str, code: 
         return Change(None, NO_TASK if absent else NOT_MEASURED)
     if old == 0:
         return Change(None, ZERO)
-    return Change(100 * (new - old) / old * _sign(metric))
-
-
-def _sign(metric: str) -> int:
-    return -1 if metric in LOWER_IS_BETTER else 1
-
-
-def _part(
-    old: Items, new: Items, metric: str, where: str, resamples: int, seeds: Sequence[int]
-) -> Part | None:
-    """Return the relative change with its resamples; None where a resample of the float is 0."""
-    before, after = (np.asarray(each.values, dtype=np.float64) for each in (old, new))
-    size, other = (
-        np.ones_like(before) if each.sizes is None else np.asarray(each.sizes, dtype=np.float64)
-        for each in (old, new)
-    )
-    if before.shape != after.shape or not np.array_equal(size, other):
-        raise ValueError(
-            f"{where}: the float model has {len(before)} items, the quantized one {len(after)}, or "
-            "they are of other sizes; score both on the same items."
-        )
-    ratios = resample(
-        np.stack([before, after]), size, resamples=resamples, seed=seeds[0], stream=seeds[1]
-    )
-    drawn = ratios.value[:, None] + ratios.deviations
-    if metric == "perplexity":
-        drawn, measured = np.exp(drawn), np.exp(ratios.value)
-    else:
-        measured = ratios.value
-    if (drawn[0] <= 0).any() or measured[0] <= 0:
-        return None
-    change = _relative(measured, metric)
-    return Part(change, _relative(drawn, metric) - change, ratios.n)
-
-
-def _relative(pair: Floats, metric: str) -> Floats:
-    change: Floats = 100 * (pair[1] / pair[0] - 1) * _sign(metric)
-    return change
-
-
-def _p_float(old: Items, new: Items, part: Part, seed: int) -> float | None:
-    """Return McNemar's p of right and wrong answers, and the bootstrap's of anything else."""
-    values = np.concatenate([np.asarray(old.values), np.asarray(new.values)])
-    if old.sizes is None and np.isin(values, (0, 1)).all():
-        return mcnemar(old.values, new.values)
-    return combine([part], seed).p
+    return Change(100 * (new - old) / old * sign(metric))
 
 
 def _tested(
@@ -292,5 +232,6 @@ def _describe(resamples: int, seed: int) -> str:
         "between the models) for other scores and for averages; against English, that bootstrap of "
         "the "
         "difference between relative changes, with each language drawn by itself. p is two-sided "
-        "and adjusted (Holm) for the number of languages."
+        "and adjusted (Holm) for the number of languages. What is tested is the mean of the items; "
+        "a corpus score such as chrF++ can differ from it."
     )

@@ -15,6 +15,7 @@ from mlcalib.judging import (
     Prompt,
     RewardModelJudge,
     generate,
+    generating,
     is_reward_model,
     judge,
     judged_win_rates,
@@ -99,6 +100,18 @@ def test_generation_goes_on_after_a_kill(folder, tmp_path, monkeypatch):
     cut.write_bytes(b"".join(lines[:2]) + lines[2][:-7])
     generate(str(folder), PROMPTS, cut, max_tokens=4, progress=False)
     assert cut.read_bytes() == whole.read_bytes()
+    shapes = []
+    answer = generating._answer
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            generating, "_answer", lambda *args: shapes.append(len(args[2])) or answer(*args)
+        )
+        batched = tmp_path / "batched.jsonl"
+        generate(str(folder), PROMPTS, batched, max_tokens=4, batch_size=3, progress=False)
+        batched.write_bytes(b"".join(batched.read_bytes().splitlines(keepends=True)[:2]))
+        generate(str(folder), PROMPTS, batched, max_tokens=4, batch_size=3, progress=False)
+    assert shapes == [3, 1] * 2  # the same batches again, so the same bits
+    assert len(read_generations(batched)) == 4
     monkeypatch.setattr("mlcalib.judging.generating.load_model", lambda *_: pytest.fail("loaded"))
     generate(str(folder), PROMPTS, cut, max_tokens=4, progress=False)
     for options in ({"max_tokens": 5}, {"max_tokens": 4, "batch_size": 2}):
@@ -107,7 +120,6 @@ def test_generation_goes_on_after_a_kill(folder, tmp_path, monkeypatch):
 
 
 def test_a_chat_model_is_asked_by_its_template(folder, tokenizer, tmp_path, monkeypatch):
-    from mlcalib.judging import generating
     from mlcalib.models.loading import load_tokenizer
 
     def with_template(source):

@@ -124,6 +124,7 @@ def test_annotate_generates(run, models, tmp_path):
              "--languages", "fr"],
             "has no prompt in fr; it has: en, sw",
         ),
+        (["generate", "/x", "--prompts", "{models}/prompts.jsonl", "--out", "{tmp}/o"], "no mod"),
         (["judge", "{tmp}/a", "{tmp}/b", "--model", "m", "--out", "{tmp}/o"], "No such file.*/a"),
     ],
 )  # fmt: skip

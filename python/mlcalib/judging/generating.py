@@ -62,30 +62,44 @@ def generate(
             raise ValueError(f"{name} is {value}, expected 1 or more.")
     settings = (_identity(model), f"{max_tokens=}", f"{batch_size=}", f"{dtype=}")
     with Journal(out, fingerprint(prompts, *settings), "generations") as journal:
-        there = {(row["language"], row["id"]) for row in journal.rows}
-        todo = [each for each in prompts if (each.language, each.id) not in there]
-        if todo:
-            live, tokenizer = load_model(model, dtype), load_tokenizer(model)
-            questions = {(each.language, each.id): as_chat(tokenizer, each.prompt) for each in todo}
-            _check_lengths(live, questions, max_tokens)
-            # Long ones first: what does not fit into memory fails at once.
-            todo.sort(key=lambda each: -len(questions[each.language, each.id]))
-            with tqdm(total=len(todo), desc="generating", disable=not progress) as bar:
-                for start in range(0, len(todo), batch_size):
-                    batch = todo[start : start + batch_size]
-                    tokens = [questions[each.language, each.id] for each in batch]
-                    answers = _answer(live, tokenizer, tokens, max_tokens)
-                    for each, (output, finished) in zip(batch, answers, strict=True):
-                        journal.append(
-                            {"id": each.id, "language": each.language, "prompt": each.prompt,
-                             "output": output, "finished": finished, "model": model}
-                        )  # fmt: skip
-                    bar.update(len(batch))
+        if len(journal.rows) < len(prompts):
+            _complete(journal, model, prompts, max_tokens, batch_size, dtype, progress)
         outputs = {(row["language"], row["id"]): row["output"] for row in journal.rows}
     return [
         Generation(each.id, each.language, each.prompt, outputs[each.language, each.id])
         for each in prompts
     ]
+
+
+def _complete(
+    journal: Journal,
+    model: str,
+    prompts: Sequence[Prompt],
+    max_tokens: int,
+    batch_size: int,
+    dtype: str,
+    progress: bool,
+) -> None:
+    """Generate what the journal does not have, in the batches that an unbroken run would make."""
+    live, tokenizer = load_model(model, dtype), load_tokenizer(model)
+    questions = {(each.language, each.id): as_chat(tokenizer, each.prompt) for each in prompts}
+    _check_lengths(live, questions, max_tokens)
+    there = {(row["language"], row["id"]) for row in journal.rows}
+    # Long ones first: what does not fit into memory fails at once.
+    order = sorted(prompts, key=lambda each: -len(questions[each.language, each.id]))
+    starts = range(0, len(order), batch_size)
+    for start in tqdm(starts, desc="generating", disable=not progress):
+        batch = order[start : start + batch_size]
+        if all((each.language, each.id) in there for each in batch):
+            continue
+        tokens = [questions[each.language, each.id] for each in batch]
+        answers = _answer(live, tokenizer, tokens, max_tokens)
+        for each, (output, finished) in zip(batch, answers, strict=True):
+            if (each.language, each.id) not in there:
+                journal.append(
+                    {"id": each.id, "language": each.language, "prompt": each.prompt,
+                     "output": output, "finished": finished, "model": model}
+                )  # fmt: skip
 
 
 @torch.inference_mode()
@@ -148,14 +162,15 @@ def _check_lengths(
 
 def _identity(model: str) -> str:
     """Return what tells a model from another of the same name: a folder's files may be replaced."""
-    folder = Path(model)
-    if not folder.is_dir():
+    path = Path(model)
+    files = [path] if path.is_file() else sorted(path.glob("*.json"))
+    files += sorted(path.glob("*.safetensors")) if path.is_dir() else []
+    if not files:
         return model
     digest = hashlib.sha256()
-    for file in sorted(folder.glob("*.json")) + sorted(folder.glob("*.safetensors")):
-        content = file.read_bytes() if file.suffix == ".json" else b""
-        stat = file.stat()
-        digest.update(repr((file.name, stat.st_size, content)).encode())
-        if not content:
-            digest.update(str(stat.st_mtime_ns).encode())
+    for file in files:
+        content: object = file.stat().st_mtime_ns  # hashing weights would take as long as reading
+        if file.suffix == ".json":
+            content = file.read_bytes()
+        digest.update(repr((file.name, file.stat().st_size, content)).encode())
     return f"{model} {digest.hexdigest()}"

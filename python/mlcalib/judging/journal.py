@@ -35,6 +35,7 @@ class Journal:
         self._what = what
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self.rows: list[dict[str, Any]] = self._read() if self._path.exists() else []
+        self._made = not self._path.exists()
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
         self._file = os.open(self._path, flags, 0o666)
 
@@ -57,6 +58,8 @@ class Journal:
         trace: TracebackType | None,
     ) -> None:
         os.close(self._file)
+        if self._made and not self.rows:
+            self._path.unlink()
 
     def _read(self) -> list[dict[str, Any]]:
         content = self._path.read_bytes()

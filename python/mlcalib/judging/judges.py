@@ -13,7 +13,7 @@ import torch
 from mlcalib.judging.chat import as_chat
 from mlcalib.judging.texts import Pair
 from mlcalib.languages import language
-from mlcalib.models.loading import load_model, load_tokenizer
+from mlcalib.models.loading import check_source, load_model, load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -185,9 +185,16 @@ class RewardModelJudge:
 
 
 def is_reward_model(source: str) -> bool:
-    """Return whether a model's config says that it classifies sequences."""
+    """Return whether a model's config says that it classifies sequences.
+
+    Raises:
+        FileNotFoundError, ValueError: see ``check_source``.
+    """
     from transformers import AutoConfig
 
+    check_source(source)
+    if source.endswith(".gguf"):
+        return False
     names: Sequence[str] = AutoConfig.from_pretrained(source).architectures or ()
     return any(name.endswith("ForSequenceClassification") for name in names)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 
-from mlcalib.judging import Pair, write_page
+from mlcalib.judging import Pair, Source, write_page
 
 IMAGES = Path(__file__).parent.parent / "docs" / "images"
 PAIRS = [
@@ -53,7 +53,7 @@ def main() -> None:
     IMAGES.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder) / "rate.html"
-        write_page(PAIRS, page, ("float", "quantized"))
+        write_page(PAIRS, page, (Source("float"), Source("quantized")))
         for code, theme in THEMES.items():
             feature = {"features": [{"name": "prefers-color-scheme", "value": theme}]}
             driver.execute_cdp_cmd("Emulation.setEmulatedMedia", feature)

@@ -7,9 +7,8 @@ import pytest
 
 from mlcalib.judging import (
     Pair,
+    Source,
     left_share,
-    pair,
-    read_generations,
     read_key,
     read_ratings,
     score_ratings,
@@ -23,6 +22,7 @@ PAIRS = [
     for code in ("en", "ar")
     for number in range(40)
 ]
+MODELS = Source("models/base", "float"), Source("models/base-4", "gptq", "multi10")
 NASTY = (
     "</script><script>alert(1)</script><!-- <img src=x onerror=alert(2)> {data} {style} \u2028&amp;"
 )
@@ -31,7 +31,7 @@ NASTY = (
 @pytest.fixture
 def page(tmp_path):
     path = tmp_path / "rate.html"
-    return path, write_page(PAIRS, path, ("models/float", "models/gptq"))
+    return path, write_page(PAIRS, path, MODELS)
 
 
 def embedded(path):
@@ -44,11 +44,11 @@ def embedded(path):
 def test_the_page_is_blind_and_whole(page):
     path, key_path = page
     text = path.read_text()
-    for secret in ("models/", "float", "gptq", "swapped"):
+    for secret in ("models/", "float", "gptq", "multi10", "swapped"):
         assert secret not in text
     assert not re.search(r"(src|href)=|@import|url\(|https?://|fetch\(|XMLHttp", text)
     key, data = read_key(key_path), embedded(path)
-    assert key.models == ("models/float", "models/gptq")
+    assert key.models == MODELS
     assert data["fingerprint"] == key.fingerprint
     for item, each in zip(data["items"], PAIRS, strict=True):
         answers = [answer["text"] for answer in item["answers"]]
@@ -62,19 +62,19 @@ def test_the_page_is_blind_and_whole(page):
 def test_the_same_page_again_and_another(page, tmp_path):
     path, key_path = page
     before = path.read_bytes(), key_path.read_bytes()
-    write_page(PAIRS, path, ("models/float", "models/gptq"))
+    write_page(PAIRS, path, MODELS)
     assert (path.read_bytes(), key_path.read_bytes()) == before
     with pytest.raises(FileExistsError, match="is the key of another page"):
-        write_page(PAIRS, path, ("models/float", "models/gptq"), seed=1)
+        write_page(PAIRS, path, MODELS, seed=1)
     with pytest.raises(FileExistsError, match="is the key of another page"):
-        write_page(PAIRS[:-1], path, ("models/float", "models/gptq"))
+        write_page(PAIRS[:-1], path, MODELS)
     with pytest.raises(ValueError, match="nothing to rate"):
-        write_page([], tmp_path / "empty.html", ("a", "b"))
+        write_page([], tmp_path / "empty.html", MODELS)
 
 
 def test_no_text_leaves_its_place(tmp_path):
     path = tmp_path / "rate.html"
-    write_page([Pair("<b>", "en", NASTY, NASTY, NASTY)], path, ("a", "b"), question=NASTY)
+    write_page([Pair("<b>", "en", NASTY, NASTY, NASTY)], path, MODELS, question=NASTY)
     item = embedded(path)["items"][0]
     assert item["prompt"]["text"] == item["answers"][0]["text"] == NASTY
     assert embedded(path)["question"] == NASTY
@@ -175,11 +175,3 @@ def test_what_is_no_file_of_ratings(page, tmp_path):
         read_ratings([], key)
     with pytest.raises(ValueError, match="is not the key of a page"):
         read_key(good)
-
-
-def test_pairs_come_from_generations(tmp_path):
-    for name in ("a", "b"):
-        row = {"id": 1, "language": "en", "prompt": "?", "output": name}
-        (tmp_path / name).write_text(json.dumps(row))
-    pairs = pair(read_generations(tmp_path / "a"), read_generations(tmp_path / "b"))
-    assert pairs == [Pair("1", "en", "?", "a", "b")]

@@ -5,7 +5,7 @@ import shutil
 import time
 
 import pytest
-from test_annotate import NASTY
+from test_annotate import MODELS, NASTY
 
 from mlcalib.judging import Pair, read_key, read_ratings, score_ratings, write_page
 
@@ -109,7 +109,7 @@ def better(shown):
 @pytest.fixture
 def page(tmp_path):
     path = tmp_path / "rate.html"
-    write_page(PAIRS, path, ("float", "gptq"))
+    write_page(PAIRS, path, MODELS)
     return path
 
 
@@ -197,7 +197,7 @@ def test_scripts_stand_right(browser, page):
 def test_what_models_write_stays_text(browser, tmp_path):
     path = tmp_path / "nasty.html"
     texts = [NASTY, "<img src=x onerror=document.title='owned'>", "<b>bold</b> javascript:alert(1)"]
-    write_page([Pair("<i>", "en", *texts)], path, ("a", "b"), question=texts[1])
+    write_page([Pair("<i>", "en", *texts)], path, MODELS, question=texts[1])
     person = Person(browser, path)
     person.start("<script>document.title='owned'</script>", "en")
     assert person.driver.title == texts[1]

@@ -8,7 +8,8 @@ import pytest
 from small_models import tiny_llama
 
 from mlcalib.cli import main
-from mlcalib.judging import read_generations, read_key
+from mlcalib.judging import Source, read_generations, read_key, read_source
+from mlcalib.results import read_rows
 
 
 @pytest.fixture(scope="module")
@@ -56,16 +57,34 @@ def test_generate_judge_and_annotate(run, models, tmp_path):
 
     out, table = tmp_path / "judgements.jsonl", tmp_path / "rates.json"
     code, text, error = run(
-        "judge", *answers, "--model", models / "0", "--out", out, "--table", table
+        "judge",
+        *answers,
+        "--model",
+        models / "0",
+        "--out",
+        out,
+        "--table",
+        table,
+        "--rows",
+        tmp_path / "judged.jsonl",
     )
     assert code == 0, error
     assert re.search(r"^\| all +\| +4 \| +8 \| ", text, re.MULTILINE)
-    for part in ("Wilson", "Position: ", "in both orders", f"Win rate of {answers[1]} over"):
+    for part in (
+        "Wilson",
+        "Position: ",
+        "in both orders",
+        f"Win rate of {models / '1'} (float) over {models / '0'} (float)",
+    ):
         assert part in text
     content = json.loads(table.read_text())
     assert set(content["win_rates"]) == {"sw", "en", "all"}
     assert content["position_bias"]["both"] == 4
     assert len(out.read_text().splitlines()) == 8
+    rows = read_rows(tmp_path / "judged.jsonl")
+    assert [(row.model, row.method, row.language, row.metric, row.n) for row in rows] == [
+        (str(models / "1"), "float", code, "win_rate", 2) for code in ("sw", "en")
+    ]
 
     page = tmp_path / "rate.html"
     code, text, error = run("annotate", *answers, "--out", page, "--question", "Which is best?")
@@ -73,7 +92,7 @@ def test_generate_judge_and_annotate(run, models, tmp_path):
     assert "4 pairs in" in text
     assert "Which is best?" in page.read_text()
     key = read_key(tmp_path / "rate.key.json")
-    assert key.models == tuple(map(str, answers))
+    assert key.models == tuple(Source(str(models / name), "float") for name in "01")
 
     files = []
     for rater in ("ada", "ben"):
@@ -90,13 +109,15 @@ def test_generate_judge_and_annotate(run, models, tmp_path):
             )
         )  # fmt: skip
     code, text, error = run(
-        "annotate", "--score", *files, "--key", tmp_path / "rate.key.json", "--out", table
-    )
+        "annotate", "--score", *files, "--key", tmp_path / "rate.key.json", "--out", table,
+        "--rows", tmp_path / "rated.jsonl",
+    )  # fmt: skip
     assert code == 0, error
     assert re.search(
         r"^\| en +\| +2 \| +4 \| 100.0 \[34.2, 100.0\] \| 2-0-0 \|", text, re.MULTILINE
     )
     assert "Position: the answer on the left won" in text
+    assert [row.value for row in read_rows(tmp_path / "rated.jsonl")] == [1, 1]
     assert json.loads(table.read_text())["scores"]["all"]["win_rate"]["wins"] == 4
 
 
@@ -107,6 +128,26 @@ def test_annotate_generates(run, models, tmp_path):
     assert code == 0, error
     assert "6 pairs" in text
     assert len(read_generations(tmp_path / "rate.generations" / "second.jsonl")) == 6
+
+
+def test_sources(run, models, tmp_path):
+    checkpoint, answers = tmp_path / "rtn", tmp_path / "answers.jsonl"
+    run("quantize", models / "0", "--out", checkpoint, "--method", "rtn", "--group-size", 32,
+        "--format", "dense")  # fmt: skip
+    code, _, error = run(
+        "generate", checkpoint, "--prompts", models / "prompts.jsonl", "--out", answers,
+        "--limit", 1, "--max-tokens", 2,
+    )  # fmt: skip
+    assert code == 0, error
+    assert read_source(answers) == Source(str(checkpoint), "rtn", "none")
+    assert str(Source("m", "gptq", "multi10")) == "m (gptq multi10)"
+    answers.write_text('{"id": 1}')
+    assert read_source(answers) == Source(str(answers))
+    (checkpoint / "mlcalib.json").write_text("{}")
+    code, _, error = run(
+        "generate", checkpoint, "--prompts", models / "prompts.jsonl", "--out", tmp_path / "new"
+    )
+    assert (code, "is not a record that mlcalib wrote" in error) == (1, True)
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,9 @@ def judge(
     table: Annotated[
         Path | None, typer.Option(help="Write the win rates to this JSON file.")
     ] = None,
+    rows: Annotated[
+        Path | None, typer.Option(help="Write them as rows of results to this JSONL file.")
+    ] = None,
 ) -> None:
     """Compare two models' generations by a language or reward model, in both orders.
 
@@ -66,11 +69,13 @@ def judge(
         pair,
         position_bias,
         read_generations,
+        read_source,
         read_template,
     )
     from mlcalib.judging import judge as run
-    from mlcalib.judging.tables import win_rate_table, write_json
+    from mlcalib.judging.tables import win_rate_rows, win_rate_table, write_json
     from mlcalib.report import markdown
+    from mlcalib.results import write_rows
 
     pairs = pair(read_generations(first), read_generations(second))
     question = read_template(template)
@@ -85,7 +90,8 @@ def judge(
         by = LanguageModelJudge(model, question, dtype)
     judgements = run(pairs, by, out)
     rates, bias = judged_win_rates(judgements), position_bias(judgements)
-    typer.echo(f"Win rate of {second} over {first}, judged by {model}\n")
+    sources = read_source(first), read_source(second)
+    typer.echo(f"Win rate of {sources[1]} over {sources[0]}, judged by {model}\n")
     typer.echo(markdown(win_rate_table(rates)))
     typer.echo(f"\n{DEFINITION}")
     unclear = sum(each.letter is None for each in judgements)
@@ -95,10 +101,12 @@ def judge(
             f"{unclear} of {len(judgements)} replies named none of A, B and C, and count in "
             f"nothing above; they are in {out}."
         )
+    if rows is not None:
+        write_rows(win_rate_rows(rates, sources[1], "judged"), rows)
     if table is not None:
         write_json(
             table,
-            {"first": str(first), "second": str(second), "judge": by.identity,
+            {"first": sources[0], "second": sources[1], "judge": by.identity,
              "win_rates": rates, "position_bias": bias, "unclear": unclear},
         )  # fmt: skip
 

@@ -23,9 +23,11 @@ from mlcalib.judging.texts import (
     Generation,
     Pair,
     Prompt,
+    Source,
     pair,
     read_generations,
     read_prompts,
+    read_source,
 )
 from mlcalib.judging.url_judge import UrlJudge
 from mlcalib.judging.win_rates import DEFINITION, Verdict, WinRate, wilson, win_rate
@@ -45,6 +47,7 @@ __all__ = [
     "Rating",
     "RewardModelJudge",
     "Score",
+    "Source",
     "UrlJudge",
     "Verdict",
     "WinRate",
@@ -60,6 +63,7 @@ __all__ = [
     "read_key",
     "read_prompts",
     "read_ratings",
+    "read_source",
     "read_template",
     "score_ratings",
     "wilson",

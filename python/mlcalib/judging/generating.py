@@ -1,8 +1,9 @@
 """Answers of a model to prompts."""
 
 import hashlib
-import logging
+import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,13 +13,11 @@ from tqdm.auto import tqdm
 from mlcalib.errors import named
 from mlcalib.judging.chat import as_chat
 from mlcalib.judging.journal import Journal
-from mlcalib.judging.texts import Generation, Prompt, fingerprint
+from mlcalib.judging.texts import Generation, Prompt, Source, fingerprint
 from mlcalib.models.loading import load_model, load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-_log = logging.getLogger(__name__)
 
 
 def generate(
@@ -39,8 +38,8 @@ def generate(
     Args:
         model: a folder or a hub name.
         prompts: what to answer.
-        out: the file: ``id``, ``language``, ``prompt``, ``output`` and ``finished`` (false where
-            ``max_tokens`` cut the answer off).
+        out: the file: ``id``, ``language``, ``prompt``, ``output``, ``finished`` (false where
+            ``max_tokens`` cut the answer off), ``model``, ``method`` and ``calibration``.
         max_tokens: longest answer.
         batch_size: prompts at a time, of about the same length. Other batch sizes can give other
             bits, and so now and then another word: compare models with the same one.
@@ -85,6 +84,7 @@ def _complete(
     questions = {(each.language, each.id): as_chat(tokenizer, each.prompt) for each in prompts}
     _check_lengths(live, questions, max_tokens)
     there = {(row["language"], row["id"]) for row in journal.rows}
+    source = _source(model)
     # Long ones first: what does not fit into memory fails at once.
     order = sorted(prompts, key=lambda each: -len(questions[each.language, each.id]))
     starts = range(0, len(order), batch_size)
@@ -98,7 +98,7 @@ def _complete(
             if (each.language, each.id) not in there:
                 journal.append(
                     {"id": each.id, "language": each.language, "prompt": each.prompt,
-                     "output": output, "finished": finished, "model": model}
+                     "output": output, "finished": finished, **asdict(source)}
                 )  # fmt: skip
 
 
@@ -158,6 +158,19 @@ def _check_lengths(
                     f"more than the {most:,} of the model's context; ask for shorter answers "
                     "(--max-tokens), or leave the prompt out."
                 )
+
+
+def _source(model: str) -> Source:
+    """Return the model with its method and calibration, from its ``mlcalib.json`` if it has one."""
+    record = Path(model) / "mlcalib.json"
+    if not record.is_file():
+        return Source(model, "float")
+    try:
+        content = json.loads(record.read_text(encoding="utf-8"))
+        calibration = content["calibration"] or {"set": "none"}
+        return Source(model, content["recipe"]["method"], calibration["set"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{record} is not a record that mlcalib wrote: {error!r}.") from error
 
 
 def _identity(model: str) -> str:

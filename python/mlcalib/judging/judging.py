@@ -12,12 +12,10 @@ from mlcalib.errors import named
 from mlcalib.judging.journal import Journal
 from mlcalib.judging.judges import Judge, Letter, Opinion
 from mlcalib.judging.texts import Pair, fingerprint
-from mlcalib.judging.win_rates import Verdict, WinRate, wilson, win_rate
+from mlcalib.judging.win_rates import ALL, Verdict, WinRate, wilson, win_rate
 
 Order = Literal["first-second", "second-first"]
 ORDERS: tuple[Order, Order] = ("first-second", "second-first")
-ALL = "all"
-
 _VERDICTS: dict[Order, dict[Letter, Verdict]] = {
     "first-second": {"A": "first", "B": "second", "C": "tie"},
     "second-first": {"A": "second", "B": "first", "C": "tie"},

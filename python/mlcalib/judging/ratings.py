@@ -7,10 +7,9 @@ from pathlib import Path
 
 from mlcalib.judging.agreement import krippendorff_alpha
 from mlcalib.judging.page import Key
-from mlcalib.judging.win_rates import Verdict, WinRate, wilson, win_rate
+from mlcalib.judging.win_rates import ALL, Verdict, WinRate, wilson, win_rate
 
 _FORMAT = "mlcalib ratings 1"
-ALL = "all"
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Win rates as tables and as JSON."""
+"""Win rates as tables, as rows of results and as JSON."""
 
 import json
 from collections.abc import Mapping
@@ -8,7 +8,9 @@ from typing import Any
 
 from mlcalib.files import atomic_file
 from mlcalib.judging.ratings import Score
-from mlcalib.judging.win_rates import WinRate
+from mlcalib.judging.texts import Source
+from mlcalib.judging.win_rates import ALL, WinRate
+from mlcalib.results import Row
 
 Table = list[list[str]]
 """Cells as text: the header, then the rows."""
@@ -29,6 +31,22 @@ def rating_table(scores: Mapping[str, Score]) -> Table:
         rest = [str(score.raters), str(score.skipped), alpha, str(score.rated_twice)]
         table.append([code, *_cells(score.win_rate), *rest])
     return table
+
+
+def win_rate_rows(rates: Mapping[str, WinRate | None], source: Source, task: str) -> list[Row]:
+    """Return win rates per language as tidy results, with the metric ``win_rate``.
+
+    Args:
+        rates: per language; ``all`` and None are left out.
+        source: the second model.
+        task: ``judged`` or ``rated``.
+    """
+    return [
+        Row(source.model, source.method, source.calibration, code, task, "win_rate", rate.rate,
+            rate.stderr, rate.n)
+        for code, rate in rates.items()
+        if rate is not None and code != ALL
+    ]  # fmt: skip
 
 
 def write_json(path: str | Path, content: Mapping[str, Any]) -> None:

@@ -14,6 +14,27 @@ from mlcalib.optional import optional
 
 
 @dataclass(frozen=True)
+class Source:
+    """Where answers come from, as in a row of results.
+
+    Attributes:
+        model: the model as it was given.
+        method: quantizer, ``float``, or ``unknown``.
+        calibration: name of the calibration set, or ``none``.
+    """
+
+    model: str
+    method: str = "unknown"
+    calibration: str = "none"
+
+    def __str__(self) -> str:
+        calibration = "" if self.calibration == "none" else f" {self.calibration}"
+        return (
+            self.model if self.method == "unknown" else f"{self.model} ({self.method}{calibration})"
+        )
+
+
+@dataclass(frozen=True)
 class Prompt:
     """What a model is asked.
 
@@ -118,6 +139,19 @@ def read_generations(path: str | Path) -> list[Generation]:
     ]
     _check_ids(found, path)
     return found
+
+
+def read_source(path: str | Path) -> Source:
+    """Return where a file of generations says that it comes from, or else its own name.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is not a file of generations.
+    """
+    row = next((row for _, row in _rows(Path(path))), {})
+    if "model" not in row:
+        return Source(str(path))
+    return Source(*(str(row[name]) for name in ("model", "method", "calibration") if name in row))
 
 
 def pair(first: Sequence[Generation], second: Sequence[Generation]) -> list[Pair]:

@@ -3,11 +3,14 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist, fmean
+from statistics import NormalDist, fmean, stdev
 from typing import Literal
 
 Verdict = Literal["first", "second", "tie"]
 """Whose answer is better: the first model's, the second's, or neither's."""
+
+ALL = "all"
+"""All languages together, where win rates are per language."""
 
 SCORES: dict[str, float] = {"first": 0.0, "tie": 0.5, "second": 1.0}
 
@@ -31,6 +34,7 @@ class WinRate:
         ties: items with a score of ½.
         losses: items with a score below ½.
         verdicts: verdicts behind them.
+        stderr: standard error of the rate, over items; None of a single one.
     """
 
     rate: float
@@ -40,6 +44,7 @@ class WinRate:
     ties: int
     losses: int
     verdicts: int
+    stderr: float | None
 
     @property
     def n(self) -> int:
@@ -86,4 +91,5 @@ def win_rate(items: Iterable[Sequence[Verdict]]) -> WinRate:
     low, high = wilson(rate, len(scores))
     wins, losses = sum(score > 0.5 for score in scores), sum(score < 0.5 for score in scores)
     ties = len(scores) - wins - losses
-    return WinRate(rate, low, high, wins, ties, losses, sum(map(len, judged)))
+    stderr = stdev(scores) / math.sqrt(len(scores)) if len(scores) > 1 else None
+    return WinRate(rate, low, high, wins, ties, losses, sum(map(len, judged)), stderr)

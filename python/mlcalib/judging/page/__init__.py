@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mlcalib.files import atomic_file
-from mlcalib.judging.texts import Pair, fingerprint
+from mlcalib.judging.texts import Pair, Source, fingerprint
 from mlcalib.languages import language
 
 KEY_SUFFIX = ".key.json"
@@ -26,19 +26,19 @@ class Key:
 
     Attributes:
         fingerprint: of the page.
-        models: names of the first and the second model.
+        models: where the first and the second answers come from.
         swapped: language → id → whether the page holds the second model's answer first.
     """
 
     fingerprint: str
-    models: tuple[str, str]
+    models: tuple[Source, Source]
     swapped: dict[str, dict[str, bool]]
 
 
 def write_page(
     pairs: Sequence[Pair],
     path: str | Path,
-    models: tuple[str, str],
+    models: tuple[Source, Source],
     *,
     question: str = QUESTION,
     seed: int = 0,
@@ -52,7 +52,7 @@ def write_page(
     Args:
         pairs: the answers.
         path: the page, ``NAME.html``.
-        models: what the first and the second model are called; only in the key.
+        models: where the first and the second answers come from; only in the key.
         question: what raters are asked.
         seed: of all that is random.
 
@@ -71,7 +71,7 @@ def write_page(
     swapped: dict[str, dict[str, bool]] = {}
     for each in pairs:
         swapped.setdefault(each.language, {})[each.id] = draw() < 0.5
-    mark = fingerprint(pairs, question, str(seed), *models)
+    mark = fingerprint(pairs, question, str(seed), *map(str, models))
     key = Key(mark, models, swapped)
     key_path = path.with_name(path.stem + KEY_SUFFIX)
     if key_path.exists() and read_key(key_path).fingerprint != mark:
@@ -95,7 +95,7 @@ def read_key(path: str | Path) -> Key:
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-        first, second = content["models"]
+        first, second = (Source(**model) for model in content["models"])
         return Key(content["fingerprint"], (first, second), content["swapped"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 from small_models import tiny_llama
+from transformers import LlamaForSequenceClassification
 
 from mlcalib.cli import main
 from mlcalib.judging import Source, read_generations, read_key, read_source
@@ -128,6 +129,26 @@ def test_annotate_generates(run, models, tmp_path):
     assert code == 0, error
     assert "6 pairs" in text
     assert len(read_generations(tmp_path / "rate.generations" / "second.jsonl")) == 6
+
+
+def test_a_reward_model_takes_no_template(run, models, tokenizer, tmp_path):
+    config = tiny_llama(vocabulary=384).config
+    config.num_labels, config.pad_token_id = 1, 1
+    LlamaForSequenceClassification(config).save_pretrained(tmp_path / "reward")
+    tokenizer.save_pretrained(tmp_path / "reward")
+    for name in ("a", "b"):
+        row = {"id": 1, "language": "en", "prompt": "?", "output": name}
+        (tmp_path / name).write_text(json.dumps(row))
+    (tmp_path / "question").write_text("{prompt} {first} {second}")
+    given = ("judge", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "out", "--model")
+    code, _, error = run(*given, tmp_path / "reward", "--template", tmp_path / "question")
+    assert (code, "which reads no --template" in error) == (1, True)
+    code, _, error = run(*given, models / "0", "--margin", 0.1)
+    assert (code, "--margin is of reward models" in error) == (1, True)
+    code, text, error = run(*given, tmp_path / "reward", "--margin", 1e6)
+    assert code == 0, error
+    assert re.search(r"^\| en +\| +1 \| +1 \| +50\.0 \[", text, re.MULTILINE), text
+    assert "reads one answer at a time" in text
 
 
 def test_sources(run, models, tmp_path):

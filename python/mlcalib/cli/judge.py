@@ -85,9 +85,13 @@ def judge(
             url, model, question, key=key, max_tokens=max_tokens, retries=retries, workers=workers
         )
     elif is_reward_model(model):
-        by = RewardModelJudge(model, margin)
+        if template is not None:
+            raise ValueError(f"{model} is a reward model, which reads no --template; leave it out.")
+        by = RewardModelJudge(model, margin, dtype)
     else:
         by = LanguageModelJudge(model, question, dtype)
+    if margin and not isinstance(by, RewardModelJudge):
+        raise ValueError("--margin is of reward models, and this judge is none; leave it out.")
     judgements = run(pairs, by, out)
     rates, bias = judged_win_rates(judgements), position_bias(judgements)
     sources = read_source(first), read_source(second)

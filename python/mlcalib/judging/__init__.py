@@ -19,11 +19,11 @@ from mlcalib.judging.judging import (
 )
 from mlcalib.judging.page import QUESTION, Key, read_key, write_page
 from mlcalib.judging.ratings import Rating, Score, left_share, read_ratings, score_ratings
+from mlcalib.judging.sources import Source
 from mlcalib.judging.texts import (
     Generation,
     Pair,
     Prompt,
-    Source,
     pair,
     read_generations,
     read_prompts,

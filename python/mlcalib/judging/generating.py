@@ -1,7 +1,5 @@
 """Answers of a model to prompts."""
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +11,8 @@ from tqdm.auto import tqdm
 from mlcalib.errors import named
 from mlcalib.judging.chat import as_chat
 from mlcalib.judging.journal import Journal
-from mlcalib.judging.texts import Generation, Prompt, Source, fingerprint
+from mlcalib.judging.sources import identity, source_of
+from mlcalib.judging.texts import Generation, Prompt, fingerprint
 from mlcalib.models.loading import load_model, load_tokenizer
 
 if TYPE_CHECKING:
@@ -59,7 +58,7 @@ def generate(
     for name, value in {"max_tokens": max_tokens, "batch_size": batch_size}.items():
         if value < 1:
             raise ValueError(f"{name} is {value}, expected 1 or more.")
-    settings = (_identity(model), f"{max_tokens=}", f"{batch_size=}", f"{dtype=}")
+    settings = (identity(model), f"{max_tokens=}", f"{batch_size=}", f"{dtype=}")
     with Journal(out, fingerprint(prompts, *settings), "generations") as journal:
         if len(journal.rows) < len(prompts):
             _complete(journal, model, prompts, max_tokens, batch_size, dtype, progress)
@@ -84,7 +83,7 @@ def _complete(
     questions = {(each.language, each.id): as_chat(tokenizer, each.prompt) for each in prompts}
     _check_lengths(live, questions, max_tokens)
     there = {(row["language"], row["id"]) for row in journal.rows}
-    source = _source(model)
+    source = source_of(model)
     # Long ones first: what does not fit into memory fails at once.
     order = sorted(prompts, key=lambda each: -len(questions[each.language, each.id]))
     starts = range(0, len(order), batch_size)
@@ -158,32 +157,3 @@ def _check_lengths(
                     f"more than the {most:,} of the model's context; ask for shorter answers "
                     "(--max-tokens), or leave the prompt out."
                 )
-
-
-def _source(model: str) -> Source:
-    """Return the model with its method and calibration, from its ``mlcalib.json`` if it has one."""
-    record = Path(model) / "mlcalib.json"
-    if not record.is_file():
-        return Source(model, "float")
-    try:
-        content = json.loads(record.read_text(encoding="utf-8"))
-        calibration = content["calibration"] or {"set": "none"}
-        return Source(model, content["recipe"]["method"], calibration["set"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{record} is not a record that mlcalib wrote: {error!r}.") from error
-
-
-def _identity(model: str) -> str:
-    """Return what tells a model from another of the same name: a folder's files may be replaced."""
-    path = Path(model)
-    files = [path] if path.is_file() else sorted(path.glob("*.json"))
-    files += sorted(path.glob("*.safetensors")) if path.is_dir() else []
-    if not files:
-        return model
-    digest = hashlib.sha256()
-    for file in files:
-        content: object = file.stat().st_mtime_ns  # hashing weights would take as long as reading
-        if file.suffix == ".json":
-            content = file.read_bytes()
-        digest.update(repr((file.name, file.stat().st_size, content)).encode())
-    return f"{model} {digest.hexdigest()}"

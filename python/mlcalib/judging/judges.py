@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import torch
 
 from mlcalib.judging.chat import as_chat
+from mlcalib.judging.sources import identity
 from mlcalib.judging.texts import Pair
 from mlcalib.languages import language
 from mlcalib.models.loading import check_source, load_model, load_tokenizer
@@ -103,7 +104,7 @@ class LanguageModelJudge:
         self._model = load_model(source, dtype)
         self._tokenizer = load_tokenizer(source)
         self._template = template
-        self.identity = {"kind": "likelihood", "model": source, "template": template}
+        self.identity = {"kind": "likelihood", "model": identity(source), "template": template}
 
     @torch.inference_mode()
     def compare(self, pair: Pair) -> Opinion:
@@ -136,6 +137,7 @@ class RewardModelJudge:
     Args:
         source: a folder or a hub name.
         margin: rewards that differ by no more are a tie.
+        dtype: of the weights.
 
     Raises:
         ValueError: the model has more than one label, or a negative margin.
@@ -144,14 +146,14 @@ class RewardModelJudge:
     reads_both = False
     workers = 1
 
-    def __init__(self, source: str, margin: float = 0.0) -> None:
+    def __init__(self, source: str, margin: float = 0.0, dtype: str = "auto") -> None:
         from transformers import AutoModelForSequenceClassification
 
         if margin < 0:
             raise ValueError(f"margin is {margin}, expected 0 or more.")
         # With one label a missing head would be made anew, random, with a mere warning.
         model, report = AutoModelForSequenceClassification.from_pretrained(
-            source, output_loading_info=True
+            source, dtype=dtype, output_loading_info=True
         )
         if model.config.num_labels != 1 or report["missing_keys"]:
             wrong = (
@@ -165,7 +167,7 @@ class RewardModelJudge:
         self._model = model.eval()
         self._tokenizer = load_tokenizer(source)
         self._margin = margin
-        self.identity = {"kind": "reward", "model": source, "margin": margin}
+        self.identity = {"kind": "reward", "model": identity(source), "margin": margin}
 
     @torch.inference_mode()
     def compare(self, pair: Pair) -> Opinion:

@@ -8,7 +8,7 @@ from typing import Any
 
 from mlcalib.files import atomic_file
 from mlcalib.judging.ratings import Score
-from mlcalib.judging.texts import Source
+from mlcalib.judging.sources import Source
 from mlcalib.judging.win_rates import ALL, WinRate
 from mlcalib.results import Row
 

@@ -9,29 +9,9 @@ from typing import Any
 
 from mlcalib.documents import shuffled
 from mlcalib.judging.codes import find_code
+from mlcalib.judging.sources import Source
 from mlcalib.languages import LanguageSet, language_set
 from mlcalib.optional import optional
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where answers come from, as in a row of results.
-
-    Attributes:
-        model: the model as it was given.
-        method: quantizer, ``float``, or ``unknown``.
-        calibration: name of the calibration set, or ``none``.
-    """
-
-    model: str
-    method: str = "unknown"
-    calibration: str = "none"
-
-    def __str__(self) -> str:
-        calibration = "" if self.calibration == "none" else f" {self.calibration}"
-        return (
-            self.model if self.method == "unknown" else f"{self.model} ({self.method}{calibration})"
-        )
 
 
 @dataclass(frozen=True)
@@ -151,7 +131,8 @@ def read_source(path: str | Path) -> Source:
     row = next((row for _, row in _rows(Path(path))), {})
     if "model" not in row:
         return Source(str(path))
-    return Source(*(str(row[name]) for name in ("model", "method", "calibration") if name in row))
+    fields = ("model", "method", "calibration")
+    return Source(**{name: str(row[name]) for name in fields if name in row})
 
 
 def pair(first: Sequence[Generation], second: Sequence[Generation]) -> list[Pair]:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from mlcalib.files import atomic_file
-from mlcalib.judging.texts import Pair, Source, fingerprint
+from mlcalib.judging.sources import Source
+from mlcalib.judging.texts import Pair, fingerprint
 from mlcalib.languages import language
 
 KEY_SUFFIX = ".key.json"

@@ -10,7 +10,7 @@ from small_models import tiny_llama
 from transformers import AutoModelForCausalLM
 
 import mlcalib
-from mlcalib.cli import app, main
+from mlcalib.cli import COMMANDS, app, main
 from mlcalib.languages import languages
 from mlcalib.results import read_rows
 

@@ -177,8 +177,10 @@ class _Pass:
     def _statistics(self, name: str, block: nn.Module) -> BlockStatistics:
         if self.flow is None:
             return {}
-        kinds = dict.fromkeys(kind for job in self.jobs for kind in job.variant.kinds)
-        skipped = set.intersection(*(job.variant.skipped for job in self.jobs))
+        variants = [job.variant for job in self.jobs]
+        needs = (kind for variant in variants for kind in variant.kinds)
+        kinds = dict.fromkeys(("gram", "range", *needs))  # at least what is measured
+        skipped = set.intersection(*(variant.skipped for variant in variants)) if variants else ()
         advance = self.propagate == "float"
         return self.flow.collect(name, block, kinds, skipped=skipped, advance=advance)
 

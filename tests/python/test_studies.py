@@ -362,3 +362,15 @@ def test_an_unknown_task_is_named(spec, tmp_path):
     spec["evaluation"] = {"tasks": ["xnly"]}
     with pytest.raises(ValueError, match="Did you mean 'xnli'"):
         run(spec, tmp_path)
+
+
+def test_layers_are_measured_anew_on_other_text(spec, tmp_path):
+    run(spec, tmp_path)
+    before = json.loads((tmp_path / "tiny" / "layers.json").read_text())
+    spec["layers"] = {"languages": "en,sw", "tokens": 64}
+    run(spec, tmp_path)
+    after = json.loads((tmp_path / "tiny" / "layers.json").read_text())
+    linear = "model.layers.1.mlp.down_proj"
+    assert after["ranges"] == before["ranges"]
+    assert set(after["power"][linear]) == {"en", "sw"}
+    assert after["power"][linear]["en"] == before["power"][linear]["en"]

@@ -1,11 +1,12 @@
 """All that a report says of one study, computed."""
 
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from mlcalib.report.study.comparison import Column, Grid, Measured, grids, measure
-from mlcalib.report.study.folder import FLOAT, ModelResults, Study, read_study
+from mlcalib.report.study.folder import FLOAT, ModelResults, Study, StudyFile, read_study
 from mlcalib.report.study.layers import Activations, activations
 from mlcalib.significance import Difference
 
@@ -146,10 +147,20 @@ def results(folder: str | Path, *, resamples: int | None, seed: int) -> Results:
     """
     study = read_study(folder)
     if resamples is None:
-        cells = len(study.plan.evaluation.languages) * len(study.plan.variants)
-        resamples = max(10_000, 100 * cells)
+        resamples = max(10_000, 100 * len(study.plan.evaluation.languages) * _columns(study.plan))
     models = []
     for model in study.models:
         measured = measure(study.plan, model, resamples=resamples, seed=seed)
         models.append(ModelReport(study, model, measured, grids(study.plan, measured)))
     return Results(study, models, resamples, seed)
+
+
+def _columns(plan: StudyFile) -> int:
+    """Count the columns of the widest heat map."""
+    maps = Counter(
+        (variant.quantizer, plan.settings[variant.setting].tokens)
+        for variant in plan.variants.values()
+        if variant.setting is not None
+    )
+    alone = sum(variant.setting is None for variant in plan.variants.values())
+    return max(maps.values(), default=0) + alone

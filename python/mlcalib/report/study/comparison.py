@@ -287,7 +287,7 @@ def _references(plan: StudyFile, like: str) -> list[Column]:
     options = plan.variants[like].options
     same = ("bits", "group_size", "symmetric")
     return [
-        Column(name, None, f"no calibration, {variant.method}")
+        Column(name, None, f"none ({variant.method})")
         for name, variant in plan.variants.items()
         if variant.setting is None
         and all(variant.options.get(key) == options.get(key) for key in same)

@@ -38,7 +38,7 @@ def rises(grid: Grid, end: float) -> Callable[[], "Figure"]:
             for at, column in enumerate(columns):
                 _write(axes, grid, column.variant, code, (at, row), end)
         axes.set_yticks(range(len(languages)), [full_name(code) for code in languages])
-        labels = [column.label.replace(", ", ",\n") for column in columns]
+        labels = [column.label for column in columns]
         axes.set_xticks(range(len(columns)), labels, rotation=35, ha="right")
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)

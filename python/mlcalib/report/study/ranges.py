@@ -107,8 +107,8 @@ def _inputs(report: ModelReport, setting: str, code: str) -> Table:
         ]
         for each in found[:TOP]
     ]
-    header = [
+    header: Row = [
         "input of", f"range, calibration text of {setting}", f"range, {full_name(code)}",
-        "share outside", "channels (share of each outside)",
+        "share outside", Cell("channels (share of each outside)", plain=True),
     ]  # fmt: skip
     return Table(f"{full_name(code)}, {setting}", header, rows)

@@ -339,7 +339,21 @@ def test_a_study_that_only_began(tiny):
     text = write_report(tiny, resamples=50).with_suffix(".md").read_text(encoding="utf-8")
     assert "**gptq-w4-g64**: not measured in all languages yet." in text
     assert "6 of 6 have no evaluation" in text
+    assert "Perplexity is not measured." in text
     assert "Activation ranges are not measured." in text
+
+
+def test_a_study_without_evaluation_still_shows_its_layers(tiny):
+    content = json.loads((tiny / "study.json").read_text())
+    small_study.write(tiny / "study.json", content | {"evaluation": {}})
+    shutil.rmtree(tiny / "smollm2" / "evaluations")
+    page = write_report(tiny, resamples=50)
+    text = page.with_suffix(".md").read_text(encoding="utf-8")
+    assert "**gptq-w4-g64**: the study has no evaluation." in text
+    assert "Perplexity is not measured." in text
+    assert "summed over the linears of a kind" in text
+    assert "| Chinese (Han, simplified) (zh)" in text
+    assert table(page.parent / "tables" / "layer_losses.csv")
 
 
 def test_several_models_and_rounding_alone(tmp_path):

@@ -45,6 +45,8 @@ def _model(report: ModelReport) -> str:
 
 def _sentences(grid: Grid) -> str:
     order, mild, start = ranked(grid), mildest(grid), f"**{grid.quantizer}**"
+    if not grid.measured.languages:
+        return f"{start}: the study has no evaluation."
     if not order or mild is None:
         return f"{start}: {MISSING} in all languages yet."
     best = order[0]

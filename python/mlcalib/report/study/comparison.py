@@ -49,6 +49,10 @@ class Measured:
         """Whether the variant and the float model were measured in the language."""
         return variant in self.order.get(language, {})
 
+    def complete(self, variant: str) -> bool:
+        """Whether that is so in all languages of the study."""
+        return bool(self.languages) and all(self.has(variant, code) for code in self.languages)
+
     def loss(self, variant: str, language: str) -> float:
         """Mean token loss in nats."""
         return float(self.parts[language].value[self.order[language][variant]])
@@ -61,7 +65,7 @@ class Measured:
 
     def mean(self, variant: str, base: str = FLOAT) -> Difference | None:
         """Mean over all languages of ``rise``; None where one was not measured."""
-        if not all(self.has(variant, code) and self.has(base, code) for code in self.languages):
+        if not (self.complete(variant) and self.complete(base)):
             return None
         share = 1 / len(self.languages)
         parts = [self._contrast(code, variant, base, share) for code in self.languages]
@@ -69,7 +73,7 @@ class Measured:
 
     def worst(self, variant: str) -> str | None:
         """The language in which the variant's loss rises most; None where one is missing."""
-        if not all(self.has(variant, code) for code in self.languages):
+        if not self.complete(variant):
             return None
         return max(self.languages, key=lambda code: self.loss(variant, code) - self._float(code))
 

@@ -54,6 +54,8 @@ def heat_maps(report: ModelReport, prefix: str) -> Section:
     section = Section(f"{prefix}rises", "Languages × settings")
     end = limit(report)
     section.blocks += [Paragraph(LEGEND, "note"), _scale(end)]
+    if not report.measured.texts:
+        return Section(section.anchor, section.title, [Paragraph(f"Perplexity is {MISSING}.")])
     for grid in report.main:
         section.blocks += _with_standings(grid, end)
     if report.others:
@@ -162,8 +164,8 @@ def _counts(grid: Grid) -> str:
 def standings_table(grid: Grid) -> Table:
     """Return mean, worst language and wins of every setting."""
     header: Row = [
-        "setting", "mean rise", "less that of the best", Cell("worst language", plain=True), "its rise",
-        "wins", "≈ best", "differs from float",
+        "setting", "mean rise", "less that of the best", Cell("worst language", plain=True),
+        "its rise", "wins", "≈ best", "differs from float",
     ]  # fmt: skip
     done = [each.mean.value for each in grid.standings if each.mean]
     rows = [_standing(grid, each, min(done, default=0.0)) for each in grid.standings]

@@ -83,6 +83,19 @@ class ModelReport:
             return None
         return sum(each for each in spent if each is not None) * tokens / costs.tokens
 
+    @cached_property
+    def layer_languages(self) -> list[str]:
+        """Languages that layers were measured on: evaluated ones first, then others."""
+        layers = self.model.layers
+        found = {
+            code
+            for by_linear in (layers.power, layers.heldout_ranges)
+            for by_language in by_linear.values()
+            for code in by_language
+        }
+        first = [code for code in self.measured.languages if code in found]
+        return first + sorted(found.difference(first))
+
     def pair(self, grid: Grid) -> tuple[Column, Column] | None:
         """Return the English-only column and the one with the most languages, if both exist."""
         english, multilingual = grid.english(), grid.multilingual()

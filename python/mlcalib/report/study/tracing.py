@@ -53,7 +53,7 @@ def layer_losses(report: ModelReport, prefix: str) -> Section:
                 relative(report.model, first.variant, code),
                 relative(report.model, second.variant, code),
             )
-            for code in report.measured.languages
+            for code in report.layer_languages
         }
         losses = {code: each for code, each in losses.items() if all(each)}
         if not losses:
@@ -133,14 +133,12 @@ def _language(
 ) -> Details:
     first, second = (by_block(each) for each in losses)
     end = max([*first.values(), *second.values()])
+    last = 2**DOUBLINGS
     ratio = {at: first[at] / second[at] for at in first if second.get(at, 0) > 0}
     maps = [
         _map(f"{names[0]}: loss ÷ power; grey 0, blue {end:.2g}", first, end),
         _map(f"{names[1]}: loss ÷ power; the same colours", second, end),
-        _ratio_map(
-            f"{names[0]} ÷ {names[1]}; blue 1/{2**DOUBLINGS:.1f}, grey 1, orange {2**DOUBLINGS:.1f}",
-            ratio,
-        ),
+        _ratio_map(f"{names[0]} ÷ {names[1]}; blue 1/{last:.1f}, grey 1, orange {last:.1f}", ratio),
     ]
     rises = [grid.measured.rise(column.variant, code) for column in report.pair(grid) or ()]
     text = " and ".join(

@@ -140,7 +140,7 @@ def test_the_answer_comes_first_and_is_that_of_the_tables(study, report):
     assert f"English-only calibration (`en`) costs {cost:.3f} [" in answer
     assert "hurts Chinese (Han, simplified) (+" in answer
     assert "resamples, seed 0" in text
-    assert "(14 to 17 documents a language)" in text
+    assert "(14 to 17 of them a language)" in text
 
 
 def test_predicted_loss_and_its_rank_correlation(study, report):

@@ -242,7 +242,8 @@ class Grid:
 
     def multilingual(self) -> Standing | None:
         """The setting with the most of the study's languages, and the fewest others besides."""
-        studied = set(self.measured.languages)
+        every = set().union(*(self._languages(each) for each in self.columns))
+        studied = set(self.measured.languages) or every
 
         def rank(standing: Standing) -> tuple[int, int]:
             mixed = self._languages(standing.column)

@@ -185,8 +185,9 @@ def _how(results: Results) -> str:
     versions = [f"{name} {version}" for name, version in plan.versions.items()]
     return (
         "**How sure.** Every difference is between models on the same documents "
-        f"({documents} of them a language). Intervals hold 95 %: a paired bootstrap over documents, "
-        f"{results.resamples:,} resamples, seed {results.seed}, widened as Student's t where documents are few. What is called "
+        f"({documents} of them a language). Intervals hold 95 %: a paired bootstrap over "
+        f"documents, {results.resamples:,} resamples, seed {results.seed}, widened as Student's t "
+        "where documents are few. What is called "
         "significant has p < 0.05 by itself; where many cells are looked at, some pass by chance, "
         "so the tables also give p after Holm's correction for all cells of a heat map. "
         f"Made by mlcalib {plan.mlcalib}, {', '.join(versions)}, {plan.isa}, "

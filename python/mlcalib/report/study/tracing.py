@@ -112,7 +112,12 @@ def _excess_table(
         f"{grid.quantizer}: relative loss under {names[0]} less that under {names[1]}, summed over "
         "the linears of a kind"
     )
-    header: Row = ["language", "all linears", *order, Cell("the three that add most", plain=True)]
+    header: Row = [
+        "language",
+        "all linears",
+        *order,
+        Cell("block and linear that add most", plain=True),
+    ]
     return Table(caption, header, rows, heat=True)
 
 

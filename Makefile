@@ -13,12 +13,13 @@ CPP := $(shell find cpp tests/cpp benchmarks/cpp examples/cpp -name '*.[ch]pp' -
 # Objects of one clone serve the next, and the sdist that test-wheel builds.
 export CCACHE_BASEDIR := $(CURDIR)
 
-.PHONY: help demo test test-cpp test-asan test-python test-browser example-cpp wheel test-wheel lint tidy cuda-check bench install clean
+.PHONY: help demo test test-cpp test-asan test-python test-browser test-interop example-cpp wheel test-wheel lint tidy cuda-check bench install clean
 
 help:
 	@echo "make demo   quantize SmolLM2-135M three ways and compare per language (into demo/)"
 	@echo "make test   all tests (C++ and Python)"
 	@echo "make test-browser  the rating page in chromium (fetched where it is missing)"
+	@echo "make test-interop  foreign readers on checkpoints in every format, as a table"
 	@echo "make lint   formatters, linters, types, layers, stubs"
 	@echo "make tidy   clang-tidy over cpp/ (minutes)"
 	@echo "make wheel  a wheel and an sdist, into dist/; make test-wheel tries both in an empty environment"
@@ -57,6 +58,11 @@ test-python: install
 test-browser: install
 	scripts/install_debian.sh chromium chromium-driver
 	$(BIN)/python -m pytest -m browser
+
+# What transformers, GPTQModel, gguf and others read from what mlcalib writes; its own environment.
+# INTEROP_SMALL=1 leaves SmolLM2 out, INTEROP_LLAMA_CPP=1 compiles llama-cpp-python (long).
+test-interop: install
+	scripts/test_interop.sh $(PYTHON) $(BIN)/python .venv-interop build/interop
 
 test-asan: install
 	$(BIN)/cmake --preset asan

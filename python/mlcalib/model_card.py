@@ -112,6 +112,7 @@ def _summary(record: Mapping[str, Any]) -> str:
         "gptq": "packed (GPTQ layout)",
         "gptq-v2": "packed (GPTQ layout, checkpoint_format gptq_v2)",
         "awq": "packed (AWQ layout, gemm)",
+        "compressed-tensors-int8": "int8 (compressed-tensors, int-quantized); W8A8",
         "gguf": "model.gguf, packed (Q4_0, Q4_1 or Q8_0)",
         "dense": "dequantized: nothing is smaller than in the base model",
     }
@@ -177,6 +178,7 @@ def _loading(form: str) -> str:
             "transformers, which dequantizes it."
         )
     packages = {"gptq": " gptqmodel optimum", "awq": " gptqmodel", "dense": ""}
+    packages["compressed-tensors-int8"] = " compressed-tensors"
     needs = "pip install transformers" + packages.get(form.removesuffix("-v2"), f" {form}")
     return (
         f"```python\n# {needs}\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"

@@ -124,7 +124,7 @@ def test_bits_and_skip_per_layer(run, folder, tmp_path):
 def test_info(run):
     code, text, _ = run("info")
     assert code == 0
-    for part in (mlcalib.__version__, "gptq, rtn", "compressed-tensors, dense", "multimix"):
+    for part in (mlcalib.__version__, "gptq, rtn", "dense, gguf, gptq, gptq-v2", "multimix"):
         assert part in text
 
 

@@ -46,7 +46,15 @@ def random_linear(spec, rows, columns, seed=0):
 
 
 def test_names():
-    assert formats.names() == ["awq", "compressed-tensors", "dense", "gguf", "gptq", "gptq-v2"]
+    assert formats.names() == [
+        "awq",
+        "compressed-tensors",
+        "compressed-tensors-int8",
+        "dense",
+        "gguf",
+        "gptq",
+        "gptq-v2",
+    ]
 
 
 @given(quantized_linears())

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from mlcalib._core import GridSpec
-from mlcalib.checking.readers import Facts, Verdict, verdicts
+from mlcalib.checking.readers import Facts, Verdict, layout, verdicts
 from mlcalib.formats import Format
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def foresee(
         dtype: the model's.
     """
     section = checkpoint_format.quantization_config(specs, order, list(left)) if specs else None
-    method = "gguf" if checkpoint_format.file else (section or {}).get("quant_method", "")
+    method = "gguf" if checkpoint_format.file else layout(section or {})
     own = {name: shapes[name] for name in specs}
     found = verdicts(Facts(method, section or {}, specs, own, dtype, left))
     for reader, verdict in found.items():

@@ -6,7 +6,15 @@ from typing import Any
 
 from mlcalib.checking import gguf_file
 from mlcalib.checking.config import check_config, check_section
-from mlcalib.checking.readers import READERS, Facts, Verdict, split_linears, verdicts
+from mlcalib.checking.readers import (
+    LAYOUTS,
+    READERS,
+    Facts,
+    Verdict,
+    layout,
+    split_linears,
+    verdicts,
+)
 from mlcalib.checking.report import Finding, Report
 from mlcalib.checking.tensors import check_names, check_values, linear_names, shapes_of
 from mlcalib.formats import Checkpoint, open_checkpoint
@@ -62,7 +70,7 @@ def _inspect(folder: Path, findings: list[Finding]) -> Facts:
         return Facts("")
     if not isinstance(section, dict) or not isinstance(section.get("quant_method"), str):
         raise ValueError(f"{folder}/config.json: quantization_config has no quant_method")
-    if (method := _layout(section)) not in ("compressed-tensors", "gptq", "awq"):
+    if (method := layout(section)) not in LAYOUTS:
         message = f"mlcalib does not know the layout {method!r}: its tensors were not looked at"
         findings.append(Finding("warning", message))
         return Facts(method, section)
@@ -81,14 +89,6 @@ def _inspect(folder: Path, findings: list[Finding]) -> Facts:
 
 def _errors(messages: Iterator[str]) -> list[Finding]:
     return [Finding("error", message) for message in messages]
-
-
-def _layout(section: dict[str, Any]) -> str:
-    """Return the quant_method, or of compressed-tensors another format than pack-quantized."""
-    method = str(section["quant_method"])
-    form = section.get("format", "pack-quantized")
-    other = method == "compressed-tensors" and form != "pack-quantized"
-    return f"{method} {form}" if other else method
 
 
 def _quantized(checkpoint: Checkpoint, read: dict[str, tuple[int, int]]) -> Iterator[str]:

@@ -53,7 +53,7 @@ def check_section(
     method: str, section: Mapping[str, Any]
 ) -> Iterator[tuple[Literal["error", "warning"], str]]:
     """Yield what is wrong in a ``quantization_config``."""
-    if method == "compressed-tensors":
+    if method.startswith("compressed-tensors"):
         yield from _check_compressed_tensors(section)
         return
     known = {"gptq": _GPTQ_KEYS, "awq": _AWQ_KEYS}[method]

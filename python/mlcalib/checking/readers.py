@@ -83,6 +83,14 @@ def verdicts(facts: Facts) -> dict[str, Verdict]:
     return found
 
 
+def layout(section: Mapping[str, Any]) -> str:
+    """Return the quant_method, with the format of compressed-tensors other than pack-quantized."""
+    method = str(section.get("quant_method", ""))
+    form = section.get("format", "pack-quantized")
+    other = method == "compressed-tensors" and form != "pack-quantized"
+    return f"{method} {form}" if other else method
+
+
 def split_linears(facts: Facts) -> list[str]:
     """Say which linears that vLLM and SGLang fuse (``packed_modules_mapping``) cannot be fused."""
     specs, told = facts.specs, []
@@ -204,7 +212,25 @@ def _gguf(facts: Facts) -> tuple[Verdict, ...]:
     )
 
 
-_RULES = {"compressed-tensors": _compressed_tensors, "gptq": _gptq, "awq": _awq, "gguf": _gguf}
+def _int8(facts: Facts) -> tuple[Verdict, ...]:
+    """W8A8: ``cutlass_scaled_mm`` of vLLM, ``int8_scaled_mm`` of SGLang."""
+    odd = [name for name, shape in facts.shapes.items() if shape[0] % 16 or shape[1] % 16]
+    reasons = (
+        (f"its int8 kernels want channels in multiples of 16, unlike {odd[0]}",) if odd else ()
+    )
+    kernel = Verdict(not odd, reasons)
+    return Verdict(True, ("with compressed-tensors installed",)), kernel, kernel, _not_gguf(facts)
+
+
+_RULES = {
+    "compressed-tensors": _compressed_tensors,
+    "compressed-tensors int-quantized": _int8,
+    "gptq": _gptq,
+    "awq": _awq,
+    "gguf": _gguf,
+}
+LAYOUTS = tuple(method for method in _RULES if method != "gguf")
+"""What ``check`` knows of folders: quant_method, and what else tells layouts apart."""
 
 
 def _marlin_reasons(facts: Facts) -> list[str]:

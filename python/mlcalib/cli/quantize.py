@@ -21,7 +21,7 @@ def quantize(
     model: Annotated[str, typer.Argument(help=MODEL)],
     out: Annotated[Path, typer.Option(help="Folder to write; must not exist.")],
     method: Annotated[
-        str, typer.Option(help="gptq, awq, rtn (which needs no text), or a plug-in.")
+        str, typer.Option(help="gptq, awq, smoothquant, rtn (which needs no text), or a plug-in.")
     ] = "gptq",
     bits: Annotated[
         list[str] | None,

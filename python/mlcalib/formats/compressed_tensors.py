@@ -48,6 +48,13 @@ class CompressedTensors(Format):
 
     codes: ClassVar[str] = "weight_packed"
 
+    @classmethod
+    def of_config(cls, config: Mapping[str, Any]) -> Format:
+        """See ``Format.of_config``; W8A8 (``int-quantized``) has a format of its own."""
+        if config.get("format") == "int-quantized":
+            return formats.get("compressed-tensors-int8")()
+        return cls()
+
     def check(self, specs: Mapping[str, GridSpec], shapes: Mapping[str, tuple[int, int]]) -> None:
         """Refuse what readers cannot hold.
 

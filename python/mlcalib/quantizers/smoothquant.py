@@ -1,0 +1,129 @@
+"""SmoothQuant (arXiv 2211.10438): move outliers of activations into weights, for W8A8."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from mlcalib import _core
+from mlcalib._core import QuantizedLinear
+from mlcalib.quantizers import Quantizer, quantizers
+from mlcalib.quantizers.base import ChannelScales, OutputLoss, QuantizerOptions, ScaledInput
+from mlcalib.statistics import StatisticSet
+
+
+class SmoothQuantOptions(QuantizerOptions):
+    """Options of ``smoothquant``; 8 bits, symmetric, a scale for each row is what W8A8 wants.
+
+    Attributes:
+        alpha: exponent that shares the difficulty out: 0 leaves activations as they are, 1 makes
+            their channels alike; ``search`` takes the best of 0, 0.05, … 1 for each scale group.
+        activation_bits: of the activations that the search has in mind.
+    """
+
+    bits: int = 8
+    group_size: int = -1
+    symmetric: bool = True
+    range: Literal["minmax", "mse"] = "minmax"
+    alpha: float | Literal["search"] = Field(default=0.5)
+    activation_bits: int = Field(default=8, ge=2, le=16)
+
+
+@quantizers.register
+class SmoothQuant(Quantizer):
+    """Folds scales max|x|^alpha / max|w|^(1-alpha) into the model, then rounds to nearest."""
+
+    needs = ("gram", "range")
+    scales = True
+    Options = SmoothQuantOptions
+
+    def __init__(self, options: SmoothQuantOptions, scale_dtype: torch.dtype) -> None:
+        """See ``Quantizer``.
+
+        Raises:
+            ValueError: alpha outside 0 … 1.
+        """
+        super().__init__(options, scale_dtype)
+        if options.alpha != "search" and not 0 <= options.alpha <= 1:
+            raise ValueError(f"alpha is {options.alpha}, expected 0 to 1, or 'search'.")
+        self._options = options
+
+    def prepare(
+        self, inputs: Sequence[ScaledInput], source_of: Tensor | None, loss_of: OutputLoss | None
+    ) -> ChannelScales:
+        """See ``Quantizer.prepare``.
+
+        The search counts, over the calibration tokens, the squared error of the linears' outputs
+        that rounding weights makes (by the Gram) and that rounding activations is expected to make:
+        a step has the variance step²/12, and a token's step follows its largest activation. That
+        is not known, but its mean square lies between the largest mean square of a channel (the
+        Gram's diagonal) and the square of the largest activation of the text: taken is the
+        geometric mean of the two.
+        """
+        largest = torch.stack([_largest(each.statistics) for each in inputs]).amax(0)
+        widest = torch.stack(
+            [weight.float().abs().amax(0) for each in inputs for weight in each.weights]
+        ).amax(0)
+        if source_of is not None:
+            largest, widest = _shared(largest, source_of), _shared(widest, source_of)
+        alphas = [self._options.alpha] if self._options.alpha != "search" else _ALPHAS
+        candidates = [_scale(largest, widest, float(alpha)) for alpha in alphas]
+        losses = [self._loss(inputs, scale) for scale in candidates]
+        best = min(range(len(losses)), key=losses.__getitem__)
+        unscaled = self._loss(inputs, torch.ones_like(largest))
+        summary = {"alpha": float(alphas[best]), "loss": losses[best], "unscaled": unscaled}
+        return ChannelScales(candidates[best], summary)
+
+    def _loss(self, inputs: Sequence[ScaledInput], scale: Tensor) -> float:
+        steps = 2 ** (self._options.activation_bits - 1) - 1
+        total = 0.0
+        for each in inputs:
+            gram = each.statistics.gram() / (scale[:, None] * scale)
+            tokens = each.statistics.tokens
+            low = float(gram.diagonal().max()) / tokens
+            high = float((_largest(each.statistics) / scale).square().max())
+            variance = (low * high) ** 0.5 / steps**2 / 12
+            for weight in each.weights:
+                scaled = weight.float() * scale
+                rounded = _core.rtn(scaled, self.spec, gram)
+                energy = float(rounded.dequantize().double().square().sum())
+                total += (rounded.loss or 0.0) + tokens * variance * energy
+        return total
+
+    def solve(
+        self, weights: Sequence[Tensor], statistics: StatisticSet | None
+    ) -> list[QuantizedLinear]:
+        """See ``Quantizer.solve``; the scales have been folded into the weights.
+
+        Raises:
+            ValueError: no statistics.
+        """
+        if statistics is None:
+            raise ValueError("smoothquant needs calibration; give a calibration set.")
+        gram = statistics.gram()
+        return [_core.rtn(weight, self.spec, gram) for weight in weights]
+
+
+_ALPHAS = tuple(step / 20 for step in range(21))
+
+
+def _largest(statistics: StatisticSet) -> Tensor:
+    """Return max |x| of each channel, float32."""
+    extremes = statistics.state("range")
+    return torch.maximum(extremes["high"].abs(), extremes["low"].abs()).float()
+
+
+def _shared(values: Tensor, source_of: Tensor) -> Tensor:
+    """Return the largest value of the channels that share a source's channel, for each of them."""
+    common = torch.zeros(int(source_of.max()) + 1).scatter_reduce(0, source_of, values, "amax")
+    return common[source_of]
+
+
+def _scale(largest: Tensor, widest: Tensor, alpha: float) -> Tensor:
+    """Return max|x|^alpha / max|w|^(1-alpha) about 1; where a channel is never used, 1."""
+    used = (largest > 0) & (widest > 0)
+    scale = largest.clamp_min(1e-5) ** alpha / widest.clamp_min(1e-5) ** (1 - alpha)
+    scale = torch.where(used, scale, torch.ones_like(scale))
+    return scale / (scale.max() * scale.min()).sqrt()

@@ -1,0 +1,188 @@
+"""Read checkpoints with foreign readers; run in .venv-interop, which has no mlcalib.
+
+Writes one JSON line for each case and reader: the largest difference of dequantized weights and of
+logits to the in-memory model, or what went wrong.
+"""
+
+import argparse
+import json
+import os
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import torch
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM
+
+IDS = torch.arange(24)[None] * 7 % 300
+Difference = tuple[float | None, float | None]  # of weights, of logits
+
+
+@torch.no_grad()
+def logits(model: Any) -> torch.Tensor:
+    """Return the logits of a fixed text."""
+    return model(IDS).logits.float()
+
+
+def largest(left: torch.Tensor, right: torch.Tensor) -> float:
+    """Return the largest difference."""
+    return float((left.float() - right.float()).abs().max())
+
+
+def weights_by_identity(model: Any, linears: list[str]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield what each linear makes of the unit vectors: its weight, exactly."""
+    for name in linears:
+        module = model.get_submodule(name)
+        eye = torch.eye(module.in_features, dtype=model.dtype)
+        with torch.no_grad():
+            yield name, module(eye).T
+
+
+def read_transformers(case: dict[str, Any], folder: Path, expected: Any) -> Difference:
+    """Load as any user does."""
+    options: dict[str, Any] = {"dtype": expected.dtype}
+    if case["format"] == "gguf":
+        options["gguf_file"] = "model.gguf"
+    loaded = AutoModelForCausalLM.from_pretrained(folder / "checkpoint", **options)
+    # First the logits: compressed-tensors decompresses in the model's first forward.
+    apart = largest(logits(loaded), logits(expected))
+    if case["format"] in ("gptq", "gptq-v2", "awq"):
+        return None, apart  # its kernels for CPUs multiply in other types than float16
+    weights = [
+        largest(weight, expected.get_submodule(name).weight)
+        for name, weight in weights_by_identity(loaded, case["linears"])
+    ]
+    return max(weights), apart
+
+
+def read_gptqmodel(case: dict[str, Any], folder: Path, expected: Any) -> Difference:
+    """Dequantize by GPTQModel's own torch linear, fed with the tensors of the file."""
+    from gptqmodel.nn_modules.qlinear.torch import TorchLinear
+    from gptqmodel.nn_modules.qlinear.torch_awq import AwqTorchLinear, dequantize_gemm
+    from gptqmodel.utils.model import convert_gptq_v1_to_v2_format_module
+
+    config = json.loads((folder / "checkpoint/config.json").read_text())["quantization_config"]
+    apart = []
+    with safe_open(folder / "checkpoint/model.safetensors", framework="pt") as file:
+        for name in case["linears"]:
+            weight = expected.get_submodule(name).weight
+            kind = AwqTorchLinear if case["format"] == "awq" else TorchLinear
+            linear = kind(
+                bits=config["bits"],
+                group_size=config["group_size"],
+                sym=config.get("sym", False),
+                desc_act=False,
+                in_features=weight.shape[1],
+                out_features=weight.shape[0],
+                register_buffers=True,
+            )
+            wanted = [
+                key for key in ("qweight", "qzeros", "scales", "g_idx") if hasattr(linear, key)
+            ]
+            state = {
+                key: file.get_tensor(f"{name}.{key}")
+                for key in wanted
+                if case["format"] != "awq" or key != "g_idx"
+            }
+            linear.load_state_dict(state, strict=False)
+            if case["format"] == "awq":
+                size = config["group_size"] if config["group_size"] != -1 else weight.shape[1]
+                found = dequantize_gemm(
+                    linear.qweight, linear.qzeros, linear.scales, config["bits"], size
+                )
+            else:
+                if config["checkpoint_format"] == "gptq":
+                    convert_gptq_v1_to_v2_format_module(linear, config["bits"], torch.int32)
+                linear.post_init()
+                found = linear.dequantize_weight()
+            apart.append(largest(found.T, weight))
+    return max(apart), None
+
+
+def read_gguf(case: dict[str, Any], folder: Path, expected: Any) -> Difference:
+    """Dequantize by the gguf package, in the order of the file."""
+    import gguf
+
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, expected.config.num_hidden_layers)
+    tensors = {t.name: t for t in gguf.GGUFReader(folder / "checkpoint/model.gguf").tensors}
+    apart = []
+    for name in case["linears"]:
+        tensor = tensors[f"{names.get_name(name)}.weight"]
+        found = torch.from_numpy(gguf.dequantize(tensor.data, tensor.tensor_type))
+        weight = expected.get_submodule(name).weight
+        heads = {
+            "q_proj": expected.config.num_attention_heads,
+            "k_proj": expected.config.num_key_value_heads,
+        }.get(name.rpartition(".")[2])
+        if heads is not None:  # pairs of rows back into halves
+            found = found.reshape(heads, -1, 2, found.shape[1]).transpose(1, 2).reshape(found.shape)
+        apart.append(largest(found, weight))
+    return max(apart), None
+
+
+def read_llama_cpp(case: dict[str, Any], folder: Path, expected: Any) -> Difference:
+    """Run llama.cpp."""
+    import llama_cpp
+
+    path = str(folder / "checkpoint/model.gguf")
+    model = llama_cpp.Llama(path, n_ctx=64, logits_all=True, verbose=False)
+    model.eval(IDS[0].tolist())
+    found = torch.from_numpy(model.scores[: IDS.shape[1]].copy())
+    return None, largest(found, logits(expected)[0])
+
+
+Reader = Callable[[dict[str, Any], Path, Any], Difference]
+READERS: dict[str, tuple[tuple[str, ...], str, Reader]] = {
+    "transformers, compressed-tensors": (
+        ("compressed-tensors",),
+        "compressed-tensors",
+        read_transformers,
+    ),
+    "transformers, GPTQModel": (("gptq", "gptq-v2", "awq"), "gptqmodel", read_transformers),
+    "GPTQModel torch linear": (("gptq", "gptq-v2", "awq"), "gptqmodel", read_gptqmodel),
+    "gguf": (("gguf",), "gguf", read_gguf),
+    "transformers": (("gguf",), "transformers", read_transformers),
+    "llama-cpp-python": (("gguf",), "llama_cpp_python", read_llama_cpp),
+}
+
+
+def main() -> None:
+    """Read every case with every reader of its format that is installed."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("cases", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--only", action="append", help="a reader, and again")
+    arguments = parser.parse_args()
+    with arguments.out.open("w") as out:
+        for row in read_all(arguments.cases, arguments.only):
+            out.write(json.dumps(row) + "\n")
+            out.flush()
+
+
+def read_all(cases: Path, only: list[str] | None) -> Iterator[dict[str, Any]]:
+    """Yield a row for each case and reader."""
+    for folder in sorted(cases.iterdir()):
+        case = json.loads((folder / "case.json").read_text())
+        expected = AutoModelForCausalLM.from_pretrained(folder / "expected").eval()
+        for name, (formats, package, read) in READERS.items():
+            if case["format"] not in formats or (only and name not in only):
+                continue
+            row = {key: case[key] for key in ("model", "format", "bits", "symmetric", "group")}
+            try:
+                row |= {"reader": name, "version": version(package)}
+            except ImportError:
+                continue  # said once, below the table
+            try:
+                row["weights"], row["logits"] = read(case, folder, expected)
+            except Exception as error:  # what a reader raises is the result
+                row["error"] = f"{type(error).__name__}: {error}"[:200]
+            yield row
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""Write checkpoints in every format, for foreign readers; run in mlcalib's own environment.
+
+Below OUT/CASE: ``checkpoint``, and ``expected``, the in-memory model as an ordinary checkpoint.
+"""
+
+import argparse
+import copy
+import itertools
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mlcalib._core import GridSpec, rtn
+from mlcalib.demo import find_smollm2
+from mlcalib.formats import formats, save_checkpoint
+from mlcalib.models.loading import load_model, load_tokenizer
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests/python"))
+from small_models import tiny_llama
+from small_tokenizer import make_tokenizer
+
+HALF, FLOAT = torch.float16, torch.float32
+BITS = {"compressed-tensors": (4, 8), "gptq": (2, 3, 4, 8), "gptq-v2": (4, 8), "awq": (4,)}
+GGUF = {"Q4_0": (4, True), "Q4_1": (4, False), "Q8_0": (8, True)}
+
+
+def cases() -> Iterator[tuple[str, str, GridSpec]]:
+    """Yield (model, format, grid)."""
+    for form, widths in BITS.items():
+        for bits, symmetric, size in itertools.product(widths, (True, False), (32, -1)):
+            if not (form == "gptq-v2" and not symmetric):  # what gptq writes too
+                yield "random", form, GridSpec(bits, size, symmetric, scale_dtype=HALF)
+    for bits, symmetric in GGUF.values():
+        yield "random", "gguf", GridSpec(bits, 32, symmetric, scale_dtype=HALF)
+    for form, bits, size, symmetric in (
+        ("compressed-tensors", 4, 64, True),
+        ("compressed-tensors", 4, 64, False),
+        ("gptq", 4, 64, True),
+        ("awq", 4, 64, False),
+        ("gguf", 4, 32, True),  # not Q4_1: its weights come from Q4_1
+        ("gguf", 8, 32, True),
+    ):
+        yield "SmolLM2", form, GridSpec(bits, size, symmetric, scale_dtype=HALF)
+
+
+def open_model(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
+    """Return a model and its tokenizer."""
+    if name == "random":
+        return tiny_llama(dtype=dtype, vocabulary=400), make_tokenizer()
+    file = str(find_smollm2())
+    return load_model(file, str(dtype).removeprefix("torch.")), load_tokenizer(file)
+
+
+def write(folder: Path, model: Any, tokenizer: Any, form: str, spec: GridSpec) -> None:
+    """Quantize by rounding; write the checkpoint and the model that it stands for."""
+    quantized = {
+        name: rtn(module.weight.detach(), spec)
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and name != "lm_head"
+    }
+    checkpoint_format = formats.get(form)()
+    save_checkpoint(model, tokenizer, folder / "checkpoint", checkpoint_format, quantized, {})
+    expected = copy.deepcopy(model)
+    for name, linear in quantized.items():
+        weight = expected.get_submodule(name).weight
+        weight.data = linear.dequantize().to(weight.dtype)
+    expected.save_pretrained(folder / "expected")
+    facts = {
+        "model": (model.config.name_or_path and "SmolLM2-135M") or "random",
+        "format": form,
+        "bits": spec.bits,
+        "symmetric": spec.symmetric,
+        "group": spec.group_size,
+        "linears": list(quantized),
+    }
+    (folder / "case.json").write_text(json.dumps(facts))
+
+
+def main() -> None:
+    """Write all cases, or those of the small model alone."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--small", action="store_true", help="only the random model")
+    arguments = parser.parse_args()
+    shutil.rmtree(arguments.out, ignore_errors=True)
+    for model_name, form, spec in cases():
+        if arguments.small and model_name != "random":
+            continue
+        model, tokenizer = open_model(model_name, FLOAT if form == "gguf" else HALF)
+        kind = "sym" if spec.symmetric else "asym"
+        case = f"{model_name}-{form}-{spec.bits}-{kind}-{spec.group_size}"
+        write(arguments.out / case, model, tokenizer, form, spec)
+
+
+if __name__ == "__main__":
+    main()

@@ -15,7 +15,7 @@ import lm_eval
 from lm_eval.tasks import TaskManager
 
 from mlcalib.evaluation.tasks import run_tasks
-from mlcalib.integrations.lm_eval import LoadedModel, cpu_dtype
+from mlcalib.integrations.lm_eval import LoadedModel
 from mlcalib.models.loading import load_model
 
 
@@ -92,14 +92,10 @@ def test_the_command_knows_the_model(folder, task_file, tmp_path):
     assert "acc,none" in json.loads(written.read_text())["results"]["small"]
 
 
-def test_the_dtype_is_what_the_cpu_likes(folder, monkeypatch):
-    from mlcalib.integrations import lm_eval as module
-
-    assert cpu_dtype() in ("float32", "bfloat16")
-    monkeypatch.setattr(module._core, "isa", lambda: "amx")
-    assert LoadedModel(str(folder)).model.dtype == torch.bfloat16
-    monkeypatch.setattr(module._core, "isa", lambda: "avx2")
-    assert LoadedModel(str(folder)).model.dtype == torch.float32
+@pytest.mark.parametrize(("amx", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_the_dtype_is_bfloat16_with_amx(folder, monkeypatch, amx, dtype):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    assert LoadedModel(str(folder)).model.dtype == dtype
 
 
 def test_a_quantized_folder_is_read(folder, tmp_path, task_file, tokenizer):

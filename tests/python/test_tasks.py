@@ -3,6 +3,7 @@
 import copy
 import json
 import logging
+import re
 import shutil
 import socket
 from statistics import stdev
@@ -11,16 +12,20 @@ import pytest
 import torch
 from small_models import tiny_llama
 from small_tasks import global_mmlu, write_all, xnli
+from typer.testing import CliRunner
 
 pytest.importorskip("lm_eval")
 
 import datasets
 
-from mlcalib.evaluation.tasks import run_tasks, task_names
+import mlcalib
+from mlcalib.cli import app
+from mlcalib.evaluation.tasks import evaluate_tasks, run_tasks, task_names
 from mlcalib.evaluation.tasks.catalogue import find_task, task_languages
 from mlcalib.evaluation.tasks.model import TaskModel
 from mlcalib.evaluation.tasks.stock import stock_task
-from mlcalib.languages import language
+from mlcalib.report.tasks import task_table
+from mlcalib.results import read_rows
 
 STOCK = "xnli,xstorycloze,xcopa,belebele,afrixnli,afrimmlu,global_mmlu,global_mmlu_full,mmmlu"
 LANGUAGES = ["sw", "st", "xh", "ig"]
@@ -134,26 +139,21 @@ def test_a_missing_file_is_named_with_where_it_can_be_had(model, tokenizer, data
     assert "xnli/fr/validation.jsonl" in caplog.text
 
 
-def every_subject(task, code):
-    """Rows for all the subjects that lm-eval has a task for."""
-    files = stock_task(find_task(task), language(code)).files
-    subjects = tuple(file.stem.removeprefix(f"{task}_{code}_") for file in files)
-    assert len(subjects) == 57
-    return global_mmlu(subjects, "subject")
+CATEGORIES = ("Business", "Humanities", "Medical", "Other", "STEM", "Social Sciences")
 
 
 @pytest.mark.parametrize(
     ("task", "code", "split", "hub"),
     [
         ("xnli", "sw", "validation", "facebook/xnli"),
-        ("global_mmlu_full", "ig", "test", "CohereForAI/Global-MMLU"),
+        ("global_mmlu", "sw", "test", "CohereForAI/Global-MMLU-Lite"),
     ],
 )
 def test_local_files_score_as_the_hub_does(
     model, tokenizer, tmp_path, monkeypatch, task, code, split, hub
 ):
     """The hub is played by a function that gives the same rows under the hub's names."""
-    rows = xnli() if task == "xnli" else every_subject(task, code)
+    rows = xnli() if task == "xnli" else global_mmlu(CATEGORIES, "subject_category")
     path = tmp_path / task / code / f"{split}.jsonl"
     path.parent.mkdir(parents=True)
     path.write_text("\n".join(map(json.dumps, rows)))
@@ -357,3 +357,71 @@ def test_nothing_is_left_in_the_data_folder(model, tokenizer, data, tmp_path):
     run(model, tokenizer, "xcopa", "sw", tmp_path / "data", limit=1)
     names = {path.name for path in (tmp_path / "data").rglob("*")}
     assert names == {path.name for path in data.rglob("*")}
+
+
+def test_several_models_by_folder_with_their_records(model, tokenizer, data, tmp_path, stock):
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    mlcalib.quantize(
+        str(tmp_path / "model"), method="rtn", bits=4, group_size=64, progress=False
+    ).save(tmp_path / "rtn")
+    folders = [tmp_path / "model", tmp_path / "rtn"]
+    found = evaluate_tasks(folders, "xnli", "sw,xh", dtype="float32", data=data, progress=False)
+    assert [(each.rows[0].method, each.rows[0].model) for each in found] == [
+        ("float", str(folders[0])),
+        ("rtn", str(folders[1])),
+    ]
+    assert found[0].items["xnli"] == stock.items["xnli"]
+    missing = {(cell.task, cell.language, cell.metric): str(cell) for cell in found[0].missing}
+    rows = [row for each in found for row in each.rows]
+    value, error = rows[0].value * 100, rows[0].stderr * 100
+    table = task_table(rows, missing)
+    assert table[0] == ["task", "metric", "language", "n", "float", "rtn"]
+    assert table[1][:5] == ["xnli", "acc", "sw", "4", f"{value:.1f} ± {error:.1f}"]
+    assert table[2] == ["xnli", "", "xh", "0", *["no task (try afrixnli)"] * 2]
+
+
+def test_rows_say_what_computed_them(stock):
+    assert all("lm_eval 0.4" in row.versions for row in stock.rows)
+    assert all(row.seed is None for row in stock.rows)
+
+
+def test_generations_are_written(model, tokenizer, data, writing, tmp_path):
+    answers, _ = writing
+    answers["Soko"] = "Ni mahali."
+    found = run(model, tokenizer, "dolly,flores", "sw", data, limit=2, method="rtn")
+    paths = found.write_generations(tmp_path / "out")
+    assert [path.name for path in paths] == [
+        "dolly.jsonl",
+        "flores_from_en.jsonl",
+        "flores_to_en.jsonl",
+    ]
+    rows = [json.loads(line) for line in paths[0].read_text().splitlines()]
+    assert [(row["id"], row["language"], row["output"]) for row in rows] == [
+        ("0", "sw", "Ni mahali."),
+        ("1", "sw", "Ni mahali."),
+    ]
+    assert rows[0]["method"] == "rtn"
+    assert {row.seed for row in found.rows} == {0}
+
+
+def test_the_command_line(tokenizer, model, data, tmp_path):
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    arguments = [
+        *("evaluate", str(tmp_path / "model"), "--tasks", "xnli,perplexity", "--languages", "sw"),
+        *("--data", str(data), "--limit", "2", "--tokens", "64", "--seq-len", "32"),
+        *("--dtype", "float32", "--out", str(tmp_path / "rows.jsonl")),
+    ]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    assert re.search(r"\| xnli +\| +acc \| +sw \| +2 \|", done.output)
+    tasks = [(row.task, row.metric, row.n) for row in read_rows(tmp_path / "rows.jsonl")]
+    assert ("xnli", "acc", 2) in tasks
+    assert ("perplexity", "token_loss", 64) in tasks
+    for change, message in (
+        (["--tasks", "xnly"], "Did you mean 'xnli'"),
+        (["--tasks", "xnli", "--fidelity"], "--fidelity needs the task perplexity"),
+    ):
+        failed = CliRunner().invoke(app, ["evaluate", str(tmp_path / "model"), *change])
+        assert message in str(failed.exception)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from lm_eval.api.registry import model_registry
 
-from mlcalib import _core
+from mlcalib.evaluation import evaluation_dtype
 from mlcalib.evaluation.tasks.model import TaskModel
 from mlcalib.models.loading import load_model, load_tokenizer
 
@@ -30,8 +30,8 @@ class LoadedModel(TaskModel):
 
     Args:
         pretrained: a folder in any format that mlcalib reads, a hub name, or a GGUF file.
-        dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``; ``auto`` is bfloat16 on a CPU
-            that multiplies it in tiles (AMX), float32 on any other, and as stored elsewhere.
+        dtype: ``auto`` (bfloat16 on a CPU with AMX, elsewhere as stored), ``float32``,
+            ``bfloat16`` or ``float16``.
         device: e.g. ``cuda:0``. Default: the CPU, as where there is no such GPU.
         batch_size: as for ``TaskModel``.
         max_length: as for ``TaskModel``.
@@ -55,8 +55,8 @@ class LoadedModel(TaskModel):
         if place.type == "cuda" and not torch.cuda.is_available():  # lm-eval's command asks for it
             _log.warning("there is no CUDA device here; the model runs on the CPU")
             place = torch.device("cpu")
-        if dtype == "auto" and place.type == "cpu":
-            dtype = cpu_dtype()
+        if place.type == "cpu":
+            dtype = evaluation_dtype([pretrained], dtype)
         super().__init__(
             load_model(pretrained, dtype).to(place),
             load_tokenizer(pretrained),
@@ -64,11 +64,6 @@ class LoadedModel(TaskModel):
             max_length=max_length,
             **options,
         )
-
-
-def cpu_dtype() -> str:
-    """Return the dtype that this CPU evaluates best in: bfloat16 with AMX, else float32."""
-    return "bfloat16" if _core.isa().startswith("amx") else "float32"
 
 
 if __name__ == "__main__":

@@ -245,6 +245,16 @@ def find_task(name: str) -> Task:
     return _TASKS[name]
 
 
+def check_tasks(names: Sequence[str]) -> None:
+    """Make sure that there are such tasks.
+
+    Raises:
+        ValueError: there is none of a name.
+    """
+    for name in names:
+        find_task(name)
+
+
 def fillers(task: Task, language: Language) -> list[str]:
     """Return the tasks that ask for something alike and have the language."""
     return [name for name in task.fillers if _TASKS[name].code(language)]

@@ -22,7 +22,6 @@ from mlcalib.evaluation.tasks.text_metrics import Score, mean, sentencepiece_enc
 from mlcalib.languages import Language, language, language_set
 from mlcalib.models.loading import load_model, load_tokenizer
 from mlcalib.optional import optional
-from mlcalib.results import Row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -84,7 +83,7 @@ def run_tasks(  # noqa: PLR0913 - options of an evaluation, all by name
         raise ValueError(f"limit is {limit}; give 1 or more, or none for all items.")
     folder = _folder(data)
     encoder = None if sentencepiece is None else sentencepiece_encoder(sentencepiece)
-    results = TaskResults()
+    results = TaskResults(name or _name(model), method, calibration, seed)
 
     def find_stock(task: Task, each: Language) -> list[StockTask]:
         if (found := stock_task(task, each)) is None:
@@ -95,7 +94,6 @@ def run_tasks(  # noqa: PLR0913 - options of an evaluation, all by name
 
     stock = _find([task for task in wanted if task.files], spoken, find_stock, results)
     lm = _task_model(model, tokenizer, batch_size, max_length, progress)
-    label = (name or str(lm.model.config.name_or_path) or "model", method, calibration)
     asked = _find(
         [task for task in wanted if not task.files],
         spoken,
@@ -104,11 +102,11 @@ def run_tasks(  # noqa: PLR0913 - options of an evaluation, all by name
     )
     if stock:
         for found, samples in zip(stock, run_stock(lm, stock, folder, limit), strict=True):
-            _add_stock(found, samples, results, label)
+            _add_stock(found, samples, results)
     for each, outputs in zip(asked, _generate(lm, asked), strict=True):
         scored = score(each, outputs, encoder, seed)
         code = each.language.code
-        _add(results, label, each.task, code, scored.scores, scored.items)
+        results.add(each.task, code, scored.scores, scored.items)
         results.generations.setdefault(each.task, {})[code] = [
             Generation(prompt, output, reference)
             for prompt, output, reference in zip_longest(each.texts, outputs, each.references)
@@ -134,6 +132,12 @@ def _folder(data: str | Path | None) -> Path | None:
     if not Path(data).is_dir():
         raise FileNotFoundError(f"The data folder {data} does not exist.")
     return Path(data)
+
+
+def _name(model: "PreTrainedModel | str | Path") -> str:
+    if isinstance(model, str | Path):
+        return str(model)
+    return str(model.config.name_or_path) or "model"
 
 
 def _task_model(
@@ -193,9 +197,7 @@ def _no_task(task: Task, each: Language) -> Missing:
     return Missing(task.name, each.code, None, "no task", tuple(fillers(task, each)))
 
 
-def _add_stock(
-    found: StockTask, samples: Sequence[Sample], results: TaskResults, label: tuple[str, str, str]
-) -> None:
+def _add_stock(found: StockTask, samples: Sequence[Sample], results: TaskResults) -> None:
     """Add what lm-eval found of each item; the first metric of the task says right or wrong."""
     task, code = found.task, found.language.code
     scores: list[Score] = []
@@ -210,7 +212,7 @@ def _add_stock(
         if values:
             items = items or list(values)
             scores.append(mean(metric, values))
-    _add(results, label, task.name, code, scores, items)
+    results.add(task.name, code, scores, items)
     if task.kind == "answer":
         results.generations.setdefault(task.name, {})[code] = [
             Generation(sample["arguments"][0][0], sample["resps"][0][0], str(sample["target"]))
@@ -245,18 +247,3 @@ def _generate(lm: "TaskModel", asked: Sequence[Prompts]) -> list[list[str]]:
     with quiet_harness():
         written = iter(lm.generate_until(requests))
     return [[next(written).strip() for _ in each.texts] for each in asked]
-
-
-def _add(
-    results: TaskResults,
-    label: tuple[str, str, str],
-    task: str,
-    code: str,
-    scores: Sequence[Score],
-    items: list[float | None],
-) -> None:
-    results.rows += [
-        Row(*label, code, task, each.metric, each.value, each.stderr, each.n) for each in scores
-    ]
-    if items:
-        results.items.setdefault(task, {})[code] = items

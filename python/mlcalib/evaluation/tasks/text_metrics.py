@@ -29,12 +29,14 @@ class Score:
         value: the score; from 0 to 100 here, higher is better.
         stderr: its standard error over texts; None for a single text.
         n: how many texts.
+        drawn: whether the error is of samples drawn at random.
     """
 
     metric: str
     value: float
     stderr: float | None
     n: int
+    drawn: bool = False
 
 
 def unspaced(language: Language) -> bool:
@@ -170,4 +172,4 @@ def _corpus(
         float(metric._compute_score_from_stats(counts[sample].sum(0).tolist()).score)
         for sample in drawn
     ]
-    return Score(name, value, stdev(scores), count)
+    return Score(name, value, stdev(scores), count, drawn=True)

@@ -15,7 +15,7 @@ from mlcalib.results import Row
 Table = list[list[str]]
 """Cells as text: the header, then the rows."""
 
-_RATE = ["items", "verdicts", "win rate % [95 %]", "W-T-L"]
+_RATE = ["items", "verdicts", "win rate % [95 %]", "W-L-T"]
 
 
 def win_rate_table(rates: Mapping[str, WinRate]) -> Table:
@@ -59,5 +59,5 @@ def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
 def _cells(rate: WinRate | None) -> list[str]:
     if rate is None:
         return ["0", "0", "not rated", ""]
-    wins = f"{rate.wins}-{rate.ties}-{rate.losses}"
+    wins = f"{rate.wins}-{rate.losses}-{rate.ties}"
     return [str(rate.n), str(rate.verdicts), rate.text, wins]

@@ -182,7 +182,7 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             yield f"{path}, row {number}", row
         return
     # Not splitlines: JSON may hold U+2028 and the like unescaped.
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
         where = f"{path}, line {number}"
         if not line.strip():
             continue

@@ -16,8 +16,8 @@ SCORES: dict[str, float] = {"first": 0.0, "tie": 0.5, "second": 1.0}
 
 DEFINITION = (
     "An item's score is the mean of its verdicts: 1 where the second model's answer is better, ½ "
-    "for a tie, 0 where the first's is. Win rate: the mean score of the items; W-T-L: items with a "
-    "score above, at and below ½. Intervals: Wilson score, 95 %, over items; ties and means of "
+    "for a tie, 0 where the first's is. Win rate: the mean score of the items; W-L-T: items with a "
+    "score above, below and at ½. Intervals: Wilson score, 95 %, over items; ties and means of "
     "several verdicts make scores vary less than wins and losses would, which makes it wide."
 )
 

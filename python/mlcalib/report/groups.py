@@ -22,8 +22,8 @@ DEFINITION = (
     "worse. A language's average is the mean over its tasks; a group's value is the mean over its "
     "languages, English apart; each counts alike. 'of N' stands behind a mean that is not over all "
     f"tasks of the table or all languages of the group. {MARK} significantly worse than English's "
-    "change. W-T-L: in how many cells (a task in a language) it became better, stayed the same, "
-    "became worse."
+    "change. W-L-T: in how many cells (a task in a language) it became better, became worse, "
+    "stayed the same."
 )
 
 
@@ -124,11 +124,11 @@ def language_table(changes: Changes) -> Table:
 def group_table(groups: Sequence[Group]) -> Table:
     """Return mean relative changes per group (down) and task (across)."""
     tasks = list(groups[0].tasks) if groups else []
-    table = [["languages", "n", *tasks, "average", "W-T-L", f"worse than English {MARK}"]]
+    table = [["languages", "n", *tasks, "average", "W-L-T", f"worse than English {MARK}"]]
     for group in groups:
         size = len(group.languages)
         means = [_mean(mean, size) for mean in (*group.tasks.values(), group.average)]
-        counts = f"{group.wins}-{group.ties}-{group.losses}"
+        counts = f"{group.wins}-{group.losses}-{group.ties}"
         worse = ", ".join(group.worse_than_english)
         table.append([group.name, str(size), *means, counts, worse])
     return table

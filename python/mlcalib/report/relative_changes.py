@@ -22,7 +22,7 @@ class Change:
 
     Attributes:
         value: per cent, below 0 is worse; None where ``missing`` says why.
-        missing: ``no task``, ``not measured`` or ``float is 0``.
+        missing: ``no task``, ``not measured``, ``float is 0`` or another reason.
         tasks: how many tasks it is of.
         n: items behind its tests; 0 where it was not tested.
         p_float: of no change, adjusted (Holm) for the number of languages; None without a test.
@@ -74,6 +74,7 @@ def relative_changes(
     *,
     metrics: Mapping[str, str] | None = None,
     items: Mapping[Model, Mapping[str, Mapping[str, Items]]] | None = None,
+    missing: Mapping[tuple[str, str], str] | None = None,
     resamples: int = 10_000,
     seed: int = 0,
 ) -> Changes:
@@ -87,6 +88,8 @@ def relative_changes(
             must then have one metric each.
         items: model → task → language → items, the same ones in both models. A cell without items
             in both is not tested.
+        missing: (task, language) → why there is no score, where it is known; else it is ``no task``
+            or ``not measured``.
         resamples: of the bootstrap.
         seed: of the bootstrap.
 
@@ -108,7 +111,8 @@ def relative_changes(
     for task, metric in chosen.items():
         for code in dict.fromkeys(row.language for row in rows):
             old, new = (scores.get((each, task, code, metric)) for each in (baseline, model))
-            cell = cells[task][code] = _change(old, new, task, metric, code)
+            reason = (missing or {}).get((task, code)) or _reason(task, code)
+            cell = cells[task][code] = _change(old, new, metric, reason)
             pair = [given.get(each, {}).get(task, {}).get(code) for each in (baseline, model)]
             if cell.value is not None and pair[0] is not None and pair[1] is not None:
                 where = f"{task} in '{code}'"
@@ -168,11 +172,14 @@ def _metrics(rows: Sequence[Row], wanted: Mapping[str, str] | None) -> dict[str,
     return dict(wanted)
 
 
-def _change(old: float | None, new: float | None, task: str, metric: str, code: str) -> Change:
+def _reason(task: str, code: str) -> str:
+    known = any(task in entry.benchmarks for entry in languages())
+    return NO_TASK if known and task not in language(code).benchmarks else NOT_MEASURED
+
+
+def _change(old: float | None, new: float | None, metric: str, reason: str) -> Change:
     if old is None or new is None:
-        known = any(task in entry.benchmarks for entry in languages())
-        absent = known and task not in language(code).benchmarks
-        return Change(None, NO_TASK if absent else NOT_MEASURED)
+        return Change(None, reason)
     if old == 0:
         return Change(None, ZERO)
     return Change(100 * (new - old) / old * sign(metric))

@@ -9,8 +9,8 @@ from typing import TextIO
 
 
 @contextlib.contextmanager
-def atomic_file(path: str | Path) -> Iterator[TextIO]:
-    """Give a UTF-8 text file to write, which becomes ``path`` on leaving the block, all at once.
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Give a path to write a file at, which becomes ``path`` on leaving the block, all at once.
 
     An exception inside the block removes it and leaves what was at ``path``. The content is synced
     to disk before the rename.
@@ -22,13 +22,24 @@ def atomic_file(path: str | Path) -> Iterator[TextIO]:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = _partial(path)
     try:
-        with partial.open("w", encoding="utf-8") as file:
-            yield file
+        yield partial
         _sync(partial)
         partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def atomic_file(path: str | Path) -> Iterator[TextIO]:
+    """Give a UTF-8 text file to write, which becomes ``path`` as with ``atomic_path``.
+
+    Raises:
+        OSError: ``path`` cannot be written.
+    """
+    with atomic_path(path) as partial, partial.open("w", encoding="utf-8") as file:
+        yield file
+        file.flush()
 
 
 def check_output(out: str | Path) -> None:

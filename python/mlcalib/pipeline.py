@@ -105,6 +105,7 @@ def quantize(  # noqa: PLR0913 - what a quantization is made of
     solvers = {layer: exceptions.get(layer, quantizer) for layer in shapes}
     specs = {layer: solver.spec for layer, solver in solvers.items() if solver is not None}
     checkpoint_format.check(specs, shapes)
+    checkpoint_format.check_model(live.config, type(live).__name__, tokenizer)
     solved = quantize_blocks(
         live,
         adapter,

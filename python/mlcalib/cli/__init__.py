@@ -10,7 +10,9 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from mlcalib.cli.convert import convert
 from mlcalib.cli.evaluate import evaluate
+from mlcalib.cli.imatrix import imatrix
 from mlcalib.cli.listings import info, languages
 from mlcalib.cli.quantize import quantize
 
@@ -34,7 +36,7 @@ def demo(
     run(out, echo=typer.echo)
 
 
-for command in (quantize, evaluate, demo, languages, info):
+for command in (quantize, evaluate, convert, imatrix, demo, languages, info):
     app.command()(command)
 
 

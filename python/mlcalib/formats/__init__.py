@@ -1,7 +1,16 @@
 """Checkpoint formats: how quantized linears lie on disk, and the folders that hold them."""
 
-from mlcalib.formats._reader import load_quantized
+from mlcalib.formats._reader import Checkpoint, load_quantized, open_checkpoint
+from mlcalib.formats._shards import save_tensors
 from mlcalib.formats._writer import save_checkpoint
 from mlcalib.formats.base import Format, formats
 
-__all__ = ["Format", "formats", "load_quantized", "save_checkpoint"]
+__all__ = [
+    "Checkpoint",
+    "Format",
+    "formats",
+    "load_quantized",
+    "open_checkpoint",
+    "save_checkpoint",
+    "save_tensors",
+]

@@ -70,16 +70,58 @@ def save_checkpoint(  # noqa: PLR0913 - what a checkpoint is made of
     section = checkpoint_format.quantization_config(specs, order, ignore)
     described = json.dumps(metadata, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     with atomic_folder(out) as folder:
+        if checkpoint_format.file is not None:
+            _save_file(model, tokenizer, folder, checkpoint_format, quantized)
+            _save_records(folder, described, card)
+            return
         _save_config(model, section, folder)
+        if checkpoint_format.config_file is not None:
+            text = json.dumps(section, indent=2) + "\n"
+            (folder / checkpoint_format.config_file).write_text(text, encoding="utf-8")
         tokenizer.save_pretrained(folder)
-        (folder / "mlcalib.json").write_text(described, encoding="utf-8")
-        if card is not None:
-            (folder / "README.md").write_text(card, encoding="utf-8")
+        _save_records(folder, described, card)
         tensors = {
             _saved_name(name, saved_names): tensor
             for name, tensor in _tensors(model, checkpoint_format, quantized).items()
         }
         _save_tensors(tensors, folder, max_shard_size)
+
+
+def _save_records(folder: Path, described: str, card: str | None) -> None:
+    """Write mlcalib.json and the model card."""
+    (folder / "mlcalib.json").write_text(described, encoding="utf-8")
+    if card is not None:
+        (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _save_file(
+    model: Any,
+    tokenizer: Any,
+    folder: Path,
+    checkpoint_format: Format,
+    quantized: Mapping[str, QuantizedLinear],
+) -> None:
+    """Write the file of a format that has one; its tensors have the names that the model gives."""
+    config = copy.deepcopy(model.config)
+    contents = (
+        (name, quantized[name])
+        if (name := key.removesuffix(".weight")) in quantized
+        else (key, value)
+        for key, value in model.state_dict().items()
+        if key not in _tied(model)
+    )
+    architecture = type(model).__name__
+    checkpoint_format.write_file(folder, config, architecture, tokenizer, contents)
+
+
+def _tied(model: Any) -> set[str]:
+    """Return the names of weights that are another's."""
+    state = model.state_dict()
+    return {
+        target
+        for target, source in model.all_tied_weights_keys.items()
+        if target in state and state[target].data_ptr() == state[source].data_ptr()
+    }
 
 
 def _saved_name(name: str, saved_names: Mapping[str, str]) -> str:
@@ -132,11 +174,7 @@ def _tensors(
     state: dict[str, Tensor] = model.state_dict()
     if missing := [name for name in quantized if f"{name}.weight" not in state]:
         raise ValueError(f"the model has no weight for {', '.join(missing)}")
-    tied = {
-        target
-        for target, source in model.all_tied_weights_keys.items()
-        if target in state and state[target].data_ptr() == state[source].data_ptr()
-    }
+    tied = _tied(model)
     tensors: dict[str, Tensor] = {}
     shared = tied | {model.all_tied_weights_keys[target] for target in tied}
     for key, value in state.items():

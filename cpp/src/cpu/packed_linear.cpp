@@ -10,53 +10,18 @@
 #include "../stubs.hpp"
 #include "activations.hpp"
 #include "kernels/kernels.hpp"
+#include "packed_layout.hpp"
 
 namespace mlcalib {
 namespace {
 
+using cpu::divide_up;
 using cpu::kPackedColumns;
 using cpu::kPackedRows;
+using cpu::layout;
+using cpu::layout_of;
 using cpu::PackedWeight;
-
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// The layout of a weight, without its data.
-PackedWeight layout(int64_t rows, int64_t columns, const GridSpec& spec) {
-  constexpr int64_t kAlign = 64;
-  PackedWeight w{};
-  w.rows = rows;
-  w.columns = columns;
-  w.width = spec.group_size == kWholeRow ? columns : std::min(spec.group_size, columns);
-  w.groups = spec.groups(columns);
-  w.steps = (w.groups - 1) * divide_up(w.width, kPackedColumns) +
-            divide_up(columns - (w.groups - 1) * w.width, kPackedColumns);
-  w.bits = spec.bits <= 4 ? 4 : 8;
-  w.middle = static_cast<float>(int64_t{1} << (spec.bits - 1));
-  w.symmetric = spec.symmetric;
-  w.scale = cpu::element_of(spec.scale_dtype);
-  const int64_t codes = w.steps * kPackedColumns * w.bits / 8 * kPackedRows;
-  const int64_t scales =
-      w.groups * kPackedRows * static_cast<int64_t>(elementSize(spec.scale_dtype));
-  const int64_t zeros = spec.symmetric ? 0 : w.groups * kPackedRows;
-  w.scale_offset = codes;  // a multiple of kAlign
-  w.zero_offset = w.scale_offset + divide_up(scales, kAlign) * kAlign;
-  w.tile_bytes = w.zero_offset + divide_up(zeros, kAlign) * kAlign;
-  return w;
-}
-
-PackedWeight layout_of(const at::Tensor& packed, int64_t rows, int64_t columns,
-                       const GridSpec& spec) {
-  PackedWeight w = layout(rows, columns, spec);
-  TORCH_CHECK_VALUE(
-      packed.scalar_type() == at::kByte && packed.is_contiguous() && packed.dim() == 2 &&
-          packed.size(0) == divide_up(rows, kPackedRows) && packed.size(1) == w.tile_bytes,
-      "the packed weight is ", packed.scalar_type(), " ", packed.sizes(), ", but a weight [", rows,
-      ", ", columns, "] of ", spec.bits, " bits in groups of ", spec.group_size, " takes uint8 [",
-      divide_up(rows, kPackedRows), ", ", w.tile_bytes,
-      "]; give the rows, the spec and the number of columns that it was packed with.");
-  w.data = packed.const_data_ptr<uint8_t>();
-  return w;
-}
+using cpu::tiles_of;
 
 // Where the code of a column lies in a tile's words: its word (of row 0) and its lowest bit.
 struct Place {
@@ -75,7 +40,7 @@ Place place(const PackedWeight& w, int64_t column) {
 // Calls run(row, the tile's bytes, row in the tile) for every row.
 template <class Run>
 void for_each_row(const PackedWeight& w, uint8_t* data, const Run& run) {
-  at::parallel_for(0, divide_up(w.rows, kPackedRows), 1, [&](int64_t begin, int64_t end) {
+  at::parallel_for(0, tiles_of(w), 1, [&](int64_t begin, int64_t end) {
     for (int64_t r = begin * kPackedRows; r < std::min(end * kPackedRows, w.rows); ++r) {
       run(r, data + r / kPackedRows * w.tile_bytes, r % kPackedRows);
     }
@@ -149,7 +114,7 @@ void multiply_rows(const cpu::Activations& x, const PackedWeight& w, const cpu::
   const cpu::PackedKernels& kernels = *cpu::kernels().packed;
   const int64_t grain = divide_up(kGrain, w.columns * kPackedRows);
   kernels.prepare(x, w, prepared);
-  at::parallel_for(0, divide_up(w.rows, kPackedRows), grain,
+  at::parallel_for(0, tiles_of(w), grain,
                    [&](int64_t begin, int64_t end) { kernels.row(prepared, w, begin, end, y); });
 }
 
@@ -160,7 +125,7 @@ void multiply_blocks(const cpu::Activations& x, const PackedWeight& w, const cpu
   at::parallel_for(0, blocks, 1,
                    [&](int64_t begin, int64_t end) { kernels.pack(x, w, begin, end, packed); });
   const int64_t chunks = divide_up(blocks, kernels.chunk);
-  at::parallel_for(0, divide_up(w.rows, kPackedRows) * chunks, 1, [&](int64_t begin, int64_t end) {
+  at::parallel_for(0, tiles_of(w) * chunks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t first = task % chunks * kernels.chunk;
       kernels.blocks(packed, x, w, task / chunks, first, std::min(first + kernels.chunk, blocks),

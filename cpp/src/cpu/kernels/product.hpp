@@ -26,16 +26,11 @@ struct Floats {
 #ifdef __AVX512BF16__
 struct Pairs {
   // sum + a₀b₀ + a₁b₁ of bfloat16 pairs; products are exact, sums round in fp32.
-  // Casts, since GCC 12 keeps what is copied to a __m512bh in memory.
   static Vec multiply_add(Vec sum, float a, Vec b) {
-    return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(broadcast_bits(a)),
-                            reinterpret_cast<__m512bh>(b));
-  }
-
-  static Vec broadcast_bits(float a) {
     int32_t bits;
     __builtin_memcpy(&bits, &a, sizeof bits);
-    return _mm512_castsi512_ps(_mm512_set1_epi32(bits));
+    return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(_mm512_set1_epi32(bits)),
+                            reinterpret_cast<__m512bh>(b));
   }
 };
 #endif

@@ -26,7 +26,17 @@ void register_grid(py::module_& m) {
           "range", [](const GridSpec& spec) { return std::string(to_string(spec.range)); })
       .def_readonly("scale_dtype", &GridSpec::scale_dtype)
       .def("groups", &GridSpec::groups, py::arg("channels"),
-           "Number of groups in a row of `channels`; the last may be shorter.");
+           "Number of groups in a row of `channels`; the last may be shorter.")
+      .def(py::pickle(
+          [](const GridSpec& spec) {
+            return py::make_tuple(spec.bits, spec.group_size, spec.symmetric,
+                                  std::string(to_string(spec.range)), spec.scale_dtype);
+          },
+          [](const py::tuple& state) {
+            return GridSpec{state[0].cast<int64_t>(), state[1].cast<int64_t>(),
+                            state[2].cast<bool>(), parse_range(state[3].cast<std::string>()),
+                            state[4].cast<at::ScalarType>()};
+          }));
 
   py::class_<Grid>(m, "Grid", "scale float32 and zero uint8, both [rows, groups].")
       .def(py::init<at::Tensor, at::Tensor, GridSpec>(), py::arg("scale"), py::arg("zero"),

@@ -39,5 +39,6 @@ PYBIND11_MODULE(_core, m) {
   mlcalib::register_awq(m);
   mlcalib::register_statistic(m);
   mlcalib::register_packing(m);
+  mlcalib::register_packed_linear(m);
   mlcalib::register_runtime(m);
 }

@@ -16,6 +16,7 @@ void register_rtn(py::module_& m);
 void register_gptq(py::module_& m);
 void register_awq(py::module_& m);
 void register_statistic(py::module_& m);
+void register_packed_linear(py::module_& m);
 void register_packing(py::module_& m);
 void register_runtime(py::module_& m);
 

@@ -5,6 +5,8 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <mlcalib/grid.hpp>
+
 namespace mlcalib {
 
 /// float32, bfloat16 or float16.
@@ -15,6 +17,9 @@ at::Tensor check_weight(const at::Tensor& weight);
 
 /// A finite float32 matrix [channels, channels].
 void check_gram(const at::Tensor& gram, int64_t channels);
+
+/// A grid whose shapes, types and device fit `matrix`, which is called `name`.
+void check_grid(const Grid& grid, const at::Tensor& matrix, const char* name);
 
 /// Throws ValueError where `tensor` is on another device than `other`, which is called `of`.
 void check_device(const at::Tensor& tensor, const char* name, const at::Tensor& other,

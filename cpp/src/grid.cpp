@@ -74,25 +74,6 @@ Grid fit_grid(const at::Tensor& weight, const GridSpec& spec,
   return round_grid(scale, zero, spec);
 }
 
-namespace {
-
-void check_grid(const Grid& grid, const at::Tensor& matrix, const char* name) {
-  grid.spec.check();
-  const at::IntArrayRef shape = grid.scale.sizes();
-  TORCH_CHECK_VALUE(matrix.dim() == 2 && shape.size() == 2 && shape[0] == matrix.size(0) &&
-                        shape[1] == grid.spec.groups(matrix.size(1)) && grid.zero.sizes() == shape,
-                    name, " has shape ", matrix.sizes(), " but the grid's scale has shape ", shape,
-                    " and its zero ", grid.zero.sizes(),
-                    "; expected [rows, groups] with groups of ", grid.spec.group_size, " columns.");
-  TORCH_CHECK_TYPE(grid.scale.scalar_type() == at::kFloat && grid.zero.scalar_type() == at::kByte,
-                   "the grid's scale is ", grid.scale.scalar_type(), " and its zero ",
-                   grid.zero.scalar_type(), ", expected float32 and uint8.");
-  check_device(grid.scale, "the grid's scale", matrix, name);
-  check_device(grid.zero, "the grid's zero", matrix, name);
-}
-
-}  // namespace
-
 at::Tensor quantize(const at::Tensor& weight, const Grid& grid) {
   const at::Tensor checked = check_weight(weight);
   check_grid(grid, checked, "weight");

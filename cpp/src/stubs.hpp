@@ -90,4 +90,19 @@ inline constinit DeviceStub<at::Tensor(const at::Tensor& codes, int64_t bits)> p
 inline constinit DeviceStub<at::Tensor(const at::Tensor& packed, int64_t bits, int64_t columns)>
     unpack_stub{"unpack"};
 
+/// uint8 [tiles, bytes of a tile]: codes uint8 [rows, cols] and their grid in the device's own
+/// layout for products.
+inline constinit DeviceStub<at::Tensor(const at::Tensor& codes, const Grid& grid)> pack_linear_stub{
+    "pack_linear"};
+
+/// The inverse; the scales of the grid are float32.
+inline constinit DeviceStub<std::tuple<at::Tensor, Grid>(const at::Tensor& packed, int64_t rows,
+                                                         int64_t columns, const GridSpec& spec)>
+    unpack_linear_stub{"unpack_linear"};
+
+/// x Wᵀ + bias, of x's dtype [tokens, rows], of x [tokens, cols]; bias may be undefined.
+inline constinit DeviceStub<at::Tensor(const at::Tensor& x, const at::Tensor& packed, int64_t rows,
+                                       const GridSpec& spec, const at::Tensor& bias)>
+    packed_linear_stub{"packed_linear"};
+
 }  // namespace mlcalib

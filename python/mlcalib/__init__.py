@@ -7,6 +7,8 @@
 >>> mlcalib.evaluate(["model", "out"], "multi10", "files:text")
 """
 
+from typing import TYPE_CHECKING, Any
+
 import torch
 
 from mlcalib._build import TORCH_VERSION
@@ -40,9 +42,13 @@ from mlcalib.conversion import convert  # noqa: E402
 from mlcalib.evaluation import evaluate  # noqa: E402
 from mlcalib.importance import ImportanceMatrix, imatrix  # noqa: E402
 from mlcalib.languages import LanguageSet  # noqa: E402
+from mlcalib.packed import load  # noqa: E402
 from mlcalib.pipeline import quantize  # noqa: E402
 from mlcalib.quantized_model import QuantizedModel  # noqa: E402
 from mlcalib.studies import study  # noqa: E402
+
+if TYPE_CHECKING:
+    from mlcalib.packed.config import PackedConfig
 
 __version__ = build_info()["version"]
 
@@ -50,6 +56,7 @@ __all__ = [
     "CalibrationSet",
     "ImportanceMatrix",
     "LanguageSet",
+    "PackedConfig",
     "QuantizedModel",
     "__version__",
     "calibration",
@@ -57,7 +64,17 @@ __all__ = [
     "convert",
     "evaluate",
     "imatrix",
+    "load",
     "quantize",
     "quantize_checkpoint",
     "study",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import ``PackedConfig``, a class of transformers', when it is asked for."""
+    if name == "PackedConfig":
+        from mlcalib.packed.config import PackedConfig
+
+        return PackedConfig
+    raise AttributeError(f"module 'mlcalib' has no attribute '{name}'")

@@ -7,8 +7,8 @@
 
 namespace mlcalib::cpu {
 
-inline Element element_of(const at::Tensor& x) {
-  switch (x.scalar_type()) {
+inline Element element_of(at::ScalarType type) {
+  switch (type) {
     case at::kBFloat16:
       return Element::kBFloat16;
     case at::kHalf:
@@ -17,6 +17,8 @@ inline Element element_of(const at::Tensor& x) {
       return Element::kFloat;
   }
 }
+
+inline Element element_of(const at::Tensor& x) { return element_of(x.scalar_type()); }
 
 /// Tokens [first, first + count) of x [tokens, channels], whose channels are contiguous.
 inline Activations activations(const at::Tensor& x, int64_t first, int64_t count) {

@@ -5,11 +5,7 @@
 // vectors; its rows are half a strip, broadcast one by one. 24 accumulators (AVX-512) or 12 (AVX2),
 // with three column vectors and a broadcast, fill the register file.
 #include "element.hpp"
-#include "vec.hpp"
-
-#ifdef __AVX512BF16__
-#include <immintrin.h>
-#endif
+#include "product.hpp"
 
 namespace mlcalib::cpu::MLCALIB_ISA {
 namespace {
@@ -17,12 +13,6 @@ namespace {
 constexpr int64_t kStrips = 3;
 constexpr int64_t kColumns = kStrips * kLanes;
 constexpr int64_t kRows = kLanes / 2;
-
-#ifdef __AVX512BF16__
-constexpr bool kPairs = true;
-#else
-constexpr bool kPairs = false;
-#endif
 
 // A step of bfloat16 pairs is two tokens: one 32-bit element holds both of a channel.
 inline bool in_pairs(Element element) { return kPairs && element == Element::kBFloat16; }
@@ -76,29 +66,6 @@ void pack(const Activations& x, int64_t first, int64_t last, void* packed) {
       return pack_floats<_Float16>(x, first, last, to);
   }
 }
-
-struct Floats {
-  static Vec multiply_add(Vec sum, float a, Vec b) { return sum + broadcast(a) * b; }
-};
-
-#ifdef __AVX512BF16__
-struct Pairs {
-  // sum + a₀b₀ + a₁b₁ of bfloat16 pairs; products are exact, sums round in fp32.
-  static Vec multiply_add(Vec sum, float a, Vec b) {
-    __m512bh left, right;
-    const Vec pair = broadcast_bits(a);
-    __builtin_memcpy(&left, &pair, sizeof left);
-    __builtin_memcpy(&right, &b, sizeof right);
-    return _mm512_dpbf16_ps(sum, left, right);
-  }
-
-  static Vec broadcast_bits(float a) {
-    int32_t bits;
-    __builtin_memcpy(&bits, &a, sizeof bits);
-    return _mm512_castsi512_ps(_mm512_set1_epi32(bits));
-  }
-};
-#endif
 
 template <class Product>
 inline void tile(const float* row, const float* const* columns, int64_t count,

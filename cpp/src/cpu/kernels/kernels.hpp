@@ -118,6 +118,65 @@ struct AwqKernels {
   void (*round_scaled)(const ScaledGroup& group, const GridShape& shape);
 };
 
+/// Rows of a tile of a packed weight.
+inline constexpr int64_t kPackedRows = 32;
+/// Columns of a step, the smallest piece of a packed weight: groups are padded to whole steps.
+inline constexpr int64_t kPackedColumns = 8;
+
+/// A packed weight: tiles of kPackedRows rows, the last padded, one after the other. A tile has
+/// three parts, each aligned to 64 bytes: its codes, its scales [groups][kPackedRows] and, where
+/// the grid is asymmetric, its zero points, uint8 [groups][kPackedRows].
+///
+/// Codes are [step][word][row] of 32-bit words that hold codes of one row, less `middle`, in two's
+/// complement: one word of eight 4-bit codes, from the lowest bits columns 0 2 4 6 1 3 5 7 of the
+/// step (the bfloat16 pairs of a register are then neighbours in x), or two words of four 8-bit
+/// codes in natural order.
+struct PackedWeight {
+  const uint8_t* data;
+  int64_t rows;
+  int64_t columns;
+  int64_t width;   ///< columns of a group that is not the last
+  int64_t groups;  ///< the last may be shorter
+  int64_t steps;   ///< of all groups
+  int64_t bits;    ///< of a code as it is held: 4 or 8
+  float middle;    ///< the zero point of a symmetric grid
+  bool symmetric;
+  Element scale;
+  int64_t tile_bytes;
+  int64_t scale_offset;
+  int64_t zero_offset;
+};
+
+/// Where a packed product is written: row t, of `rows` values of `element`, is token t's.
+struct PackedOutput {
+  void* data;
+  const void* bias;  ///< [rows] of `element`; may be null
+  Element element;
+};
+
+/// x Wᵀ + bias for packed weights. Codes become floats in registers: for one token they are used
+/// there; for more, a panel of them in the first-level cache serves `chunk` tokens.
+struct PackedKernels {
+  int64_t tokens;  ///< of a block
+  int64_t chunk;   ///< blocks that one call to `blocks` may take
+
+  /// Writes one token, padded as the groups are, and its sum over each group: steps ·
+  /// kPackedColumns + groups floats.
+  void (*prepare)(const Activations& x, const PackedWeight& weight, float* prepared);
+
+  /// Rows of tiles [first, last) of the product of one prepared token.
+  void (*row)(const float* prepared, const PackedWeight& weight, int64_t first, int64_t last,
+              const PackedOutput& y);
+
+  /// Packs blocks [first, last) of tokens; each takes steps · kPackedColumns · `tokens` floats.
+  void (*pack)(const Activations& x, const PackedWeight& weight, int64_t first, int64_t last,
+               float* packed);
+
+  /// Rows of one tile of the product of blocks [first, last), at most `chunk`, of x.tokens.
+  void (*blocks)(const float* packed, const Activations& x, const PackedWeight& weight,
+                 int64_t tile, int64_t first, int64_t last, const PackedOutput& y);
+};
+
 /// Kernels of one instruction set. All of them decide the same codes, bit for bit, from the same
 /// input.
 struct KernelTable {
@@ -142,6 +201,7 @@ struct KernelTable {
   const GramKernels* gram;
   const ChannelKernels* channels;
   const AwqKernels* awq;
+  const PackedKernels* packed;
 };
 
 /// The table in use: the best that this processor runs, or the one that MLCALIB_ISA names.

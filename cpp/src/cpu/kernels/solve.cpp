@@ -76,6 +76,7 @@ double dot(const float* a, const float* b, int64_t n) {
 extern const GramKernels gram_kernels;
 extern const ChannelKernels channel_kernels;
 extern const AwqKernels awq_kernels;
+extern const PackedKernels packed_kernels;
 extern const KernelTable table;
 const KernelTable table = {MLCALIB_TEXT(MLCALIB_ISA),
                            &fit_group,
@@ -85,6 +86,7 @@ const KernelTable table = {MLCALIB_TEXT(MLCALIB_ISA),
                            &dot,
                            &gram_kernels,
                            &channel_kernels,
-                           &awq_kernels};
+                           &awq_kernels,
+                           &packed_kernels};
 
 }  // namespace mlcalib::cpu::MLCALIB_ISA

@@ -1,0 +1,6 @@
+"""Models that run on packed weights, never made dense: ``load``, or ``PackedConfig`` by hand."""
+
+from mlcalib.packed.linear import PackedLinear
+from mlcalib.packed.loading import load
+
+__all__ = ["PackedLinear", "load"]

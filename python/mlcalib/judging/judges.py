@@ -2,13 +2,14 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
+from torch import Tensor
 
 from mlcalib.judging.chat import as_chat
 from mlcalib.judging.sources import identity
@@ -114,21 +115,29 @@ class LanguageModelJudge:
         question = as_chat(self._tokenizer, text if chats else f"{text.rstrip()}\n\nReply:")
         _check_length(self._model, len(question) + 1, pair)
         replies = {letter: letter if chats else f" {letter}" for letter in LETTERS}
-        found = {letter: self._likelihood(question, text) for letter, text in replies.items()}
+        found = self._likelihoods(question, replies)
         best = max(found, key=lambda letter: found[letter])
         return Opinion(best, {"log_likelihood": found})
 
-    def _likelihood(self, question: list[int], reply: str) -> float:
-        """Return ln p of the reply's tokens after the question."""
-        tokens = self._tokenizer(reply, add_special_tokens=False).input_ids
-        ids = torch.tensor([question + tokens])
-        logits = self._model(input_ids=ids, use_cache=False).logits[0, len(question) - 1 : -1]
-        losses = torch.nn.functional.cross_entropy(
-            logits.float(), ids[0, len(question) :], reduction="sum"
-        )
-        if not torch.isfinite(losses):
+    def _likelihoods(
+        self, question: list[int], replies: Mapping[Letter, str]
+    ) -> dict[Letter, float]:
+        """Return ln p of the tokens of each reply after the question."""
+        found: dict[Letter, float] = {}
+        known: dict[tuple[int, ...], Tensor] = {}  # what was read of a reply → ln p of what follows
+        for letter, reply in replies.items():
+            tokens = self._tokenizer(reply, add_special_tokens=False).input_ids
+            found[letter] = 0.0
+            for at, token in enumerate(tokens):
+                read = tuple(tokens[:at])
+                if read not in known:  # mostly a single one: replies are one token, or differ last
+                    ids = torch.tensor([[*question, *read]])
+                    logits = self._model(input_ids=ids, use_cache=False).logits
+                    known[read] = logits[0, -1].float().log_softmax(0)
+                found[letter] += float(known[read][token])
+        if not all(map(math.isfinite, found.values())):
             raise ValueError("the judge gives NaN or Inf; it is damaged, or its dtype overflows.")
-        return -float(losses)
+        return found
 
 
 class RewardModelJudge:

@@ -34,7 +34,7 @@ def write(path, content):
     path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
 
 
-def plan(models, mixes, budgets, tasks):
+def plan(models, mixes, budgets, tasks, quantizers):
     settings = {}
     for name, codes in mixes.items():
         for tokens in (MAIN, *(budgets if name in ("en", "multi5", "multi10") else ())):
@@ -50,7 +50,7 @@ def plan(models, mixes, budgets, tasks):
             "setting": setting, "method": method, "quantizer": quantizer, "options": options,
             "propagate": "float",
         }
-        for quantizer, method in QUANTIZERS.items()
+        for quantizer, method in quantizers.items()
         for setting in settings
     }  # fmt: skip
     variants["rtn-w4-g64"] = {
@@ -86,10 +86,17 @@ def damage(variant, setting, language):
 
 
 def build(
-    folder, models=("smollm2",), mixes=MIXES, budgets=BUDGETS, tasks=("xnli",), documents=14, seed=0
+    folder,
+    models=("smollm2",),
+    mixes=MIXES,
+    budgets=BUDGETS,
+    tasks=("xnli",),
+    quantizers=QUANTIZERS,
+    documents=14,
+    seed=0,
 ):
     """Write the folder; returns study.json's content."""
-    study = plan(models, mixes, budgets, tasks)
+    study = plan(models, mixes, budgets, tasks, quantizers)
     write(folder / "study.json", study)
     for number, slug in enumerate(models):
         _model(folder / slug, slug, study, documents, np.random.default_rng([seed, number]))

@@ -36,7 +36,7 @@ def sequential(share: float) -> str:
 def faded(colour: str) -> str:
     """Return a colour drawn towards grey, for what is not significant."""
     parts = (int(colour[at : at + 2], 16) for at in (1, 3, 5))
-    return "#" + "".join(f"{round(0.35 * part + 0.65 * 0xE6):02x}" for part in parts)
+    return "#" + "".join(f"{round(0.3 * part + 0.7 * 0xE6):02x}" for part in parts)
 
 
 def ink(background: str) -> str:

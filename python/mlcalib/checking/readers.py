@@ -202,7 +202,7 @@ def _awq(facts: Facts) -> tuple[Verdict, ...]:
 
 
 def _gguf(facts: Facts) -> tuple[Verdict, ...]:
-    file = 'from_pretrained(FOLDER, gguf_file="…"), which dequantizes it'
+    file = 'from_pretrained(FOLDER, gguf_file="…")'
     experimental = ("its support of GGUF is experimental; give the original tokenizer",)
     return (
         Verdict(True, (file,)),

@@ -164,6 +164,7 @@ def test_other_grids_are_dynamic_by_the_names_that_vllm_fuses():
 def test_the_names_that_vllm_gives_fused_linears():
     names = ["l.mlp.gate_proj", "l.mlp.up_proj", "l.mlp.experts.0.w1", "l.mlp.experts.1.w1"]
     assert with_fused(names)[4:] == ["l.mlp.gate_up_proj", "l.mlp.experts"]
+    assert set(with_fused(names[::-1])) == set(with_fused(names))
     assert with_fused(["l.self_attn.q_proj"]) == ["l.self_attn.q_proj"]
 
 

@@ -175,7 +175,7 @@ def _loading(form: str) -> str:
         return (
             "```bash\nllama-cli -m THIS_FOLDER/model.gguf\n```\n\n"
             'or `AutoModelForCausalLM.from_pretrained("THIS_FOLDER", gguf_file="model.gguf")` of '
-            "transformers, which dequantizes it."
+            "transformers."
         )
     packages = {"gptq": " gptqmodel optimum", "awq": " gptqmodel", "dense": ""}
     packages["compressed-tensors-int8"] = " compressed-tensors"

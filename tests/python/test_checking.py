@@ -9,7 +9,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from small_models import tiny_llama, tiny_model
 from test_conversion import saved
-from test_gguf import SPECS, written
 
 import mlcalib
 from mlcalib._core import GridSpec
@@ -272,35 +271,6 @@ def test_other_methods_are_not_looked_at(folder):
     assert "vLLM may load it" in report.text()
 
 
-@pytest.mark.parametrize("kind", sorted(SPECS))
-def test_gguf_files(kind, tmp_path):
-    written(tiny_llama(vocabulary=400), kind, tmp_path / "out")
-    for path in (tmp_path / "out", tmp_path / "out/model.gguf"):
-        report = mlcalib.check(path)
-        assert report.findings == ()
-        assert report.linears == 14
-        assert report.readers["llama.cpp"].loads
-
-
-@pytest.mark.parametrize("length", [0, 3, 20, 1000, 20_000])
-def test_truncated_gguf_files(length, tmp_path):
-    written(tiny_llama(vocabulary=400), "Q4_0", tmp_path / "out")
-    path = tmp_path / "out/model.gguf"
-    data = path.read_bytes()
-    assert length < len(data)
-    path.write_bytes(data[:length])
-    assert "not a usable GGUF file" in errors(path)
-
-
-def test_a_gguf_file_that_lies_about_its_counts(tmp_path):
-    written(tiny_llama(vocabulary=400), "Q4_0", tmp_path / "out")
-    path = tmp_path / "out/model.gguf"
-    data = path.read_bytes()
-    for at in (8, 16):  # tensors, values
-        path.write_bytes(data[:at] + struct.pack("<Q", 2**60) + data[at + 8 :])
-        assert "not a usable GGUF file" in errors(path)
-
-
 def test_memory_is_bounded_by_the_largest_tensor(tmp_path):
     model = tiny_llama(dtype=HALF, hidden=512, intermediate=2048, layers=8)
     saved(tmp_path / "in", "gptq", SPEC, model)
@@ -322,37 +292,3 @@ def test_the_command_ends_with_1_if_there_is_an_error(folder):
     edit(folder, hidden_size=-4)
     damaged = CliRunner().invoke(app, ["check", str(folder)])
     assert (damaged.exit_code, "error: config.json" in damaged.output) == (1, True)
-
-
-SECTIONS = {
-    "awq": {
-        "quant_method": "awq",
-        "w_bit": 4,
-        "q_group_size": 32,
-        "zero_point": True,
-        "version": "GEMM",
-        "modules_to_not_convert": None,
-    },
-    "gptq": {
-        "quant_method": "gptq",
-        "bits": 4,
-        "group_size": 32,
-        "desc_act": True,
-        "sym": True,
-        "checkpoint_format": "gptq",
-        "pack_dtype": "int32",
-        "meta": {"quantizer": ["gptqmodel:7.7.0"]},
-        "lm_head": False,
-    },
-}
-
-
-@pytest.mark.parametrize("form", sorted(SECTIONS))
-def test_a_section_of_other_tools_is_read(form, tmp_path):
-    """Keys as AutoAWQ and GPTQModel write them; transformers before 5 said torch_dtype."""
-    saved(tmp_path / "in", form, SPEC)
-    path = tmp_path / "in/config.json"
-    config = json.loads(path.read_text())
-    config["torch_dtype"] = config.pop("dtype")
-    path.write_text(json.dumps(config | {"quantization_config": SECTIONS[form]}))
-    assert mlcalib.check(tmp_path / "in").findings == ()

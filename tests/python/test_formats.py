@@ -147,7 +147,7 @@ def test_dense_holds_any_grid_and_reads_none_back():
         dense.read_specs({}, ["a"], torch.float32)
 
 
-@pytest.mark.parametrize("name", formats.names())
+@pytest.mark.parametrize("name", ["compressed-tensors", "dense"])
 def test_scales_that_the_checkpoint_cannot_hold_are_refused(name):
     spec = GridSpec(4, -1, scale_dtype=torch.float16)
     grid = Grid(torch.full((2, 1), 1e6), torch.zeros(2, 1, dtype=torch.uint8), spec)

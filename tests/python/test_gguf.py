@@ -1,7 +1,6 @@
 """GGUF: blocks by gguf's own dequantize, files by transformers' own reader."""
 
 import copy
-import json
 
 import core_data  # noqa: F401 (its hypothesis profile)
 import gguf
@@ -15,12 +14,10 @@ from small_tokenizer import make_tokenizer
 from test_checkpoints import quantize
 from test_formats import random_linear
 from test_packed_formats import same
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM
 
 from mlcalib._core import Grid, GridSpec, QuantizedLinear
 from mlcalib.formats import formats, save_checkpoint
-from mlcalib.formats._gguf_tokenizer import _REGEXES
 from mlcalib.formats.gguf import block_type
 
 GGUF = formats.get("gguf")()
@@ -29,7 +26,6 @@ SPECS = {
     kind: GridSpec(bits, 32, symmetric, scale_dtype=HALF)
     for kind, bits, symmetric in (("Q4_0", 4, True), ("Q4_1", 4, False), ("Q8_0", 8, True))
 }
-TEXT = "The market opens 1234 times; soko hufunguliwa, 市场 — don't!\n\n  Les acheteurs"
 
 
 @st.composite
@@ -200,105 +196,3 @@ def test_llama_3_rope_factors_are_those_of_transformers(tmp_path):
     torch.testing.assert_close(plain / factors, model.model.rotary_emb.inv_freq)
     assert factors.max() == 8
     assert factors.min() == 1
-
-
-def tokenizer_with(pre_tokenizer, template=None):
-    tokenizer = make_tokenizer(template)
-    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizer
-    return tokenizer
-
-
-BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-SPLITS = {
-    "gpt-2": pre_tokenizers.ByteLevel(add_prefix_space=False),
-    "smollm": pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    ),
-} | {
-    name: pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(regex), "isolated"), BYTES])
-    for regex, name in _REGEXES.items()
-}
-
-
-@pytest.mark.parametrize("name", sorted(SPLITS))
-@pytest.mark.parametrize("template", [None, "<s> $A", "$A </s>"])
-def test_byte_level_tokenizers(name, template, tmp_path):
-    tokenizer = tokenizer_with(SPLITS[name], template)
-    written(small("llama"), "Q4_0", tmp_path / "out", tokenizer)
-    found = values(tmp_path / "out/model.gguf")
-    assert (found["tokenizer.ggml.model"], found["tokenizer.ggml.pre"]) == ("gpt2", name)
-    assert found["tokenizer.ggml.add_bos_token"] == (template == "<s> $A")
-    assert found["tokenizer.ggml.add_eos_token"] == (template == "$A </s>")
-    assert (found["tokenizer.ggml.bos_token_id"], found["tokenizer.ggml.eos_token_id"]) == (0, 1)
-    assert len(found["tokenizer.ggml.tokens"]) == 400
-    assert found["tokenizer.ggml.tokens"][-1] == "[PAD399]"
-    types = found["tokenizer.ggml.token_type"]
-    assert types[0] == gguf.TokenType.CONTROL
-    assert types[-1] == gguf.TokenType.UNUSED
-    if name == "gpt-2":  # what transformers makes of any file
-        back = AutoTokenizer.from_pretrained(tmp_path / "out", gguf_file="model.gguf")
-        plain = {"add_special_tokens": False}
-        assert back(TEXT, **plain).input_ids == tokenizer(TEXT, **plain).input_ids
-
-
-def sentencepiece_like(prefix):
-    """A BPE with byte fallback, as transformers makes of Llama 2's SentencePiece model."""
-    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    merges = [("▁", "a"), ("b", "c"), ("▁a", "bc"), ("▁", "b")]
-    pieces += ["▁a", "bc", "▁abc", "▁b", "▁", "a", "b", "c"]
-    vocabulary = {piece: number for number, piece in enumerate(pieces)}
-    model = models.BPE(vocabulary, merges, byte_fallback=True, unk_token="<unk>", fuse_unk=True)
-    tokenizer = Tokenizer(model)
-    steps = [normalizers.Replace(" ", "▁")]
-    tokenizer.normalizer = normalizers.Sequence(
-        ([normalizers.Prepend("▁")] if prefix else []) + steps
-    )
-    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback()])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-    )
-
-
-@pytest.mark.parametrize("prefix", [True, False])
-def test_tokenizers_with_byte_fallback_have_scores_in_the_order_of_merges(prefix, tmp_path):
-    written(small("llama"), "Q4_0", tmp_path / "out", sentencepiece_like(prefix))
-    found = values(tmp_path / "out/model.gguf")
-    assert found["tokenizer.ggml.model"] == "llama"
-    assert found["tokenizer.ggml.add_space_prefix"] == prefix
-    scores = dict(zip(found["tokenizer.ggml.tokens"], found["tokenizer.ggml.scores"], strict=True))
-    assert [scores[token] for token in ("▁a", "bc", "▁abc", "▁b")] == [0, -1, -2, -3]
-    types = found["tokenizer.ggml.token_type"]
-    assert types[3:259] == [gguf.TokenType.BYTE] * 256
-
-
-def test_what_llama_cpp_would_read_otherwise_is_refused_before_any_forward():
-    gemma = tiny_model("gemma2")
-    with pytest.raises(NotImplementedError, match="GGUF files of Gemma2ForCausalLM"):
-        GGUF.check_model(gemma.config, "Gemma2ForCausalLM", make_tokenizer())
-    config = small("llama").config
-    with pytest.raises(NotImplementedError, match="Whitespace"):
-        GGUF.check_model(config, "LlamaForCausalLM", tokenizer_with(pre_tokenizers.Whitespace()))
-    config.rope_parameters = {"rope_type": "yarn", "rope_theta": 1.0, "factor": 2.0}
-    with pytest.raises(NotImplementedError, match="'yarn'"):
-        GGUF.check_model(config, "LlamaForCausalLM", make_tokenizer())
-    sliding = tiny_model("qwen2").config
-    with pytest.raises(NotImplementedError, match="sliding"):
-        GGUF.check_model(sliding, "Qwen2ForCausalLM", make_tokenizer())
-
-
-def test_a_tokenizer_of_a_gguf_file_is_written_as_that_file_has_it(tmp_path):
-    model = small("llama")
-    tokenizer = tokenizer_with(SPLITS["smollm"])
-    written(model, "Q4_0", tmp_path / "first", tokenizer)
-    again = AutoTokenizer.from_pretrained(tmp_path / "first", gguf_file="model.gguf")
-    again.name_or_path = str(tmp_path / "first/model.gguf")  # as mlcalib's loader sets it
-    written(model, "Q4_0", tmp_path / "second", again)
-    first, second = (values(tmp_path / name / "model.gguf") for name in ("first", "second"))
-    kept = {key for key in first if key.startswith("tokenizer.")}
-    assert len(kept) > 5
-    assert json.dumps([first[key] for key in sorted(kept)]) == json.dumps(
-        [second[key] for key in sorted(kept)]
-    )

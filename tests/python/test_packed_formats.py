@@ -164,6 +164,7 @@ def test_other_grids_are_dynamic_by_the_names_that_vllm_fuses():
 def test_the_names_that_vllm_gives_fused_linears():
     names = ["l.mlp.gate_proj", "l.mlp.up_proj", "l.mlp.experts.0.w1", "l.mlp.experts.1.w1"]
     assert with_fused(names)[4:] == ["l.mlp.gate_up_proj", "l.mlp.experts"]
+    assert set(with_fused(names[::-1])) == set(with_fused(names))
     assert with_fused(["l.self_attn.q_proj"]) == ["l.self_attn.q_proj"]
 
 
@@ -250,3 +251,12 @@ def test_a_symmetric_grid_off_centre_is_refused():
     grid = Grid(torch.ones(8, 1), torch.full((8, 1), 7, dtype=torch.uint8), spec)
     with pytest.raises(ValueError, match="not all 8"):
         GPTQ.pack("a", QuantizedLinear(torch.ones(8, 8, dtype=torch.uint8), grid))
+
+
+@pytest.mark.parametrize("form", [GPTQ, GPTQ_V2, AWQ])
+def test_scales_that_the_checkpoint_cannot_hold_are_refused(form):
+    spec = GridSpec(4, -1, symmetric=True, scale_dtype=torch.float16)
+    for scale in (1e6, 0.1):  # infinite, or rounded
+        grid = Grid(torch.full((8, 1), scale), torch.full((8, 1), 8, dtype=torch.uint8), spec)
+        with pytest.raises(ValueError, match=r"a\.b: .*finite and exact"):
+            form.pack("a.b", QuantizedLinear(torch.ones(8, 8, dtype=torch.uint8), grid))

@@ -163,8 +163,14 @@ def _gptq(facts: Facts) -> tuple[Verdict, ...]:
     wrong = _group_size_reasons(facts, "gptq")
     if len(facts.grids) > 1:
         wrong.append("optimum makes all linears by one grid and knows no dynamic")
-    needs = ("with gptqmodel and optimum installed",)
-    transformers = Verdict(not wrong, tuple(wrong) or needs)
+    needs = ["with gptqmodel and optimum installed"]
+    if (
+        4,
+        -1,
+        False,
+    ) in facts.grids:  # transform_cpu in gptqmodel/nn_modules/qlinear/torch_fused.py
+        needs.append("on CPUs GPTQModel 7.6 picks a kernel here that takes zero points for 8")
+    transformers = Verdict(not wrong, tuple(wrong or needs))
     reasons = [
         reason
         for bits, size, symmetric in sorted(facts.grids)
@@ -202,7 +208,7 @@ def _awq(facts: Facts) -> tuple[Verdict, ...]:
 
 
 def _gguf(facts: Facts) -> tuple[Verdict, ...]:
-    file = 'from_pretrained(FOLDER, gguf_file="…"), which dequantizes it'
+    file = 'from_pretrained(FOLDER, gguf_file="…")'
     experimental = ("its support of GGUF is experimental; give the original tokenizer",)
     return (
         Verdict(True, (file,)),

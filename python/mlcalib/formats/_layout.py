@@ -11,7 +11,8 @@ from mlcalib._core import Grid, GridSpec
 from mlcalib.layer_names import fused_groups
 
 SCALE_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-_FUSED_NAMES = {"q_proj": "qkv_proj", "gate_proj": "gate_up_proj"}
+_FUSED_NAMES = dict.fromkeys(("q_proj", "k_proj", "v_proj"), "qkv_proj")
+_FUSED_NAMES |= dict.fromkeys(("gate_proj", "up_proj"), "gate_up_proj")
 
 
 def by_grid(specs: Mapping[str, GridSpec]) -> list[tuple[GridSpec, list[str]]]:

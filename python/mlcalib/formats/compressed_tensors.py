@@ -63,9 +63,9 @@ class CompressedTensors(Format):
         """
         groups = by_grid(specs)
         _check_experts(specs, shapes)
-        for spec, _ in groups:
+        for spec, names in groups:
             _check_bits(spec)
-        check_groups(specs, shapes)
+            check_groups(dict.fromkeys(names, spec), shapes)
         if len(groups) > 1 and not all(spec.symmetric for spec, _ in groups):
             found = ", ".join(f"{describe(spec)} ({names[0]})" for spec, names in groups)
             raise ValueError(

@@ -77,7 +77,7 @@ def test_fidelity_is_shown_and_kept(run, folder, tmp_path):
     code, text, _ = run("evaluate", folder, out, *options)
     assert code == 0, text
     assert f"Fidelity to {folder}" in text
-    assert re.search(r"^\| en +\| +rtn \| +0\.\d+ ", text, re.MULTILINE)
+    assert re.search(r"^\| en +\| +rtn \| +[+-]\d\.\d+ \[", text, re.MULTILINE)
     assert "KL(first model || model)" in text
     rows = read_rows(results)
     assert {row.task for row in rows} == {"perplexity", "fidelity"}

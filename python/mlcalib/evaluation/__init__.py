@@ -10,9 +10,10 @@ from tqdm.auto import tqdm
 from mlcalib.calibration_sets import Stream, describe_separator, tokenizer_fingerprint
 from mlcalib.errors import named
 from mlcalib.evaluation.cache import Cache
-from mlcalib.evaluation.fidelity import Reference, fidelity_of, fidelity_rows, flips, reference_of
+from mlcalib.evaluation.fidelity import fidelity_rows, flips
 from mlcalib.evaluation.layers import layer_losses
 from mlcalib.evaluation.perplexity import DocumentScores, Scores, perplexity_of, score
+from mlcalib.evaluation.reference import Reference, fidelity_of, reference_of
 from mlcalib.evaluation.scoring import Scorer
 from mlcalib.evaluation.subject import Subject
 from mlcalib.evaluation.text import eval_text

@@ -72,7 +72,7 @@ def test_quantize_then_evaluate(run, folder, tmp_path):
 def test_fidelity_is_shown_and_kept(run, folder, tmp_path):
     out, cache, results = (tmp_path / name for name in ("out", "cache", "results.jsonl"))
     run("quantize", folder, "--out", out, "--method", "rtn", "--group-size", 32)
-    options = ["--languages", "en,sw", "--tokens", 64, "--seq-len", 32, "--fidelity"]
+    options = ["--languages", "en,sw", "--tokens", 150, "--seq-len", 32, "--fidelity"]
     options += ["--cache", cache, "--out", results]
     code, text, _ = run("evaluate", folder, out, *options)
     assert code == 0, text

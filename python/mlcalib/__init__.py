@@ -34,8 +34,11 @@ _check_torch(TORCH_VERSION, torch.__version__)
 from mlcalib._core import build_info  # noqa: E402 - only after the check
 from mlcalib.api import calibration  # noqa: E402
 from mlcalib.calibration_sets import CalibrationSet  # noqa: E402
+from mlcalib.checking import check  # noqa: E402
 from mlcalib.checkpoints import quantize_checkpoint  # noqa: E402
+from mlcalib.conversion import convert  # noqa: E402
 from mlcalib.evaluation import evaluate  # noqa: E402
+from mlcalib.importance import ImportanceMatrix, imatrix  # noqa: E402
 from mlcalib.languages import LanguageSet  # noqa: E402
 from mlcalib.pipeline import quantize  # noqa: E402
 from mlcalib.quantized_model import QuantizedModel  # noqa: E402
@@ -45,11 +48,15 @@ __version__ = build_info()["version"]
 
 __all__ = [
     "CalibrationSet",
+    "ImportanceMatrix",
     "LanguageSet",
     "QuantizedModel",
     "__version__",
     "calibration",
+    "check",
+    "convert",
     "evaluate",
+    "imatrix",
     "quantize",
     "quantize_checkpoint",
     "study",

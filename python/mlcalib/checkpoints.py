@@ -1,29 +1,31 @@
 """From a model's files to a checkpoint's files, a block at a time."""
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from torch import Tensor
 
 from mlcalib import _core
+from mlcalib._core import QuantizedLinear
 from mlcalib.calibration_sets import CalibrationSet
 from mlcalib.files import check_output, locked, remove_partial
 from mlcalib.flow import Stopwatch, mixture_of
-from mlcalib.formats import quantization_section, write_checkpoint
+from mlcalib.formats import quantization_section, write_checkpoint, write_file_checkpoint
 from mlcalib.hidden_states import HiddenStatesOnDisk
 from mlcalib.layer_names import saved_name
 from mlcalib.model_card import model_card
 from mlcalib.models.loading import load_tokenizer
 from mlcalib.parts import Parts, claim
-from mlcalib.passes import Job, Propagate, run_pass
+from mlcalib.passes import Job, Propagate, finished_linear, run_pass
 from mlcalib.recipes import Recipe, check_method, make_recipe
 from mlcalib.records import checkpoint_record
 from mlcalib.safetensors_files import read_json
 from mlcalib.safetensors_writing import Piece
-from mlcalib.sources import Source, open_source
+from mlcalib.sources import Source, open_source, outside_names
 from mlcalib.variants import Variant
 
 if TYPE_CHECKING:
@@ -89,6 +91,7 @@ def quantize_checkpoint(  # noqa: PLR0913 - what a quantization is made of
     recipe = make_recipe(
         source.model,
         source.adapter,
+        tokenizer,
         name=source.name,
         dtype=source.dtype,
         method=method,
@@ -151,11 +154,26 @@ def finish(
         parts["expert_tokens"],
         seconds,
     )
+    card = model_card(record)
+    if job.checkpoint_format.file is not None:
+        contents = _contents(source, job, blocks)
+        write_file_checkpoint(
+            model, tokenizer, out, job.checkpoint_format, contents, record, card=card
+        )
+        return record
     section = quantization_section(
         model, job.checkpoint_format, job.specs, recipe.quantizer.order, adapter.saved_names
     )
-    pieces = _pieces(source, job.parts, blocks)
-    write_checkpoint(model, tokenizer, out, section, pieces, record, card=model_card(record))
+    write_checkpoint(
+        model,
+        tokenizer,
+        out,
+        section,
+        _pieces(source, job.parts, blocks),
+        record,
+        config_file=job.checkpoint_format.config_file,
+        card=card,
+    )
     return record
 
 
@@ -189,3 +207,23 @@ def _pieces(source: Source, parts: Parts, blocks: Sequence[str]) -> dict[str, Pi
         elif key in outside:
             found[saved_name(key, source.adapter.saved_names)] = outside[key]
     return found
+
+
+def _contents(
+    source: Source, job: Job, blocks: Sequence[str]
+) -> Iterator[tuple[str, Tensor | QuantizedLinear]]:
+    """Yield all tensors by their names in the model, and quantized linears by their own."""
+    outside = outside_names(source.model, source.adapter)
+    left = list(blocks)
+    for key in source.model.state_dict():
+        if key in outside:
+            yield key, source.tensor(key)
+        elif left and key.startswith(f"{left[0]}."):
+            block = left.pop(0)
+            tensors = job.parts.tensors(block)
+            for name in job.parts.record(block)["names"]:
+                layer, _, kind = name.rpartition(".")
+                if layer not in job.specs or kind == "bias":
+                    yield name, tensors[name]
+                elif kind == "codes":
+                    yield layer, finished_linear(job, source.adapter, tensors, layer)

@@ -10,8 +10,8 @@ from typing import BinaryIO, TextIO
 
 
 @contextlib.contextmanager
-def atomic_file(path: str | Path) -> Iterator[TextIO]:
-    """Give a UTF-8 text file to write, which becomes ``path`` on leaving the block, all at once.
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Give a path to write a file at, which becomes ``path`` on leaving the block, all at once.
 
     An exception inside the block removes it and leaves what was at ``path``. The content is synced
     to disk before the rename.
@@ -20,8 +20,7 @@ def atomic_file(path: str | Path) -> Iterator[TextIO]:
         OSError: ``path`` cannot be written.
     """
     with _replacing(path) as partial:
-        with partial.open("w", encoding="utf-8") as file:
-            yield file
+        yield partial
         _sync(partial)
 
 
@@ -32,6 +31,18 @@ def atomic_bytes(path: str | Path) -> Iterator[BinaryIO]:
         with partial.open("wb") as file:
             yield file
         _sync(partial)
+
+
+@contextlib.contextmanager
+def atomic_file(path: str | Path) -> Iterator[TextIO]:
+    """Give a UTF-8 text file to write, which becomes ``path`` as with ``atomic_path``.
+
+    Raises:
+        OSError: ``path`` cannot be written.
+    """
+    with atomic_path(path) as partial, partial.open("w", encoding="utf-8") as file:
+        yield file
+        file.flush()
 
 
 def check_output(out: str | Path) -> None:

@@ -109,6 +109,10 @@ def _summary(record: Mapping[str, Any]) -> str:
     groups = "one scale for each row" if size == -1 else f"groups of {size} input channels"
     stored = {
         "compressed-tensors": "packed (compressed-tensors, pack-quantized)",
+        "gptq": "packed (GPTQ layout)",
+        "gptq-v2": "packed (GPTQ layout, checkpoint_format gptq_v2)",
+        "awq": "packed (AWQ layout, gemm)",
+        "gguf": "model.gguf, packed (Q4_0, Q4_1 or Q8_0)",
         "dense": "dequantized: nothing is smaller than in the base model",
     }
     lines = [
@@ -166,7 +170,14 @@ def _layers(record: Mapping[str, Any]) -> str:
 
 
 def _loading(form: str) -> str:
-    needs = "pip install transformers" + (f" {form}" if form == "compressed-tensors" else "")
+    if form == "gguf":
+        return (
+            "```bash\nllama-cli -m THIS_FOLDER/model.gguf\n```\n\n"
+            'or `AutoModelForCausalLM.from_pretrained("THIS_FOLDER", gguf_file="model.gguf")` of '
+            "transformers, which dequantizes it."
+        )
+    packages = {"gptq": " gptqmodel optimum", "awq": " gptqmodel", "dense": ""}
+    needs = "pip install transformers" + packages.get(form.removesuffix("-v2"), f" {form}")
     return (
         f"```python\n# {needs}\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         'model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER")\n'

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from mlcalib._core import GridSpec, QuantizedLinear
+from mlcalib._core import Grid, GridSpec, QuantizedLinear
 from mlcalib.calibration_sets import CalibrationSet
 from mlcalib.flow import BlockStatistics, Flow, Prefix, Probe, Stopwatch
 from mlcalib.formats import Format
@@ -205,25 +205,51 @@ def packed(
 ) -> dict[str, Tensor]:
     """Return the tensors of a quantized block, by their names in the checkpoint, in order."""
     found: dict[str, Tensor] = {}
+    whole = job.checkpoint_format.file is not None  # packed when the file is written
     for key, tensor in block.state_dict().items():
         layer = f"{block_name}.{key.removesuffix('.weight')}"
-        if layer in linears:
-            found |= job.checkpoint_format.pack(layer, linears[layer])
-        else:
+        if layer not in linears:
             found[f"{block_name}.{key}"] = tensor
+        elif whole:
+            linear = linears[layer]
+            found[f"{layer}.codes"] = linear.codes
+            found[f"{layer}.scale"], found[f"{layer}.zero"] = linear.grid.scale, linear.grid.zero
+        else:
+            found |= job.checkpoint_format.pack(layer, linears[layer])
+    if whole:
+        return found
     return {saved_name(name, adapter.saved_names): tensor for name, tensor in found.items()}
+
+
+def finished_linear(
+    job: Job, adapter: Adapter, tensors: Mapping[str, Tensor], layer: str
+) -> QuantizedLinear:
+    """Return a linear of a finished block.
+
+    Args:
+        job: what made it.
+        adapter: the model's family.
+        tensors: of the block's part.
+        layer: its name in the model.
+    """
+    spec = job.specs[layer]
+    if job.checkpoint_format.file is not None:
+        grid = Grid(tensors[f"{layer}.scale"], tensors[f"{layer}.zero"], spec)
+        return QuantizedLinear(tensors[f"{layer}.codes"], grid)
+    name = saved_name(layer, adapter.saved_names)
+    return job.checkpoint_format.unpack(name, tensors, spec)
 
 
 def restore(job: Job, adapter: Adapter, block_name: str, block: nn.Module) -> None:
     """Give a block the weights that its finished part holds, as ``Variant.solve`` leaves them."""
     tensors = job.parts.tensors(block_name)
+    names = {} if job.checkpoint_format.file is not None else adapter.saved_names
     for path, module in block.named_modules():
         for key, parameter in module.named_parameters(recurse=False):
             layer = f"{block_name}.{path}".removesuffix(".")
-            value = tensors.get(saved_name(f"{layer}.{key}", adapter.saved_names))
+            value = tensors.get(saved_name(f"{layer}.{key}", names))
             if value is None:
-                name = saved_name(layer, adapter.saved_names)
-                value = job.checkpoint_format.unpack(name, tensors, job.specs[layer]).dequantize()
+                value = finished_linear(job, adapter, tensors, layer).dequantize()
             setattr(module, key, nn.Parameter(value.to(parameter.dtype), requires_grad=False))
 
 

@@ -88,6 +88,7 @@ def quantize(  # noqa: PLR0913 - what a quantization is made of
     recipe = make_recipe(
         live,
         adapter,
+        tokenizer,
         name=name,
         dtype=live.dtype,
         method=method,

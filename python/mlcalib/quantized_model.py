@@ -50,7 +50,7 @@ class QuantizedModel:
 
         Args:
             out: a folder that does not exist.
-            format: ``compressed-tensors`` or ``dense``.
+            format: ``compressed-tensors``, ``gptq``, ``gptq-v2``, ``awq``, ``gguf`` or ``dense``.
 
         Raises:
             FileExistsError: ``out`` exists.

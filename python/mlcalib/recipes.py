@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mlcalib._core import GridSpec
+from mlcalib.checking import foresee
 from mlcalib.formats import Format, formats
 from mlcalib.models import Adapter
 from mlcalib.overrides import Override, resolve
 from mlcalib.quantizers import Quantizer, quantizers
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Recipe:
 def make_recipe(  # noqa: PLR0913 - what a quantization is made of
     model: "PreTrainedModel",
     adapter: Adapter,
+    tokenizer: "PreTrainedTokenizerBase",
     *,
     name: str,
     dtype: torch.dtype,
@@ -53,6 +55,7 @@ def make_recipe(  # noqa: PLR0913 - what a quantization is made of
     Args:
         model: with experts unfused; its weights are not read.
         adapter: its family.
+        tokenizer: its tokenizer.
         name: of the model, for the records.
         dtype: of its weights.
         method: name of a quantizer.
@@ -85,6 +88,9 @@ def make_recipe(  # noqa: PLR0913 - what a quantization is made of
     solvers = {layer: exceptions.get(layer, quantizer) for layer in shapes}
     specs = {layer: solver.spec for layer, solver in solvers.items() if solver is not None}
     checkpoint_format.check(specs, shapes)
+    checkpoint_format.check_model(model.config, type(model).__name__, tokenizer)
+    left = [layer for layer in shapes if layer not in specs]
+    foresee(checkpoint_format, specs, shapes, quantizer.order, left, dtype)
     description = {
         "model": name,
         "method": method,

@@ -93,12 +93,7 @@ def paired_ratio(
         ValueError: lengths that differ, no documents, NaN or Inf, sizes that are negative or sum
             to 0, no resamples.
     """
-    first, second = _vector(first, "first"), _vector(second, "second")
-    if first.shape != second.shape:
-        raise ValueError(
-            f"The first model has {len(first)} documents, the second {len(second)}; a paired test "
-            "needs the same documents of both."
-        )
+    first, second = _pair(first, second)
     return combine([resample(second - first, size, resamples=resamples, seed=seed)], seed)
 
 
@@ -106,8 +101,11 @@ def paired_mean(
     first: ArrayLike, second: ArrayLike, *, resamples: int = 10_000, seed: int = 0
 ) -> Difference:
     """Return mean(second) - mean(first) likewise: [n] items (1 right, 0 wrong) of each."""
-    size = np.ones_like(_vector(first, "first"))
-    return paired_ratio(first, second, size, resamples=resamples, seed=seed)
+    first, second = _pair(first, second)
+    # Items that fare alike are interchangeable: a few kinds of them instead of thousands.
+    values, repeats = np.unique(second - first, return_counts=True)
+    drawn = resample(values, np.ones_like(values), resamples=resamples, seed=seed, repeats=repeats)
+    return combine([drawn], seed)
 
 
 def interval(
@@ -119,7 +117,13 @@ def interval(
 
 
 def resample(
-    values: ArrayLike, size: ArrayLike, *, resamples: int = 10_000, seed: int = 0, stream: int = 0
+    values: ArrayLike,
+    size: ArrayLike,
+    *,
+    resamples: int = 10_000,
+    seed: int = 0,
+    stream: int = 0,
+    repeats: ArrayLike | None = None,
 ) -> Part:
     """Draw documents with replacement; all rows of ``values`` see the same draws.
 
@@ -129,6 +133,7 @@ def resample(
         resamples: how often documents are drawn.
         seed: of the draws.
         stream: draws with another number are independent; one for each language, say.
+        repeats: [n] how many documents, all alike, each stands for. Default: one.
 
     Returns:
         Σ values / Σ size as measured, and how far each resample is from it, times
@@ -139,25 +144,26 @@ def resample(
     """
     size = _vector(size, "size")
     values = np.asarray(values, dtype=np.float64)
-    n = len(size)
-    if values.shape[-1] != n:
-        raise ValueError(f"There are {n} sizes for {values.shape[-1]} documents.")
+    if values.shape[-1] != len(size):
+        raise ValueError(f"There are {len(size)} sizes for {values.shape[-1]} documents.")
     if not np.isfinite(values).all():
         raise ValueError("A document has NaN or Inf; a mean over documents needs finite numbers.")
     if (size < 0).any() or size.sum() == 0:
         raise ValueError(f"Sizes of documents must be 0 or more and not all 0; got {size[:5]} ….")
     if resamples < 1:
         raise ValueError(f"resamples is {resamples}, expected 1 or more.")
-    measured = values.sum(axis=-1) / size.sum()
+    each = np.ones(len(size)) if repeats is None else _vector(repeats, "repeats")
+    n = int(each.sum())
+    measured = values @ each / (size @ each)
     if n == 1:
         return Part(measured, np.full((*measured.shape, resamples), np.nan), n)
     draws = np.random.default_rng([seed, stream])
-    residuals = np.vstack([(values - measured[..., None] * size).reshape(-1, n), size])
+    residuals = np.vstack([(values - measured[..., None] * size).reshape(-1, len(size)), size])
     sums = np.empty((len(residuals), resamples))
-    step = max(1, _CHUNK // n)
+    step = max(1, _CHUNK // len(size))
     for start in range(0, resamples, step):
         stop = min(start + step, resamples)
-        counts = draws.multinomial(n, np.full(n, 1 / n), size=stop - start)
+        counts = draws.multinomial(n, each / n, size=stop - start)
         sums[:, start:stop] = residuals @ counts.T
     # A resample may hold nothing but documents without a scored token; it says nothing.
     total = np.where(sums[-1] > 0, sums[-1], np.inf)
@@ -189,7 +195,7 @@ def combine(parts: Sequence[Part], seed: int) -> Difference:
     wide = value + deviations * (_t_quantile(degrees) / NormalDist().inv_cdf((1 + LEVEL) / 2))
     low, high = np.quantile(wide, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     beyond = min(np.count_nonzero(wide <= 0), np.count_nonzero(wide >= 0))
-    counted = min(1.0, least * (1 + beyond))
+    counted = min(1.0, least * (1 + int(beyond)))
     p = max(counted, _t_two_sided(value / error, degrees))
     return Difference(value, float(low), float(high), p, n, seed)
 
@@ -213,7 +219,7 @@ def mcnemar(first: ArrayLike, second: ArrayLike) -> float:
     for k in range(min(gained, lost) + 1):
         tail += term
         term = term * (differ - k) // (k + 1)
-    return min(1.0, 2 * tail / 2**differ)
+    return min(1.0, 2 * tail / (1 << differ))
 
 
 def holm(p_values: Mapping[Any, float]) -> dict[Any, float]:
@@ -255,6 +261,16 @@ def _t_two_sided(t: float, degrees: int) -> float:
     series = math.sin(angle) * float(terms.sum()) if degrees > 1 else 0.0
     within = 2 / math.pi * (angle + series) if odd else series
     return min(1.0, max(0.0, 1 - within))
+
+
+def _pair(first: ArrayLike, second: ArrayLike) -> tuple[Floats, Floats]:
+    first, second = _vector(first, "first"), _vector(second, "second")
+    if first.shape != second.shape:
+        raise ValueError(
+            f"The first model has {len(first)} documents, the second {len(second)}; a paired test "
+            "needs the same documents of both."
+        )
+    return first, second
 
 
 def _vector(values: ArrayLike, name: str) -> Floats:

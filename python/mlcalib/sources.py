@@ -57,6 +57,11 @@ class Source:
         """Return the sha256 of each file that the model comes from."""
         return {Path(self.name).name: fingerprint(self.name)}
 
+    def tensor(self, name: str) -> Tensor:
+        """Return a tensor by its name in the model."""
+        found: Tensor = self.model.state_dict()[name]
+        return found
+
     def outside(self) -> dict[str, Piece]:
         """Return the tensors of the checkpoint outside of blocks, by their names in the model."""
         state = self.model.state_dict()
@@ -135,13 +140,17 @@ class StreamedSource(Source):
         with self._filled(inside):
             yield module
 
+    def tensor(self, name: str) -> Tensor:
+        """See ``Source.tensor``."""
+        return self._read([name])[name]
+
     def outside(self) -> dict[str, Piece]:
         """See ``Source.outside``; tensors are read when they are written."""
         state = self.model.state_dict()
 
         def piece(name: str) -> Piece:
             def chunks() -> Iterator[memoryview | bytes]:
-                yield from tensor_piece(self._read([name])[name]).chunks()
+                yield from tensor_piece(self.tensor(name)).chunks()
 
             like = tensor_piece(state[name])  # on the meta device: what it is, but no bytes
             return replace(like, chunks=chunks)

@@ -225,3 +225,26 @@ def test_buffers_are_those_of_transformers(saved):
         for name, buffer in wanted.items():
             assert found[name].dtype == buffer.dtype
             assert torch.equal(found[name], buffer)
+
+
+@pytest.mark.parametrize("form", ["gptq", "gptq-v2", "awq", "dense", "gguf"])
+@pytest.mark.parametrize("propagate", ["float", "quantized"])
+def test_every_format_streams(form, propagate, saved, calibration, tmp_path, monkeypatch):
+    size = {"gguf": 32}.get(form, 32)
+    source = saved(tiny_llama(vocabulary=384, dtype=torch.float16))
+    options = {"group_size": size, "format": form, "propagate": propagate, "progress": False}
+    if form == "gguf":
+        options["symmetric"] = True
+    mlcalib.quantize(source, calibration, **options).save(tmp_path / "a", form)
+    write = Parts.write
+
+    def failing(self, block, *rest):
+        write(self, block, *rest)
+        raise Killed
+
+    monkeypatch.setattr(Parts, "write", failing)
+    with pytest.raises(Killed):
+        mlcalib.quantize_checkpoint(source, tmp_path / "b", calibration, **options)
+    monkeypatch.undo()
+    mlcalib.quantize_checkpoint(source, tmp_path / "b", calibration, **options)
+    same_files(tmp_path / "a", tmp_path / "b", but=["mlcalib.json"])

@@ -149,7 +149,7 @@ def test_languages(run, monkeypatch):
     assert len(text.splitlines()[-1]) <= 100
 
 
-@pytest.mark.parametrize("command", ["quantize", "evaluate", "demo", "languages", "info"])
+@pytest.mark.parametrize("command", ["quantize", "evaluate", "report", "demo", "languages", "info"])
 def test_help_says_what_every_option_is(run, command):
     code, text, _ = run(command, "--help")
     assert code == 0

@@ -46,7 +46,7 @@ def random_linear(spec, rows, columns, seed=0):
 
 
 def test_names():
-    assert formats.names() == ["compressed-tensors", "dense"]
+    assert formats.names() == ["awq", "compressed-tensors", "dense", "gguf", "gptq", "gptq-v2"]
 
 
 @given(quantized_linears())

@@ -199,7 +199,7 @@ def test_tied_weights_are_refused(quantize, model):
         ({"bits": 3}, "compressed-tensors holds 4 or 8 bits, not 3"),
         ({"bits": 9}, "bits is 9, expected 2 to 8"),
         ({"method": "gtpq"}, "Unknown quantizer 'gtpq'. Did you mean 'gptq'"),
-        ({"format": "gguf"}, "Unknown format 'gguf'"),
+        ({"format": "ggml"}, "Unknown format 'ggml'"),
         ({"propagate": "both"}, "propagate is 'both'"),
         ({"damping": 0.1}, "damping\n.*not permitted"),
         ({"damp": -1.0}, "damp is -1, expected a positive fraction"),

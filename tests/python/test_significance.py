@@ -147,6 +147,17 @@ def test_rows_see_the_same_draws():
         np.testing.assert_allclose(together.deviations[at], alone.deviations, atol=1e-14)
 
 
+def test_items_that_fare_alike_are_drawn_together_to_the_same_end():
+    draws = np.random.default_rng(3)
+    first, second = draws.integers(0, 2, (2, 500)).astype(float)
+    together = paired_mean(first, second)
+    apart = paired_ratio(first, second, np.ones(500))
+    assert together.value == pytest.approx(apart.value)
+    np.testing.assert_allclose([together.low, together.high], [apart.low, apart.high], atol=0.006)
+    assert together.p == pytest.approx(apart.p, abs=0.02)
+    assert together.n == apart.n == 500
+
+
 def test_an_interval_of_one_model():
     found = interval([2.0, 4.0, 9.0, 5.0], [1, 2, 3, 2])
     assert found.value == 2.5

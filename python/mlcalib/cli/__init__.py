@@ -10,9 +10,13 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from mlcalib.cli.check import check
+from mlcalib.cli.convert import convert
 from mlcalib.cli.evaluate import evaluate
+from mlcalib.cli.imatrix import imatrix
 from mlcalib.cli.listings import info, languages
 from mlcalib.cli.quantize import quantize
+from mlcalib.cli.report import report
 from mlcalib.cli.study import study
 
 app = typer.Typer(
@@ -35,7 +39,11 @@ def demo(
     run(out, echo=typer.echo)
 
 
-for command in (quantize, study, evaluate, demo, languages, info):
+COMMANDS = (
+    *(quantize, study, evaluate, report, convert, check, imatrix),
+    *(demo, languages, info),
+)
+for command in COMMANDS:
     app.command()(command)
 
 

@@ -19,6 +19,10 @@ SEPARATOR = (
     "What stands between documents: eos, bos or a text (\\n is a newline). Default: what the "
     "tokenizer adds by itself."
 )
+FORMAT = (
+    "compressed-tensors (4 or 8 bits), gptq (2, 3, 4 or 8; gptq-v2 with zero points as they are), "
+    "awq (4), gguf (group size 32: Q4_0, Q4_1 or Q8_0), or dense (dequantized weights)."
+)
 DTYPE = "auto (as stored; float32 for GGUF), float32, bfloat16 or float16."
 
 Languages = Annotated[str, typer.Option(help=LANGUAGES)]

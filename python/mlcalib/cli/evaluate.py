@@ -6,6 +6,16 @@ from typing import Annotated
 import typer
 
 from mlcalib.cli.arguments import DTYPE, MODEL, Corpus, Languages, Separator, SeqLen, unescape
+from mlcalib.cli.benchmarks import (
+    PERPLEXITY,
+    Data,
+    Generations,
+    Limit,
+    SentencePiece,
+    Tasks,
+    run_benchmarks,
+    split_tasks,
+)
 
 
 def evaluate(
@@ -28,6 +38,11 @@ def evaluate(
             "percentiles, agreement, and how uneven the damage is over documents.",
         ),
     ] = False,
+    tasks: Tasks = PERPLEXITY,
+    data: Data = None,
+    limit: Limit = None,
+    sentencepiece: SentencePiece = None,
+    generations: Generations = None,
     cache: Annotated[
         Path | None,
         typer.Option(
@@ -45,7 +60,7 @@ def evaluate(
         ),
     ] = False,
 ) -> None:
-    """Measure perplexity and bits per byte per language, and fidelity to a float model."""
+    """Measure perplexity, fidelity to a float model and benchmark tasks per language."""
     import mlcalib
     from mlcalib.evaluation import definition, evaluation_dtype
     from mlcalib.evaluation.fidelity import DEFINITION
@@ -55,20 +70,41 @@ def evaluate(
     from mlcalib.results import write_rows
 
     separator = unescape(separator)
+    needing = [name for name, on in (("--fidelity", fidelity), ("--card", card)) if on]
+    perplexity, benchmarks = split_tasks(tasks, needing=needing)
     carded = _carded(models) if card else []
-    rows = mlcalib.evaluate(
-        models,
-        languages,
-        corpus,
-        tokens=tokens,
-        seq_len=seq_len,
-        separator=separator,
-        dtype=dtype,
-        fidelity=fidelity,
-        cache=cache,
-    )
+    rows = []
+    if perplexity:
+        rows = mlcalib.evaluate(
+            models,
+            languages,
+            corpus,
+            tokens=tokens,
+            seq_len=seq_len,
+            separator=separator,
+            dtype=dtype,
+            fidelity=fidelity,
+            cache=cache,
+        )
+    table = ""
+    if benchmarks:
+        found, table = run_benchmarks(
+            models,
+            benchmarks,
+            languages,
+            data=data,
+            limit=limit,
+            sentencepiece=sentencepiece,
+            dtype=dtype,
+            generations=generations,
+        )
+        rows += found
     if out is not None:
         write_rows(rows, out)
+    if benchmarks:
+        typer.echo(f"Benchmark tasks ± standard error; shares in per cent\n\n{table}\n")
+    if not perplexity:
+        return
     typer.echo("Perplexity ± standard error (bits per byte)\n")
     typer.echo(markdown(perplexity_table(rows)))
     if len(models) > 1:

@@ -5,7 +5,16 @@ from typing import Annotated, Any
 
 import typer
 
-from mlcalib.cli.arguments import MODEL, Corpus, Dtype, Languages, Separator, SeqLen, unescape
+from mlcalib.cli.arguments import (
+    FORMAT,
+    MODEL,
+    Corpus,
+    Dtype,
+    Languages,
+    Separator,
+    SeqLen,
+    unescape,
+)
 
 
 def quantize(
@@ -62,7 +71,7 @@ def quantize(
         ),
     ] = "quantized",
     format: Annotated[  # noqa: A002
-        str, typer.Option(help="compressed-tensors (packed) or dense (dequantized weights).")
+        str, typer.Option(help=FORMAT)
     ] = "compressed-tensors",
     dtype: Dtype = "auto",
     hidden_states: Annotated[

@@ -1,16 +1,90 @@
 """Quantized linears, read back from a checkpoint."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
+from torch import Tensor
 
-from mlcalib._core import QuantizedLinear
-from mlcalib.formats.base import formats
+from mlcalib._core import GridSpec, QuantizedLinear
+from mlcalib.formats.base import Format, formats
 from mlcalib.safetensors_files import read_json, validate_folder
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A quantized checkpoint on disk; tensors are read one at a time, when they are asked for.
+
+    Attributes:
+        files: tensor → the file that has it.
+        config: content of config.json.
+        format: what reads it.
+        linears: quantized linear → names of its tensors, a bias among them.
+        specs: quantized linear → its grid.
+        dtype: the model's.
+    """
+
+    files: dict[str, Path]
+    config: dict[str, Any]
+    format: Format
+    linears: dict[str, list[str]]
+    specs: dict[str, GridSpec]
+    dtype: torch.dtype
+
+    @property
+    def section(self) -> dict[str, Any]:
+        """The ``quantization_config``."""
+        section: dict[str, Any] = self.config["quantization_config"]
+        return section
+
+    @property
+    def others(self) -> list[str]:
+        """The tensors that are no codes nor belong to some."""
+        packed = {
+            tensor
+            for tensors in self.linears.values()
+            for tensor in tensors
+            if not tensor.endswith(".bias")
+        }
+        return [tensor for tensor in self.files if tensor not in packed]
+
+    def tensor(self, name: str) -> Tensor:
+        """Read a tensor."""
+        with safe_open(self.files[name], framework="pt") as file:
+            tensor: Tensor = file.get_tensor(name)
+            return tensor
+
+    def linear(self, name: str) -> QuantizedLinear:
+        """Read a quantized linear.
+
+        Raises:
+            ValueError: its tensors are not as the config describes them.
+        """
+        tensors = {tensor: self.tensor(tensor) for tensor in self.linears[name]}
+        return self.format.unpack(name, tensors, self.specs[name])
+
+
+def open_checkpoint(folder: str | Path) -> Checkpoint:
+    """Look at a checkpoint of mlcalib's or another tool's, without reading its tensors.
+
+    Raises:
+        ValueError: the folder is invalid, not quantized, or its config does not describe it.
+        NotImplementedError: its format keeps no codes.
+    """
+    folder = Path(folder)
+    files = validate_folder(folder)
+    config = read_json(folder / "config.json")
+    section = config.get("quantization_config")
+    if not isinstance(section, dict):
+        raise ValueError(f"{folder}/config.json has no quantization_config: nothing to read back")
+    form = formats.get(str(section.get("quant_method"))).of_config(section)
+    linears = _linears(files, f".{form.codes}")
+    dtype = _config_dtype(folder, config)
+    specs = form.read_specs(section, linears, dtype)
+    return Checkpoint(files, config, form, linears, specs, dtype)
 
 
 def load_quantized(folder: str | Path) -> dict[str, QuantizedLinear]:
@@ -23,25 +97,8 @@ def load_quantized(folder: str | Path) -> dict[str, QuantizedLinear]:
         ValueError: the folder is invalid, not quantized, or not as its config describes.
         NotImplementedError: its format keeps no codes.
     """
-    folder = Path(folder)
-    files = validate_folder(folder)
-    config = read_json(folder / "config.json")
-    section = config.get("quantization_config")
-    if not isinstance(section, dict):
-        raise ValueError(f"{folder}/config.json has no quantization_config: nothing to read back")
-    checkpoint_format = formats.get(str(section.get("quant_method")))()
-    linears = dict(_linears(files, f".{checkpoint_format.codes}"))
-    specs = checkpoint_format.read_specs(section, linears, _config_dtype(folder, config))
-    quantized = {}
-    with ExitStack() as stack:
-        opened = {
-            file: stack.enter_context(safe_open(file, framework="pt"))
-            for file in sorted(set(files.values()))
-        }
-        for name, tensors in linears.items():
-            loaded = {tensor: opened[files[tensor]].get_tensor(tensor) for tensor in tensors}
-            quantized[name] = checkpoint_format.unpack(name, loaded, specs[name])
-    return quantized
+    checkpoint = open_checkpoint(folder)
+    return {name: checkpoint.linear(name) for name in checkpoint.linears}
 
 
 def _config_dtype(folder: Path, config: Mapping[str, Any]) -> torch.dtype:
@@ -53,11 +110,9 @@ def _config_dtype(folder: Path, config: Mapping[str, Any]) -> torch.dtype:
     return dtypes[name]
 
 
-def _linears(files: Mapping[str, Path], suffix: str) -> Iterator[tuple[str, list[str]]]:
-    """Yield each linear that has codes and the names of its tensors."""
+def _linears(files: Mapping[str, Path], suffix: str) -> dict[str, list[str]]:
+    """Return the linears that have codes, and the names of their tensors."""
     tensors: dict[str, list[str]] = {}
     for tensor in files:
         tensors.setdefault(tensor.rpartition(".")[0], []).append(tensor)
-    for name, owned in tensors.items():
-        if name + suffix in owned:
-            yield name, owned
+    return {name: owned for name, owned in tensors.items() if name + suffix in owned}

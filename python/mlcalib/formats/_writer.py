@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -61,6 +61,18 @@ def save_checkpoint(  # noqa: PLR0913 - what a checkpoint is made of
     specs = _specs(quantized, checkpoint_format.scale_dtype(model.dtype), model.dtype)
     shapes = {name: (len(q.codes), q.codes.shape[1]) for name, q in quantized.items()}
     checkpoint_format.check(specs, shapes)
+    if checkpoint_format.file is not None:
+        contents = (
+            (name, quantized[name])
+            if (name := key.removesuffix(".weight")) in quantized
+            else (key, value)
+            for key, value in model.state_dict().items()
+            if key not in _tied(model)
+        )
+        write_file_checkpoint(
+            model, tokenizer, out, checkpoint_format, contents, metadata, card=card
+        )
+        return
     pieces = {
         saved_name(name, saved_names): tensor_piece(tensor)
         for name, tensor in _tensors(model, checkpoint_format, quantized).items()
@@ -72,9 +84,42 @@ def save_checkpoint(  # noqa: PLR0913 - what a checkpoint is made of
         quantization_section(model, checkpoint_format, specs, order, saved_names),
         pieces,
         metadata,
+        config_file=checkpoint_format.config_file,
         card=card,
         max_shard_size=max_shard_size,
     )
+
+
+def write_file_checkpoint(
+    model: Any,
+    tokenizer: Any,
+    out: str | Path,
+    checkpoint_format: Format,
+    contents: Iterable[tuple[str, Tensor | QuantizedLinear]],
+    metadata: Mapping[str, Any],
+    *,
+    card: str | None = None,
+) -> None:
+    """Write the folder of a format that has one file of its own; all of it or nothing.
+
+    Args:
+        model: gives the config; needs no weights.
+        tokenizer: its tokenizer.
+        out: the folder, as for ``check_output``.
+        checkpoint_format: writes the file.
+        contents: tensors by their names in the model, quantized linears by their own.
+        metadata: content of mlcalib.json; JSON types, finite numbers.
+        card: the model card, README.md; None for none.
+
+    Raises:
+        FileExistsError: ``out`` exists and is not empty.
+        OSError: ``out`` cannot be written.
+    """
+    described = json.dumps(metadata, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    with atomic_folder(out) as folder:
+        config, architecture = copy.deepcopy(model.config), type(model).__name__
+        checkpoint_format.write_file(folder, config, architecture, tokenizer, contents)
+        _save_records(folder, described, card)
 
 
 def quantization_section(
@@ -101,6 +146,7 @@ def write_checkpoint(
     pieces: Mapping[str, Piece],
     metadata: Mapping[str, Any],
     *,
+    config_file: str | None = None,
     card: str | None = None,
     max_shard_size: int | str = "5GB",
 ) -> None:
@@ -113,6 +159,7 @@ def write_checkpoint(
         section: ``quantization_config`` of config.json, or None.
         pieces: the tensors, by their names in the checkpoint.
         metadata: content of mlcalib.json; JSON types, finite numbers.
+        config_file: a file that repeats the section; None for none.
         card: the model card, README.md; None for none.
         max_shard_size: of a safetensors file, in bytes or as "5GB"; one larger tensor still fits.
 
@@ -122,12 +169,30 @@ def write_checkpoint(
     """
     described = json.dumps(metadata, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     with atomic_folder(out) as folder:
-        _save_config(model, section, folder)
-        tokenizer.save_pretrained(folder)
-        (folder / "mlcalib.json").write_text(described, encoding="utf-8")
-        if card is not None:
-            (folder / "README.md").write_text(card, encoding="utf-8")
         write_checkpoint_files(folder, pieces, max_shard_size)
+        _save_config(model, section, folder)
+        _save_tokenizer(tokenizer, folder)
+        if config_file is not None:
+            text = json.dumps(section, indent=2) + "\n"
+            (folder / config_file).write_text(text, encoding="utf-8")
+        _save_records(folder, described, card)
+
+
+def _save_records(folder: Path, described: str, card: str | None) -> None:
+    """Write mlcalib.json and the model card."""
+    (folder / "mlcalib.json").write_text(described, encoding="utf-8")
+    if card is not None:
+        (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _tied(model: Any) -> set[str]:
+    """Return the names of weights that are another's."""
+    state = model.state_dict()
+    return {
+        target
+        for target, source in model.all_tied_weights_keys.items()
+        if target in state and state[target].data_ptr() == state[source].data_ptr()
+    }
 
 
 def _is_linear(module: nn.Module) -> bool:
@@ -153,6 +218,18 @@ def _specs(
     return specs
 
 
+def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    try:
+        tokenizer.save_pretrained(folder)
+    except OSError:
+        raise
+    except Exception as error:
+        if type(error) is not Exception:
+            raise
+        # What tokenizers (Rust) raises where the disk is full.
+        raise OSError(f"cannot write the tokenizer to {folder}: {error}") from error
+
+
 def _save_config(model: Any, section: dict[str, Any] | None, folder: Path) -> None:
     """Write config.json and generation_config.json from copies."""
     config = copy.deepcopy(model.config)
@@ -174,11 +251,7 @@ def _tensors(
     state: dict[str, Tensor] = model.state_dict()
     if missing := [name for name in quantized if f"{name}.weight" not in state]:
         raise ValueError(f"the model has no weight for {', '.join(missing)}")
-    tied = {
-        target
-        for target, source in model.all_tied_weights_keys.items()
-        if target in state and state[target].data_ptr() == state[source].data_ptr()
-    }
+    tied = _tied(model)
     tensors: dict[str, Tensor] = {}
     shared = tied | {model.all_tied_weights_keys[target] for target in tied}
     for key, value in state.items():

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -23,9 +24,26 @@ class Format(ABC):
     Attributes:
         codes: last part of the name of the tensor that holds a linear's codes; None where the
             format keeps no codes and so cannot be read back.
+        config_file: a file beside config.json that repeats the ``quantization_config`` for older
+            readers; None for none.
+        file: the one file that a format writes in place of config.json and safetensors; None for
+            none.
+        half_scales: whether scales may be float16 whatever the model's dtype.
     """
 
     codes: ClassVar[str | None] = None
+    config_file: ClassVar[str | None] = None
+    file: ClassVar[str | None] = None
+    half_scales: ClassVar[bool] = False
+
+    @classmethod
+    def of_config(cls, config: Mapping[str, Any]) -> "Format":
+        """Return the format that reads a checkpoint with this ``quantization_config``.
+
+        Raises:
+            ValueError: it describes a variant that cannot be read.
+        """
+        return cls()
 
     @abstractmethod
     def check(self, specs: Mapping[str, GridSpec], shapes: Mapping[str, tuple[int, int]]) -> None:
@@ -39,6 +57,37 @@ class Format(ABC):
             ValueError: a spec, a layer or the mixture does not fit; names the layers and what
                 would fit.
         """
+
+    def check_model(self, config: Any, architecture: str, tokenizer: Any) -> None:  # noqa: B027
+        """Refuse, before any forward, a model that the format cannot hold; by default none.
+
+        Args:
+            config: the model's.
+            architecture: its class in transformers.
+            tokenizer: its tokenizer.
+
+        Raises:
+            NotImplementedError: says what is not known.
+        """
+
+    def write_file(
+        self,
+        folder: Path,
+        config: Any,
+        architecture: str,
+        tokenizer: Any,
+        tensors: "Iterable[tuple[str, Tensor | QuantizedLinear]]",
+    ) -> None:
+        """Write ``file``; of formats that have one.
+
+        Args:
+            folder: where.
+            config: the model's.
+            architecture: its class in transformers.
+            tokenizer: its tokenizer.
+            tensors: of the checkpoint by name, or of a quantized linear by the linear's.
+        """
+        raise NotImplementedError(f"{type(self).__name__} writes a folder.")
 
     @abstractmethod
     def quantization_config(

@@ -23,6 +23,14 @@ from torch import Tensor
 
 from mlcalib import _core
 from mlcalib._core import Grid, GridSpec, QuantizedLinear
+from mlcalib.formats._layout import (
+    by_grid,
+    check_groups,
+    check_zeros,
+    describe,
+    stored_scale,
+    tensor,
+)
 from mlcalib.formats.base import Format, formats
 from mlcalib.layer_names import patterns
 
@@ -46,12 +54,13 @@ class CompressedTensors(Format):
         That is other bits than 4 and 8, group sizes that leave a shorter last group, several grids
         of which one is asymmetric, and experts that are not all on one symmetric grid.
         """
-        groups = _by_grid(specs)
+        groups = by_grid(specs)
         _check_experts(specs, shapes)
-        for spec, names in groups:
-            _check_one(spec, {name: shapes[name] for name in names})
+        for spec, _ in groups:
+            _check_bits(spec)
+        check_groups(specs, shapes)
         if len(groups) > 1 and not all(spec.symmetric for spec, _ in groups):
-            found = ", ".join(f"{_describe(spec)} ({names[0]})" for spec, names in groups)
+            found = ", ".join(f"{describe(spec)} ({names[0]})" for spec, names in groups)
             raise ValueError(
                 "compressed-tensors holds linears on different grids only if all are symmetric, "
                 f"since transformers reads asymmetric ones as if all had one grid; found {found}. "
@@ -62,7 +71,7 @@ class CompressedTensors(Format):
         self, specs: Mapping[str, GridSpec], order: "Order", ignore: list[str]
     ) -> dict[str, Any]:
         """Return the section, the same for transformers and vLLM; a config group for each grid."""
-        groups = _by_grid(specs)
+        groups = by_grid(specs)
         config: dict[str, Any] = {
             "quant_method": "compressed-tensors",
             "format": "pack-quantized",
@@ -88,41 +97,32 @@ class CompressedTensors(Format):
         """Return weight_packed, weight_scale, weight_shape and, asymmetric, weight_zero_point."""
         grid, codes = quantized.grid, quantized.codes
         spec = grid.spec
-        _check_one(spec, {name: (codes.shape[0], codes.shape[1])})
-        scale = grid.scale.to(spec.scale_dtype)
-        if not scale.isfinite().all() or (scale.float() != grid.scale).any():
-            raise ValueError(
-                f"{name}: scales are not finite and exact in {spec.scale_dtype}; "
-                "fit the grid with that scale_dtype"
-            )
+        _check_bits(spec)
+        check_groups({name: spec}, {name: (codes.shape[0], codes.shape[1])})
+        check_zeros(name, grid)
         tensors = {
             f"{name}.weight_packed": _core.pack(codes, spec.bits),
-            f"{name}.weight_scale": scale,
+            f"{name}.weight_scale": stored_scale(name, grid),
             f"{name}.weight_shape": torch.tensor(codes.shape),
         }
         if not spec.symmetric:
             packed = _core.pack(grid.zero.t().contiguous(), spec.bits)
             tensors[f"{name}.weight_zero_point"] = packed.t().contiguous()
-        elif (grid.zero != 1 << (spec.bits - 1)).any():
-            raise ValueError(
-                f"{name}: the grid is symmetric but its zero points are not all "
-                f"{1 << (spec.bits - 1)}; a symmetric checkpoint holds none"
-            )
         return tensors
 
     def unpack(self, name: str, tensors: Mapping[str, Tensor], spec: GridSpec) -> QuantizedLinear:
         """Return codes and grid, exactly as packed."""
-        shape = _tensor(tensors, f"{name}.weight_shape", torch.int64, (2,))
+        shape = tensor(tensors, f"{name}.weight_shape", torch.int64, (2,))
         rows, columns = (int(size) for size in shape)
         groups, bits = spec.groups(columns), spec.bits
         words = (rows, math.ceil(columns * bits / 32))
-        packed = _tensor(tensors, f"{name}.weight_packed", torch.int32, words)
-        scale = _tensor(tensors, f"{name}.weight_scale", spec.scale_dtype, (rows, groups))
+        packed = tensor(tensors, f"{name}.weight_packed", torch.int32, words)
+        scale = tensor(tensors, f"{name}.weight_scale", spec.scale_dtype, (rows, groups))
         if spec.symmetric:
             zero = torch.full((rows, groups), 1 << (bits - 1), dtype=torch.uint8)
         else:
             words = (math.ceil(rows * bits / 32), groups)
-            packed_zero = _tensor(tensors, f"{name}.weight_zero_point", torch.int32, words)
+            packed_zero = tensor(tensors, f"{name}.weight_zero_point", torch.int32, words)
             zero = _core.unpack(packed_zero.t().contiguous(), bits, rows).t().contiguous()
         grid = Grid(scale.float(), zero, spec)
         return QuantizedLinear(_core.unpack(packed, bits, columns), grid)
@@ -144,24 +144,10 @@ class CompressedTensors(Format):
         return {name: _spec_of(name, groups) for name in linears}
 
 
-def _by_grid(specs: Mapping[str, GridSpec]) -> list[tuple[GridSpec, list[str]]]:
-    """Return what a checkpoint tells apart: each grid and its linears, the largest group first."""
-    groups: dict[tuple[int, int, bool], tuple[GridSpec, list[str]]] = {}
-    for name, spec in specs.items():
-        key = (spec.bits, spec.group_size, spec.symmetric)
-        groups.setdefault(key, (spec, []))[1].append(name)
-    return sorted(groups.values(), key=lambda group: -len(group[1]))
-
-
-def _describe(spec: GridSpec) -> str:
-    kind = "symmetric" if spec.symmetric else "asymmetric"
-    return f"{spec.bits} bits, group_size {spec.group_size}, {kind}"
-
-
 def _check_experts(specs: Mapping[str, GridSpec], linears: Iterable[str]) -> None:
     """Refuse what transformers 5.23 cannot load: it fuses experts, and reads all by one scheme."""
     experts = [name for name in linears if _EXPERT.search(name)]
-    grids = _by_grid({name: specs[name] for name in experts if name in specs})
+    grids = by_grid({name: specs[name] for name in experts if name in specs})
     # Its CompressedTensorsDequantize does not pass zero points of experts on ("Asymmetric quant
     # requires zero-point values").
     if any(not spec.symmetric for spec, _ in grids):
@@ -171,7 +157,7 @@ def _check_experts(specs: Mapping[str, GridSpec], linears: Iterable[str]) -> Non
         )
     left = [name for name in experts if name not in specs]
     if len(grids) > 1 or left:
-        found = [f"{names[0]}: {_describe(spec)}" for spec, names in grids]
+        found = [f"{names[0]}: {describe(spec)}" for spec, names in grids]
         found += [f"{left[0]}: floating point"] if left else []
         raise ValueError(
             "transformers loads the experts of a compressed-tensors checkpoint only if all are "
@@ -180,24 +166,9 @@ def _check_experts(specs: Mapping[str, GridSpec], linears: Iterable[str]) -> Non
         )
 
 
-def _check_one(spec: GridSpec, shapes: Mapping[str, tuple[int, int]]) -> None:
+def _check_bits(spec: GridSpec) -> None:
     if spec.bits not in _BITS:
         raise ValueError(f"compressed-tensors holds 4 or 8 bits, not {spec.bits}")
-    if spec.group_size == -1:
-        return
-    misfits: dict[int, list[str]] = {}
-    for name, (_, channels) in shapes.items():
-        if channels % spec.group_size:
-            misfits.setdefault(channels, []).append(name)
-    if not misfits:
-        return
-    layers = ", nor ".join(
-        f"{channels} input channels of {names[0]}"
-        + (f" (and {len(names) - 1} more)" if names[1:] else "")
-        for channels, names in misfits.items()
-    )
-    fitting = _fitting_sizes(spec.group_size, [channels for _, channels in shapes.values()])
-    raise ValueError(f"group_size {spec.group_size} does not divide {layers}; use {fitting}")
 
 
 def _targets(names: list[str], among: Iterable[str]) -> list[str]:
@@ -263,26 +234,3 @@ def _spec_of(name: str, groups: list[tuple[list[str], GridSpec]]) -> GridSpec:
             if any(test(target) for target in targets):
                 return spec
     raise ValueError(f"quantization_config has no group for {name}, which has codes")
-
-
-def _fitting_sizes(asked: int, channels: list[int]) -> str:
-    """Name group sizes near the asked one that divide all channel counts."""
-    common = math.gcd(*channels)
-    divisors = [size for size in range(2, 2 * asked + 1) if common % size == 0]
-    near = [size for size in divisors if 2 * size >= asked] or divisors[-1:]
-    return f"{', '.join(map(str, near))} or -1" if near else "-1"
-
-
-def _tensor(
-    tensors: Mapping[str, Tensor], name: str, dtype: torch.dtype, shape: tuple[int, ...]
-) -> Tensor:
-    """Return a tensor of the checkpoint, or say how it differs from what the config promises."""
-    if name not in tensors:
-        raise ValueError(f"the checkpoint has no tensor {name}")
-    tensor = tensors[name]
-    if tensor.dtype != dtype or tensor.shape != shape:
-        raise ValueError(
-            f"{name} is {tensor.dtype} {list(tensor.shape)}, "
-            f"but config.json and weight_shape say {dtype} {list(shape)}"
-        )
-    return tensor

@@ -1,8 +1,9 @@
-"""Tables, DataFrames and plots for people, and model cards that hold tables."""
+"""Tables, DataFrames and plots for people, model cards that hold tables, reports of studies."""
 
 from mlcalib.report.card import write_model_card
 from mlcalib.report.frames import loss_frame, range_frame
 from mlcalib.report.plots import loss_heatmap, range_heatmap
+from mlcalib.report.study import write_report
 from mlcalib.report.tables import markdown, metric_table, perplexity_table, rise_table
 
 __all__ = [
@@ -15,4 +16,5 @@ __all__ = [
     "range_heatmap",
     "rise_table",
     "write_model_card",
+    "write_report",
 ]

@@ -13,7 +13,7 @@ def perplexity_table(rows: Sequence[Row]) -> Table:
     """Return perplexity ± standard error, and bits per byte, of every model per language."""
     models = _models(rows)
     values = {(_key(row), row.language, row.metric): row for row in rows}
-    table = [["language", *(f"{_label(model, models)}" for model in models)]]
+    table = [["language", *(f"{label(model, models)}" for model in models)]]
     for language in _languages(rows):
         cells = [language]
         for model in models:
@@ -41,7 +41,7 @@ def rise_table(rows: Sequence[Row]) -> Table:
         model: [loss[model, language] - loss[first, language] for language in languages]
         for model in others
     }
-    table = [["language", *(_label(model, models) for model in others)]]
+    table = [["language", *(label(model, models) for model in others)]]
     for index, language in enumerate(languages):
         table.append([language, *(f"{rises[model][index]:+.3f}" for model in others)])
     table.append(["mean", *(f"{fmean(rises[model]):+.3f}" for model in others)])
@@ -54,7 +54,7 @@ def metric_table(rows: Sequence[Row], metric: str) -> Table:
     rows = [row for row in rows if row.metric == metric]
     models, languages = _models(rows), _languages(rows)
     values = {(_key(row), row.language): row.value for row in rows}
-    table = [["language", *(_label(model, models) for model in models)]]
+    table = [["language", *(label(model, models) for model in models)]]
     for language in languages:
         table.append([language, *(f"{values[model, language]:.3f}" for model in models)])
     means = (fmean(values[model, language] for language in languages) for model in models)
@@ -87,7 +87,7 @@ def _languages(rows: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(row.language for row in rows))
 
 
-def _label(model: _Model, models: Sequence[_Model]) -> str:
+def label(model: _Model, models: Sequence[_Model]) -> str:
     """Say method and calibration, and the model's own name where these are not enough."""
     name, method, calibration = model
     short = method if calibration == "none" else f"{method} {calibration}"

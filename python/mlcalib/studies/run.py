@@ -91,6 +91,7 @@ def open_model(spec: StudySpec, name: str, out: Path) -> ModelStudy:
         variant.name: make_recipe(
             source.model,
             source.adapter,
+            tokenizer,
             name=model_path(name),
             dtype=source.dtype,
             method=variant.method,

@@ -1,0 +1,50 @@
+"""``mlcalib imatrix``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mlcalib.cli.arguments import MODEL, Corpus, Dtype, Languages, Separator, SeqLen, unescape
+
+
+def imatrix(
+    model: Annotated[str, typer.Argument(help=MODEL)],
+    out: Annotated[
+        Path, typer.Option(help="File to write; .dat for llama.cpp before July 2025, else GGUF.")
+    ],
+    languages: Languages = "multi10",
+    corpus: Corpus = "sample",
+    tokens: Annotated[
+        int, typer.Option(help="Tokens of all languages together, split by shares.")
+    ] = 40960,
+    seq_len: SeqLen = 512,
+    seed: Annotated[int, typer.Option(help="What documents are shuffled with.")] = 0,
+    separator: Separator = None,
+    allow_short: Annotated[
+        bool, typer.Option("--allow-short", help="Use what there is where text is short.")
+    ] = False,
+    dtype: Dtype = "auto",
+) -> None:
+    """Write an importance matrix for llama.cpp, of any mixture of languages.
+
+    Example: mlcalib imatrix MODEL --languages multi10 --corpus files:TEXT --out imatrix.gguf;
+    then: llama-quantize --imatrix imatrix.gguf MODEL-F16.gguf OUT.gguf Q4_K_M
+    """
+    import mlcalib
+
+    calibration = mlcalib.calibration(
+        model,
+        languages,
+        corpus,
+        tokens=tokens,
+        seq_len=seq_len,
+        seed=seed,
+        separator=unescape(separator),
+        allow_short=allow_short,
+    )
+    typer.echo(calibration.table())
+    typer.echo(f"separator: {calibration.separator}")
+    found = mlcalib.imatrix(model, calibration, dtype=dtype)
+    found.save(out)
+    typer.echo(f"{len(found.statistics)} tensors written to {out}")

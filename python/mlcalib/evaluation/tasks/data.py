@@ -1,0 +1,89 @@
+"""Rows of a data set from local files, or from the hub."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from mlcalib.evaluation.tasks.catalogue import Task
+from mlcalib.languages import Language
+from mlcalib.optional import optional
+
+JsonRow = dict[str, Any]
+
+SUFFIXES = (".jsonl", ".parquet")
+
+
+def local_file(data: Path, task: Task, language: Language, split: str | None = None) -> Path | None:
+    """Return the file with a language's split: ``FOLDER/CODE/SPLIT.jsonl`` or ``.parquet``.
+
+    The split that is scored may also be ``FOLDER/CODE.jsonl``. CODE is what the data set calls the
+    language, or mlcalib's code for it.
+    """
+    wanted = split or task.split
+    for code in dict.fromkeys((task.code(language), language.code)):
+        for suffix in SUFFIXES:
+            path = data / task.folder / str(code) / f"{wanted}{suffix}"
+            if path.is_file():
+                return path
+            path = data / task.folder / f"{code}{suffix}"
+            if path.is_file() and wanted == task.split:
+                return path
+    return None
+
+
+def missing_file(where: Path, task: Task, language: Language) -> FileNotFoundError:
+    """Say which file was looked for, and where it can be had."""
+    return FileNotFoundError(
+        f"task '{task.name}', language '{language.code}': there is no {where} (nor .parquet). Save "
+        f"the split '{task.split}' of the Hugging Face data set {task.hub}, for "
+        f"'{task.code(language)}', there; or leave the language or the task out, or run without a "
+        "data folder."
+    )
+
+
+def read_rows(path: Path, fields: Sequence[str]) -> list[JsonRow]:
+    """Read JSONL or Parquet.
+
+    Raises:
+        ValueError: a line is not a JSON object, a row lacks one of ``fields``, or there is no row.
+    """
+    rows = list(_parquet(path) if path.suffix == ".parquet" else _jsonl(path))
+    if not rows:
+        raise ValueError(f"{path} has no rows.")
+    for number, row in enumerate(rows, start=1):
+        if lacking := [field for field in fields if field not in row]:
+            raise ValueError(
+                f"{path}, row {number}, has no field '{lacking[0]}'; it has: "
+                f"{', '.join(row) or 'none'}. Expected are the data set's own: "
+                f"{', '.join(fields)}."
+            )
+    return rows
+
+
+def hub_rows(task: Task, configuration: str | None, **options: Any) -> list[JsonRow]:
+    """Read a split from the hub.
+
+    Raises:
+        ImportError: ``datasets`` is not installed.
+    """
+    datasets = optional("datasets", "eval", f"The task '{task.name}'")
+    return list(datasets.load_dataset(task.hub, configuration, split=task.split, **options))
+
+
+def _jsonl(path: Path) -> Iterator[JsonRow]:
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number}, is not JSON: {error}.") from error
+            if not isinstance(row, dict):
+                raise ValueError(f"{path}, line {number}, is a {type(row).__name__}, not a row.")
+            yield row
+
+
+def _parquet(path: Path) -> Iterator[JsonRow]:
+    parquet = optional("pyarrow.parquet", "parquet", f"Reading {path}")
+    for batch in parquet.ParquetFile(path).iter_batches():
+        yield from batch.to_pylist()

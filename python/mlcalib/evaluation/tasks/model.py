@@ -1,0 +1,236 @@
+"""A transformers model as lm-evaluation-harness sees it, which reads shared beginnings once."""
+
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lm_eval.models.huggingface import HFLM
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from mlcalib.evaluation.tasks.prefixes import Group, Tokens, batches, group
+from mlcalib.models import find_adapter
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_BATCH_TOKENS = {"cpu": 768}  # more fills no core better, and costs memory
+_BATCH_TOKENS_ELSEWHERE = 16384
+_TOGETHER = {"cpu": 8}
+_TOGETHER_ELSEWHERE = 32
+
+Scored = tuple[float, bool]
+Request = tuple[tuple[str, str], list[int], list[int]]
+
+
+class TaskModel(HFLM):  # type: ignore[misc]  # lm_eval has no types
+    """``hf`` of lm-eval for a live model: same log-likelihoods, fewer tokens read.
+
+    Requests that begin alike (the choices of an item, the items of a premise) share one forward of
+    what they share. Only what is scored reaches the vocabulary. Generation is that of ``hf``, in
+    batches.
+
+    Args:
+        model: a transformers model.
+        tokenizer: its tokenizer; copied, since lm-eval gives it a padding token.
+        batch_size: sequences generated together. Default: 8 on a CPU, else 32.
+        max_length: context; longer inputs lose their beginning. Default: the model's.
+        progress: show bars.
+        options: as for ``hf``.
+    """
+
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        *,
+        batch_size: int | None = None,
+        max_length: int | None = None,
+        progress: bool = True,
+        **options: Any,
+    ) -> None:
+        kind = model.device.type
+        super().__init__(
+            pretrained=model,
+            tokenizer=copy.deepcopy(tokenizer),
+            batch_size=batch_size or _TOGETHER.get(kind, _TOGETHER_ELSEWHERE),
+            max_length=max_length,
+            **options,
+        )
+        self._progress = progress
+        self._batch_tokens = _BATCH_TOKENS.get(kind, _BATCH_TOKENS_ELSEWHERE)
+
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[Scored]:
+        """Return of each (context, continuation) the log-likelihood, and whether it is greedy."""
+        found: list[Scored] = super().loglikelihood(
+            requests, disable_tqdm=disable_tqdm or not self._progress
+        )
+        return found
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        """Return what the model writes after each prompt."""
+        found: list[str] = super().generate_until(
+            requests, disable_tqdm=disable_tqdm or not self._progress
+        )
+        return found
+
+    def _loglikelihood_tokens(
+        self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None
+    ) -> list[Scored]:
+        inputs = [self._input(context, target) for _, context, target in requests]
+        for sequence, (_, _, target) in zip(inputs, requests, strict=True):
+            if not 0 < len(target) <= len(sequence):
+                raise ValueError(
+                    f"A continuation has {len(target):,} tokens, but from 1 to {len(sequence):,} "
+                    f"can be scored: the context is {self.max_length:,} tokens long."
+                )
+        if not self._can_share(max(map(len, inputs), default=0)):
+            found: list[Scored] = super()._loglikelihood_tokens(
+                requests, disable_tqdm=disable_tqdm, override_bs=override_bs
+            )
+            return found
+        targets: dict[Tokens, dict[Tokens, Scored | None]] = {}
+        for sequence, (_, _, target) in zip(inputs, requests, strict=True):
+            targets.setdefault(sequence, {})[tuple(target)] = None
+        groups = group(list(targets))
+        with tqdm(total=len(groups), desc="scoring", disable=disable_tqdm) as bar:
+            for batch in batches(groups, self._batch_tokens):
+                self._score(batch, targets)
+                bar.update(len(batch))
+        results = []
+        for sequence, (texts, _, target) in zip(inputs, requests, strict=True):
+            scored = targets[sequence][tuple(target)]
+            assert scored is not None
+            self.cache_hook.add_partial("loglikelihood", texts, scored)
+            results.append(scored)
+        return results
+
+    def _input(self, context: list[int], target: list[int]) -> Tokens:
+        """Return what the model reads to predict the target: all but the last token, cut left."""
+        return tuple((context + target)[-(self.max_length + 1) : -1])
+
+    def _can_share(self, longest: int) -> bool:
+        """Whether a cache of a shared beginning gives what the whole sequence gives.
+
+        It does for the attention of the models that mlcalib knows, as long as no window is full.
+        """
+        try:
+            find_adapter(type(self.model).__name__)
+        except NotImplementedError:
+            return False
+        window = getattr(self.model.config, "sliding_window", None)
+        return window is None or longest < window
+
+    @torch.inference_mode()
+    def _score(
+        self, batch: Sequence[Group], targets: dict[Tokens, dict[Tokens, Scored | None]]
+    ) -> None:
+        """Fill in the scores of a batch's sequences."""
+        starts = [_first_scored(each, targets) for each in batch]
+        prefix = _padded([each.prefix for each in batch], self.device)
+        first = min(*starts, prefix.shape[1] - 1)
+        shared = [each for each in batch if each.rests]
+        out = self.model(
+            input_ids=prefix,  # padded on the right, where it changes nothing
+            use_cache=bool(shared),
+            logits_to_keep=prefix.shape[1] - first,
+        )
+        none: Iterator[_Logits] = iter(())
+        rests = self._rests(batch, starts, out.past_key_values) if shared else none
+        read = _Logits.of(out.logits)
+        for row, (each, start) in enumerate(zip(batch, starts, strict=True)):
+            head = read.part(row, start - first, len(each.prefix) - first)
+            for sequence in each.sequences:
+                parts = [head, next(rests)] if each.rests else [head]
+                for target in targets[sequence]:
+                    targets[sequence][target] = _score(parts, target)
+
+    def _rests(
+        self, batch: Sequence[Group], starts: Sequence[int], cache: Any
+    ) -> Iterator["_Logits"]:
+        """Yield the logits of each rest, [tokens, vocabulary], from its first that is scored."""
+        rows = [row for row, each in enumerate(batch) for _ in each.rests]
+        lengths = torch.tensor([len(batch[row].prefix) for row in rows], device=self.device)
+        rests = [rest for each in batch for rest in each.rests]
+        ids = _padded(rests, self.device)
+        cache.batch_select_indices(torch.tensor(rows, device=self.device))
+        width = cache.get_seq_length()
+        mask = None
+        if (lengths < width).any():  # hide the padding between a prefix and its rest
+            mask = torch.arange(width, device=self.device) < lengths[:, None]
+            mask = torch.cat([mask, torch.ones_like(ids, dtype=torch.bool)], 1).long()
+        after = [max(0, starts[row] - len(batch[row].prefix)) for row in rows]
+        first = min(after)
+        out = self.model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=lengths[:, None] + torch.arange(ids.shape[1], device=self.device),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=ids.shape[1] - first,
+        )
+        read = _Logits.of(out.logits)
+        for row, (rest, skipped) in enumerate(zip(rests, after, strict=True)):
+            yield read.part(row, skipped - first, len(rest) - first)
+
+
+@dataclass(frozen=True)
+class _Logits:
+    """Logits, and what takes a pass over the vocabulary: done once for all that share them.
+
+    Attributes:
+        logits: [..., tokens, vocabulary].
+        norm: [..., tokens] float32, log of the sum of their exponentials.
+        best: [..., tokens] int64, the most probable token.
+    """
+
+    logits: Tensor
+    norm: Tensor
+    best: Tensor
+
+    @classmethod
+    def of(cls, logits: Tensor) -> "_Logits":
+        return cls(logits, logits.float().logsumexp(-1), logits.argmax(-1))
+
+    def part(self, row: int, start: int, end: int) -> "_Logits":
+        return _Logits(*(each[row, start:end] for each in (self.logits, self.norm, self.best)))
+
+
+def _first_scored(each: Group, targets: dict[Tokens, dict[Tokens, Scored | None]]) -> int:
+    """Return the first position whose logits a target of the group needs."""
+    return min(
+        len(sequence) - len(target) for sequence in each.sequences for target in targets[sequence]
+    )
+
+
+def _padded(sequences: Sequence[Tokens], device: torch.device) -> Tensor:
+    """Return [sequences, longest] int64, zeros on the right."""
+    ids = torch.zeros(len(sequences), max(map(len, sequences)), dtype=torch.int64)
+    for row, sequence in enumerate(sequences):
+        ids[row, : len(sequence)] = torch.tensor(sequence)
+    return ids.to(device)
+
+
+def _score(parts: Sequence[_Logits], target: Tokens) -> Scored:
+    """Return the log-likelihood of a target, and whether it is what greedy decoding gives.
+
+    Args:
+        parts: of the positions before the target's tokens and, first, perhaps others.
+        target: the tokens.
+    """
+    total, greedy, end = 0.0, True, len(target)
+    for part in reversed(parts):
+        count = min(end, len(part.norm))
+        if not count:
+            continue
+        ids = torch.tensor(target[end - count : end], device=part.norm.device)
+        chosen = part.logits[-count:].gather(1, ids[:, None])[:, 0].float()
+        total += float((chosen - part.norm[-count:]).sum())
+        greedy &= bool((part.best[-count:] == ids).all())
+        end -= count
+    if not math.isfinite(total):
+        raise ValueError("the model gives NaN or Inf; it is damaged, or its dtype overflows.")
+    return total, greedy

@@ -1,0 +1,124 @@
+"""What running tasks gives."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from mlcalib.evaluation.tasks.text_metrics import Score
+from mlcalib.files import atomic_file
+from mlcalib.results import Row, versions
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What a model wrote.
+
+    Attributes:
+        prompt: what it read.
+        output: what it wrote.
+        reference: what is right; None where nothing is.
+    """
+
+    prompt: str
+    output: str
+    reference: str | None = None
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A cell that has no number, and why.
+
+    Attributes:
+        task: which.
+        language: code.
+        metric: which; None for the whole task.
+        reason: e.g. ``no task``, ``tokenizer not available``, ``not measured: …``.
+        fillers: tasks that ask for something alike and have the language.
+    """
+
+    task: str
+    language: str
+    metric: str | None
+    reason: str
+    fillers: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        offer = f" (try {' or '.join(self.fillers)})" if self.fillers else ""
+        return f"{self.reason}{offer}"
+
+
+@dataclass
+class TaskResults:
+    """Results of tasks in languages, of one model.
+
+    Tasks are named as in the rows: ``flores`` gives ``flores_from_en`` and ``flores_to_en``,
+    ``language_confusion`` its ``…_monolingual`` and ``…_crosslingual``.
+
+    Attributes:
+        model: what the rows call it.
+        method: what quantized it.
+        calibration: what it was calibrated on.
+        seed: of the bootstrap behind the errors of corpus scores.
+        rows: the numbers.
+        items: task → language → a number per item, in the order of the data: 0 or 1 for wrong and
+            right; for translations and summaries the score of that text alone (chrF++, ROUGE-L);
+            None for an item that says nothing (a response too short to tell its language).
+        generations: task → language → what the model wrote, in the order of the data.
+        missing: the cells without a number.
+    """
+
+    model: str
+    method: str = "float"
+    calibration: str = "none"
+    seed: int = 0
+    rows: list[Row] = field(default_factory=list)
+    items: dict[str, dict[str, list[float | None]]] = field(default_factory=dict)
+    generations: dict[str, dict[str, list[Generation]]] = field(default_factory=dict)
+    missing: list[Missing] = field(default_factory=list)
+
+    def add(
+        self, task: str, language: str, scores: Sequence[Score], items: Sequence[float | None]
+    ) -> None:
+        """Add what was found of a task in a language."""
+        computed = versions("lm_eval", "sacrebleu", "py3langid")
+        self.rows += [
+            Row(
+                model=self.model,
+                method=self.method,
+                calibration=self.calibration,
+                language=language,
+                task=task,
+                metric=each.metric,
+                value=each.value,
+                stderr=each.stderr,
+                n=each.n,
+                seed=self.seed if each.drawn else None,
+                versions=computed,
+            )
+            for each in scores
+        ]
+        if items:
+            self.items.setdefault(task, {})[language] = list(items)
+
+    def write_generations(self, folder: str | Path) -> list[Path]:
+        """Write what the model wrote as JSONL files, one per task; return their paths.
+
+        A row has ``id`` (unique in a language), ``language``, ``prompt``, ``output`` and
+        ``reference``, and where it comes from: ``model``, ``method``, ``calibration``, ``task``.
+        """
+        paths = []
+        for task, languages in self.generations.items():
+            rows = [
+                {"id": str(number), "language": code, **asdict(each), "task": task, **self._source}
+                for code, generations in languages.items()
+                for number, each in enumerate(generations)
+            ]
+            paths.append(Path(folder) / f"{task}.jsonl")
+            with atomic_file(paths[-1]) as file:
+                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        return paths
+
+    @property
+    def _source(self) -> dict[str, str]:
+        return {"model": self.model, "method": self.method, "calibration": self.calibration}

@@ -1,0 +1,249 @@
+"""Run benchmark tasks on a model."""
+
+import logging
+from collections.abc import Callable, Sequence
+from itertools import zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from mlcalib.evaluation.tasks.catalogue import Task, fillers, find_task
+from mlcalib.evaluation.tasks.outcome import Generation, Missing, TaskResults
+from mlcalib.evaluation.tasks.prompts import Prompts, prompts, worded
+from mlcalib.evaluation.tasks.scoring import score
+from mlcalib.evaluation.tasks.stock import (
+    Sample,
+    StockTask,
+    quiet_harness,
+    run_stock,
+    stock_data,
+    stock_task,
+)
+from mlcalib.evaluation.tasks.text_metrics import Score, mean, sentencepiece_encoder
+from mlcalib.languages import Language, language, language_set
+from mlcalib.models.loading import load_model, load_tokenizer
+from mlcalib.optional import optional
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from mlcalib.evaluation.tasks.model import TaskModel
+
+T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
+
+
+def run_tasks(  # noqa: PLR0913 - options of an evaluation, all by name
+    model: "PreTrainedModel | str | Path",
+    tokenizer: "PreTrainedTokenizerBase | None",
+    tasks: str | Sequence[str],
+    languages: str | Sequence[str] = "multi10",
+    *,
+    data: str | Path | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    sentencepiece: str | Path | None = None,
+    name: str | None = None,
+    method: str = "float",
+    calibration: str = "none",
+    batch_size: int | None = None,
+    max_length: int | None = None,
+    progress: bool = True,
+) -> TaskResults:
+    """Run benchmark tasks on a model, greedily and without examples (zero-shot).
+
+    Args:
+        model: a transformers model, or a folder, hub name or GGUF file.
+        tokenizer: its tokenizer; None for that of a model that is loaded here.
+        tasks: plain names (``mlcalib.evaluation.tasks.task_names``), in a list or with commas.
+        languages: a set (``multi10``) or codes, in a list or with commas.
+        data: folder with local data, ``TASK/LANGUAGE/SPLIT.jsonl`` or ``.parquet`` (see
+            docs/evaluation.md); the network is not touched then. None: the data sets of the hub.
+        limit: items per task and language, the first so many; where a task has subjects or sources,
+            of each.
+        seed: of the bootstrap behind the errors of BLEU and chrF++; nothing else is drawn.
+        sentencepiece: the SentencePiece model that spBLEU needs, e.g. FLORES-200's.
+        name: what the rows call the model. Default: the path, or the name that it was loaded by.
+        method: what the rows say quantized it.
+        calibration: what the rows say it was calibrated on.
+        batch_size: sequences generated together. Default: 8 on a CPU, else 32.
+        max_length: context. Default: the model's.
+        progress: show bars.
+
+    Raises:
+        FileNotFoundError: ``data`` has no file of a task in any of the languages; says where one
+            can be had. (Where it has some, the other cells are missing, and a warning names them.)
+        ImportError: the extra ``eval`` is not installed.
+        ValueError: an unknown task or language, a limit below 1, or a file that is not what the
+            task reads.
+    """
+    wanted = [find_task(each) for each in _listed(tasks)]
+    spoken = [language(code) for code in _codes(languages)]
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit is {limit}; give 1 or more, or none for all items.")
+    folder = _folder(data)
+    encoder = None if sentencepiece is None else sentencepiece_encoder(sentencepiece)
+    results = TaskResults(name or _name(model), method, calibration, seed)
+
+    def find_stock(task: Task, each: Language) -> list[StockTask]:
+        if (found := stock_task(task, each)) is None:
+            return []
+        if folder is not None:
+            stock_data(found, folder)
+        return [found]
+
+    stock = _find([task for task in wanted if task.files], spoken, find_stock, results)
+    lm = _task_model(model, tokenizer, batch_size, max_length, progress)
+    asked = _find(
+        [task for task in wanted if not task.files],
+        spoken,
+        lambda task, each: prompts(task, each, folder, limit, lm),
+        results,
+    )
+    if stock:
+        for found, samples in zip(stock, run_stock(lm, stock, folder, limit), strict=True):
+            _add_stock(found, samples, results)
+    for each, outputs in zip(asked, _generate(lm, asked), strict=True):
+        scored = score(each, outputs, encoder, seed)
+        code = each.language.code
+        results.add(each.task, code, scored.scores, scored.items)
+        results.generations.setdefault(each.task, {})[code] = [
+            Generation(prompt, output, reference)
+            for prompt, output, reference in zip_longest(each.texts, outputs, each.references)
+        ]
+        results.missing += [
+            Missing(each.task, code, metric, reason) for metric, reason in scored.missing.items()
+        ]
+    return results
+
+
+def _listed(given: str | Sequence[str]) -> list[str]:
+    names = given.split(",") if isinstance(given, str) else list(given)
+    return list(dict.fromkeys(name.strip() for name in names))
+
+
+def _codes(given: str | Sequence[str]) -> list[str]:
+    return list(language_set(given if isinstance(given, str) else ",".join(given)).weights)
+
+
+def _folder(data: str | Path | None) -> Path | None:
+    if data is None:
+        return None
+    if not Path(data).is_dir():
+        raise FileNotFoundError(f"The data folder {data} does not exist.")
+    return Path(data)
+
+
+def _name(model: "PreTrainedModel | str | Path") -> str:
+    if isinstance(model, str | Path):
+        return str(model)
+    return str(model.config.name_or_path) or "model"
+
+
+def _task_model(
+    model: "PreTrainedModel | str | Path",
+    tokenizer: "PreTrainedTokenizerBase | None",
+    batch_size: int | None,
+    max_length: int | None,
+    progress: bool,
+) -> "TaskModel":
+    optional("lm_eval", "eval", "A benchmark task")
+    from mlcalib.evaluation.tasks.model import TaskModel
+
+    if isinstance(model, str | Path):
+        source = str(model)
+        model, tokenizer = load_model(source), tokenizer or load_tokenizer(source)
+    if tokenizer is None:
+        raise ValueError("A live model was given without its tokenizer; give both.")
+    with quiet_harness():
+        return TaskModel(
+            model, tokenizer, batch_size=batch_size, max_length=max_length, progress=progress
+        )
+
+
+def _find(
+    tasks: Sequence[Task],
+    languages: Sequence[Language],
+    find: Callable[[Task, Language], Sequence[T]],
+    results: TaskResults,
+) -> list[T]:
+    """Look every task up in every language; what is not there is missing in the results.
+
+    Raises:
+        FileNotFoundError: of a task no language has its file.
+    """
+    found: list[T] = []
+    for task in tasks:
+        of_task, lacking = 0, []
+        for each in languages:
+            try:
+                here = find(task, each)
+            except FileNotFoundError as error:
+                lacking.append((each, error))
+                continue
+            if not here:
+                results.missing.append(_no_task(task, each))
+            of_task += len(here)
+            found += here
+        if lacking and not of_task:
+            raise lacking[0][1]
+        for each, cause in lacking:
+            _log.warning("%s", cause)
+            results.missing.append(Missing(task.name, each.code, None, "no data file"))
+    return found
+
+
+def _no_task(task: Task, each: Language) -> Missing:
+    return Missing(task.name, each.code, None, "no task", tuple(fillers(task, each)))
+
+
+def _add_stock(found: StockTask, samples: Sequence[Sample], results: TaskResults) -> None:
+    """Add what lm-eval found of each item; the first metric of the task says right or wrong."""
+    task, code = found.task, found.language.code
+    scores: list[Score] = []
+    items: list[float | None] = []
+    for metric in task.metrics:
+        name, _, filtered = metric.partition(",")
+        values = [
+            float(sample[name])
+            for sample in samples
+            if name in sample and sample["filter"] == (filtered or "none")
+        ]
+        if values:
+            items = items or list(values)
+            scores.append(mean(metric, values))
+    results.add(task.name, code, scores, items)
+    if task.kind == "answer":
+        results.generations.setdefault(task.name, {})[code] = [
+            Generation(sample["arguments"][0][0], sample["resps"][0][0], str(sample["target"]))
+            for sample in samples
+            if sample["filter"] == samples[0]["filter"]
+        ]
+
+
+def _generate(lm: "TaskModel", asked: Sequence[Prompts]) -> list[list[str]]:
+    """Let the model write, everything in one go, so that like lengths are batched together."""
+    from lm_eval.api.instance import Instance
+
+    requests = [
+        Instance(
+            request_type="generate_until",
+            doc={},
+            arguments=(
+                text,
+                {
+                    "until": list(each.until),
+                    "max_gen_toks": each.max_tokens,
+                    "do_sample": False,
+                },
+            ),
+            idx=0,
+        )
+        for each in asked
+        for text in worded(each, lm)
+    ]
+    if not requests:
+        return []
+    with quiet_harness():
+        written = iter(lm.generate_until(requests))
+    return [[next(written).strip() for _ in each.texts] for each in asked]

@@ -1,0 +1,176 @@
+"""What the layouts of several formats share."""
+
+import math
+import re
+from collections.abc import Collection, Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from mlcalib._core import Grid, GridSpec
+from mlcalib.layer_names import fused_groups
+
+SCALE_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+_FUSED_NAMES = {"q_proj": "qkv_proj", "gate_proj": "gate_up_proj"}
+
+
+def by_grid(specs: Mapping[str, GridSpec]) -> list[tuple[GridSpec, list[str]]]:
+    """Return what a checkpoint tells apart: each grid and its linears, the largest group first."""
+    groups: dict[tuple[int, int, bool], tuple[GridSpec, list[str]]] = {}
+    for name, spec in specs.items():
+        key = (spec.bits, spec.group_size, spec.symmetric)
+        groups.setdefault(key, (spec, []))[1].append(name)
+    return sorted(groups.values(), key=lambda group: -len(group[1]))
+
+
+def describe(spec: GridSpec) -> str:
+    """Return a grid in words."""
+    kind = "symmetric" if spec.symmetric else "asymmetric"
+    return f"{spec.bits} bits, group_size {spec.group_size}, {kind}"
+
+
+def check_groups(
+    specs: Mapping[str, GridSpec], shapes: Mapping[str, tuple[int, int]], *, whole_row: bool = True
+) -> None:
+    """Refuse group sizes that leave a shorter last group.
+
+    Args:
+        specs: of each linear to be quantized.
+        shapes: (out, in) of each.
+        whole_row: whether -1 may be proposed.
+
+    Raises:
+        ValueError: names the layers and sizes that would fit.
+    """
+    for spec, names in by_grid(specs):
+        misfits: dict[int, list[str]] = {}
+        for name in names:
+            channels = shapes[name][1]
+            if spec.group_size != -1 and channels % spec.group_size:
+                misfits.setdefault(channels, []).append(name)
+        if misfits:
+            layers = ", nor ".join(
+                f"{channels} input channels of {layers[0]}"
+                + (f" (and {len(layers) - 1} more)" if layers[1:] else "")
+                for channels, layers in misfits.items()
+            )
+            fitting = _fitting_sizes(spec.group_size, [shapes[name][1] for name in names])
+            fitting += ["-1"] if whole_row else []
+            size = spec.group_size
+            raise ValueError(f"group_size {size} does not divide {layers}; use {_either(fitting)}")
+
+
+def _fitting_sizes(asked: int, channels: list[int]) -> list[str]:
+    """Return group sizes near the asked one that divide all channel counts."""
+    common = math.gcd(*channels)
+    divisors = [size for size in range(2, 2 * asked + 1) if common % size == 0]
+    return [str(size) for size in [size for size in divisors if 2 * size >= asked] or divisors[-1:]]
+
+
+def _either(options: list[str]) -> str:
+    return " or ".join(filter(None, [", ".join(options[:-1]), options[-1]])) if options else "none"
+
+
+def check_words(
+    form: str, specs: Mapping[str, GridSpec], shapes: Mapping[str, tuple[int, int]], *, rows: bool
+) -> None:
+    """Refuse linears whose channels do not fill 32-bit words.
+
+    Args:
+        form: the format, for the message.
+        specs: of each linear to be quantized.
+        shapes: (out, in) of each.
+        rows: whether input channels are packed too, not only output channels.
+
+    Raises:
+        ValueError: names the layer, its channels and what they must be a multiple of.
+    """
+    for name, spec in specs.items():
+        multiple = 32 // math.gcd(32, spec.bits)
+        sides = (("output", shapes[name][0]), ("input", shapes[name][1]))
+        for side, channels in sides if rows else sides[:1]:
+            if channels % multiple:
+                raise ValueError(
+                    f"{form} packs {spec.bits}-bit codes into whole words of {multiple} {side} "
+                    f"channels, but {name} has {channels}; leave it out (--skip), or save with "
+                    "--format compressed-tensors or dense."
+                )
+
+
+def check_zeros(name: str, grid: Grid) -> None:
+    """Refuse a symmetric grid off centre, whose zero points a format would not store.
+
+    Raises:
+        ValueError: names the linear.
+    """
+    middle = 1 << (grid.spec.bits - 1)
+    if grid.spec.symmetric and (grid.zero != middle).any():
+        raise ValueError(
+            f"{name}: the grid is symmetric but its zero points are not all {middle}; a symmetric "
+            "checkpoint holds none"
+        )
+
+
+def stored_scale(name: str, grid: Grid) -> Tensor:
+    """Return the grid's scales in the dtype that it promises, [rows, groups].
+
+    Raises:
+        ValueError: a scale is not finite or not exact in it.
+    """
+    dtype = grid.spec.scale_dtype
+    scale = grid.scale.to(dtype)
+    if not scale.isfinite().all() or (scale.float() != grid.scale).any():
+        raise ValueError(
+            f"{name}: scales are not finite and exact in {dtype}; fit the grid with that "
+            "scale_dtype"
+        )
+    return scale
+
+
+def tensor(
+    tensors: Mapping[str, Tensor],
+    name: str,
+    dtypes: torch.dtype | Collection[torch.dtype],
+    shape: tuple[int, ...],
+) -> Tensor:
+    """Return a tensor of the checkpoint, or say how it differs from what the config promises.
+
+    Raises:
+        ValueError: it is missing, or has another dtype or shape.
+    """
+    if name not in tensors:
+        raise ValueError(f"the checkpoint has no tensor {name}")
+    found = tensors[name]
+    expected = {dtypes} if isinstance(dtypes, torch.dtype) else set(dtypes)
+    if found.dtype not in expected or found.shape != shape:
+        named = " or ".join(sorted(map(str, expected)))
+        raise ValueError(
+            f"{name} is {found.dtype} {list(found.shape)}, "
+            f"but the config and the other tensors ask for {named} {list(shape)}"
+        )
+    return found
+
+
+def with_dtype(spec: GridSpec, dtype: torch.dtype) -> GridSpec:
+    """Return a grid spec with another scale dtype."""
+    if spec.scale_dtype == dtype:
+        return spec
+    return GridSpec(spec.bits, spec.group_size, spec.symmetric, spec.range, dtype)
+
+
+def with_fused(names: Iterable[str]) -> list[str]:
+    """Return names and, of linears that vLLM fuses, the name that it gives the whole.
+
+    vLLM looks patterns up by ``self_attn.qkv_proj``, ``mlp.gate_up_proj`` and ``mlp.experts``
+    (``get_dynamic_override`` in vllm/model_executor/layers/quantization/utils/gptq_utils.py).
+    """
+    names = list(names)
+    fused = []
+    for members in fused_groups(names):
+        if experts := re.match(r"(.+\.experts)\.\d+\.", members[0]):
+            fused.append(experts[1])
+            continue
+        parent, _, leaf = members[0].rpartition(".")
+        if leaf in _FUSED_NAMES:
+            fused.append(f"{parent}.{_FUSED_NAMES[leaf]}")
+    return names + fused

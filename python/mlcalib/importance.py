@@ -1,0 +1,246 @@
+"""llama.cpp's importance matrix from per-language statistics.
+
+What ``llama-imatrix`` gathers from one text, here from a calibration set: of each linear's input
+the sum and the sum of squares of each channel, and the number of tokens. Languages are kept apart,
+so that any mixture can be written without another pass. Layouts are those of ``save_imatrix`` and
+``save_imatrix_legacy`` in llama.cpp's ``tools/imatrix/imatrix.cpp``.
+"""
+
+import re
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from mlcalib.calibration_sets import CalibrationSet
+from mlcalib.files import atomic_path
+from mlcalib.flow import Flow, Stopwatch
+from mlcalib.models import Adapter, find_adapter
+from mlcalib.models.experts import unfuse
+from mlcalib.models.loading import architecture, check_source, load_model, shared_copy
+from mlcalib.optional import optional
+from mlcalib.solving import longest
+from mlcalib.statistics import StatisticSet, mix
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Layout = Literal["gguf", "dat"]
+Floats = NDArray[np.float32]
+
+_ARCHITECTURES = {
+    "LlamaForCausalLM": "LLAMA",
+    "MistralForCausalLM": "LLAMA",
+    "MixtralForCausalLM": "LLAMA",
+    "Qwen2ForCausalLM": "QWEN2",
+    "Qwen2MoeForCausalLM": "QWEN2MOE",
+    "Qwen3ForCausalLM": "QWEN3",
+    "Qwen3MoeForCausalLM": "QWEN3MOE",
+    "Gemma2ForCausalLM": "GEMMA2",
+    "CohereForCausalLM": "COMMAND_R",
+    "Cohere2ForCausalLM": "COHERE2",
+    "Olmo2ForCausalLM": "OLMO2",
+}
+
+
+class Importance(NamedTuple):
+    """Of one tensor of a GGUF file, whose experts are one tensor.
+
+    Attributes:
+        sums: float32 [experts or 1, in], of the input's channels.
+        squares: float32 [experts or 1, in], of their squares.
+        counts: float32 [experts or 1], tokens; whole numbers.
+    """
+
+    sums: Floats
+    squares: Floats
+    counts: Floats
+
+
+@dataclass(frozen=True, eq=False)
+class ImportanceMatrix:
+    """What importance matrices of all mixtures are made of.
+
+    Attributes:
+        statistics: tensor of a GGUF file → for each of its experts (or once), language → moments.
+        calibration: the text they come from.
+    """
+
+    statistics: dict[str, list[dict[str, StatisticSet]]]
+    calibration: CalibrationSet
+
+    def mix(self, weights: Mapping[str, float] | None = None) -> dict[str, Importance]:
+        """Return the entries of a mixture, by tensor.
+
+        Args:
+            weights: language → what each of its tokens counts; None counts every token once.
+
+        Raises:
+            ValueError: a language that was not gathered, or a weight that is not positive.
+        """
+        languages = list(self.calibration.ids)
+        weights = dict.fromkeys(languages, 1.0) if weights is None else weights
+        if (strange := set(weights) - set(languages)) or not all(
+            0 < weight < float("inf") for weight in weights.values()
+        ):
+            raise ValueError(
+                f"weights are {dict(weights)}; expected positive numbers for some of "
+                f"{', '.join(languages)}" + (f" (not {', '.join(strange)})" if strange else "")
+            )
+        return {
+            tensor: _importance([mix(each, weights) for each in experts])
+            for tensor, experts in self.statistics.items()
+        }
+
+    def save(
+        self,
+        path: str | Path,
+        weights: Mapping[str, float] | None = None,
+        *,
+        layout: Layout | None = None,
+    ) -> None:
+        """Write an importance matrix for ``llama-quantize --imatrix``; whole or not at all.
+
+        Args:
+            path: the file.
+            weights: as for ``mix``.
+            layout: ``gguf``, or ``dat`` (llama.cpp before July 2025); None takes ``dat`` for a name
+                that ends in .dat and ``gguf`` for others.
+
+        Raises:
+            ValueError: as ``mix``; an unknown layout.
+            OSError: the file cannot be written.
+        """
+        layout = layout or ("dat" if Path(path).suffix == ".dat" else "gguf")
+        writers = {"gguf": _write_gguf, "dat": _write_dat}
+        if layout not in writers:
+            raise ValueError(f"layout is '{layout}', expected 'gguf' or 'dat'")
+        entries = self.mix(weights)
+        dataset = f"{self.calibration.corpus}:{self.calibration.set_name}"
+        chunks = int(max(entry.counts.max() for entry in entries.values()))
+        chunks = -(-chunks // self.calibration.seq_len)
+        with atomic_path(path) as partial:
+            writers[layout](partial, entries, dataset, chunks, self.calibration.seq_len)
+
+
+@torch.no_grad()
+def imatrix(
+    model: "str | Path | PreTrainedModel",
+    calibration: CalibrationSet,
+    *,
+    dtype: str = "auto",
+    progress: bool = True,
+) -> ImportanceMatrix:
+    """Gather the importance of every linear of a model's blocks, in one pass for all languages.
+
+    Args:
+        model: a folder, a hub name, a GGUF file, or a transformers model, which is not changed.
+        calibration: the text.
+        dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``; of a model that is loaded here.
+        progress: show a bar.
+
+    Raises:
+        ValueError: NaN or Inf in activations; a damaged checkpoint.
+        NotImplementedError: an architecture without an adapter.
+        ImportError: the package gguf is missing.
+    """
+    gguf = optional("gguf", "gguf", "an importance matrix")
+    if isinstance(model, str | Path):
+        check_source(str(model))
+        name = architecture(str(model))
+        adapter, live = find_adapter(name), load_model(str(model), dtype)
+    else:
+        name = type(model).__name__
+        adapter, live = find_adapter(name), shared_copy(model).eval()
+    names = _tensor_names(gguf, name, adapter, live)
+    unfuse(live, adapter)
+    flow = Flow(live, adapter, calibration, Stopwatch())
+    found: dict[str, list[dict[str, StatisticSet]]] = {}
+    blocks = adapter.named_blocks(live)
+    for path, block in tqdm(blocks, desc="imatrix", unit="block", disable=not progress):
+        statistics = flow.collect(path, block, ("moments",), skipped=(), advance=True)
+        for key, members in adapter.linears_of(block).items():
+            for member in members:
+                tensor = names(f"{path}.{member}")
+                found.setdefault(tensor, []).append(longest(statistics[key]))
+        flow.turn()
+    return ImportanceMatrix(found, calibration)
+
+
+def _tensor_names(gguf: Any, name: str, adapter: Adapter, model: Any) -> Any:
+    """Return a function from a linear's name to its tensor's name in a GGUF file."""
+    if name not in _ARCHITECTURES:
+        raise NotImplementedError(
+            f"names of {name} in GGUF files are not known; known are {', '.join(_ARCHITECTURES)}"
+        )
+    arch = gguf.MODEL_ARCH[_ARCHITECTURES[name]]
+    known = gguf.get_tensor_name_map(arch, model.config.num_hidden_layers)
+
+    def find(linear: str) -> str:
+        together = re.sub(r"\.experts\.\d+\.", ".experts.", linear)
+        saved = known.get_name(together)
+        for part, other in adapter.saved_names.items():
+            saved = saved or known.get_name(together.replace(part, other))
+        if saved is None:
+            raise NotImplementedError(f"{linear} has no name in GGUF files of {name}")
+        return f"{saved}.weight"
+
+    return find
+
+
+def _importance(mixed: list[StatisticSet]) -> Importance:
+    """Return sums as if the number of tokens, which llama.cpp rounds, were whole."""
+    sums, squares, counts = [], [], []
+    for each in mixed:
+        # A few tokens of small weight are still some.
+        count = max(round(each.tokens), 1) if each.tokens > 0 else 0
+        factor = count / each.tokens if count else 0.0
+        moments = each.state("moments")
+        sums.append((moments["sum"] * factor).float().numpy())
+        squares.append((moments["square"] * factor).float().numpy())
+        counts.append(count)
+    return Importance(np.stack(sums), np.stack(squares), np.array(counts, np.float32))
+
+
+def _write_gguf(
+    path: Path, entries: Mapping[str, Importance], dataset: str, chunks: int, chunk_size: int
+) -> None:
+    gguf = optional("gguf", "gguf", "an importance matrix")
+    writer = gguf.GGUFWriter(path, "imatrix")
+    writer.add_type("imatrix")
+    writer.add_array("imatrix.datasets", [dataset])
+    writer.add_uint32("imatrix.chunk_count", chunks)
+    writer.add_uint32("imatrix.chunk_size", chunk_size)
+    for name, entry in sorted(entries.items()):
+        writer.add_tensor(f"{name}.in_sum2", entry.squares)
+        writer.add_tensor(f"{name}.counts", entry.counts[:, None])
+        writer.add_tensor(f"{name}.in_sum", entry.sums)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _write_dat(
+    path: Path, entries: Mapping[str, Importance], dataset: str, chunks: int, chunk_size: int
+) -> None:
+    """Write mean squares times the number of chunks; one number of chunks for all experts."""
+    seen = {name: entry for name, entry in sorted(entries.items()) if entry.counts.any()}
+    parts = [struct.pack("<i", len(seen))]
+    for name, entry in seen.items():
+        calls = -(-int(entry.counts.max()) // chunk_size)
+        counts = entry.counts[:, None]
+        # Experts that no token reached weigh all channels alike.
+        means = np.where(counts > 0, entry.squares / np.maximum(counts, 1), 1.0) * calls
+        encoded = name.encode()
+        parts += [struct.pack("<i", len(encoded)), encoded]
+        parts += [struct.pack("<ii", calls, means.size), means.astype("<f4").tobytes()]
+    encoded = dataset.encode()
+    parts += [struct.pack("<ii", chunks, len(encoded)), encoded]
+    path.write_bytes(b"".join(parts))

@@ -1,0 +1,1 @@
+"""mlcalib inside other tools."""

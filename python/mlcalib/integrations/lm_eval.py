@@ -1,0 +1,72 @@
+"""The model ``mlcalib`` of lm-evaluation-harness: anything that mlcalib reads.
+
+lm-eval 0.4 looks for no plug-ins, so its own command does not know the model by itself. This module
+registers it, and run as a program it is that command:
+
+    python -m mlcalib.integrations.lm_eval run --model mlcalib \
+        --model_args pretrained=DIR --tasks xnli_sw
+
+In Python, ``import mlcalib.integrations.lm_eval`` before ``lm_eval.simple_evaluate("mlcalib", …)``.
+"""
+
+import logging
+from typing import Any
+
+import torch
+from lm_eval.api.registry import model_registry
+
+from mlcalib.evaluation import evaluation_dtype
+from mlcalib.evaluation.tasks.model import TaskModel
+from mlcalib.models.loading import load_model, load_tokenizer
+
+_log = logging.getLogger(__name__)
+
+# By its place, not as a class: run as a program, this module is there twice.
+model_registry.register("mlcalib", target="mlcalib.integrations.lm_eval:LoadedModel")
+
+
+class LoadedModel(TaskModel):
+    """A model by its name, as lm-eval makes one from ``--model_args``.
+
+    Args:
+        pretrained: a folder in any format that mlcalib reads, a hub name, or a GGUF file.
+        dtype: ``auto`` (bfloat16 on a CPU with AMX, elsewhere as stored), ``float32``,
+            ``bfloat16`` or ``float16``.
+        device: e.g. ``cuda:0``. Default: the CPU, as where there is no such GPU.
+        batch_size: as for ``TaskModel``.
+        max_length: as for ``TaskModel``.
+        max_batch_size: of ``batch_size=auto``, as for ``hf``.
+        options: as for ``hf``: ``add_bos_token``, ``prefix_token_id``, ….
+
+    Raises:
+        FileNotFoundError, ValueError: see ``mlcalib.models.loading.load_model``.
+    """
+
+    def __init__(
+        self,
+        pretrained: str,
+        dtype: str = "auto",
+        device: str | None = None,
+        batch_size: Any = None,
+        max_length: int | None = None,
+        **options: Any,
+    ) -> None:
+        place = torch.device(device or "cpu")
+        if place.type == "cuda" and not torch.cuda.is_available():  # lm-eval's command asks for it
+            _log.warning("there is no CUDA device here; the model runs on the CPU")
+            place = torch.device("cpu")
+        if place.type == "cpu":
+            dtype = evaluation_dtype([pretrained], dtype)
+        super().__init__(
+            load_model(pretrained, dtype).to(place),
+            load_tokenizer(pretrained),
+            batch_size=batch_size,
+            max_length=max_length,
+            **options,
+        )
+
+
+if __name__ == "__main__":
+    from lm_eval.__main__ import cli_evaluate
+
+    cli_evaluate()

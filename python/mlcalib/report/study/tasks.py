@@ -1,0 +1,178 @@
+"""Tasks other than perplexity: changes against the float model, by paired items."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from mlcalib.report.study.colours import NOTHING, diverging, faded
+from mlcalib.report.study.comparison import Column, Grid
+from mlcalib.report.study.document import MISSING, Block, Cell, Paragraph, Row, Section, Table
+from mlcalib.report.study.folder import FLOAT, Evaluation
+from mlcalib.report.study.results import ModelReport, Results
+from mlcalib.report.study.words import bounds, full_name, hint, probability, signed
+from mlcalib.significance import Difference, holm, mcnemar, paired_mean
+
+PERPLEXITY = "perplexity"
+
+
+@dataclass(frozen=True)
+class Change:
+    """A task in one language: what quantization changed.
+
+    Attributes:
+        base: score of the float model.
+        value: score of the checkpoint.
+        test: the difference with its interval; None without paired items.
+        p: McNemar's, likewise.
+    """
+
+    base: float
+    value: float
+    test: Difference | None
+    p: float | None
+
+
+@dataclass(frozen=True)
+class TaskGrid:
+    """One task and metric × one heat map's variants."""
+
+    task: str
+    metric: str
+    grid: Grid
+    changes: dict[tuple[str, str], Change]
+
+    @cached_property
+    def adjusted(self) -> dict[tuple[str, str], float]:
+        """(variant, language) → McNemar's p after Holm, over all cells."""
+        return holm({key: each.p for key, each in self.changes.items() if each.p is not None})
+
+    def mean(self, variant: str) -> float | None:
+        """Mean change over the languages that have the task."""
+        found = [
+            each.value - each.base for (name, _), each in self.changes.items() if name == variant
+        ]
+        return sum(found) / len(found) if found else None
+
+
+def task_grids(results: Results, report: ModelReport) -> list[TaskGrid]:
+    """Return every task and metric × quantizer of the main budget that was measured."""
+    float_ = report.model.evaluations.get(FLOAT)
+    if float_ is None:
+        return []
+    named = dict.fromkeys((row.task, row.metric) for row in float_.rows if row.task != PERPLEXITY)
+    return [
+        TaskGrid(task, metric, grid, _changes(results, report, grid, task, metric))
+        for task, metric in named
+        for grid in report.main
+    ]
+
+
+def _changes(
+    results: Results, report: ModelReport, grid: Grid, task: str, metric: str
+) -> dict[tuple[str, str], Change]:
+    evaluations = report.model.evaluations
+    base = _scores(evaluations[FLOAT], task, metric)
+    found = {}
+    for column in [*grid.references, *grid.columns]:
+        if column.variant not in evaluations:
+            continue
+        for code, value in _scores(evaluations[column.variant], task, metric).items():
+            if code in base:
+                pair = [
+                    _items(evaluations[name], task, code, score)
+                    for name, score in ((FLOAT, base[code]), (column.variant, value))
+                ]
+                found[column.variant, code] = _change(results, base[code], value, pair)
+    return found
+
+
+def _scores(evaluation: Evaluation, task: str, metric: str) -> dict[str, float]:
+    return {
+        row.language: row.value
+        for row in evaluation.rows
+        if (row.task, row.metric) == (task, metric)
+    }
+
+
+def _items(evaluation: Evaluation, task: str, code: str, score: float) -> list[int] | None:
+    """Return the items behind a score; None where there are none, or they are another metric's."""
+    items = evaluation.items.get(task, {}).get(code)
+    if not items or abs(sum(items) / len(items) - score) > 1e-6:
+        return None
+    return items
+
+
+def _change(
+    results: Results, base: float, value: float, pair: Sequence[list[int] | None]
+) -> Change:
+    first, second = pair
+    if first is None or second is None:
+        return Change(base, value, None, None)
+    test = paired_mean(first, second, resamples=results.resamples, seed=results.seed)
+    return Change(base, value, test, mcnemar(first, second))
+
+
+def tasks(results: Results, report: ModelReport, prefix: str) -> Section | None:
+    """Return the tables of all tasks; None where none was planned."""
+    planned = [name for name in report.study.plan.evaluation.tasks if name != PERPLEXITY]
+    found = task_grids(results, report)
+    if not planned and not found:
+        return None
+    section = Section(f"{prefix}tasks", "Tasks")
+    absent = [name for name in planned if not any(each.task.startswith(name) for each in found)]
+    if absent:
+        section.blocks.append(Paragraph(f"{MISSING}: {', '.join(absent)}.", "warning"))
+    if found:
+        section.blocks.append(
+            Paragraph(
+                "Change against the float model × 100: percentage points of an accuracy. Grey "
+                "italics: McNemar's exact test on the same items, after Holm's correction for all "
+                "cells of the table, gives p ≥ 0.05; or there are no items to test.",
+                "note",
+            )
+        )
+    section.blocks += [_table(each) for each in found]
+    return section
+
+
+def _table(each: TaskGrid) -> Block:
+    columns = [*each.grid.references, *each.grid.columns]
+    end = max((abs(one.value - one.base) for one in each.changes.values()), default=1.0) or 1.0
+    rows: list[Row] = []
+    for code in each.grid.measured.languages:
+        base = next((one.base for (_, known), one in each.changes.items() if known == code), None)
+        head = Cell(full_name(code), code, title=hint(code), head=True)
+        rows.append(
+            [
+                head,
+                "no task" if base is None else f"{base:.3f}",
+                *(_cell(each, column, code, end, base) for column in columns),
+            ]
+        )
+    foot: list[Cell | str] = [Cell("mean of languages with the task", head=True), ""]
+    for column in columns:
+        mean = each.mean(column.variant)
+        foot.append(Cell(MISSING if mean is None else signed(100 * mean, 2)))
+    header = ["language", "float", *(column.label for column in columns)]
+    caption = f"{each.task}, {each.metric}, {each.grid.quantizer}"
+    return Table(caption, header, rows, [foot], heat=True)
+
+
+def _cell(each: TaskGrid, column: Column, code: str, end: float, base: float | None) -> Cell:
+    one = each.changes.get((column.variant, code))
+    if one is None:
+        return Cell("no task" if base is None else MISSING, colour=NOTHING, grey=True)
+    p = each.adjusted.get((column.variant, code))
+    title = f"{full_name(code)}, {column.label}: {one.value:.4f} (float {one.base:.4f})"
+    if one.test is not None:
+        title += f", {signed(one.test.value, 4)} {bounds(one.test, 4)}, {one.test.n} items, "
+        title += f"McNemar {probability(one.p)}, after Holm {probability(p)}"
+    grey = p is None or p >= 0.05
+    colour = diverging(-(one.value - one.base) / end)
+    return Cell(
+        signed(100 * (one.value - one.base), 2),
+        "no items" if one.test is None else "",
+        colour=faded(colour) if grey else colour,
+        title=title,
+        grey=grey,
+    )

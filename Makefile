@@ -13,11 +13,12 @@ CPP := $(shell find cpp tests/cpp benchmarks/cpp examples/cpp -name '*.[ch]pp' -
 # Objects of one clone serve the next, and the sdist that test-wheel builds.
 export CCACHE_BASEDIR := $(CURDIR)
 
-.PHONY: help demo test test-cpp test-asan test-python example-cpp wheel test-wheel lint tidy cuda-check bench install clean
+.PHONY: help demo test test-cpp test-asan test-python test-browser example-cpp wheel test-wheel lint tidy cuda-check bench install clean
 
 help:
 	@echo "make demo   quantize SmolLM2-135M three ways and compare per language (into demo/)"
 	@echo "make test   all tests (C++ and Python)"
+	@echo "make test-browser  the rating page in chromium (fetched where it is missing)"
 	@echo "make lint   formatters, linters, types, layers, stubs"
 	@echo "make tidy   clang-tidy over cpp/ (minutes)"
 	@echo "make wheel  a wheel and an sdist, into dist/; make test-wheel tries both in an empty environment"
@@ -52,6 +53,10 @@ test-cpp: install
 
 test-python: install
 	$(BIN)/python -m pytest
+
+test-browser: install
+	scripts/install_debian.sh chromium chromium-driver
+	$(BIN)/python -m pytest -m browser
 
 test-asan: install
 	$(BIN)/cmake --preset asan

@@ -6,18 +6,19 @@
 `paper` is the grid of the preset paper-small with 40,960 tokens in each setting; `mixtures` are 20
 mixtures of the ten languages from one set of per-language statistics, 4,096 tokens each, for GPTQ
 and AWQ. Only quantization is timed: no evaluation, no layer measures. Each run is a process of its
-own; --separate of the variants are run alone, spread evenly, and their mean is scaled to all. Every
-checkpoint that was made both ways is compared byte by byte.
+own; --separate of the variants are run alone, spread evenly; their mean is scaled to all. Every
+checkpoint that was made both ways is compared byte by byte. What was measured is kept in WORK, not
+measured again. Processor time is what to compare on a machine that does other things too.
 """
 
 import argparse
-import filecmp
 import json
 import os
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ import yaml
 from mlcalib import _core
 from mlcalib.languages import language_set
 from mlcalib.models.loading import find_smollm2, load_model, load_tokenizer
+from mlcalib.safetensors_files import fingerprint
 from mlcalib.studies import read_study, settings_of, variants_of
 
 MLCALIB = str(Path(sys.executable).with_name("mlcalib"))
@@ -90,13 +92,35 @@ def separate(spec: dict[str, Any], name: str, out: Path) -> list[str]:
     ]
 
 
+def kept(path: Path, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return what a file holds, or what a run gives, which then goes there."""
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(run()))
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+def run_study(path: Path, out: Path) -> dict[str, Any]:
+    found: dict[str, Any] = measured([MLCALIB, "study", str(path), "--out", str(out)])
+    weights = out.glob("*/checkpoints/*/model.safetensors")
+    return found | {"sha256": {each.parent.name: fingerprint(each) for each in weights}}
+
+
+def run_alone(spec: dict[str, Any], name: str, out: Path) -> dict[str, Any]:
+    found: dict[str, Any] = measured(separate(spec, name, out))
+    found["sha256"] = fingerprint(out / "model.safetensors")
+    shutil.rmtree(out)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("text", type=Path)
     parser.add_argument("work", type=Path)
     parser.add_argument("kind", choices=["paper", "mixtures"])
     parser.add_argument("--separate", type=int, help="variants that are run alone; default: all")
-    parser.add_argument("--keep", action="store_true", help="keep the study's folder")
+    parser.add_argument("--only", choices=["study", "separate"], help="one half; the other later")
     arguments = parser.parse_args()
     model = arguments.work / "smollm2"
     if not model.is_dir():
@@ -105,27 +129,23 @@ def main() -> None:
     spec = study_spec(arguments.kind, model, arguments.text.resolve())
     path = arguments.work / f"{arguments.kind}.yaml"
     path.write_text(yaml.safe_dump(spec))
-    out = arguments.work / arguments.kind
-    shutil.rmtree(out, ignore_errors=True)
-    print(
-        f"{arguments.kind}: isa {_core.isa()}, {torch.get_num_threads()} threads, load "
-        f"{os.getloadavg()[0]:.1f}",
-        flush=True,
-    )
-    whole = measured([MLCALIB, "study", str(path), "--out", str(out)])
-    print("study", {key: round(value, 1) for key, value in whole.items()}, flush=True)
+    threads = torch.get_num_threads()
+    results = arguments.work / f"{arguments.kind}-{_core.isa()}-{threads}-threads"
+    print(f"{results.name}, load {os.getloadavg()[0]:.1f}", flush=True)
     names = list(variants_of(read_study(spec)))
     step = len(names) / (arguments.separate or len(names))
     chosen = [names[int(index * step)] for index in range(arguments.separate or len(names))]
-    runs, different = {}, []
-    for name in chosen:
+    runs, whole = {}, {}
+    if arguments.only != "separate":
+        out = arguments.work / arguments.kind
+        whole = kept(results / "study.json", lambda: run_study(path, out))
+        print("study", {key: whole[key] for key in ("wall", "processor", "peak MB")}, flush=True)
+    for name in chosen if arguments.only != "study" else []:
         alone = arguments.work / f"alone-{name}"
-        runs[name] = measured(separate(spec, name, alone))
-        weights = out / "smollm2" / "checkpoints" / name / "model.safetensors"
-        if not filecmp.cmp(alone / "model.safetensors", weights, shallow=False):
-            different.append(name)
-        print(name, {key: round(value, 1) for key, value in runs[name].items()}, flush=True)
-        shutil.rmtree(alone)
+        runs[name] = kept(results / f"{name}.json", lambda: run_alone(spec, name, alone))  # noqa: B023
+        print(name, runs[name], flush=True)
+    if not (runs and whole):
+        return
     scale = len(names) / len(chosen)
     for key in ("wall", "processor"):
         total = sum(run[key] for run in runs.values()) * scale
@@ -134,15 +154,9 @@ def main() -> None:
             f"({len(chosen)} measured): ratio {whole[key] / total:.3f}"
         )
     peak = max(run["peak MB"] for run in runs.values())
-    print(
-        f"peak: study {whole['peak MB']:.0f} MB, separate {peak:.0f} MB; load now "
-        f"{os.getloadavg()[0]:.1f}"
-    )
+    print(f"peak: study {whole['peak MB']:.0f} MB, separate {peak:.0f} MB")
+    different = [name for name, run in runs.items() if run["sha256"] != whole["sha256"][name]]
     print(f"checkpoints that differ: {different or 'none'} of {len(chosen)}")
-    results = {"study": whole, "separate": runs, "different": different}
-    (arguments.work / f"{arguments.kind}.json").write_text(json.dumps(results, indent=2))
-    if not arguments.keep:
-        shutil.rmtree(out)
 
 
 if __name__ == "__main__":

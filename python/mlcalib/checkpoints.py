@@ -102,7 +102,7 @@ def quantize_checkpoint(  # noqa: PLR0913 - what a quantization is made of
         options=options,
     )
     with locked(folder):
-        inputs = machine() | {"model": source.fingerprint()} | recipe_inputs(recipe, calibration)
+        inputs = machine() | {"model": source.fingerprint} | recipe_inputs(recipe, calibration)
         if claim(folder, f"The quantization to {out}", inputs):
             remove_partial(out)
             if (out / "mlcalib.json").is_file():  # it was killed when all was written

@@ -145,9 +145,8 @@ class Flow:
         self._calibration = calibration
         self._stopwatch = stopwatch
         self._prefixes: dict[str, list[Prefix]] = {language: [] for language in calibration.ids}
-        for prefix in sorted(
-            set(prefixes or mixture_of(calibration)), key=lambda each: each.tokens
-        ):
+        wanted = set(prefixes or mixture_of(calibration))
+        for prefix in sorted(wanted, key=lambda each: each.tokens):
             self._prefixes[prefix.language].append(prefix)
         self._hidden = HiddenStates() if hidden is None else hidden
         # Block → its other arguments, the same for every sequence: they have one shape.

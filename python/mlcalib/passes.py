@@ -50,6 +50,13 @@ class Job:
 class Measure(Protocol):
     """What else is learnt of each block, from other text that moves through the model beside."""
 
+    @property
+    def position(self) -> int:
+        """Blocks that the other text is behind."""
+
+    def start(self, index: int) -> None:
+        """Get ready for a pass whose first open block is the one with this index."""
+
     def has(self, block_name: str) -> bool:
         """Return whether a block is done."""
 
@@ -61,8 +68,8 @@ class Measure(Protocol):
     def end(self, block_name: str) -> None:
         """Keep what was learnt of the block, and go on to the next."""
 
-    def skip(self, index: int, block_name: str, block: nn.Module) -> None:
-        """Pass a block that is done."""
+    def skip(self, block_name: str, block: nn.Module) -> None:
+        """Take the other text through a block that is done."""
 
 
 @torch.no_grad()
@@ -103,17 +110,21 @@ def run_pass(
     needed = [name for name in names if waiting[name] or (measure and not measure.has(name))]
     if not needed:
         return
+    first = names.index(needed[0])
+    if measure is not None:
+        measure.start(first)
     flow = None
     if text is not None:
         hidden = hidden or HiddenStates()
-        if hidden.position > names.index(needed[0]):
+        if hidden.position > first:
             hidden.restart()
         with source.embedding():
             flow = Flow(source.model, adapter, text, stopwatch, prefixes=prefixes, hidden=hidden)
     one = _Pass(source, jobs, flow, propagate, measure, stopwatch)
     with tqdm(total=len(names), desc="quantizing", unit="block", disable=not progress) as bar:
         for index, name in enumerate(names[: names.index(needed[-1]) + 1]):
-            if name in needed or (flow is not None and flow.position <= index):
+            behind = [each for each in (flow, measure) if each and each.position <= index]
+            if name in needed or behind:
                 one.run(index, name, waiting[name])
             bar.update()
 
@@ -139,25 +150,26 @@ class _Pass:
             probes = [job.variant.probe(flow, name) for job in waiting]
             open_for = waiting or (measure is not None and not measure.has(name))
             statistics = self._statistics(name, block) if open_for else {}
-            if flow is not None and not open_for and self.propagate == "float":
+            moves = flow is not None and flow.position == index
+            if flow is not None and moves and not open_for and self.propagate == "float":
                 flow.advance(name, block)
             measured: References[Text] = {}
             if open_for:
                 measured = _of_kind("calibration", references(statistics))
                 if measure is not None:
                     _add(measured, _of_kind("heldout", measure.begin(name, block, statistics)))
-            elif measure is not None:
-                measure.skip(index, name, block)
+            elif measure is not None and measure.position == index:
+                measure.skip(name, block)
             own = block
             for job, probe in zip(waiting, probes, strict=True):
                 own = copied(block)
                 self._solve(job, name, own, statistics, measured, probe)
-            if flow is not None and self.propagate == "quantized":
+            if flow is not None and moves and self.propagate == "quantized":
                 if not waiting:
                     own = copied(block)
                     restore(self.jobs[0], adapter, name, own)
                 flow.advance(name, own)
-        if flow is not None:
+        if flow is not None and moves:
             flow.turn()
         if measure is not None and open_for:
             measure.end(name)
@@ -165,8 +177,10 @@ class _Pass:
     def _statistics(self, name: str, block: nn.Module) -> BlockStatistics:
         if self.flow is None:
             return {}
-        kinds = dict.fromkeys(kind for job in self.jobs for kind in job.variant.kinds)
-        skipped = set.intersection(*(job.variant.skipped for job in self.jobs))
+        variants = [job.variant for job in self.jobs]
+        needs = (kind for variant in variants for kind in variant.kinds)
+        kinds = dict.fromkeys(("gram", "range", *needs))  # at least what is measured
+        skipped = set.intersection(*(variant.skipped for variant in variants)) if variants else ()
         advance = self.propagate == "float"
         return self.flow.collect(name, block, kinds, skipped=skipped, advance=advance)
 

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,8 +54,9 @@ class Source:
         """Give a copy of a block with its weights, whose parameters can be replaced."""
         yield copied(self.model.get_submodule(name))
 
+    @cached_property
     def fingerprint(self) -> dict[str, str]:
-        """Return the sha256 of each file that the model comes from."""
+        """The sha256 of each file that the model comes from."""
         return {Path(self.name).name: fingerprint(self.name)}
 
     def tensor(self, name: str) -> Tensor:
@@ -112,6 +114,7 @@ class StreamedSource(Source):
         """See ``Source.resident``: none."""
         return 0
 
+    @cached_property
     def fingerprint(self) -> dict[str, str]:
         """See ``Source.fingerprint``: the weights, the config and the tokenizer."""
         kinds = ("*.json", "*.jinja", "*.model")

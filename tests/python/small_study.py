@@ -68,7 +68,7 @@ def plan(models, mixes, budgets, tasks):
         },
         "settings": settings, "variants": variants,
         "evaluation": {
-            "tasks": ["perplexity", *tasks], "languages": LANGUAGES, "tokens": 8192,
+            "tasks": ["perplexity", *tasks], "languages": list(LANGUAGES), "tokens": 8192,
             "seq_len": 512, "definition": "Token perplexity of the first 8,192 tokens.",
         },
     }  # fmt: skip

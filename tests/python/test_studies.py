@@ -288,3 +288,89 @@ def test_plan_says_what_it_takes(spec, tmp_path, capsys):
     assert planned.memory > 0
     assert planned.disk > 0
     assert not list(tmp_path.iterdir())
+
+
+def test_without_text_the_layers_go_on_too(spec, tmp_path, monkeypatch):
+    spec |= {"quantizers": [{"method": "rtn", "group_size": 32}], "settings": []}
+    run(spec, tmp_path / "a")
+    write, count = Parts.write, []
+
+    def failing(self, *args):
+        count.append(1)
+        if len(count) == 2:
+            raise Killed
+        write(self, *args)
+
+    monkeypatch.setattr(Parts, "write", failing)
+    with pytest.raises(Killed):
+        run(spec, tmp_path / "b")
+    run(spec, tmp_path / "b")
+    layers = "tiny/layers.json"
+    assert filecmp.cmp(tmp_path / "a" / layers, tmp_path / "b" / layers, shallow=False)
+    for variant in ("a", "b"):
+        record = tmp_path / variant / "tiny" / "variants" / "rtn-w4-g32.json"
+        assert set(json.loads(record.read_text())["heldout"]["model.layers.2.mlp.up_proj"]) == {
+            "en",
+            "fr",
+        }
+
+
+@pytest.mark.parametrize("hidden", ["memory", "disk"])
+def test_a_variant_that_is_added_measures_the_same(spec, tmp_path, hidden):
+    spec["hidden_states"] = hidden
+    run(spec, tmp_path / "a")
+    some = spec | {"quantizers": spec["quantizers"][:1]}
+    run(some, tmp_path / "b")
+    run(spec, tmp_path / "b")
+    for kind in ("variants", "evaluations"):
+        for path in (tmp_path / "a" / "tiny" / kind).iterdir():
+            first, second = (
+                json.loads((tmp_path / each / "tiny" / kind / path.name).read_text())
+                for each in ("a", "b")
+            )
+            for key in ("heldout", "losses", "documents"):
+                assert first.get(key) == second.get(key)
+
+
+def test_benchmark_tasks_are_evaluated_too(spec, tmp_path):
+    rows = [
+        {"premise": f"{word} opens", "hypothesis": f"{word} closes", "label": index % 3}
+        for index, word in enumerate(["market", "road", "buyer", "sunrise"])
+    ]
+    (tmp_path / "data" / "xnli" / "en").mkdir(parents=True)
+    for split in ("validation", "test"):
+        text = "\n".join(map(json.dumps, rows))
+        (tmp_path / "data" / "xnli" / "en" / f"{split}.jsonl").write_text(text)
+    spec["quantizers"] = [{"method": "rtn", "group_size": 32}]
+    spec["evaluation"] = {
+        "tasks": ["perplexity", "xnli"],
+        "languages": "en,st",
+        "tokens": 64,
+        "corpus": "sample",
+        "data": str(tmp_path / "data"),
+    }
+    spec["layers"] = None
+    spec["allow_short"] = True
+    run(spec, tmp_path / "out")
+    found = json.loads((tmp_path / "out" / "tiny" / "evaluations" / "rtn-w4-g32.json").read_text())
+    assert {row["task"] for row in found["rows"]} == {"perplexity", "xnli"}
+    assert len(found["items"]["xnli"]["en"]) == 4
+    assert {(each["task"], each["language"]) for each in found["missing"]} == {("xnli", "st")}
+
+
+def test_an_unknown_task_is_named(spec, tmp_path):
+    spec["evaluation"] = {"tasks": ["xnly"]}
+    with pytest.raises(ValueError, match="Did you mean 'xnli'"):
+        run(spec, tmp_path)
+
+
+def test_layers_are_measured_anew_on_other_text(spec, tmp_path):
+    run(spec, tmp_path)
+    before = json.loads((tmp_path / "tiny" / "layers.json").read_text())
+    spec["layers"] = {"languages": "en,sw", "tokens": 64}
+    run(spec, tmp_path)
+    after = json.loads((tmp_path / "tiny" / "layers.json").read_text())
+    linear = "model.layers.1.mlp.down_proj"
+    assert after["ranges"] == before["ranges"]
+    assert set(after["power"][linear]) == {"en", "sw"}
+    assert after["power"][linear]["en"] == before["power"][linear]["en"]

@@ -10,10 +10,13 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from mlcalib.cli.annotate import annotate
 from mlcalib.cli.check import check
 from mlcalib.cli.convert import convert
 from mlcalib.cli.evaluate import evaluate
+from mlcalib.cli.generate import generate
 from mlcalib.cli.imatrix import imatrix
+from mlcalib.cli.judge import judge
 from mlcalib.cli.listings import info, languages
 from mlcalib.cli.quantize import quantize
 from mlcalib.cli.report import report
@@ -41,6 +44,7 @@ def demo(
 
 COMMANDS = (
     *(quantize, study, evaluate, report, convert, check, imatrix),
+    *(generate, judge, annotate),
     *(demo, languages, info),
 )
 for command in COMMANDS:

@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from mlcalib.calibration_sets import Stream
 from mlcalib.evaluation import Scores, definition, eval_text, perplexity_of, rows_of
+from mlcalib.evaluation.tasks import run_tasks
 from mlcalib.files import atomic_file
 from mlcalib.languages import language_set
 from mlcalib.models.loading import load_model
@@ -39,7 +40,10 @@ def evaluate_model(study: ModelStudy, name: str, *, progress: bool) -> None:
         return
     corpus = spec.evaluation.corpus or spec.corpus
     tokens = spec.evaluation.tokens
-    texts = eval_text(study.tokenizer, spec.evaluation.languages, corpus, spec.separator, tokens)
+    texts: dict[str, Stream] = {}
+    if "perplexity" in spec.evaluation.tasks:
+        languages = spec.evaluation.languages
+        texts = eval_text(study.tokenizer, languages, corpus, spec.separator, tokens)
     inputs = _inputs(study, spec.evaluation, texts)
     models = {"float": Path(model_path(name))}
     models |= {each: study.checkpoint(each) for each in study.variants if study.finished(each)}
@@ -48,8 +52,9 @@ def evaluate_model(study: ModelStudy, name: str, *, progress: bool) -> None:
         wanted = inputs | {"checkpoint": _checkpoint(study, variant)}
         if file.is_file() and read_json(file).get("inputs") == wanted:
             continue
-        model = load_model(str(path), spec.dtype)
-        found = _evaluate(study, variant, model, texts, name)
+        whole = path / "model.gguf"
+        model = load_model(str(whole if whole.is_file() else path), spec.dtype)
+        found = _evaluate(study, spec.evaluation, variant, model, texts, name)
         with atomic_file(file) as opened:
             json.dump(found | {"inputs": wanted}, opened, ensure_ascii=False, allow_nan=False)
 
@@ -76,39 +81,55 @@ def described(study: ModelStudy) -> dict[str, Any]:
 
 def _evaluate(
     study: ModelStudy,
+    spec: EvaluationSpec,
     variant: str,
     model: "PreTrainedModel",
     texts: Mapping[str, Stream],
     name: str,
 ) -> dict[str, Any]:
+    """Return what ``evaluations/VARIANT.json`` holds."""
     start = time.perf_counter()
-    spec = study.spec
-    tokens = spec.evaluation.tokens if spec.evaluation else 0
-    scores: dict[str, Scores] = {}
-    for code, text in texts.items():
-        count = min(tokens, len(text.ids) - 1) if spec.allow_short else tokens
-        scores |= perplexity_of(model, {code: text}, tokens=count, seq_len=spec.seq_len)
     known = study.variants.get(variant)
     method = known.method if known else "float"
     calibration = (known.setting if known else None) or "none"
-    return {
-        "variant": variant,
-        "seconds": time.perf_counter() - start,
-        "rows": [asdict(row) for row in rows_of(scores, name, method, calibration)],
-        "documents": {code: each.by_document()._asdict() for code, each in scores.items()},
-    }
+    found: dict[str, Any] = {"variant": variant, "rows": [], "documents": {}}
+    if "perplexity" in spec.tasks:
+        scores: dict[str, Scores] = {}
+        for code, text in texts.items():
+            short = study.spec.allow_short
+            count = min(spec.tokens, len(text.ids) - 1) if short else spec.tokens
+            seq_len = study.spec.seq_len
+            scores |= perplexity_of(model, {code: text}, tokens=count, seq_len=seq_len)
+        found["rows"] = rows_of(scores, name, method, calibration)
+        found["documents"] = {code: each.by_document()._asdict() for code, each in scores.items()}
+    if others := [task for task in spec.tasks if task != "perplexity"]:
+        results = run_tasks(
+            model,
+            study.tokenizer,
+            others,
+            list(language_set(spec.languages).weights),
+            data=spec.data,
+            limit=spec.limit,
+            seed=study.spec.seed,
+            name=name,
+            method=method,
+            calibration=calibration,
+            progress=False,
+        )
+        found["rows"] += results.rows
+        found["items"] = results.items
+        found["missing"] = [asdict(each) for each in results.missing]
+    found["rows"] = [asdict(row) for row in found["rows"]]
+    return found | {"seconds": time.perf_counter() - start}
 
 
 def _inputs(study: ModelStudy, spec: EvaluationSpec, texts: Mapping[str, Stream]) -> dict[str, Any]:
+    """Return what decides an evaluation beside the checkpoint; JSON types."""
     sums = {
         code: hashlib.sha256(text.ids.numpy().tobytes()).hexdigest() for code, text in texts.items()
     }
-    return {
-        "tokens": spec.tokens,
-        "seq_len": study.spec.seq_len,
-        "text": sums,
-        "model": study.source.fingerprint(),
-    }
+    asked = spec.model_dump(mode="json")
+    return {**asked, "seq_len": study.spec.seq_len, "text": sums, "model": study.source.fingerprint}
 
 
 def _checkpoint(study: ModelStudy, variant: str) -> Any:

@@ -36,7 +36,7 @@ class LayerMeasures:
         hidden: HiddenStates | None,
         stopwatch: Stopwatch,
     ) -> None:
-        """Embed the text.
+        """Take what is there.
 
         Args:
             source: the model.
@@ -46,30 +46,38 @@ class LayerMeasures:
             hidden: where hidden states live; by default in memory.
             stopwatch: gets the time.
         """
-        self._adapter = source.adapter
+        self._source, self._adapter, self._text = source, source.adapter, text
         self._mixtures = mixtures
         self._folder = folder
         self._stopwatch = stopwatch
         folder.mkdir(parents=True, exist_ok=True)
         self._hidden = hidden or HiddenStates()
-        blocks = [name for name, _ in source.adapter.named_blocks(source.model)]
-        done = next((i for i, name in enumerate(blocks) if not self.has(name)), len(blocks))
-        if self._hidden.position > done:
-            self._hidden.restart()
-        with source.embedding():
-            self._flow = Flow(source.model, self._adapter, text, Stopwatch(), hidden=self._hidden)
+        self._flow: Flow | None = None
         self._record: dict[str, Any] = {}
+
+    @property
+    def position(self) -> int:
+        """See ``passes.Measure``."""
+        return self._hidden.position
+
+    def start(self, index: int) -> None:
+        """See ``passes.Measure``."""
+        if self._hidden.position > index:
+            self._hidden.restart()
+        with self._stopwatch.timed("heldout"), self._source.embedding():
+            self._flow = Flow(
+                self._source.model, self._adapter, self._text, Stopwatch(), hidden=self._hidden
+            )
 
     def has(self, block_name: str) -> bool:
         """See ``passes.Measure``."""
         return self._file(block_name).is_file()
 
-    def skip(self, index: int, block_name: str, block: nn.Module) -> None:
+    def skip(self, block_name: str, block: nn.Module) -> None:
         """See ``passes.Measure``."""
-        if self._flow.position == index:
-            with self._stopwatch.timed("heldout"):
-                self._flow.advance(block_name, block)
-            self._flow.turn()
+        with self._stopwatch.timed("heldout"):
+            self._moving().advance(block_name, block)
+            self._moving().turn()
 
     def begin(
         self, block_name: str, block: nn.Module, statistics: BlockStatistics
@@ -78,7 +86,7 @@ class LayerMeasures:
         with self._stopwatch.timed("heldout"):
             bounds = {name: _bounds(statistics, mix) for name, mix in self._mixtures.items()}
             outside = _Outside(bounds)
-            held = self._flow.collect(
+            held = self._moving().collect(
                 block_name,
                 block,
                 ("gram", "range"),
@@ -99,7 +107,7 @@ class LayerMeasures:
         """See ``passes.Measure``."""
         with atomic_file(self._file(block_name)) as file:
             json.dump(self._record, file, allow_nan=False)
-        self._flow.turn()
+        self._moving().turn()
 
     def merged(self, blocks: list[str]) -> dict[str, Any]:
         """Return what was learnt of all blocks, as ``layers.json`` holds it."""
@@ -111,6 +119,11 @@ class LayerMeasures:
             for setting, by_linear in record["outside"].items():
                 found["outside"].setdefault(setting, {}).update(by_linear)
         return found
+
+    def _moving(self) -> Flow:
+        if self._flow is None:
+            raise RuntimeError("start comes first")
+        return self._flow
 
     def _power(
         self, block_name: str, block: nn.Module, measured: References[str]

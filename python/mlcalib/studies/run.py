@@ -168,7 +168,7 @@ def _mode(study: ModelStudy, name: str) -> str:
 
 def _jobs(study: ModelStudy) -> dict[str, Job]:
     """Return the variants that are not finished; each has claimed its folder."""
-    inputs = machine() | {"model": study.source.fingerprint()}
+    inputs = machine() | {"model": study.source.fingerprint}
     jobs = {}
     for name, variant in study.variants.items():
         folder = study.folder / "parts" / name
@@ -203,7 +203,7 @@ def _measure(study: ModelStudy, stopwatch: Stopwatch) -> LayerMeasures | None:
         mixtures = {name: mixture_of(each) for name, each in study.text.settings.items()}
     folder = study.folder / "parts" / "layers"
     inputs = {
-        "model": study.source.fingerprint(),
+        "model": study.source.fingerprint,
         "text": text.fingerprint,
         "settings": {
             name: each.fingerprint

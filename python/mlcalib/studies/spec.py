@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from mlcalib.config import Config
+from mlcalib.evaluation.tasks import task_names
 from mlcalib.languages import LanguageSet, language_set
 from mlcalib.quantizers import quantizers
 from mlcalib.registry import unknown
@@ -68,16 +69,28 @@ class EvaluationSpec(Config):
     """What the float model and every checkpoint are evaluated on.
 
     Attributes:
-        tasks: names of tasks; ``perplexity``.
+        tasks: ``perplexity``, and names of benchmark tasks (``mlcalib.evaluation.tasks``).
         languages: a set or a list.
-        tokens: scored per language.
-        corpus: default: the study's.
+        tokens: scored per language, for perplexity.
+        corpus: for perplexity; default: the study's.
+        data: folder with the tasks' local data; default: the hub's.
+        limit: items per task and language; default: all.
     """
 
     tasks: tuple[str, ...] = ("perplexity",)
     languages: str = "multi10"
     tokens: int = Field(default=2048, ge=1)
     corpus: str | None = None
+    data: str | None = None
+    limit: int | None = Field(default=None, ge=1)
+
+    @field_validator("tasks")
+    @classmethod
+    def _known(cls, given: tuple[str, ...]) -> tuple[str, ...]:
+        for name in given:
+            if name not in (known := ["perplexity", *task_names()]):
+                raise ValueError(unknown("task", name, known))
+        return given
 
 
 class LayersSpec(Config):

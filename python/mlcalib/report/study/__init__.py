@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mlcalib.files import atomic_file, atomic_path
+from mlcalib.optional import optional
 from mlcalib.report.study.answer import answer
 from mlcalib.report.study.canvas import INK, pdf, style, svg
 from mlcalib.report.study.costs import cost
@@ -53,6 +54,7 @@ def write_report(
     page = Path(folder) / "report" / "report.html" if out is None else Path(out)
     if page.suffix != ".html":
         raise ValueError(f"The report goes to {page}; expected a name that ends in .html.")
+    optional("pandas", "report", "A report")  # before anything is written
     with style():
         found = results(folder, resamples=resamples, seed=seed)
         figures = _figures(found, page.parent / "figures")

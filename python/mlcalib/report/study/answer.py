@@ -22,8 +22,9 @@ def answer(results: Results) -> Section:
 
 
 def rise(difference: Difference | None) -> str:
-    """Return ``0.123 [0.101, 0.145]``, the plus left to the word before it."""
-    return between(difference).removeprefix("+")
+    """Return ``rises by 0.123 [0.101, 0.145] nats``; ``changes by`` where it does not rise."""
+    way = "changes" if difference is not None and difference.value < 0 else "rises"
+    return f"{way} by {between(difference).removeprefix('+')} nats"
 
 
 def ranked(grid: Grid) -> list[Standing]:
@@ -45,26 +46,28 @@ def _model(report: ModelReport) -> str:
 
 def _sentences(grid: Grid) -> str:
     order, mild, start = ranked(grid), mildest(grid), f"**{grid.quantizer}**"
+    if not grid.measured.languages:
+        return f"{start}: the study has no evaluation."
     if not order or mild is None:
         return f"{start}: {MISSING} in all languages yet."
     best = order[0]
     count = len(grid.measured.languages)
     if grid.tokens is None:
         return (
-            f"{start} needs no calibration: token loss rises by {rise(best.mean)} nats on the "
+            f"{start} needs no calibration: token loss {rise(best.mean)} on the "
             f"mean of {count} languages, most in {_worst(best)}."
         )
     if len(order) < 2:
         return (
-            f"{start}: only {_setting(best)} is measured in all languages; token loss rises by "
-            f"{between(best.mean)} nats on their mean, most in {_worst(best)}."
+            f"{start}: only {_setting(best)} is measured in all languages; token loss "
+            f"{rise(best.mean)} on their mean, most in {_worst(best)}."
         )
     close = [each for each in order[1:] if each.against_best and not each.against_best.significant]
     both = mild is best
     text = (
         f"{start}: calibrating with {_setting(best)} is best on the mean"
-        f"{' and on the worst language' if both else ''}. Token loss rises by {rise(best.mean)} "
-        f"nats on the mean of {count} languages, and most in {_worst(best)}."
+        f"{' and on the worst language' if both else ''}. Token loss {rise(best.mean)} "
+        f"on the mean of {count} languages, and most in {_worst(best)}."
     )
     if close:
         text += (
@@ -82,14 +85,14 @@ def _english(grid: Grid, best: Standing) -> str:
     if english.mean is None or english.worst is None:
         return f"English-only calibration ({_setting(english)}) is {MISSING} in all languages yet."
     if english is best or english.against_best is None or best.mean is None:
-        return "English-only calibration costs nothing here."
+        return "No setting is better on the mean than English-only calibration."
     times = english.mean.value / best.mean.value if best.mean.value > 0 else None
     much = f", {times:.1f} times as much" if times is not None else ""
     sure = "" if english.against_best.significant else "; the difference is not significant"
+    cost = between(english.against_best).removeprefix("+")
     return (
-        f"English-only calibration ({_setting(english)}) costs "
-        f"{rise(english.against_best)} nats more on the mean ({signed(english.mean.value)}"
-        f"{much}{sure}) and hurts {_worst(english)} most."
+        f"English-only calibration ({_setting(english)}) costs {cost} nats more on the mean "
+        f"({signed(english.mean.value)}{much}{sure}) and hurts {_worst(english)} most."
     )
 
 
@@ -131,7 +134,7 @@ def _table(report: ModelReport) -> Table | None:
         "quantizer", "best on the mean", "best on the worst language", "English only, mean rise",
         "English only costs, mean", "English only costs, worst language",
     ]  # fmt: skip
-    caption = f"Rise in token loss (nats), {_model(report)}; 95 % intervals in brackets."
+    caption = f"Rise in token loss (nats), {_model(report)}; 95 % intervals in brackets"
     return Table(caption, header, rows)
 
 
@@ -167,7 +170,7 @@ def _run(results: Results) -> str:
 
 def _described(plan: StudyFile, slug: str) -> str:
     info = plan.models[slug]
-    size = "" if info.parameters is None else f"{info.parameters / 1e6:,.0f} M parameters"
+    size = "" if info.parameters is None else f"{info.parameters / 1e6:,.3g} M parameters"
     facts = [each for each in (size, info.dtype) if each]
     return f"`{info.source}`" + (f" ({', '.join(facts)})" if facts else "")
 
@@ -177,14 +180,16 @@ def _how(results: Results) -> str:
     counts = [
         text.documents for report in results.models for text in report.measured.texts.values()
     ]
-    documents = f"{min(counts)} to {max(counts)} documents a language" if counts else MISSING
+    few, many = min(counts, default=0), max(counts, default=0)
+    documents = f"{many}" if few == many else f"{few} to {many}"
     versions = [f"{name} {version}" for name, version in plan.versions.items()]
     return (
-        f"**How sure.** Every difference is between models on the same documents ({documents}). "
-        f"Intervals hold 95 %: a paired bootstrap over documents, {results.resamples:,} resamples, "
-        f"seed {results.seed}, widened as Student's t where documents are few. What is called "
+        "**How sure.** Every difference is between models on the same documents "
+        f"({documents} of them a language). Intervals hold 95 %: a paired bootstrap over "
+        f"documents, {results.resamples:,} resamples, seed {results.seed}, widened as Student's t "
+        "where documents are few. What is called "
         "significant has p < 0.05 by itself; where many cells are looked at, some pass by chance, "
         "so the tables also give p after Holm's correction for all cells of a heat map. "
         f"Made by mlcalib {plan.mlcalib}, {', '.join(versions)}, {plan.isa}, "
-        f"{plan.threads or 'unknown number of'} threads."
+        f"threads: {plan.threads or 'not recorded'}."
     )

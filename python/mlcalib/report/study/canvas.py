@@ -72,6 +72,4 @@ def colour_map(scale: Callable[[float], str], low: float) -> Any:
     """Return a colour scale, from ``low`` to 1, as matplotlib wants it."""
     colors = optional("matplotlib.colors", "report", "A report")
     steps = [scale(share) for share in np.linspace(low, 1, 255)]
-    chosen = colors.ListedColormap(steps)
-    chosen.set_bad(NOTHING)
-    return chosen
+    return colors.ListedColormap(steps).with_extremes(bad=NOTHING)

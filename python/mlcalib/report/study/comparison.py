@@ -49,6 +49,10 @@ class Measured:
         """Whether the variant and the float model were measured in the language."""
         return variant in self.order.get(language, {})
 
+    def complete(self, variant: str) -> bool:
+        """Whether that is so in all languages of the study."""
+        return bool(self.languages) and all(self.has(variant, code) for code in self.languages)
+
     def loss(self, variant: str, language: str) -> float:
         """Mean token loss in nats."""
         return float(self.parts[language].value[self.order[language][variant]])
@@ -61,7 +65,7 @@ class Measured:
 
     def mean(self, variant: str, base: str = FLOAT) -> Difference | None:
         """Mean over all languages of ``rise``; None where one was not measured."""
-        if not all(self.has(variant, code) and self.has(base, code) for code in self.languages):
+        if not (self.complete(variant) and self.complete(base)):
             return None
         share = 1 / len(self.languages)
         parts = [self._contrast(code, variant, base, share) for code in self.languages]
@@ -69,7 +73,7 @@ class Measured:
 
     def worst(self, variant: str) -> str | None:
         """The language in which the variant's loss rises most; None where one is missing."""
-        if not all(self.has(variant, code) for code in self.languages):
+        if not self.complete(variant):
             return None
         return max(self.languages, key=lambda code: self.loss(variant, code) - self._float(code))
 
@@ -238,7 +242,8 @@ class Grid:
 
     def multilingual(self) -> Standing | None:
         """The setting with the most of the study's languages, and the fewest others besides."""
-        studied = set(self.measured.languages)
+        every = set().union(*(self._languages(each) for each in self.columns))
+        studied = set(self.measured.languages) or every
 
         def rank(standing: Standing) -> tuple[int, int]:
             mixed = self._languages(standing.column)
@@ -287,7 +292,7 @@ def _references(plan: StudyFile, like: str) -> list[Column]:
     options = plan.variants[like].options
     same = ("bits", "group_size", "symmetric")
     return [
-        Column(name, None, f"no calibration, {variant.method}")
+        Column(name, None, f"none ({variant.method})")
         for name, variant in plan.variants.items()
         if variant.setting is None
         and all(variant.options.get(key) == options.get(key) for key in same)

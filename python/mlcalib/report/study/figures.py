@@ -12,19 +12,16 @@ def drawings(report: ModelReport, prefix: str) -> list[Drawing]:
     found = []
     end = limit(report)
     for grid in report.main:
-        found.append(
-            Drawing(f"{prefix}rises-{grid.quantizer}", rises(grid, end), rise_records(grid))
-        )
+        if grid.rises:
+            name = f"{prefix}rises-{grid.quantizer}"
+            found.append(Drawing(name, rises(grid, end), rise_records(grid)))
         if (ratios := layers(report, grid)) is not None:
             found.append(Drawing(f"{prefix}layers-{grid.quantizer}", *ratios))
     for quantizer in dict.fromkeys(grid.quantizer for grid in report.grids):
         points = report.points(quantizer)
         if panels := curve_panels(points):
-            found.append(
-                Drawing(
-                    f"{prefix}curves-{quantizer}", curves(points, panels), point_records(points)
-                )
-            )
+            name = f"{prefix}curves-{quantizer}"
+            found.append(Drawing(name, curves(points, panels), point_records(points)))
     if (dots := scatter(report)) is not None:
         found.append(Drawing(f"{prefix}predicted", *dots))
     if (blocks := outside(report)) is not None:

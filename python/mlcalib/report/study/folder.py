@@ -41,7 +41,7 @@ class EvaluationPlan(_Part):
     """What is evaluated."""
 
     tasks: list[str] = []
-    languages: list[str]
+    languages: list[str] = []
     tokens: int | None = None
     seq_len: int | None = None
     definition: str = ""
@@ -72,7 +72,7 @@ class StudyFile(_Part):
     models: dict[str, ModelInfo]
     settings: dict[str, Setting]
     variants: dict[str, Variant]
-    evaluation: EvaluationPlan
+    evaluation: EvaluationPlan = EvaluationPlan()
 
     @model_validator(mode="after")
     def _consistent(self) -> "StudyFile":

@@ -97,10 +97,7 @@ def _plot(plot: Plot, figures: Figures) -> str:
 
 
 def _table(table: Table) -> str:
-    header = "".join(
-        f'<th scope="col">{_text(each.text if isinstance(each, Cell) else each, isolate=True)}</th>'
-        for each in table.header
-    )
+    header = "".join(map(_column, table.header))
     body = "".join(map(_row, table.rows))
     foot = f"<tfoot>{''.join(map(_row, table.foot))}</tfoot>" if table.foot else ""
     kind = ' class="heat"' if table.heat else ""
@@ -108,6 +105,12 @@ def _table(table: Table) -> str:
         f'<div class="scroll"><table{kind}><caption>{_text(table.caption)}</caption>'
         f"<thead><tr>{header}</tr></thead><tbody>{body}</tbody>{foot}</table></div>"
     )
+
+
+def _column(cell: Cell | str) -> str:
+    cell = Cell(cell) if isinstance(cell, str) else cell
+    side = ' class="plain"' if cell.plain else ""
+    return f'<th scope="col"{side}>{_text(cell.text, isolate=True)}</th>'
 
 
 def _row(row: Row) -> str:
@@ -135,7 +138,8 @@ def _cell(cell: Cell | str) -> str:
 
 def _map(given: Map) -> str:
     """Draw a grid of coloured boxes; the page's own colour of text serves in the dark too."""
-    side, height, left, top = 13, 15, 7 * max(map(len, given.rows), default=0) + 8, 4
+    side = max(13, min(24, 420 // max(1, len(given.columns))))
+    height, left, top = 15, 7 * max(map(len, given.rows), default=0) + 8, 4
     width = left + side * len(given.columns) + 4
     bottom = top + height * len(given.rows)
     parts = [
@@ -145,7 +149,7 @@ def _map(given: Map) -> str:
     ]
     every = max(1, -(-len(given.columns) // 10))
     parts += [
-        f'<text x="{left + side * at + 6}" y="{bottom + 13}" text-anchor="middle">'
+        f'<text x="{left + side * at + side // 2}" y="{bottom + 13}" text-anchor="middle">'
         f"{html.escape(label)}</text>"
         for at, label in enumerate(given.columns)
         if at % every == 0

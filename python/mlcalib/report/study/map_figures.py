@@ -38,7 +38,7 @@ def rises(grid: Grid, end: float) -> Callable[[], "Figure"]:
             for at, column in enumerate(columns):
                 _write(axes, grid, column.variant, code, (at, row), end)
         axes.set_yticks(range(len(languages)), [full_name(code) for code in languages])
-        labels = [column.label.replace(", ", ",\n") for column in columns]
+        labels = [column.label for column in columns]
         axes.set_xticks(range(len(columns)), labels, rotation=35, ha="right")
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
@@ -95,7 +95,7 @@ def layers(report: ModelReport, grid: Grid) -> tuple[Callable[[], "Figure"], Rec
         return None
     both: list[dict[str, dict[str, float]]] = [{}, {}]
     for losses, column in zip(both, pair, strict=True):
-        for code in report.measured.languages:
+        for code in report.layer_languages:
             for linear, value in relative(report.model, column.variant, code).items():
                 losses.setdefault(linear, {})[code] = value
     first, second = both
@@ -125,7 +125,7 @@ def outside(report: ModelReport) -> tuple[Callable[[], "Figure"], Records] | Non
         return None
     shares: dict[tuple[str, str, int], list[float]] = {}
     for setting in settings:
-        for code in report.measured.languages:
+        for code in report.layer_languages:
             for one in report.activations[setting].inputs(code):
                 if one.outside is not None:
                     block = place(one.linears[0])[0]
@@ -135,7 +135,7 @@ def outside(report: ModelReport) -> tuple[Callable[[], "Figure"], Records] | Non
         {"setting": setting, "language": code, "block": block, "share": value}
         for (setting, code, block), value in means.items()
     ]
-    return (lambda: _draw_outside(means, settings, report.measured.languages)), data
+    return (lambda: _draw_outside(means, settings, report.layer_languages)), data
 
 
 def _draw_outside(

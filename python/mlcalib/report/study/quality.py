@@ -54,6 +54,8 @@ def heat_maps(report: ModelReport, prefix: str) -> Section:
     section = Section(f"{prefix}rises", "Languages × settings")
     end = limit(report)
     section.blocks += [Paragraph(LEGEND, "note"), _scale(end)]
+    if not report.measured.texts:
+        return Section(section.anchor, section.title, [Paragraph(f"Perplexity is {MISSING}.")])
     for grid in report.main:
         section.blocks += _with_standings(grid, end)
     if report.others:
@@ -161,9 +163,9 @@ def _counts(grid: Grid) -> str:
 
 def standings_table(grid: Grid) -> Table:
     """Return mean, worst language and wins of every setting."""
-    header = [
-        "setting", "mean rise", "less that of the best", "worst language", "its rise", "wins",
-        "≈ best", "differs from float",
+    header: Row = [
+        "setting", "mean rise", "less that of the best", Cell("worst language", plain=True),
+        "its rise", "wins", "≈ best", "differs from float",
     ]  # fmt: skip
     done = [each.mean.value for each in grid.standings if each.mean]
     rows = [_standing(grid, each, min(done, default=0.0)) for each in grid.standings]
@@ -237,12 +239,12 @@ def by_languages(points: list[Point]) -> dict[int, list[Point]]:
 
 
 def _points_table(quantizer: str, points: list[Point]) -> Table:
-    header = [
+    header: Row = [
         "setting",
         "languages",
         "tokens",
         "mean rise",
-        "worst language",
+        Cell("worst language", plain=True),
         "its rise",
         "seconds",
     ]

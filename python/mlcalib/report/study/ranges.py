@@ -49,7 +49,7 @@ def ranges(report: ModelReport, prefix: str) -> Section:
     shares = {
         (code, setting): known.mean_outside(code)
         for setting, known in report.activations.items()
-        for code in report.measured.languages
+        for code in report.layer_languages
     }
     end = max((value for value in shares.values() if value is not None), default=1.0) or 1.0
     rows: list[Row] = [
@@ -57,7 +57,7 @@ def ranges(report: ModelReport, prefix: str) -> Section:
             Cell(full_name(code), code, title=hint(code), head=True),
             *(_share_cell(shares[code, setting], end) for setting in settings),
         ]
-        for code in report.measured.languages
+        for code in report.layer_languages
     ]
     section.blocks += [
         Paragraph(
@@ -83,7 +83,7 @@ def ranges(report: ModelReport, prefix: str) -> Section:
                 f"{full_name(code)}: inputs most outside `{setting}`",
                 [_inputs(report, setting, code)],
             )
-            for code in report.measured.languages
+            for code in report.layer_languages
         ]
     return section
 
@@ -107,8 +107,8 @@ def _inputs(report: ModelReport, setting: str, code: str) -> Table:
         ]
         for each in found[:TOP]
     ]
-    header = [
+    header: Row = [
         "input of", f"range, calibration text of {setting}", f"range, {full_name(code)}",
-        "share outside", "channels (share of each outside)",
+        "share outside", Cell("channels (share of each outside)", plain=True),
     ]  # fmt: skip
     return Table(f"{full_name(code)}, {setting}", header, rows)

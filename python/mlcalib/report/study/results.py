@@ -1,11 +1,12 @@
 """All that a report says of one study, computed."""
 
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from mlcalib.report.study.comparison import Column, Grid, Measured, grids, measure
-from mlcalib.report.study.folder import FLOAT, ModelResults, Study, read_study
+from mlcalib.report.study.folder import FLOAT, ModelResults, Study, StudyFile, read_study
 from mlcalib.report.study.layers import Activations, activations
 from mlcalib.significance import Difference
 
@@ -82,6 +83,19 @@ class ModelReport:
             return None
         return sum(each for each in spent if each is not None) * tokens / costs.tokens
 
+    @cached_property
+    def layer_languages(self) -> list[str]:
+        """Languages that layers were measured on: evaluated ones first, then others."""
+        layers = self.model.layers
+        found = {
+            code
+            for by_linear in (layers.power, layers.heldout_ranges)
+            for by_language in by_linear.values()
+            for code in by_language
+        }
+        first = [code for code in self.measured.languages if code in found]
+        return first + sorted(found.difference(first))
+
     def pair(self, grid: Grid) -> tuple[Column, Column] | None:
         """Return the English-only column and the one with the most languages, if both exist."""
         english, multilingual = grid.english(), grid.multilingual()
@@ -146,10 +160,20 @@ def results(folder: str | Path, *, resamples: int | None, seed: int) -> Results:
     """
     study = read_study(folder)
     if resamples is None:
-        cells = len(study.plan.evaluation.languages) * len(study.plan.variants)
-        resamples = max(10_000, 100 * cells)
+        resamples = max(10_000, 100 * len(study.plan.evaluation.languages) * _columns(study.plan))
     models = []
     for model in study.models:
         measured = measure(study.plan, model, resamples=resamples, seed=seed)
         models.append(ModelReport(study, model, measured, grids(study.plan, measured)))
     return Results(study, models, resamples, seed)
+
+
+def _columns(plan: StudyFile) -> int:
+    """Count the columns of the widest heat map."""
+    maps = Counter(
+        (variant.quantizer, plan.settings[variant.setting].tokens)
+        for variant in plan.variants.values()
+        if variant.setting is not None
+    )
+    alone = sum(variant.setting is None for variant in plan.variants.values())
+    return max(maps.values(), default=0) + alone

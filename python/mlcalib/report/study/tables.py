@@ -118,7 +118,7 @@ def _predicted(report: ModelReport) -> Records:
     return [
         {"variant": variant, "language": code, "predicted": value}
         for variant in report.study.plan.variants
-        for code in report.measured.languages
+        for code in report.layer_languages
         if (value := predicted(report.model, variant, code)) is not None
     ]
 
@@ -161,7 +161,7 @@ def _ranges(report: ModelReport) -> Records:
     layers = report.model.layers
     rows = []
     for linear in dict.fromkeys([*layers.ranges, *layers.heldout_ranges]):
-        for code in report.measured.languages:
+        for code in report.layer_languages:
             first = layers.ranges.get(linear, {}).get(code, (None, None))
             second = layers.heldout_ranges.get(linear, {}).get(code, (None, None))
             names = ("calibration_low", "calibration_high", "evaluation_low", "evaluation_high")

@@ -53,7 +53,7 @@ def layer_losses(report: ModelReport, prefix: str) -> Section:
                 relative(report.model, first.variant, code),
                 relative(report.model, second.variant, code),
             )
-            for code in report.measured.languages
+            for code in report.layer_languages
         }
         losses = {code: each for code, each in losses.items() if all(each)}
         if not losses:
@@ -112,7 +112,12 @@ def _excess_table(
         f"{grid.quantizer}: relative loss under {names[0]} less that under {names[1]}, summed over "
         "the linears of a kind"
     )
-    header = ["language", "all linears", *order, "the three that add most"]
+    header: Row = [
+        "language",
+        "all linears",
+        *order,
+        Cell("block and linear that add most", plain=True),
+    ]
     return Table(caption, header, rows, heat=True)
 
 
@@ -133,11 +138,12 @@ def _language(
 ) -> Details:
     first, second = (by_block(each) for each in losses)
     end = max([*first.values(), *second.values()])
+    last = 2**DOUBLINGS
     ratio = {at: first[at] / second[at] for at in first if second.get(at, 0) > 0}
     maps = [
-        _map(f"{names[0]}: loss ÷ power", first, end),
-        _map(f"{names[1]}: loss ÷ power", second, end),
-        _ratio_map(f"{names[0]} ÷ {names[1]}", ratio),
+        _map(f"{names[0]}: loss ÷ power; grey 0, blue {end:.2g}", first, end),
+        _map(f"{names[1]}: loss ÷ power; the same colours", second, end),
+        _ratio_map(f"{names[0]} ÷ {names[1]}; blue 1/{last:.1f}, grey 1, orange {last:.1f}", ratio),
     ]
     rises = [grid.measured.rise(column.variant, code) for column in report.pair(grid) or ()]
     text = " and ".join(
@@ -207,10 +213,10 @@ def _top_table(
                 Cell(channels(one), plain=True),
             ]
         )
-    header = [
+    header: Row = [
         "linear", names[0], names[1], "ratio", "of the excess", f"input range, text of {names[0]}",
         f"input range, {full_name(code)}", f"outside, {names[0]}", f"outside, {names[1]}",
-        f"channels outside, {names[0]}",
+        Cell(f"channels outside, {names[0]}", plain=True),
     ]  # fmt: skip
     return Table(
         f"{full_name(code)}: the {len(rows)} linears that lose most more under {names[0]}",

@@ -1,0 +1,91 @@
+"""Results that are on disk as soon as they are there, so that what was killed goes on."""
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+_log = logging.getLogger(__name__)
+
+
+class Journal:
+    """A JSONL file that grows by whole lines, each with the fingerprint of what the run is.
+
+    A last line that a kill cut short is removed on opening. Use it in a ``with`` block.
+
+    Args:
+        path: the file; made if it is not there.
+        fingerprint: of all that a line's content depends on.
+        what: what the lines hold, for messages.
+
+    Attributes:
+        rows: the lines that are there, without the fingerprint.
+
+    Raises:
+        ValueError: the file is of another run, or not such a file.
+        OSError: it cannot be written.
+    """
+
+    def __init__(self, path: str | Path, fingerprint: str, what: str) -> None:
+        self._path = Path(path)
+        self._fingerprint = fingerprint
+        self._what = what
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self.rows: list[dict[str, Any]] = self._read() if self._path.exists() else []
+        self._made = not self._path.exists()
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+        self._file = os.open(self._path, flags, 0o666)
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Add a line; it is synced to disk when this returns."""
+        content = {**row, "fingerprint": self._fingerprint}
+        line = json.dumps(content, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        while line:  # one write, but for a full disk, which raises next
+            line = line[os.write(self._file, line) :]
+        os.fsync(self._file)
+        self.rows.append(dict(row))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        os.close(self._file)
+        if self._made and not self.rows:
+            self._path.unlink()
+
+    def _read(self) -> list[dict[str, Any]]:
+        content = self._path.read_bytes()
+        end = content.rfind(b"\n") + 1
+        rows = []
+        for number, line in enumerate(content[:end].split(b"\n")[:-1], start=1):
+            rows.append(self._row(line, number))
+        if end != len(content):
+            if not rows:
+                self._row(content, 1)  # not ours: nothing of it is cut
+            _log.warning("%s: the last line was cut short by a kill; it is done again", self._path)
+            os.truncate(self._path, end)
+        return rows
+
+    def _row(self, line: bytes, number: int) -> dict[str, Any]:
+        try:
+            row: dict[str, Any] = json.loads(line)
+            theirs = row.pop("fingerprint")
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise ValueError(
+                f"{self._path}, line {number}, is not a line of {self._what} that mlcalib wrote; "
+                "give another --out, or remove the file."
+            ) from error
+        if theirs != self._fingerprint:
+            raise ValueError(
+                f"{self._path} holds {self._what} made with other texts, models or options (line "
+                f"{number}); give the same ones to go on with it, or another --out."
+            )
+        return row

@@ -1,0 +1,211 @@
+"""Judges: what says which of two answers is better."""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import torch
+
+from mlcalib.judging.chat import as_chat
+from mlcalib.judging.sources import identity
+from mlcalib.judging.texts import Pair
+from mlcalib.languages import language
+from mlcalib.models.loading import check_source, load_model, load_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Letter = Literal["A", "B", "C"]
+LETTERS: tuple[Letter, ...] = ("A", "B", "C")
+"""The answer shown first is better; the one shown second; neither."""
+
+
+@dataclass(frozen=True)
+class Opinion:
+    """What a judge says of two answers in the order that they were shown.
+
+    Attributes:
+        letter: None where the judge named none.
+        evidence: what it rests on, for the record; JSON types.
+    """
+
+    letter: Letter | None
+    evidence: dict[str, Any] = field(default_factory=dict)
+
+
+class Judge(Protocol):
+    """Says which of two answers is better."""
+
+    identity: dict[str, Any]
+    """What its opinions depend on: model, template, options; JSON types."""
+    reads_both: bool
+    """Whether it reads the answers together, so that their order can matter."""
+    workers: int
+    """How many questions may be asked at the same time."""
+
+    def compare(self, pair: Pair) -> Opinion:
+        """Compare ``pair.first``, which is shown first, with ``pair.second``."""
+        ...
+
+
+def read_template(path: str | Path | None = None) -> str:
+    """Read a judge's prompt: text with ``{prompt}``, ``{first}``, ``{second}``, ``{language}``.
+
+    Args:
+        path: a file; None for mlcalib's own.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a template without prompt or answers.
+    """
+    if path is None:
+        return files("mlcalib.judging").joinpath("judge_prompt.txt").read_text(encoding="utf-8")
+    template = Path(path).read_text(encoding="utf-8")
+    if missing := [name for name in ("prompt", "first", "second") if f"{{{name}}}" not in template]:
+        raise ValueError(
+            f"{path} has no {', '.join(f'{{{name}}}' for name in missing)}; a judge's prompt needs "
+            "{prompt}, {first} and {second}, and may have {language}. It must ask for a reply of "
+            "one letter: A (the first), B (the second) or C (neither)."
+        )
+    return template
+
+
+def fill(template: str, pair: Pair) -> str:
+    """Put a pair into a template; braces inside the texts stay what they are."""
+    values = {
+        "prompt": pair.prompt,
+        "first": pair.first,
+        "second": pair.second,
+        "language": language(pair.language).name,
+    }
+    return re.sub(r"\{(prompt|first|second|language)\}", lambda found: values[found[1]], template)
+
+
+class LanguageModelJudge:
+    """A causal language model, which is asked by a template.
+
+    Its opinion is the likeliest of the three replies ``A``, ``B`` and ``C``, by their likelihood
+    after the question: nothing is sampled, and every pair gets an opinion.
+
+    Args:
+        source: a folder or a hub name; see ``load_model``.
+        template: see ``read_template``.
+        dtype: of the weights.
+    """
+
+    reads_both = True
+    workers = 1
+
+    def __init__(self, source: str, template: str, dtype: str = "auto") -> None:
+        self._model = load_model(source, dtype)
+        self._tokenizer = load_tokenizer(source)
+        self._template = template
+        self.identity = {"kind": "likelihood", "model": identity(source), "template": template}
+
+    @torch.inference_mode()
+    def compare(self, pair: Pair) -> Opinion:
+        """See ``Judge.compare``."""
+        chats = bool(self._tokenizer.chat_template)
+        text = fill(self._template, pair)
+        question = as_chat(self._tokenizer, text if chats else f"{text.rstrip()}\n\nReply:")
+        _check_length(self._model, len(question) + 1, pair)
+        replies = {letter: letter if chats else f" {letter}" for letter in LETTERS}
+        found = {letter: self._likelihood(question, text) for letter, text in replies.items()}
+        best = max(found, key=lambda letter: found[letter])
+        return Opinion(best, {"log_likelihood": found})
+
+    def _likelihood(self, question: list[int], reply: str) -> float:
+        """Return ln p of the reply's tokens after the question."""
+        tokens = self._tokenizer(reply, add_special_tokens=False).input_ids
+        ids = torch.tensor([question + tokens])
+        logits = self._model(input_ids=ids, use_cache=False).logits[0, len(question) - 1 : -1]
+        losses = torch.nn.functional.cross_entropy(
+            logits.float(), ids[0, len(question) :], reduction="sum"
+        )
+        if not torch.isfinite(losses):
+            raise ValueError("the judge gives NaN or Inf; it is damaged, or its dtype overflows.")
+        return -float(losses)
+
+
+class RewardModelJudge:
+    """A reward model: a sequence classifier with one label, which scores one answer at a time.
+
+    Args:
+        source: a folder or a hub name.
+        margin: rewards that differ by no more are a tie.
+        dtype: of the weights.
+
+    Raises:
+        ValueError: the model has more than one label, or a negative margin.
+    """
+
+    reads_both = False
+    workers = 1
+
+    def __init__(self, source: str, margin: float = 0.0, dtype: str = "auto") -> None:
+        from transformers import AutoModelForSequenceClassification
+
+        if margin < 0:
+            raise ValueError(f"margin is {margin}, expected 0 or more.")
+        # With one label a missing head would be made anew, random, with a mere warning.
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            source, dtype=dtype, output_loading_info=True
+        )
+        if model.config.num_labels != 1 or report["missing_keys"]:
+            wrong = (
+                f"lacks weights ({', '.join(sorted(report['missing_keys']))})"
+                if report["missing_keys"]
+                else f"has {model.config.num_labels} labels"
+            )
+            raise ValueError(
+                f"{source} {wrong}; a reward model is a sequence classifier with one label."
+            )
+        self._model = model.eval()
+        self._tokenizer = load_tokenizer(source)
+        self._margin = margin
+        self.identity = {"kind": "reward", "model": identity(source), "margin": margin}
+
+    @torch.inference_mode()
+    def compare(self, pair: Pair) -> Opinion:
+        """See ``Judge.compare``."""
+        rewards = [self._reward(pair, answer) for answer in (pair.first, pair.second)]
+        rise = rewards[1] - rewards[0]
+        letter: Letter = "C" if abs(rise) <= self._margin else "B" if rise > 0 else "A"
+        return Opinion(letter, {"rewards": rewards})
+
+    def _reward(self, pair: Pair, answer: str) -> float:
+        ids = as_chat(self._tokenizer, pair.prompt, answer)
+        _check_length(self._model, len(ids), pair)
+        reward = float(self._model(input_ids=torch.tensor([ids])).logits.float())
+        if math.isnan(reward):
+            raise ValueError("the reward model gives NaN; it is damaged, or its dtype overflows.")
+        return reward
+
+
+def is_reward_model(source: str) -> bool:
+    """Return whether a model's config says that it classifies sequences.
+
+    Raises:
+        FileNotFoundError, ValueError: see ``check_source``.
+    """
+    from transformers import AutoConfig
+
+    check_source(source)
+    if source.endswith(".gguf"):
+        return False
+    names: Sequence[str] = AutoConfig.from_pretrained(source).architectures or ()
+    return any(name.endswith("ForSequenceClassification") for name in names)
+
+
+def _check_length(model: "PreTrainedModel", tokens: int, pair: Pair) -> None:
+    longest = getattr(model.config, "max_position_embeddings", None)
+    if longest is not None and tokens > longest:
+        raise ValueError(
+            f"id {pair.id} in '{pair.language}' needs {tokens:,} tokens, but the judge takes "
+            f"{longest:,}; generate shorter answers (--max-tokens), or give a judge with a longer "
+            "context."
+        )

@@ -1,0 +1,83 @@
+"""What scores are made of, item by item, and tests on the items of two models."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from mlcalib.significance import Floats, Part, combine, mcnemar, resample
+
+LOWER_IS_BETTER = frozenset({"perplexity", "bits_per_byte", "token_loss"})
+
+
+@dataclass(frozen=True)
+class Items:
+    """What a score is made of, item by item (or document by document).
+
+    Attributes:
+        values: [n] e.g. 1 right and 0 wrong, or a document's summed loss; None or NaN where an item
+            says nothing. The score is their sum over that of the sizes; perplexity is the
+            exponential of that.
+        sizes: [n] e.g. a document's scored tokens; None for 1 each.
+    """
+
+    values: ArrayLike
+    sizes: ArrayLike | None = None
+
+
+def sign(metric: str) -> int:
+    """Return 1 for a metric of which more is better, and -1 for the others."""
+    return -1 if metric in LOWER_IS_BETTER else 1
+
+
+def relative_change(
+    old: Items, new: Items, metric: str, where: str, resamples: int, seeds: Sequence[int]
+) -> Part | None:
+    """Return the relative change with its resamples; None where a resample gives the float 0."""
+    (before, size), (after, other) = _arrays(old), _arrays(new)
+    if before.shape != after.shape:
+        raise ValueError(
+            f"{where}: the float model has {len(before)} items, the quantized one {len(after)}; "
+            "score both on the same items."
+        )
+    sums = resample(
+        np.stack([before, after, size, other]),
+        np.ones_like(before),
+        resamples=resamples,
+        seed=seeds[0],
+        stream=seeds[1],
+    )
+    totals = np.concatenate([sums.value[:, None], sums.value[:, None] + sums.deviations], axis=1)
+    if (totals[2:] <= 0).any():
+        return None
+    ratios = totals[:2] / totals[2:]
+    measured, drawn = ratios[:, 0], ratios[:, 1:]
+    if metric == "perplexity":
+        measured, drawn = np.exp(measured), np.exp(drawn)
+    if (drawn[0] <= 0).any() or measured[0] <= 0:
+        return None
+    change = _relative(measured, metric)
+    return Part(change, _relative(drawn, metric) - change, sums.n)
+
+
+def _relative(pair: Floats, metric: str) -> Floats:
+    change: Floats = 100 * (pair[1] / pair[0] - 1) * sign(metric)
+    return change
+
+
+def _arrays(items: Items) -> tuple[Floats, Floats]:
+    """Return values and sizes, both 0 for an item that says nothing."""
+    values = np.asarray(items.values, dtype=np.float64)
+    sizes = np.ones_like(values) if items.sizes is None else np.asarray(items.sizes, np.float64)
+    known = ~np.isnan(values)
+    return np.where(known, values, 0), np.where(known, sizes, 0)
+
+
+def p_of_no_change(old: Items, new: Items, part: Part, seed: int) -> float | None:
+    """Return McNemar's p of right and wrong answers, and the bootstrap's of anything else."""
+    pair = np.stack([np.asarray(each.values, dtype=np.float64) for each in (old, new)])
+    both = pair[:, ~np.isnan(pair).any(axis=0)]
+    if old.sizes is None and new.sizes is None and both.size and np.isin(both, (0, 1)).all():
+        return mcnemar(both[0], both[1])
+    return combine([part], seed).p

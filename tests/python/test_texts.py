@@ -1,0 +1,136 @@
+"""Prompts and generations as files."""
+
+import json
+
+import pytest
+
+from mlcalib.judging import Generation, Prompt, pair, read_generations, read_prompts
+from mlcalib.judging.codes import find_code
+from mlcalib.judging.journal import Journal
+
+# Rows as of CohereLabs/aya_evaluation_suite, dolly_machine_translated: id is an integer that is the
+# same in all languages, languages are ISO 639-3, often macrolanguages.
+DOLLY = [
+    {"id": 12, "inputs": "Name three fruits.", "targets": "t", "language": "eng", "script": "Latn"},
+    {"id": 12, "inputs": "Taja matunda 3.", "targets": "t", "language": "swa", "script": "Latn"},
+    {"id": 12, "inputs": "列举三种水果。", "targets": "t", "language": "zho", "script": "Hans"},
+    {"id": 12, "inputs": "列舉三種水果。", "targets": "t", "language": "zho", "script": "Hant"},
+    {"id": 12, "inputs": "اذكر ثلاث فواكه.", "targets": "t", "language": "arb", "script": "Arab"},
+    {"id": 30, "inputs": "Is sky\u2028blue?", "targets": "t", "language": "eng", "script": "Latn"},
+]  # fmt: skip
+
+
+def write(path, rows):
+    escaped = "\\ud83d" in json.dumps(rows)
+    path.write_text("".join(json.dumps(row, ensure_ascii=escaped) + "\n" for row in rows))
+    return path
+
+
+def test_dolly(tmp_path):
+    prompts = read_prompts(write(tmp_path / "dolly.jsonl", DOLLY))
+    assert [each.language for each in prompts] == ["en", "en", "sw", "zh", "zh-Hant", "ar"]
+    assert prompts[1] == Prompt("30", "en", "Is sky\u2028blue?")
+    chosen = read_prompts(tmp_path / "dolly.jsonl", "sw,en", limit=1, seed=3)
+    assert [each.language for each in chosen] == ["sw", "en"]
+
+
+def test_dolly_as_parquet(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.Table.from_pylist(DOLLY), tmp_path / "test.parquet")
+    write(tmp_path / "test.jsonl", DOLLY)
+    assert read_prompts(tmp_path / "test.parquet") == read_prompts(tmp_path / "test.jsonl")
+
+
+def test_own_prompts(tmp_path):
+    rows = [{"language": "en", "prompt": f"Prompt {number}"} for number in range(40)]
+    path = write(tmp_path / "own.jsonl", rows)
+    assert [each.id for each in read_prompts(path)] == [str(number) for number in range(1, 41)]
+    drawn = [each.id for each in read_prompts(path, limit=10, seed=1)]
+    assert len(set(drawn)) == 10
+    assert drawn == [each.id for each in read_prompts(path, "en", limit=10, seed=1)]
+    assert drawn != [each.id for each in read_prompts(path, limit=10, seed=2)]
+
+
+@pytest.mark.parametrize(
+    ("given", "script", "code"),
+    [
+        ("sw", None, "sw"), ("swh_Latn", None, "sw"), ("swh", None, "sw"), ("swa", "Latn", "sw"),
+        ("zho", None, "zh"), ("zho", "Hant", "zh-Hant"), ("zho_Hant", None, "zh-Hant"),
+        ("ara", "Arab", "ar"), ("nor", "Latn", "nb"), ("kas", "Deva", "ks-Deva"),
+        ("fas", "Arab", "fa"),
+        ("en", "Latn", "en"), ("zh-Hant", "Hant", "zh-Hant"), ("min", "Arab", "min-Arab"),
+    ],
+)  # fmt: skip
+def test_language_codes(given, script, code):
+    assert find_code(given, script) == code
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "message"),
+    [
+        ([{"language": "en"}], {}, "line 1 has no field 'prompt'; it has: language"),
+        ([{"prompt": "x"}], {}, "no field 'language'"),
+        ([{"prompt": " ", "language": "en"}], {}, "'prompt' is blank"),
+        ([{"prompt": None, "language": "en"}], {}, "'prompt' is None"),
+        ([{"prompt": "x", "language": "Swahili"}], {}, "line 1: .*Did you mean 'sw'"),
+        ([{"id": 1, "prompt": "x", "language": "en"}] * 2, {}, "id 1 in 'en' twice"),
+        ([{"prompt": "x", "language": "en"}], {"languages": "en,sw"}, "no prompt in sw; it"),
+        ([{"prompt": "x", "language": "en"}], {"limit": 0}, "limit is 0"),
+        (["x"], {}, "line 1, is a str"),
+        ([{"prompt": "x\ud83d", "language": "en"}], {}, "not valid Unicode"),
+    ],
+)  # fmt: skip
+def test_errors(tmp_path, rows, options, message):
+    with pytest.raises(ValueError, match=message):
+        read_prompts(write(tmp_path / "p.jsonl", rows), **options)
+
+
+def test_pairs(tmp_path):
+    rows = [
+        {"id": name, "language": code, "prompt": "?", "output": f"{code} {name}"}
+        for code in ("en", "sw")
+        for name in ("1", "2")
+    ]
+    first = read_generations(write(tmp_path / "a.jsonl", rows))
+    rows[1]["output"] = ""  # a model may say nothing
+    second = read_generations(write(tmp_path / "b.jsonl", rows[::-1]))
+    pairs = pair(first, second)
+    assert [(each.language, each.id, each.first, each.second) for each in pairs[:2]] == [
+        ("en", "1", "en 1", "en 1"),
+        ("en", "2", "en 2", ""),
+    ]
+    with pytest.raises(ValueError, match=r"id 2 in 'sw' is missing in the second"):
+        pair(first, second[1:])
+    with pytest.raises(ValueError, match=r"id 1 in 'en' is missing in the first"):
+        pair(first[1:], second)
+    with pytest.raises(ValueError, match="another prompt in each file"):
+        pair(first, [Generation(each.id, each.language, "!", "x") for each in second])
+    with pytest.raises(ValueError, match="first file is empty"):
+        pair([], [])
+
+
+def test_a_journal_goes_on_after_a_kill(tmp_path, caplog):
+    path = tmp_path / "journal.jsonl"
+    with Journal(path, "f", "answers") as journal:
+        journal.append({"id": "1", "text": "a\u2028b"})
+        journal.append({"id": "2", "text": "ب"})
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-5])
+    with Journal(path, "f", "answers") as journal:
+        assert journal.rows == [{"id": "1", "text": "a\u2028b"}]
+        journal.append({"id": "2", "text": "ب"})
+    assert "cut short" in caplog.text
+    assert path.read_bytes() == whole
+    with pytest.raises(ValueError, match="made with other texts, models or options"):
+        Journal(path, "g", "answers")
+
+
+@pytest.mark.parametrize("content", ["notes without a newline", "notes\n", "[1]\n", '{"id": 1}\n'])
+def test_a_journal_leaves_other_files_alone(tmp_path, content):
+    path = tmp_path / "notes.txt"
+    path.write_text(content)
+    with pytest.raises(ValueError, match="is not a line of answers"):
+        Journal(path, "f", "answers")
+    assert path.read_text() == content

@@ -47,7 +47,7 @@ __all__ = [
 
 
 def evaluate(  # noqa: PLR0913 - options of one thing
-    models: Model | Sequence[Model],
+    models: "Model | Sequence[Model]",
     languages: str | LanguageSet = "multi10",
     corpus: str = "sample",
     *,
@@ -118,7 +118,7 @@ def evaluate(  # noqa: PLR0913 - options of one thing
     return rows
 
 
-def evaluation_dtype(models: Sequence[Model], dtype: str = "auto") -> str:
+def evaluation_dtype(models: "Sequence[Model]", dtype: str = "auto") -> str:
     """Return the dtype that models are evaluated in where ``dtype`` was asked for.
 
     ``auto`` is bfloat16 on a CPU with AMX, which multiplies it many times faster than float32; so

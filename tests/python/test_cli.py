@@ -72,12 +72,12 @@ def test_quantize_then_evaluate(run, folder, tmp_path):
 def test_fidelity_is_shown_and_kept(run, folder, tmp_path):
     out, cache, results = (tmp_path / name for name in ("out", "cache", "results.jsonl"))
     run("quantize", folder, "--out", out, "--method", "rtn", "--group-size", 32)
-    options = ["--languages", "en,sw", "--tokens", 64, "--seq-len", 32, "--fidelity"]
+    options = ["--languages", "en,sw", "--tokens", 150, "--seq-len", 32, "--fidelity"]
     options += ["--cache", cache, "--out", results]
     code, text, _ = run("evaluate", folder, out, *options)
     assert code == 0, text
     assert f"Fidelity to {folder}" in text
-    assert re.search(r"^\| en +\| +rtn \| +0\.\d+ ", text, re.MULTILINE)
+    assert re.search(r"^\| en +\| +rtn \| +[+-]\d\.\d+ \[", text, re.MULTILINE)
     assert "KL(first model || model)" in text
     rows = read_rows(results)
     assert {row.task for row in rows} == {"perplexity", "fidelity"}

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from small_models import tiny_llama
+from transformers import AutoModelForCausalLM
 
 import mlcalib
 from mlcalib.calibration_sets import stream
@@ -164,6 +165,18 @@ def test_auto_is_bfloat16_where_that_is_fast(monkeypatch, folder, model, tokeniz
         for dtype in ("auto", "float32", "bfloat16")
     )
     assert fast == half != stored
+
+
+def test_a_transformers_model_with_its_tokenizer(model, tokenizer, folder, tmp_path):
+    options = {"tokens": 64, "seq_len": 32, "progress": False}
+    [row, *_] = mlcalib.evaluate(model, "sw", tokenizer=tokenizer, cache=tmp_path, **options)
+    assert (row.model, row.method) == ("LlamaForCausalLM", "float")
+    loaded = AutoModelForCausalLM.from_pretrained(folder)
+    rows = mlcalib.evaluate([loaded, model], "sw", tokenizer=tokenizer, **options)
+    assert [each.model for each in rows[::3]] == [str(folder), "LlamaForCausalLM"]
+    assert {each.value for each in rows if each.metric == row.metric} == {row.value}
+    with pytest.raises(ValueError, match=r"LlamaForCausalLM was given without its tokenizer; give"):
+        mlcalib.evaluate(model, "sw", **options)
 
 
 def test_too_little_text_names_the_language(folder):

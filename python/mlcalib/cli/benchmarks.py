@@ -70,6 +70,7 @@ def run_benchmarks(
     limit: int | None,
     sentencepiece: Path | None,
     dtype: str,
+    cache: Path | None,
     generations: Path | None,
 ) -> tuple[list["Row"], str]:
     """Run tasks on models; return the results, and them as a table."""
@@ -82,6 +83,7 @@ def run_benchmarks(
         tasks,
         languages,
         dtype=dtype,
+        cache=cache,
         data=data,
         limit=limit,
         sentencepiece=sentencepiece,

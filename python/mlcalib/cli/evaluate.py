@@ -46,7 +46,7 @@ def evaluate(
     cache: Annotated[
         Path | None,
         typer.Option(
-            help="Keep scores in this folder. What is there is not measured again, so the same "
+            help="Keep results in this folder. What is there is not measured again, so the same "
             "command goes on where an earlier one was interrupted."
         ),
     ] = None,
@@ -96,6 +96,7 @@ def evaluate(
             limit=limit,
             sentencepiece=sentencepiece,
             dtype=dtype,
+            cache=cache,
             generations=generations,
         )
         rows += found

@@ -10,14 +10,14 @@ from tqdm.auto import tqdm
 from mlcalib.calibration_sets import Stream, describe_separator, tokenizer_fingerprint
 from mlcalib.errors import named
 from mlcalib.evaluation.cache import Cache
-from mlcalib.evaluation.fidelity import Reference, fidelity_of, fidelity_rows, flips, reference_of
+from mlcalib.evaluation.fidelity import fidelity_rows, flips
 from mlcalib.evaluation.layers import layer_losses
 from mlcalib.evaluation.perplexity import DocumentScores, Scores, perplexity_of, score
+from mlcalib.evaluation.reference import Reference, fidelity_of, reference_of
 from mlcalib.evaluation.scoring import Scorer
-from mlcalib.evaluation.subject import Subject
+from mlcalib.evaluation.subject import Model, Subject
 from mlcalib.evaluation.text import eval_text
 from mlcalib.languages import LanguageSet, language_set
-from mlcalib.quantized_model import QuantizedModel
 from mlcalib.results import Row, read_rows, versions, write_rows
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ __all__ = [
 
 
 def evaluate(  # noqa: PLR0913 - options of one thing
-    models: "str | Path | QuantizedModel | Sequence[str | Path | QuantizedModel]",
+    models: "Model | Sequence[Model]",
     languages: str | LanguageSet = "multi10",
     corpus: str = "sample",
     *,
@@ -55,6 +55,7 @@ def evaluate(  # noqa: PLR0913 - options of one thing
     seq_len: int = 512,
     separator: str | None = None,
     dtype: str = "auto",
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
     fidelity: bool = False,
     cache: str | Path | None = None,
     progress: bool = True,
@@ -62,13 +63,15 @@ def evaluate(  # noqa: PLR0913 - options of one thing
     """Measure perplexity, bits per byte and token loss per language, and fidelity to a float model.
 
     Args:
-        models: folders, hub names, GGUF files, or what ``mlcalib.quantize`` returned.
+        models: folders, hub names, GGUF files, what ``mlcalib.quantize`` returned, or transformers
+            models.
         languages: as for ``mlcalib.calibration``; shares do not matter here.
         corpus: as for ``mlcalib.calibration``; its eval split is used, which must be plain text.
         tokens: tokens scored per language: the first so many.
         seq_len: context; windows do not overlap.
         separator: what stands between documents, as for ``mlcalib.calibration``.
         dtype: of models that are loaded here; see ``evaluation_dtype``.
+        tokenizer: of the transformers models.
         fidelity: also compare the next-token distributions of each model with those of the first,
             in the same forward; see ``fidelity_rows``.
         cache: a folder in which scores are kept as soon as they are there, and found again by
@@ -84,12 +87,12 @@ def evaluate(  # noqa: PLR0913 - options of one thing
         ValueError: too little text in a language; names it. Fidelity of a single model, or of one
             that has other tokens than the first.
     """
-    if isinstance(models, str | Path | QuantizedModel):
+    if not isinstance(models, Sequence) or isinstance(models, str):
         models = [models]
     if fidelity and len(models) < 2:
         raise ValueError("Fidelity is to the first of several models; give two or more.")
     dtype = evaluation_dtype(models, dtype)
-    subjects = [Subject(model, dtype) for model in models]
+    subjects = [Subject(model, dtype, tokenizer) for model in models]
     if not isinstance(languages, LanguageSet):
         languages = language_set(languages)
     kept = None if cache is None else Cache(cache)
@@ -115,14 +118,14 @@ def evaluate(  # noqa: PLR0913 - options of one thing
     return rows
 
 
-def evaluation_dtype(models: "Sequence[str | Path | QuantizedModel]", dtype: str = "auto") -> str:
+def evaluation_dtype(models: "Sequence[Model]", dtype: str = "auto") -> str:
     """Return the dtype that models are evaluated in where ``dtype`` was asked for.
 
     ``auto`` is bfloat16 on a CPU with AMX, which multiplies it many times faster than float32; so
     only where all models are loaded here, for one that is in memory has a dtype, and models are
     compared in one. Anything else is what it is: ``auto`` as stored, ``float32``, ….
     """
-    in_memory = any(isinstance(model, QuantizedModel) for model in models)
+    in_memory = any(not isinstance(model, str | Path) for model in models)
     # torch is pinned, so what it does not call public does not change unseen.
     if dtype == "auto" and not in_memory and torch.cpu._is_amx_tile_supported():
         return "bfloat16"

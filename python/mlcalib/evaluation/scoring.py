@@ -8,8 +8,8 @@ from torch import Tensor
 
 from mlcalib.calibration_sets import Stream
 from mlcalib.evaluation.cache import Cache, tensors_sha256
-from mlcalib.evaluation.fidelity import Reference, head_of, recording
 from mlcalib.evaluation.perplexity import Scores, score
+from mlcalib.evaluation.reference import Reference, head_of, recording
 from mlcalib.evaluation.subject import Subject
 from mlcalib.results import versions
 

@@ -3,7 +3,7 @@
 import json
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from mlcalib.evaluation.cache import Cache, fingerprint, tensors_sha256
 from mlcalib.models.loading import check_source, load_model, load_tokenizer
@@ -13,6 +13,9 @@ from mlcalib.safetensors_files import validate_folder
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+Model: TypeAlias = "str | Path | QuantizedModel | PreTrainedModel"
+"""What can be evaluated."""
+
 _DECIDING = (".json", ".jinja", ".model", ".txt")  # kinds of files beside the weights
 _RECORD = "mlcalib.json"
 
@@ -21,39 +24,50 @@ class Subject:
     """A model that is loaded when it is first needed.
 
     Attributes:
-        given: a folder, a hub name, a GGUF file, or what ``mlcalib.quantize`` returned.
+        given: a folder, a hub name, a GGUF file, what ``mlcalib.quantize`` returned, or a
+            transformers model.
         dtype: of a model that is loaded here.
-        name: the model as it was given.
+        name: the model as it was given; of a transformers model, where it was loaded from.
         method: its quantizer, or ``float``; from its ``mlcalib.json``, if it has one.
         calibration: name of its calibration set, or ``none``; likewise.
 
     Raises:
         FileNotFoundError: there is no such model.
-        ValueError: a damaged checkpoint or record.
+        ValueError: a damaged checkpoint or record, or a transformers model without its tokenizer.
     """
 
-    def __init__(self, given: str | Path | QuantizedModel, dtype: str = "auto") -> None:
+    def __init__(
+        self,
+        given: Model,
+        dtype: str = "auto",
+        tokenizer: "PreTrainedTokenizerBase | None" = None,
+    ) -> None:
         self.given = given
         self.dtype = dtype
+        self._in_memory: PreTrainedModel | None = None
         if isinstance(given, QuantizedModel):
             self.name = str(given.recipe["model"])
-        else:
+            self._in_memory, self._tokenizer = given.model, given.tokenizer
+        elif isinstance(given, str | Path):
             self.name = str(given)
             check_source(self.name)
-        self.method, self.calibration = _origin(given)
+        else:
+            self.name = str(given.config.name_or_path) or type(given).__name__
+            self._in_memory, self._tokenizer = given, _checked(tokenizer, given)
+        self.method, self.calibration = _origin(given, self.name)
         self._fingerprint: str | None = None
 
     @cached_property
     def model(self) -> "PreTrainedModel":
         """The model in memory."""
-        if isinstance(self.given, QuantizedModel):
-            return self.given.model
+        if self._in_memory is not None:
+            return self._in_memory
         return load_model(self.name, self.dtype)
 
     @property
     def loaded(self) -> bool:
         """Whether the model is in memory."""
-        return "model" in vars(self) or isinstance(self.given, QuantizedModel)
+        return "model" in vars(self) or self._in_memory is not None
 
     def unload(self) -> None:
         """Let go of a model that was loaded here; it is loaded again when it is needed again."""
@@ -62,8 +76,8 @@ class Subject:
     @cached_property
     def tokenizer(self) -> "PreTrainedTokenizerBase":
         """Its tokenizer."""
-        if isinstance(self.given, QuantizedModel):
-            return self.given.tokenizer
+        if self._in_memory is not None:
+            return self._tokenizer
         return load_tokenizer(self.name)
 
     def fingerprint(self, cache: Cache) -> str:
@@ -84,8 +98,7 @@ class Subject:
         return self._fingerprint
 
     def _content(self, cache: Cache) -> dict[str, Any]:
-        if isinstance(self.given, QuantizedModel):
-            model = self.given.model
+        if (model := self._in_memory) is not None:
             tensors = tensors_sha256(model.state_dict())
             return {"config": model.config.to_json_string(), "tensors": tensors}
         if (path := Path(self.name)).is_dir():
@@ -110,11 +123,21 @@ def _commit(name: str) -> str:
     return str(commit)
 
 
-def _origin(model: str | Path | QuantizedModel) -> tuple[str, str]:
+def _checked(
+    tokenizer: "PreTrainedTokenizerBase | None", model: "PreTrainedModel"
+) -> "PreTrainedTokenizerBase":
+    if tokenizer is None:
+        raise ValueError(
+            f"A {type(model).__name__} was given without its tokenizer; give it too (tokenizer=…)."
+        )
+    return tokenizer
+
+
+def _origin(model: Model, name: str) -> tuple[str, str]:
     if isinstance(model, QuantizedModel):
         calibration = model.calibration
         return model.recipe["method"], "none" if calibration is None else calibration.set_name
-    record = Path(model) / _RECORD
+    record = Path(name) / _RECORD
     if not record.is_file():
         return "float", "none"
     try:

@@ -77,8 +77,8 @@ def run_tasks(  # noqa: PLR0913 - options of an evaluation, all by name
         ValueError: an unknown task or language, a limit below 1, or a file that is not what the
             task reads.
     """
-    wanted = [find_task(each) for each in _listed(tasks)]
-    spoken = [language(code) for code in _codes(languages)]
+    wanted = [find_task(each) for each in listed(tasks)]
+    spoken = [language(code) for code in codes(languages)]
     if limit is not None and limit < 1:
         raise ValueError(f"limit is {limit}; give 1 or more, or none for all items.")
     folder = _folder(data)
@@ -117,12 +117,14 @@ def run_tasks(  # noqa: PLR0913 - options of an evaluation, all by name
     return results
 
 
-def _listed(given: str | Sequence[str]) -> list[str]:
+def listed(given: str | Sequence[str]) -> list[str]:
+    """Return names given in a list or with commas, each once."""
     names = given.split(",") if isinstance(given, str) else list(given)
     return list(dict.fromkeys(name.strip() for name in names))
 
 
-def _codes(given: str | Sequence[str]) -> list[str]:
+def codes(given: str | Sequence[str]) -> list[str]:
+    """Return the codes of languages given as a set, in a list or with commas."""
     return list(language_set(given if isinstance(given, str) else ",".join(given)).weights)
 
 

@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from mlcalib.evaluation import evaluation_dtype
+from mlcalib.evaluation.cache import Cache
 from mlcalib.evaluation.subject import Subject
+from mlcalib.evaluation.tasks.kept import run_kept
 from mlcalib.evaluation.tasks.outcome import TaskResults
 from mlcalib.evaluation.tasks.runner import run_tasks
 from mlcalib.quantized_model import QuantizedModel
@@ -17,6 +19,7 @@ def evaluate_tasks(
     languages: str | Sequence[str] = "multi10",
     *,
     dtype: str = "auto",
+    cache: str | Path | None = None,
     **options: Any,
 ) -> list[TaskResults]:
     """Run benchmark tasks on models; one result for each, in their order.
@@ -26,6 +29,8 @@ def evaluate_tasks(
         tasks: as for ``run_tasks``.
         languages: as for ``run_tasks``.
         dtype: of models that are loaded here; ``auto`` is bfloat16 on a CPU with AMX.
+        cache: a folder in which results are kept as soon as a task in a language is done, and found
+            again; see ``run_kept``. None to keep nothing.
         options: as for ``run_tasks``: ``data``, ``limit``, ``sentencepiece``, ….
 
     Raises:
@@ -35,10 +40,11 @@ def evaluate_tasks(
         models = [models]
     computed = evaluation_dtype(models, dtype)
     subjects = [Subject(model, computed) for model in models]
+    kept = None if cache is None else Cache(cache)
     found = []
     for subject in subjects:
-        found.append(
-            run_tasks(
+        if kept is None:
+            results = run_tasks(
                 subject.model,
                 subject.tokenizer,
                 tasks,
@@ -48,6 +54,8 @@ def evaluate_tasks(
                 calibration=subject.calibration,
                 **options,
             )
-        )
+        else:
+            results = run_kept(subject, kept, tasks, languages, **options)
+        found.append(results)
         subject.unload()
     return found

@@ -1,0 +1,117 @@
+"""Benchmark tasks that were run once are not run again; an interrupted run goes on."""
+
+import shutil
+
+import pytest
+from small_models import tiny_llama
+from small_tasks import write_all
+
+pytest.importorskip("lm_eval")
+
+from mlcalib.evaluation import subject
+from mlcalib.evaluation.tasks import evaluate_tasks, kept
+from mlcalib.evaluation.tasks.model import TaskModel
+
+TASKS, LANGUAGES = "xcopa,xnli,dolly", "sw,xh"  # XNLI has no Xhosa, XCOPA neither
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_all(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def folder(tokenizer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    model = tiny_llama(vocabulary=384)
+    model.config.max_position_embeddings = 2048
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """The (task, language) that were run."""
+    inner, found = kept.run_tasks, []
+
+    def run(model, tokenizer, tasks, languages, **options):
+        found.append((*tasks, *languages))
+        return inner(model, tokenizer, tasks, languages, **options)
+
+    monkeypatch.setattr(kept, "run_tasks", run)
+    monkeypatch.setattr(
+        TaskModel, "generate_until", lambda _, requests, **__: ["Habari."] * len(requests)
+    )
+    return found
+
+
+def evaluate(folder, data, tasks=TASKS, languages=LANGUAGES, **options):
+    options = {"dtype": "float32", "limit": 2, "progress": False, **options}
+    [found] = evaluate_tasks(folder, tasks, languages, data=data, **options)
+    return found
+
+
+def test_results_are_those_of_a_run_that_keeps_nothing(folder, data, runs, tmp_path, monkeypatch):
+    plain = evaluate(folder, data)
+    assert runs == []
+    first = evaluate(folder, data, cache=tmp_path)
+    assert len(runs) == 6
+    monkeypatch.setattr(subject, "load_model", None)
+    again = evaluate(folder, data, cache=tmp_path)
+    assert len(runs) == 6
+    order = [(row.task, row.language) for row in plain.rows].index
+    for found in (first, again):
+        assert sorted(found.rows, key=lambda row: order((row.task, row.language))) == plain.rows
+        assert found.items == plain.items
+        assert found.generations == plain.generations
+        assert set(found.missing) == set(plain.missing)
+
+
+def test_an_interrupted_run_goes_on(folder, data, runs, tmp_path, monkeypatch):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TaskModel, "generate_until", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(folder, data, cache=tmp_path)
+    assert runs.pop() == ("dolly", "sw")
+    done = len(runs)
+    assert done == 4
+    found = evaluate(folder, data, cache=tmp_path)
+    assert runs[done:] == [("dolly", "sw"), ("dolly", "xh")]
+    assert found.rows == evaluate(folder, data, cache=tmp_path / "other").rows
+
+
+def test_what_changes_results_is_noticed(folder, data, runs, tmp_path):
+    shutil.copytree(data, tmp_path / "data")
+
+    def run_again(**options):
+        before = len(runs)
+        evaluate(folder, tmp_path / "data", "xcopa", "sw", cache=tmp_path / "cache", **options)
+        return len(runs) - before
+
+    assert run_again() == 1
+    assert run_again() == 0
+    assert run_again(limit=1) == 1
+    assert run_again(dtype="bfloat16") == 1
+    [file] = [path for path in (tmp_path / "data" / "xcopa").rglob("*") if path.is_file()]
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(reversed(lines)))
+    assert run_again() == 1
+
+
+def test_a_missing_file_is_told_as_without_a_cache(folder, data, runs, tmp_path, caplog):
+    shutil.copytree(data, tmp_path / "data")
+    shutil.rmtree(tmp_path / "data" / "dolly")
+    with pytest.raises(FileNotFoundError, match="task 'dolly', language 'sw'"):
+        evaluate(folder, tmp_path / "data", "dolly", cache=tmp_path / "cache")
+    shutil.copytree(data / "dolly", tmp_path / "data" / "dolly")
+    plain = evaluate(folder, tmp_path / "data", "dolly")
+    for _ in range(2):
+        caplog.clear()
+        found = evaluate(folder, tmp_path / "data", "dolly", cache=tmp_path / "cache")
+        assert "task 'dolly', language 'xh'" in caplog.text
+        assert set(found.missing) == set(plain.missing)
+        assert found.generations == plain.generations

@@ -103,7 +103,7 @@ def sentencepiece_encoder(path: str | Path) -> Callable[[str], list[str]]:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"There is no SentencePiece model at {path}.")
-    sentencepiece = optional("sentencepiece", "translate", "spBLEU")
+    sentencepiece = optional("sentencepiece", "eval", "spBLEU")
     try:
         processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
     except (RuntimeError, OSError) as error:

@@ -7,9 +7,9 @@ Each run is a process of its own: it loads the model, runs a prompt of 512 token
 that of the process (VmHWM) less what it took once torch and transformers were imported. Codes are
 rounded to nearest, group 64; all models are bfloat16 unless their name says otherwise, embeddings
 and lm_head dense. `GB/s` is what decoding reads of the model's weights, to be held against the
-machine's own: the best sum over 256 MB of floats, measured first. `--clock cpu` counts the process's
-own seconds: what one thread would do on a machine that is not busy. Peers (torchao, optimum-quanto)
-are skipped, with the reason, where they are not installed or fail.
+machine's own: the best sum over 256 MB of floats, measured first. `--clock cpu` counts the
+process's own seconds: what one thread would do on a machine that is not busy. Peers (torchao,
+optimum-quanto) are skipped, with the reason, where they are not installed or fail.
 """
 
 import argparse
@@ -78,7 +78,9 @@ def child(
     name: str, folders: dict[str, str], threads: int, repeats: int, clock: str
 ) -> dict[str, float]:
     import torch
-    import transformers  # noqa: F401 - its memory is not the model's
+    from transformers.models.llama import modeling_llama  # noqa: F401 - not the model's memory
+
+    import mlcalib  # noqa: F401
 
     now = CLOCKS[clock]
     torch.set_num_threads(threads)
@@ -167,8 +169,8 @@ def main() -> None:
     from mlcalib import _core
 
     print(
-        f"{_core.isa()}, {arguments.threads} threads, {arguments.clock} clock, load {os.getloadavg()[0]:.1f}, "
-        f"{bandwidth(arguments.threads, arguments.clock):.1f} GB/s\n"
+        f"{_core.isa()}, {arguments.threads} threads, {arguments.clock} clock, "
+        f"load {os.getloadavg()[0]:.1f}, {bandwidth(arguments.threads, arguments.clock):.1f} GB/s\n"
     )
     shared = [f"--{key}={getattr(arguments, key)}" for key in ("threads", "repeats", "clock")]
     rows = []

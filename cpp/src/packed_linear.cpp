@@ -52,7 +52,9 @@ QuantizedLinear unpack_linear(const at::Tensor& packed, int64_t rows, int64_t co
 
 at::Tensor packed_linear(const at::Tensor& x, const at::Tensor& packed, int64_t rows,
                          const GridSpec& spec, const std::optional<at::Tensor>& bias) {
+  spec.check();
   check_floating(x, "x");
+  TORCH_CHECK_VALUE(rows > 0, "rows is ", rows, ", expected at least one.");
   TORCH_CHECK_VALUE(x.dim() > 0 && x.size(-1) > 0, "x has shape ", x.sizes(),
                     ", expected [..., cols].");
   check_device(packed, "the packed weight", x, "x");

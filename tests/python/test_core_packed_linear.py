@@ -102,8 +102,8 @@ SPEC = core.GridSpec(4, 16)
 @pytest.mark.parametrize(
     ("error", "message", "change"),
     [
-        (ValueError, r"shape \[2, 33\], expected \[rows, groups\]|takes uint8", {"columns": 33}),
-        (ValueError, r"takes uint8 \[1, ", {"rows": 33}),
+        (ValueError, r"\[10, 33\] of 4 bits in groups of 16 takes uint8 \[1", {"columns": 33}),
+        (ValueError, r"is Byte \[1, 704\].*takes uint8 \[2, 704\]", {"rows": 33}),
         (ValueError, "of 8 bits", {"spec": core.GridSpec(8, 16)}),
         (ValueError, r"bias has shape \[11\], expected \[10\]", {"bias": torch.zeros(11)}),
         (TypeError, "bias is BFloat16 but x is Float", {"bias": torch.zeros(10).bfloat16()}),

@@ -2,8 +2,6 @@
 
 import copy
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -144,7 +142,7 @@ def test_copies_casts_and_state(save):
     model = tiny_llama()
     quantized = quantize(model, GridSpec(4, 32, scale_dtype=torch.float32))
     loaded = mlcalib.load(save(model, quantized))
-    assert_same_logits(copy.deepcopy(loaded), loaded, 0)
+    assert_same_logits(copy.deepcopy(loaded), loaded)
     name, linear = next(iter(quantized.items()))
     module = loaded.get_submodule(name)
     assert f"{name}.packed" in loaded.state_dict()
@@ -191,9 +189,6 @@ def test_a_weight_of_another_shape_than_the_models_is_refused(save):
         mlcalib.load(folder)
 
 
-def test_import_loads_no_transformers():
-    code = "import sys, mlcalib; mlcalib.load; print('transformers' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
+def test_only_public_names_are_attributes():
     with pytest.raises(AttributeError, match="no attribute 'PackedConfigs'"):
         mlcalib.PackedConfigs  # noqa: B018

@@ -52,7 +52,6 @@ class PackedQuantizer(HfQuantizer):  # type: ignore[misc]  # transformers is not
     """Puts ``PackedLinear`` in the place of the linears that a checkpoint has codes for."""
 
     requires_calibration = True  # the checkpoint is quantized already, or refused
-    is_serializable = False
     is_trainable = False
 
     def __init__(self, quantization_config: PackedConfig, **kwargs: Any) -> None:
@@ -60,6 +59,10 @@ class PackedQuantizer(HfQuantizer):  # type: ignore[misc]  # transformers is not
         super().__init__(quantization_config, **kwargs)
         self._checkpoint: Checkpoint | None = None
         self._modules: dict[str, str] = {}  # linear in the checkpoint → module
+
+    def is_serializable(self) -> bool:
+        """Return False: the checkpoint it came from is the file."""
+        return False
 
     def _process_model_before_weight_loading(
         self, model: "PreTrainedModel", checkpoint_files: list[str], **_: Any

@@ -1,7 +1,9 @@
 """What ``mlcalib.json`` records of a checkpoint, and what of it people should look at."""
 
+import json
 from collections.abc import Mapping
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -65,6 +67,29 @@ def checkpoint_record(
     }
     spent = {phase: round(time, 3) for phase, time in seconds.items()}
     return record | {"warnings": warnings(record), "seconds": spent}
+
+
+def origin(folder: str | Path) -> tuple[str, str]:
+    """Return the method and the calibration set of a checkpoint; ``float`` and ``none`` of others.
+
+    Args:
+        folder: any model; only the ``mlcalib.json`` of a folder is looked at.
+
+    Raises:
+        ValueError: the record is not one that mlcalib wrote.
+    """
+    path = Path(folder) / "mlcalib.json"
+    if not path.is_file():
+        return "float", "none"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        calibration = content["calibration"]
+        return content["recipe"]["method"], "none" if calibration is None else calibration["set"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} is not a record that mlcalib wrote ({type(error).__name__}: {error}); "
+            "restore it, or remove it to take the folder as any model."
+        ) from error
 
 
 def warnings(record: Mapping[str, Any]) -> list[str]:

@@ -1,6 +1,5 @@
 """A model that is evaluated, whatever it was given as."""
 
-import json
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from mlcalib.evaluation.cache import Cache, fingerprint, tensors_sha256
 from mlcalib.models.loading import check_source, load_model, load_tokenizer
 from mlcalib.quantized_model import QuantizedModel
+from mlcalib.records import origin
 from mlcalib.safetensors_files import validate_folder
 
 if TYPE_CHECKING:
@@ -137,15 +137,4 @@ def _origin(model: Model, name: str) -> tuple[str, str]:
     if isinstance(model, QuantizedModel):
         calibration = model.calibration
         return model.recipe["method"], "none" if calibration is None else calibration.set_name
-    record = Path(name) / _RECORD
-    if not record.is_file():
-        return "float", "none"
-    try:
-        content = json.loads(record.read_text(encoding="utf-8"))
-        calibration = content["calibration"]
-        return content["recipe"]["method"], "none" if calibration is None else calibration["set"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{record} is not a record that mlcalib wrote ({type(error).__name__}: {error}); "
-            "restore it, or remove it to evaluate the folder as any model."
-        ) from error
+    return origin(name)

@@ -1,9 +1,10 @@
 """Which model it is."""
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
+
+from mlcalib.records import origin
 
 
 @dataclass(frozen=True)
@@ -28,15 +29,7 @@ class Source:
 
 def source_of(model: str) -> Source:
     """Return the model with its method and calibration, from its ``mlcalib.json`` if it has one."""
-    record = Path(model) / "mlcalib.json"
-    if not record.is_file():
-        return Source(model, "float")
-    try:
-        content = json.loads(record.read_text(encoding="utf-8"))
-        calibration = content["calibration"] or {"set": "none"}
-        return Source(model, content["recipe"]["method"], calibration["set"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{record} is not a record that mlcalib wrote: {error!r}.") from error
+    return Source(model, *origin(model))
 
 
 def identity(model: str) -> str:

@@ -23,6 +23,7 @@ from mlcalib.languages import language_set
 from mlcalib.models import find_adapter
 from mlcalib.models.loading import find_smollm2, load_model, load_tokenizer
 from mlcalib.quantizers import quantizers
+from mlcalib.solving import longest
 from mlcalib.statistics import mix
 
 SET = Path(__file__).with_suffix(".yaml")
@@ -47,7 +48,9 @@ def main(model: str) -> None:
     adapter = find_adapter(type(live).__name__)
     flow = Flow(live, adapter, text, Stopwatch())
     for name, block in adapter.named_blocks(live)[:BLOCKS]:
-        statistics = flow.collect(name, block, quantizer.needs, skipped=(), advance=True)
+        collected = flow.collect(name, block, quantizer.needs, skipped=(), advance=True)
+        flow.turn()
+        statistics = {reader: longest(each) for reader, each in collected.items()}
         for reader, members in adapter.linears_of(block).items():
             weights = [adapter.linear(block, member).weight for member in members]
             grams = {code: each.gram() for code, each in statistics[reader].items()}

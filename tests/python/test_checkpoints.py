@@ -192,17 +192,18 @@ def test_a_model_loaded_from_gguf_is_saved(save, small, name):
 
 
 def test_a_failure_while_writing_leaves_nothing(save, small, tmp_path, monkeypatch):
-    from mlcalib.formats import _writer
+    from mlcalib import safetensors_writing
 
     written = []
+    write = safetensors_writing.write_safetensors
 
-    def fail_on_the_second(tensors, path, metadata):
+    def fail_on_the_second(path, pieces, metadata):
         if written:
             raise OSError(28, "No space left on device")
-        path.write_bytes(b"half")
+        write(path, pieces, metadata)
         written.append(path)
 
-    monkeypatch.setattr(_writer, "save_file", fail_on_the_second)
+    monkeypatch.setattr(safetensors_writing, "write_safetensors", fail_on_the_second)
     with pytest.raises(OSError, match="No space left"):
         save(*small, max_shard_size=20_000)
     assert written

@@ -100,7 +100,7 @@ TYPE_ERRORS = [
     (lambda: core.GridSpec(bits=4.5), "incompatible constructor arguments"),
     (lambda: core.rtn(W, 4), "incompatible function arguments"),
     (core.Statistic, "No constructor defined"),
-    (lambda: pickle.dumps(SPEC), "pickle"),
+    (lambda: pickle.dumps(core.Grid(torch.ones(1, 1), torch.ones(1, 1).byte(), SPEC)), "pickle"),
 ]
 
 META = W.to("meta")

@@ -116,7 +116,7 @@ def test_one_document_names_in_any_script_and_marks_that_html_minds(tmp_path):
     assert "<b>" not in text
     assert "<bdi>&lt;b&gt;لغة</bdi>" in text
     assert 'title="ar, written from right to left"' in text
-    assert "[one document: no interval]" in text
+    assert "[no interval]" in text
     assert "Fewer than 6 documents: <bdi>English (Latin)</bdi>" in text
 
 

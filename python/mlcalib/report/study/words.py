@@ -20,7 +20,7 @@ def between(difference: Difference | None, digits: int = 3) -> str:
 def bounds(difference: Difference, digits: int = 3) -> str:
     """Return ``[0.101, 0.145]``."""
     if difference.low is None or difference.high is None:
-        return "[one document: no interval]"
+        return "[no interval]"
     ends = f"[{difference.low:.{digits}f}, {difference.high:.{digits}f}]"
     return ends.replace("-", "\u2212")
 

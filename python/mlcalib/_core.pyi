@@ -149,7 +149,7 @@ class AwqOptions(metaclass=_Extension):
     """
 
     def __init__(
-        self, grid: GridSpec = ..., points: int = 20, exact: int = 3, sketch: int = 256
+        self, grid: GridSpec = ..., points: int = 20, exact: int = 3, sketch: int = 64
     ) -> None: ...
     @property
     def grid(self) -> GridSpec: ...

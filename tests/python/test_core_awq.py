@@ -25,7 +25,8 @@ def case(rows, columns, seed=0):
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_the_same_exponent_and_loss_as_the_oracle(rows, columns, group_size, bits, seed):
     weights, x, gram, mean = case(rows, columns, seed)
-    options = core.AwqOptions(core.GridSpec(bits, group_size), points=POINTS)
+    # All scored exactly: which candidates the sketch lets through is another matter.
+    options = core.AwqOptions(core.GridSpec(bits, group_size), points=POINTS, exact=POINTS)
     found = core.awq_scale([core.LinearGroup(weights, gram)], mean, options)
     scales = oracle.awq_scales(mean, POINTS)
     wanted = oracle.awq_losses(weights, x, scales, bits=bits, group_size=group_size)
@@ -34,6 +35,15 @@ def test_the_same_exponent_and_loss_as_the_oracle(rows, columns, group_size, bit
     assert found.loss == pytest.approx(wanted[best], rel=1e-3)
     assert found.unscaled == pytest.approx(wanted[0], rel=1e-3)
     assert torch.allclose(found.scale, scales[round(found.exponent * POINTS)].float(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_sketch_costs_next_to_nothing(seed):
+    weights, _, gram, mean = case(130, 192, seed)
+    group = [core.LinearGroup(weights, gram)]
+    spec = core.GridSpec(4, 64)
+    best = core.awq_scale(group, mean, core.AwqOptions(spec, exact=POINTS)).loss
+    assert core.awq_scale(group, mean, core.AwqOptions(spec)).loss <= 1.01 * best
 
 
 def test_the_loss_from_the_gram_is_the_loss_from_the_activations():

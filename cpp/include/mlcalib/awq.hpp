@@ -18,7 +18,7 @@ struct AwqOptions {
   GridSpec grid;        ///< of the scaled weights; its range is chosen anew for every candidate
   int64_t points = 20;  ///< exponents 0, 1/points, … (points − 1)/points
   int64_t exact = 3;    ///< best candidates by the sketch that are scored again with the whole Gram
-  int64_t sketch = 256;  ///< rows of the sketch; a smaller Gram is not sketched
+  int64_t sketch = 64;  ///< rows of the sketch; a smaller Gram is not sketched
 
   /// Throws ValueError for fields outside their domain.
   void check() const;

@@ -374,3 +374,28 @@ def test_layers_are_measured_anew_on_other_text(spec, tmp_path):
     assert after["ranges"] == before["ranges"]
     assert set(after["power"][linear]) == {"en", "sw"}
     assert after["power"][linear]["en"] == before["power"][linear]["en"]
+
+
+def test_killed_between_a_checkpoint_and_its_losses(spec, tmp_path, monkeypatch):
+    from mlcalib.studies import run as engine
+
+    spec |= {"settings": ["en"], "quantizers": [{"method": "gptq", "group_size": 32}]}
+    run(spec, tmp_path / "a")
+    write = engine._write
+
+    def failing(path, content):
+        if path.parent.name == "variants":
+            raise Killed
+        write(path, content)
+
+    monkeypatch.setattr(engine, "_write", failing)
+    with pytest.raises(Killed):
+        run(spec, tmp_path / "b")
+    monkeypatch.undo()
+    run(spec, tmp_path / "b")
+    record = "tiny/variants/gptq-w4-g32-en.json"
+    first, second = (json.loads((tmp_path / each / record).read_text()) for each in ("a", "b"))
+    for key in ("losses", "heldout", "bytes", "warnings"):
+        assert first[key] == second[key]
+    checkpoint = "tiny/checkpoints/gptq-w4-g32-en"
+    assert weights_equal(tmp_path / "a" / checkpoint, tmp_path / "b" / checkpoint)

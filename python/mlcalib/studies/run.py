@@ -5,6 +5,7 @@ import resource
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +51,7 @@ class ModelStudy:
     text: StudyText | None
     recipes: dict[str, Recipe]
 
-    @property
+    @cached_property
     def variants(self) -> dict[str, VariantSpec]:
         """Name → variant."""
         return variants_of(self.spec)
@@ -60,8 +61,8 @@ class ModelStudy:
         return self.folder / "checkpoints" / variant
 
     def finished(self, variant: str) -> bool:
-        """Return whether a checkpoint is complete."""
-        return (self.checkpoint(variant) / "mlcalib.json").is_file()
+        """Return whether a checkpoint is complete, and what the report needs to know of it."""
+        return (self.folder / "variants" / f"{variant}.json").is_file()
 
     def blocks(self) -> list[str]:
         """Return the names of the model's blocks."""
@@ -186,7 +187,7 @@ def _jobs(study: ModelStudy) -> dict[str, Job]:
                 recipe.specs,
                 Parts(folder / "blocks"),
             )
-        elif (folder / "blocks").is_dir():  # killed between the checkpoint and this
+        elif (folder / "blocks").is_dir():  # killed when all was written
             shutil.rmtree(folder / "blocks")
     return jobs
 
@@ -236,16 +237,19 @@ def _finish(study: ModelStudy, name: str, job: Job) -> None:
         known["heldout"] |= record["heldout"]
         known["scales"] |= record["scales"]
     out = study.checkpoint(name)
-    with job.stopwatch.timed("write"):
-        record = finish(
-            job,
-            study.source,
-            study.tokenizer,
-            out,
-            study.recipes[name],
-            calibration,
-            job.stopwatch.seconds,
-        )
+    if (out / "mlcalib.json").is_file():  # killed when only the rest was missing
+        record = read_json(out / "mlcalib.json")
+    else:
+        with job.stopwatch.timed("write"):
+            record = finish(
+                job,
+                study.source,
+                study.tokenizer,
+                out,
+                study.recipes[name],
+                calibration,
+                job.stopwatch.seconds,
+            )
     size = sum(path.stat().st_size for path in out.glob("*.safetensors"))
     known |= {"warnings": record["warnings"], "seconds": job.stopwatch.seconds, "bytes": size}
     _write(study.folder / "variants" / f"{name}.json", known)

@@ -15,12 +15,12 @@ from typing import Any
 from torch import Tensor
 
 from mlcalib.files import atomic_bytes, atomic_file
+from mlcalib.safetensors_files import fingerprint as file_sha256
 
 Key = Mapping[str, Any]
 """JSON types; ``task``, a string, is among them."""
 
 _FILES = "files.json"
-_BLOCK = 1 << 24
 
 
 class Cache:
@@ -113,15 +113,6 @@ def fingerprint(value: Any) -> str:
     """Return the sha256, as hex, of a value of JSON types; the order of keys does not matter."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def file_sha256(path: Path) -> str:
-    """Return the sha256 of a file's content as hex."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:

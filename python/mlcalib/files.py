@@ -19,18 +19,24 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     Raises:
         OSError: ``path`` cannot be written.
     """
-    with _replacing(path) as partial:
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = _partial(path)
+    try:
         yield partial
         _sync(partial)
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 @contextlib.contextmanager
 def atomic_bytes(path: str | Path) -> Iterator[BinaryIO]:
     """Give a binary file to write, likewise."""
-    with _replacing(path) as partial:
-        with partial.open("wb") as file:
-            yield file
-        _sync(partial)
+    with atomic_path(path) as partial, partial.open("wb") as file:
+        yield file
+        file.flush()
 
 
 @contextlib.contextmanager
@@ -127,19 +133,6 @@ def locked(folder: Path) -> Iterator[None]:
             reason = f"another process is writing {folder}; wait for it, or give another --out"
             raise BlockingIOError(error.errno, reason) from error
         yield
-
-
-@contextlib.contextmanager
-def _replacing(path: str | Path) -> Iterator[Path]:
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = _partial(path)
-    try:
-        yield partial
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 def _partial(out: Path) -> Path:

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// AMX tiles in software, so that the kernel on them is tested on every machine: the operations of
+// AMX tiles in software, so that the kernels on them are tested on every machine: the operations of
 // Intel's Software Developer's Manual, volume 2 (LDTILECFG, TILELOADD, TILESTORED, TILEZERO,
 // TDPBF16PS). What would fault throws std::logic_error. Each thread has its own tiles.
 #pragma once
@@ -25,7 +25,8 @@ void dot_bf16(int sum, int a, int b);
 
 namespace mlcalib::cpu::amx_emulated {
 
-/// kernels/gram_amx.cpp, compiled with the above.
+/// kernels/gram_amx.cpp and packed_amx.cpp, compiled with the above.
 extern const GramKernels gram_kernels;
+extern const PackedBlockKernels packed_block_kernels;
 
 }  // namespace mlcalib::cpu::amx_emulated

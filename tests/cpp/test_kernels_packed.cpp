@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Products of packed weights, of every instruction set that this machine has, against double.
+// Products of packed weights, of every instruction set that this machine has and of AMX on emulated
+// tiles, against double.
 #include <ATen/ops/full.h>
 #include <ATen/ops/zeros.h>
 
@@ -10,6 +11,7 @@
 #include <tuple>
 #include <vector>
 
+#include "amx_emulation.hpp"
 #include "cpu/activations.hpp"
 #include "cpu/packed_layout.hpp"
 #include "reference.hpp"
@@ -32,10 +34,25 @@ const std::vector<Case> kCases{
     {70, 100, 8, 33, false, at::kHalf},     {64, 300, 8, -1, true, at::kFloat},
     {40, 72, 3, 24, true, at::kBFloat16},   {40, 72, 5, 24, false, at::kFloat}};
 
-class PackedKernelTest
-    : public testing::TestWithParam<std::tuple<const KernelTable*, at::ScalarType>> {
+struct Kernels {
+  std::string name;
+  const PackedRowKernels* row;
+  const PackedBlockKernels* blocks;
+};
+
+std::vector<Kernels> every_set() {
+  std::vector<Kernels> found;
+  for (const KernelTable* table : available_kernels()) {
+    found.push_back({table->name, table->packed_row, table->packed_blocks});
+  }
+  found.push_back({"amx_emulated", kernels().packed_row, &amx_emulated::packed_block_kernels});
+  return found;
+}
+
+class PackedKernelTest : public testing::TestWithParam<std::tuple<Kernels, at::ScalarType>> {
  protected:
-  const PackedKernels& kernels_ = *std::get<0>(GetParam())->packed;
+  const PackedRowKernels& row_ = *std::get<0>(GetParam()).row;
+  const PackedBlockKernels& blocks_ = *std::get<0>(GetParam()).blocks;
   const at::ScalarType dtype_ = std::get<1>(GetParam());
 
   // Columns of a wider tensor whose others are NaN: reading one would show.
@@ -51,25 +68,25 @@ class PackedKernelTest
     const at::Tensor y = at::full({x.size(0), w.rows}, 7, dtype_);
     const at::Tensor prepared = at::zeros({w.steps * kPackedColumns + w.groups}, at::kFloat);
     for (int64_t t = 0; t < x.size(0); ++t) {
-      kernels_.prepare(activations(x, t, 1), w, prepared.data_ptr<float>());
-      kernels_.row(prepared.const_data_ptr<float>(), w, 0, tiles_of(w),
-                   {y[t].data_ptr(), bias.const_data_ptr(), element_of(dtype_)});
+      row_.prepare(activations(x, t, 1), w, prepared.data_ptr<float>());
+      row_.row(prepared.const_data_ptr<float>(), w, 0, tiles_of(w),
+               {y[t].data_ptr(), bias.const_data_ptr(), element_of(dtype_)});
     }
     return y;
   }
 
   at::Tensor blocks(const at::Tensor& x, const PackedWeight& w) const {
     const at::Tensor y = at::full({x.size(0), w.rows}, 7, dtype_);
-    const int64_t count = divide_up(x.size(0), kernels_.tokens);
+    const int64_t count = divide_up(x.size(0), blocks_.tokens);
     const at::Tensor packed =
-        at::zeros({count * kernels_.tokens * w.steps * kPackedColumns}, at::kFloat);
+        at::zeros({count * blocks_.floats(w, element_of(dtype_))}, at::kFloat);
     const Activations from = activations(x, 0, x.size(0));
-    kernels_.pack(from, w, 0, count, packed.data_ptr<float>());
+    blocks_.pack(from, w, 0, count, packed.data_ptr<float>());
     for (int64_t tile = 0; tile < tiles_of(w); ++tile) {
-      for (int64_t b = 0; b < count; b += kernels_.chunk) {
-        kernels_.blocks(packed.const_data_ptr<float>(), from, w, tile, b,
-                        std::min(b + kernels_.chunk, count),
-                        {y.data_ptr(), nullptr, element_of(dtype_)});
+      for (int64_t b = 0; b < count; b += blocks_.chunk) {
+        blocks_.blocks(packed.const_data_ptr<float>(), from, w, tile, b,
+                       std::min(b + blocks_.chunk, count),
+                       {y.data_ptr(), nullptr, element_of(dtype_)});
       }
     }
     return y;
@@ -131,11 +148,10 @@ TEST_P(PackedKernelTest, NotANumberStaysOne) {
 }
 
 INSTANTIATE_TEST_SUITE_P(EveryInstructionSet, PackedKernelTest,
-                         testing::Combine(testing::ValuesIn(available_kernels().begin(),
-                                                            available_kernels().end()),
+                         testing::Combine(testing::ValuesIn(every_set()),
                                           testing::Values(at::kFloat, at::kBFloat16, at::kHalf)),
                          [](const auto& each) {
-                           return std::string(std::get<0>(each.param)->name) + "_" +
+                           return std::get<0>(each.param).name + "_" +
                                   c10::toString(std::get<1>(each.param));
                          });
 

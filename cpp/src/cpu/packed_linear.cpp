@@ -111,7 +111,7 @@ constexpr int64_t kGrain = 1 << 16;
 
 void multiply_rows(const cpu::Activations& x, const PackedWeight& w, const cpu::PackedOutput& y,
                    float* prepared) {
-  const cpu::PackedKernels& kernels = *cpu::kernels().packed;
+  const cpu::PackedRowKernels& kernels = *cpu::kernels().packed_row;
   const int64_t grain = divide_up(kGrain, w.columns * kPackedRows);
   kernels.prepare(x, w, prepared);
   at::parallel_for(0, tiles_of(w), grain,
@@ -120,7 +120,7 @@ void multiply_rows(const cpu::Activations& x, const PackedWeight& w, const cpu::
 
 void multiply_blocks(const cpu::Activations& x, const PackedWeight& w, const cpu::PackedOutput& y,
                      float* packed) {
-  const cpu::PackedKernels& kernels = *cpu::kernels().packed;
+  const cpu::PackedBlockKernels& kernels = *cpu::kernels().packed_blocks;
   const int64_t blocks = divide_up(x.tokens, kernels.tokens);
   at::parallel_for(0, blocks, 1,
                    [&](int64_t begin, int64_t end) { kernels.pack(x, w, begin, end, packed); });
@@ -154,8 +154,8 @@ at::Tensor packed_linear_cpu(const at::Tensor& x, const at::Tensor& packed, int6
     }
     return y;
   }
-  const int64_t block = cpu::kernels().packed->tokens;
-  const at::Tensor blocks = scratch(divide_up(tokens, block) * block * w.steps * kPackedColumns);
+  const cpu::PackedBlockKernels& kernels = *cpu::kernels().packed_blocks;
+  const at::Tensor blocks = scratch(divide_up(tokens, kernels.tokens) * kernels.floats(w, element));
   multiply_blocks(cpu::activations(from, 0, tokens), w, {y.data_ptr(), added, element},
                   blocks.data_ptr<float>());
   return y;

@@ -19,8 +19,8 @@
 // An AMX core does 1,024 operations a cycle, its AVX-512 units 64 in fp32: even with six products
 // the peak is 2.7 times as high, with four 4 times. Take off a tenth for the lower clock and a
 // tenth for packing three terms, and fp32 is still above twice the rate.
+#include "amx_terms.hpp"
 #include "amx_tiles.hpp"
-#include "element.hpp"
 
 namespace mlcalib::cpu::MLCALIB_ISA {
 namespace {
@@ -38,11 +38,6 @@ constexpr int64_t kChunk = 8;  // slices · terms
 
 static_assert(kLanes == kTileRows);  // a vector is a row of a tile
 
-// Values whose sum is the activation.
-constexpr int terms_of(Element element) {
-  return element == Element::kBFloat16 ? 1 : (element == Element::kHalf ? 2 : 3);
-}
-
 inline int64_t slices_of(int64_t tokens) { return (tokens + kSlice - 1) / kSlice; }
 
 // A tile's sums are read and written once for all tokens that are packed at a time, so these are
@@ -56,16 +51,7 @@ int64_t steps(Element element, int64_t tokens) {
 
 // ---- Packing: [strip][rows, columns][slice][term][half of the strip][tile] ----
 
-using Bits = uint32_t __attribute__((vector_size(MLCALIB_VECTOR_BYTES)));
 using Longs = uint64_t __attribute__((vector_size(MLCALIB_VECTOR_BYTES)));
-
-inline Bits to_bits(Vec x) { return reinterpret_cast<Bits>(x); }
-
-// In the upper half of each lane, the nearest bfloat16.
-inline Bits round_to_bfloat16(Vec x) {
-  const Bits bits = to_bits(x);
-  return (bits + 0x7fff + ((bits >> 16) & 1)) & 0xffff0000;
-}
 
 // Pairs of a token and the next for 16 channels, one row of each term's tile. The last term has no
 // more than the eight digits of a bfloat16, so it is cut, which leaves every NaN one.

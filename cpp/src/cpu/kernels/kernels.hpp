@@ -154,12 +154,9 @@ struct PackedOutput {
   Element element;
 };
 
-/// x Wᵀ + bias for packed weights. Codes become floats in registers: for one token they are used
-/// there; for more, a panel of them in the first-level cache serves `chunk` tokens.
-struct PackedKernels {
-  int64_t tokens;  ///< of a block
-  int64_t chunk;   ///< blocks that one call to `blocks` may take
-
+/// x Wᵀ + bias for packed weights and one token: codes become floats in registers, and are used
+/// there.
+struct PackedRowKernels {
   /// Writes one token, padded as the groups are, and its sum over each group: steps ·
   /// kPackedColumns + groups floats.
   void (*prepare)(const Activations& x, const PackedWeight& weight, float* prepared);
@@ -167,8 +164,18 @@ struct PackedKernels {
   /// Rows of tiles [first, last) of the product of one prepared token.
   void (*row)(const float* prepared, const PackedWeight& weight, int64_t first, int64_t last,
               const PackedOutput& y);
+};
 
-  /// Packs blocks [first, last) of tokens; each takes steps · kPackedColumns · `tokens` floats.
+/// The same for many tokens: a panel of codes as numbers, in the first-level cache, serves `chunk`
+/// blocks of them.
+struct PackedBlockKernels {
+  int64_t tokens;  ///< of a block
+  int64_t chunk;   ///< blocks that one call to `blocks` may take
+
+  /// Floats that a packed block takes.
+  int64_t (*floats)(const PackedWeight& weight, Element element);
+
+  /// Packs blocks [first, last) of tokens.
   void (*pack)(const Activations& x, const PackedWeight& weight, int64_t first, int64_t last,
                float* packed);
 
@@ -201,7 +208,8 @@ struct KernelTable {
   const GramKernels* gram;
   const ChannelKernels* channels;
   const AwqKernels* awq;
-  const PackedKernels* packed;
+  const PackedRowKernels* packed_row;
+  const PackedBlockKernels* packed_blocks;
 };
 
 /// The table in use: the best that this processor runs, or the one that MLCALIB_ISA names.

@@ -30,7 +30,8 @@ extern const KernelTable table;
 }
 namespace amx {
 extern const GramKernels gram_kernels;
-}
+extern const PackedBlockKernels packed_block_kernels;
+}  // namespace amx
 #endif
 
 namespace {
@@ -48,12 +49,13 @@ bool has_tiles() {
 #endif
 }
 
-// Tiles for the Gram; everything else as the instruction set below.
+// Tiles for the Gram and for packed weights; everything else as the instruction set below.
 const KernelTable& amx_table() {
   static const KernelTable table = [] {
     KernelTable copy = avx512_bf16::table;
     copy.name = "amx";
     copy.gram = &amx::gram_kernels;
+    copy.packed_blocks = &amx::packed_block_kernels;
     return copy;
   }();
   return table;

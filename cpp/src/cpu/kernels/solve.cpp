@@ -76,7 +76,8 @@ double dot(const float* a, const float* b, int64_t n) {
 extern const GramKernels gram_kernels;
 extern const ChannelKernels channel_kernels;
 extern const AwqKernels awq_kernels;
-extern const PackedKernels packed_kernels;
+extern const PackedRowKernels packed_row_kernels;
+extern const PackedBlockKernels packed_block_kernels;
 extern const KernelTable table;
 const KernelTable table = {MLCALIB_TEXT(MLCALIB_ISA),
                            &fit_group,
@@ -87,6 +88,7 @@ const KernelTable table = {MLCALIB_TEXT(MLCALIB_ISA),
                            &gram_kernels,
                            &channel_kernels,
                            &awq_kernels,
-                           &packed_kernels};
+                           &packed_row_kernels,
+                           &packed_block_kernels};
 
 }  // namespace mlcalib::cpu::MLCALIB_ISA

@@ -118,5 +118,5 @@ def check_method(
     kind.Options(**options)
     if kind.needs and not calibrated:
         raise ValueError(
-            f"{method} needs calibration text; pass calibration=mlcalib.calibration_sets(...)."
+            f"{method} needs calibration text; pass calibration=mlcalib.calibration(...)."
         )

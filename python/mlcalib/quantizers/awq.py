@@ -8,10 +8,9 @@ from pydantic import Field
 from torch import Tensor
 
 from mlcalib import _core
-from mlcalib._core import AwqOptions, GridSpec, LinearGroup, QuantizedLinear
+from mlcalib._core import AwqOptions, GridSpec, LinearGroup
 from mlcalib.quantizers import Quantizer, quantizers
 from mlcalib.quantizers.base import ChannelScales, OutputLoss, QuantizerOptions, ScaledInput
-from mlcalib.statistics import StatisticSet
 
 
 class AwqQuantizerOptions(QuantizerOptions):
@@ -95,16 +94,3 @@ class Awq(Quantizer):
         best = min(range(len(losses)), key=losses.__getitem__)
         summary = {"exponent": best / len(losses), "loss": losses[best], "unscaled": losses[0]}
         return ChannelScales(candidates[best], summary)
-
-    def solve(
-        self, weights: Sequence[Tensor], statistics: StatisticSet | None
-    ) -> list[QuantizedLinear]:
-        """See ``Quantizer.solve``; the scales have been folded into the weights.
-
-        Raises:
-            ValueError: no statistics.
-        """
-        if statistics is None:
-            raise ValueError("awq needs calibration; give a calibration set, or use method='rtn'.")
-        gram = statistics.gram()
-        return [_core.rtn(weight, self.spec, gram) for weight in weights]

@@ -1,6 +1,5 @@
 """What every quantizer is."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -60,7 +59,7 @@ OutputLoss = Callable[[Sequence[Tensor]], float]
 """Weights of a scale group's linears, in order → mean squared error of what they are part of."""
 
 
-class Quantizer(ABC):
+class Quantizer:
     """Turns weights into codes, given statistics of their input. Knows no model.
 
     Attributes:
@@ -108,19 +107,26 @@ class Quantizer(ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} chooses no scales.")
 
-    @abstractmethod
     def solve(
         self, weights: Sequence[Tensor], statistics: StatisticSet | None
     ) -> list[QuantizedLinear]:
-        """Quantize linears that read the same input.
+        """Quantize linears that read the same input: to nearest, unless a quantizer does better.
+
+        Where it scales, the scales have been folded into the weights and the statistics.
 
         Args:
             weights: [out, in] each, float32, bfloat16 or float16, with the same ``in``.
             statistics: of their input; None only where ``needs`` is empty.
 
         Raises:
-            ValueError: NaN or Inf; shapes that do not fit.
+            ValueError: NaN or Inf; shapes that do not fit; no statistics where it needs them.
         """
+        if statistics is None and self.needs:
+            raise ValueError(
+                f"{type(self).__name__} needs calibration; give a calibration set, or use rtn."
+            )
+        gram = None if statistics is None else statistics.gram()
+        return [_core.rtn(weight, self.spec, gram) for weight in weights]
 
     def round(self, weights: Sequence[Tensor]) -> list[QuantizedLinear]:
         """Round linears whose input no token ever reached: there is nothing to solve from.

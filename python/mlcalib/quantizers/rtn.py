@@ -1,15 +1,9 @@
 """Round to nearest: needs no calibration."""
 
-from collections.abc import Sequence
 from typing import Literal
 
-from torch import Tensor
-
-from mlcalib import _core
-from mlcalib._core import QuantizedLinear
 from mlcalib.quantizers import Quantizer, quantizers
 from mlcalib.quantizers.base import QuantizerOptions
-from mlcalib.statistics import StatisticSet
 
 
 class RtnOptions(QuantizerOptions):
@@ -23,10 +17,3 @@ class Rtn(Quantizer):
     """Rounds every weight to the nearest level of its group's grid."""
 
     Options = RtnOptions
-
-    def solve(
-        self, weights: Sequence[Tensor], statistics: StatisticSet | None
-    ) -> list[QuantizedLinear]:
-        """See ``Quantizer.solve``."""
-        gram = None if statistics is None else statistics.gram()
-        return [_core.rtn(weight, self.spec, gram) for weight in weights]

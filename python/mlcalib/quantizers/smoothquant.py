@@ -8,7 +8,6 @@ from pydantic import Field
 from torch import Tensor
 
 from mlcalib import _core
-from mlcalib._core import QuantizedLinear
 from mlcalib.quantizers import Quantizer, quantizers
 from mlcalib.quantizers.base import ChannelScales, OutputLoss, QuantizerOptions, ScaledInput
 from mlcalib.statistics import StatisticSet
@@ -91,19 +90,6 @@ class SmoothQuant(Quantizer):
                 energy = float(rounded.dequantize().double().square().sum())
                 total += (rounded.loss or 0.0) + tokens * variance * energy
         return total
-
-    def solve(
-        self, weights: Sequence[Tensor], statistics: StatisticSet | None
-    ) -> list[QuantizedLinear]:
-        """See ``Quantizer.solve``; the scales have been folded into the weights.
-
-        Raises:
-            ValueError: no statistics.
-        """
-        if statistics is None:
-            raise ValueError("smoothquant needs calibration; give a calibration set.")
-        gram = statistics.gram()
-        return [_core.rtn(weight, self.spec, gram) for weight in weights]
 
 
 _ALPHAS = tuple(step / 20 for step in range(21))

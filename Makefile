@@ -52,8 +52,9 @@ test: test-cpp test-python
 test-cpp: install
 	$(BIN)/ctest --test-dir build/release --output-on-failure --parallel $(JOBS)
 
+# Processes of one thread each: most tests are too small for threads.
 test-python: install
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 test-browser: install
 	scripts/install_debian.sh chromium chromium-driver

@@ -66,3 +66,20 @@ def test_languages(model):
     for code in ("en", "fr", "sw", "zh", "xh", "st", "zu", "yo", "ig", "ha", "worst"):
         assert f"<th>{code}</th>" in table
     assert "NaN" not in table
+
+
+def test_studies(model, tmp_path):
+    parameters = {
+        "MODEL": model,
+        "TOKENS": 640,
+        "HELD_OUT": 96,
+        "SEQ_LEN": 32,
+        "OUT": str(tmp_path / "study"),
+    }
+    outputs = execute(NOTEBOOKS / "03_studies.ipynb", parameters)
+    for figure in ("rises-gptq", "predicted.svg", "layers-gptq", "outside.svg"):
+        assert len(shown(outputs, figure, "image/svg+xml")) == 1
+    (table,) = shown(outputs, "rises.pivot_table", "text/html")
+    assert "NaN" not in table
+    (table,) = shown(outputs, "settings.csv", "text/html")
+    assert "<td>half</td>" in table

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from foreign_reader import from_transformers
 
 import mlcalib
 from mlcalib import _core
@@ -74,11 +75,9 @@ def test_gptq_is_the_oracle_on_real_grams(problems, case, static_grid):
 
 
 def test_the_gguf_model_is_quantized_and_reloaded_with_the_same_logits(tmp_path):
-    from transformers import AutoModelForCausalLM
-
     quantized = mlcalib.quantize(find_smollm2(), method="rtn", group_size=64, progress=False)
     quantized.save(tmp_path / "out")
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    loaded = from_transformers(tmp_path / "out").eval()
     ids = quantized.tokenizer("Soko hufunguliwa kabla ya jua.", return_tensors="pt").input_ids
     with torch.no_grad():
         assert torch.equal(loaded(ids).logits, quantized.model(ids).logits)

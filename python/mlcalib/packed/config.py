@@ -152,8 +152,9 @@ class PackedQuantizer(HfQuantizer):  # type: ignore[misc]  # transformers is not
         # Nothing is changed before all is checked.
         _check(_unfused(copy.deepcopy(model)) if experts else model, linears)
         if self._checkpoint.section.get("desc_act"):
-            for name in self._checkpoint.linears:
-                self._checkpoint.linear(name)  # only the tensors tell the order of channels
+            with torch.device("cpu"):  # not meta, where transformers makes the model
+                for name in self._checkpoint.linears:
+                    self._checkpoint.linear(name)  # only the tensors tell the order of channels
         if experts:
             _unfused(model)
         for module, name in linears.items():

@@ -41,6 +41,7 @@ from mlcalib.checkpoints import quantize_checkpoint  # noqa: E402
 from mlcalib.conversion import convert  # noqa: E402
 from mlcalib.evaluation import evaluate  # noqa: E402
 from mlcalib.importance import ImportanceMatrix, imatrix  # noqa: E402
+from mlcalib.importance_files import ImportanceFile  # noqa: E402
 from mlcalib.languages import LanguageSet  # noqa: E402
 from mlcalib.packed import load  # noqa: E402
 from mlcalib.packed.registration import register as _register  # noqa: E402
@@ -56,6 +57,7 @@ _register()
 
 __all__ = [
     "CalibrationSet",
+    "ImportanceFile",
     "ImportanceMatrix",
     "LanguageSet",
     "PackedConfig",

@@ -51,7 +51,7 @@ def packed_section(config: Any, given: Any, device_map: Any) -> dict[str, Any] |
     if section is None:
         return None
     if isinstance(given, PackedConfig):
-        return {"quant_method": _METHOD}
+        return dict(given.to_dict())
     if given is not None or section.get("quant_method") not in _READ:
         return None
     name = config.name_or_path or type(config).__name__
@@ -94,9 +94,12 @@ class PackedConfig(QuantizationConfigMixin):  # type: ignore[misc]  # transforme
     Attributes:
         instead_of: the section of config.json for which mlcalib stands in, until it finds that it
             cannot hold the checkpoint; None where it shall or fail.
+        file: a GGUF file to read in place of the files that transformers finds.
     """
 
-    def __init__(self, *, instead_of: dict[str, Any] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, *, instead_of: dict[str, Any] | None = None, file: str | None = None, **kwargs: Any
+    ) -> None:
         """Take no other options.
 
         Raises:
@@ -106,6 +109,7 @@ class PackedConfig(QuantizationConfigMixin):  # type: ignore[misc]  # transforme
             raise TypeError(f"PackedConfig takes no options, but was given {', '.join(options)}")
         self.quant_method = _METHOD
         self.instead_of = instead_of
+        self.file = file
 
 
 @register_quantizer(_METHOD)
@@ -145,7 +149,7 @@ class PackedQuantizer(HfQuantizer):  # type: ignore[misc]  # transformers is not
         self, model: "PreTrainedModel", checkpoint_files: list[str] | None, **_: Any
     ) -> None:
         """Replace modules; transformers then loads what is not packed."""
-        self._checkpoint = _opened(checkpoint_files)
+        self._checkpoint = _opened(self.quantization_config.file, checkpoint_files)
         names = _renamings(model)
         linears = {_module_name(name, names): name for name in self._checkpoint.linears}
         experts = any(re.search(r"\.experts\.\d+\.", module) for module in linears)
@@ -185,8 +189,10 @@ class PackedQuantizer(HfQuantizer):  # type: ignore[misc]  # transformers is not
         return model.requires_grad_(False)
 
 
-def _opened(files: list[str] | None) -> Checkpoint:
-    """Open the checkpoint whose files transformers found."""
+def _opened(file: str | None, files: list[str] | None) -> Checkpoint:
+    """Open a GGUF file, or the checkpoint whose files transformers found."""
+    if file is not None:
+        return open_checkpoint(file)
     if not files:
         raise ValueError("there are no files to read: a state_dict was given")
     checkpoint = open_checkpoint(Path(files[0]).parent)

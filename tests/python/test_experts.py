@@ -249,6 +249,7 @@ def test_experts_that_transformers_would_misread_are_refused(quantize, options, 
 def test_overrides_that_leave_experts_alike_reload(quantize, tmp_path, name, options):
     quantized = quantize(tiny_model(name), method="rtn", **options)
     quantized.save(tmp_path / "out")
+    assert mlcalib.check(tmp_path / "out").ok  # whatever the checkpoint calls the experts
     loaded = from_transformers(tmp_path / "out")
     loaded.set_experts_implementation("eager")
     difference = loaded(IDS).logits - quantized.model(IDS).logits

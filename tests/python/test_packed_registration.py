@@ -125,6 +125,21 @@ def test_other_methods_and_models_are_none_of_our_business():
     assert packed_section(config, GPTQConfig(bits=4), None) is None
 
 
+@pytest.mark.parametrize(
+    ("own", "reason"),
+    [
+        ({"config_groups": {"W4A16": ["Linear"]}}, "a name in compressed-tensors"),
+        ({"config_groups": {"a": {"output_activations": {"num_bits": 8}}}}, "activations are"),
+        ({"kv_cache_scheme": {"num_bits": 8}}, "cache is quantized"),
+    ],
+)
+def test_what_only_transformers_does_is_left_to_it(own, reason, caplog):
+    config = config_with({"quant_method": "compressed-tensors", **own})
+    with caplog.at_level(logging.INFO, "mlcalib"):
+        assert packed_section(config, None, None) is None
+    assert reason in told(caplog)[0]
+
+
 def test_rounded_activations_are_left_to_transformers(save, caplog):
     spec = GridSpec(8, -1, True, scale_dtype=HALF)
     folder = save("compressed-tensors-int8", spec=spec)

@@ -80,6 +80,8 @@ def _left_to_transformers(config: Any, section: dict[str, Any], device_map: Any)
         return "it is distributed"
     groups = section.get("config_groups")
     for group in groups.values() if isinstance(groups, dict) else ():
+        if not isinstance(group, dict):
+            return "its scheme is a name in compressed-tensors"
         if group.get("input_activations") or group.get("output_activations"):
             return "its activations are quantized too"
     return "its cache is quantized too" if section.get("kv_cache_scheme") else None

@@ -41,8 +41,10 @@ from mlcalib.checkpoints import quantize_checkpoint  # noqa: E402
 from mlcalib.conversion import convert  # noqa: E402
 from mlcalib.evaluation import evaluate  # noqa: E402
 from mlcalib.importance import ImportanceMatrix, imatrix  # noqa: E402
+from mlcalib.importance_files import ImportanceFile  # noqa: E402
 from mlcalib.languages import LanguageSet  # noqa: E402
 from mlcalib.packed import load  # noqa: E402
+from mlcalib.packed.registration import register as _register  # noqa: E402
 from mlcalib.pipeline import quantize  # noqa: E402
 from mlcalib.quantized_model import QuantizedModel  # noqa: E402
 from mlcalib.studies import study  # noqa: E402
@@ -51,9 +53,11 @@ if TYPE_CHECKING:
     from mlcalib.packed.config import PackedConfig
 
 __version__ = build_info()["version"]
+_register()
 
 __all__ = [
     "CalibrationSet",
+    "ImportanceFile",
     "ImportanceMatrix",
     "LanguageSet",
     "PackedConfig",

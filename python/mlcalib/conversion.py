@@ -11,7 +11,15 @@ from torch import Tensor
 
 from mlcalib._core import Grid, GridSpec, QuantizedLinear
 from mlcalib.files import atomic_folder
-from mlcalib.formats import Checkpoint, Format, formats, open_checkpoint, save_tensors
+from mlcalib.formats import (
+    Checkpoint,
+    Format,
+    find_gguf,
+    formats,
+    open_checkpoint,
+    save_tensors,
+)
+from mlcalib.models.loading import load_tokenizer
 
 if TYPE_CHECKING:
     from mlcalib._core import Order  # the stub knows it, the compiled module does not
@@ -28,7 +36,7 @@ def convert(source: str | Path, out: str | Path, format: str, *, dtype: str = "a
     are all mid-range becomes a symmetric one. Tensors are read and written one after another.
 
     Args:
-        source: a folder with a quantized checkpoint of mlcalib or another tool.
+        source: a folder with a quantized checkpoint of mlcalib or another tool, or a GGUF file.
         out: a folder that does not exist.
         format: ``compressed-tensors``, ``gptq``, ``gptq-v2``, ``awq`` or ``gguf``.
         dtype: of everything that is not quantized: ``auto`` (as it is), ``float32``, ``bfloat16``
@@ -49,10 +57,11 @@ def convert(source: str | Path, out: str | Path, format: str, *, dtype: str = "a
     if dtype not in ("auto", *_DTYPES):
         raise ValueError(f"dtype is '{dtype}', expected one of: auto, {', '.join(_DTYPES)}")
     model_dtype = checkpoint.dtype if dtype == "auto" else _DTYPES[dtype]
+    file = find_gguf(Path(source))
     specs = _specs(checkpoint, form, model_dtype)
     form.check(specs, {name: _shape(checkpoint, name) for name in specs})
     if form.file is not None:
-        _convert_file(checkpoint, Path(source), out, form, specs, model_dtype)
+        _convert_file(checkpoint, file or Path(source), out, form, specs, model_dtype)
         return
     config = dict(checkpoint.config)
     section = form.quantization_config(specs, _order(checkpoint.section), _ignore(checkpoint))
@@ -60,7 +69,11 @@ def convert(source: str | Path, out: str | Path, format: str, *, dtype: str = "a
     config.pop("torch_dtype", None)
     config["dtype"] = str(model_dtype).removeprefix("torch.")
     with atomic_folder(out) as folder:
-        _copy_files(Path(source), folder, format)
+        if file is None:
+            _copy_files(Path(source), folder, format)
+        else:
+            load_tokenizer(str(file)).save_pretrained(folder)
+            _copy_record(file.parent, folder, format)
         _write_json(folder / "config.json", config)
         if form.config_file is not None:
             _write_json(folder / form.config_file, section)
@@ -124,10 +137,10 @@ def _convert_file(
     specs: dict[str, GridSpec],
     dtype: torch.dtype,
 ) -> None:
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    config = AutoConfig.from_pretrained(source)
-    tokenizer = AutoTokenizer.from_pretrained(source)
+    config = CONFIG_MAPPING[checkpoint.config["model_type"]].from_dict(checkpoint.config)
+    tokenizer = load_tokenizer(str(source))
     (architecture,) = config.architectures or ["?"]
     form.check_model(config, architecture, tokenizer)
     tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
@@ -141,7 +154,7 @@ def _convert_file(
 
     with atomic_folder(out) as folder:
         form.write_file(folder, config, architecture, tokenizer, contents())
-        _copy_record(source, folder, "gguf")
+        _copy_record(source if source.is_dir() else source.parent, folder, "gguf")
 
 
 def _order(section: dict[str, Any]) -> "Order":

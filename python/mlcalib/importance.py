@@ -2,25 +2,22 @@
 
 What ``llama-imatrix`` gathers from one text, here from a calibration set: of each linear's input
 the sum and the sum of squares of each channel, and the number of tokens. Languages are kept apart,
-so that any mixture can be written without another pass. Layouts are those of ``save_imatrix`` and
-``save_imatrix_legacy`` in llama.cpp's ``tools/imatrix/imatrix.cpp``.
+so that any mixture can be written without another pass.
 """
 
 import re
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from mlcalib.calibration_sets import CalibrationSet
-from mlcalib.files import atomic_path
 from mlcalib.flow import Flow, Stopwatch
+from mlcalib.importance_files import Importance, ImportanceFile, Layout
 from mlcalib.models import Adapter, find_adapter
 from mlcalib.models.experts import unfuse
 from mlcalib.models.loading import architecture, check_source, load_model, shared_copy
@@ -30,9 +27,6 @@ from mlcalib.statistics import StatisticSet, mix
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-Layout = Literal["gguf", "dat"]
-Floats = NDArray[np.float32]
 
 _ARCHITECTURES = {
     "LlamaForCausalLM": "LLAMA",
@@ -47,20 +41,6 @@ _ARCHITECTURES = {
     "Cohere2ForCausalLM": "COHERE2",
     "Olmo2ForCausalLM": "OLMO2",
 }
-
-
-class Importance(NamedTuple):
-    """Of one tensor of a GGUF file, whose experts are one tensor.
-
-    Attributes:
-        sums: float32 [experts or 1, in], of the input's channels.
-        squares: float32 [experts or 1, in], of their squares.
-        counts: float32 [experts or 1], tokens; whole numbers.
-    """
-
-    sums: Floats
-    squares: Floats
-    counts: Floats
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,16 +97,11 @@ class ImportanceMatrix:
             ValueError: as ``mix``; an unknown layout.
             OSError: the file cannot be written.
         """
-        layout = layout or ("dat" if Path(path).suffix == ".dat" else "gguf")
-        writers = {"gguf": _write_gguf, "dat": _write_dat}
-        if layout not in writers:
-            raise ValueError(f"layout is '{layout}', expected 'gguf' or 'dat'")
         entries = self.mix(weights)
+        seen = int(max(entry.counts.max() for entry in entries.values()))
+        size = self.calibration.seq_len
         dataset = f"{self.calibration.corpus}:{self.calibration.set_name}"
-        chunks = int(max(entry.counts.max() for entry in entries.values()))
-        chunks = -(-chunks // self.calibration.seq_len)
-        with atomic_path(path) as partial:
-            writers[layout](partial, entries, dataset, chunks, self.calibration.seq_len)
+        ImportanceFile(entries, (dataset,), -(-seen // size), size).save(path, layout=layout)
 
 
 @torch.no_grad()
@@ -206,41 +181,3 @@ def _importance(mixed: list[StatisticSet]) -> Importance:
         squares.append((moments["square"] * factor).float().numpy())
         counts.append(count)
     return Importance(np.stack(sums), np.stack(squares), np.array(counts, np.float32))
-
-
-def _write_gguf(
-    path: Path, entries: Mapping[str, Importance], dataset: str, chunks: int, chunk_size: int
-) -> None:
-    gguf = optional("gguf", "gguf", "an importance matrix")
-    writer = gguf.GGUFWriter(path, "imatrix")
-    writer.add_type("imatrix")
-    writer.add_array("imatrix.datasets", [dataset])
-    writer.add_uint32("imatrix.chunk_count", chunks)
-    writer.add_uint32("imatrix.chunk_size", chunk_size)
-    for name, entry in sorted(entries.items()):
-        writer.add_tensor(f"{name}.in_sum2", entry.squares)
-        writer.add_tensor(f"{name}.counts", entry.counts[:, None])
-        writer.add_tensor(f"{name}.in_sum", entry.sums)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
-def _write_dat(
-    path: Path, entries: Mapping[str, Importance], dataset: str, chunks: int, chunk_size: int
-) -> None:
-    """Write mean squares times the number of chunks; one number of chunks for all experts."""
-    seen = {name: entry for name, entry in sorted(entries.items()) if entry.counts.any()}
-    parts = [struct.pack("<i", len(seen))]
-    for name, entry in seen.items():
-        calls = -(-int(entry.counts.max()) // chunk_size)
-        counts = entry.counts[:, None]
-        # Experts that no token reached weigh all channels alike.
-        means = np.where(counts > 0, entry.squares / np.maximum(counts, 1), 1.0) * calls
-        encoded = name.encode()
-        parts += [struct.pack("<i", len(encoded)), encoded]
-        parts += [struct.pack("<ii", calls, means.size), means.astype("<f4").tobytes()]
-    encoded = dataset.encode()
-    parts += [struct.pack("<ii", chunks, len(encoded)), encoded]
-    path.write_bytes(b"".join(parts))

@@ -170,6 +170,12 @@ def _layers(record: Mapping[str, Any]) -> str:
     return "\n\n".join([lines[0], "\n".join(lines[1:])]).strip()
 
 
+_PACKED = (
+    "With `import mlcalib` before it, the weights stay packed on a CPU; of the packages above only "
+    "transformers is needed then.\n\n"
+)
+
+
 def _loading(form: str) -> str:
     if form == "gguf":
         return (
@@ -184,6 +190,7 @@ def _loading(form: str) -> str:
         f"```python\n# {needs}\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         'model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER")\n'
         'tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")\n```\n\n'
+        f"{_PACKED if form not in ('dense', 'compressed-tensors-int8') else ''}"
         "vLLM reads the format too (`vllm serve THIS_FOLDER`); this checkpoint was not tried there."
     )
 

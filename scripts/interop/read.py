@@ -19,6 +19,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
+INT8 = "compressed-tensors-int8"
 IDS = torch.arange(24)[None] * 7 % 300
 Difference = tuple[float | None, float | None]  # of weights, of logits
 
@@ -29,6 +30,7 @@ def logits(model: Any) -> torch.Tensor:
     return model(IDS).logits.float()
 
 
+@torch.no_grad()
 def largest(left: torch.Tensor, right: torch.Tensor) -> float:
     """Return the largest difference."""
     return float((left.float() - right.float()).abs().max())
@@ -49,6 +51,8 @@ def read_transformers(case: dict[str, Any], folder: Path, expected: Any) -> Diff
     if case["format"] == "gguf":
         options["gguf_file"] = "model.gguf"
     loaded = AutoModelForCausalLM.from_pretrained(folder / "checkpoint", **options)
+    if case["format"] == INT8:
+        return read_int8(case, loaded, expected)
     # First the logits: compressed-tensors decompresses in the model's first forward.
     apart = largest(logits(loaded), logits(expected))
     if case["format"] in ("gptq", "gptq-v2", "awq"):
@@ -58,6 +62,35 @@ def read_transformers(case: dict[str, Any], folder: Path, expected: Any) -> Diff
         for name, weight in weights_by_identity(loaded, case["linears"])
     ]
     return max(weights), apart
+
+
+def read_int8(case: dict[str, Any], loaded: Any, expected: Any) -> Difference:
+    """Compare weights as they are; logits with those of rounded activations, like the reader's."""
+    handles = [
+        expected.get_submodule(name).register_forward_pre_hook(round_tokens)
+        for name in case["linears"]
+    ]
+    # First the logits: compressed-tensors decompresses in the model's first forward.
+    apart = largest(logits(loaded), logits(expected))
+    for handle in handles:
+        handle.remove()
+    weights = [
+        largest(loaded.get_submodule(name).weight, expected.get_submodule(name).weight)
+        for name in case["linears"]
+    ]
+    return max(weights), apart
+
+
+def round_tokens(_: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """Round to int8 with a scale for each token, max |x| / 127.5: symmetric, dynamic, in x's dtype.
+
+    As ``calculate_qparams`` in compressed-tensors' ``quantization/utils/helpers.py``.
+    """
+    (x,) = inputs
+    scale = (x.abs().amax(-1, keepdim=True).float() / 127.5).to(x.dtype)
+    scale = torch.where(scale == 0, torch.finfo(x.dtype).eps, scale)
+    codes = torch.clamp((x / scale), -128, 127).round()
+    return (codes * scale,)
 
 
 def read_gptqmodel(case: dict[str, Any], folder: Path, expected: Any) -> Difference:
@@ -139,7 +172,7 @@ def read_llama_cpp(case: dict[str, Any], folder: Path, expected: Any) -> Differe
 Reader = Callable[[dict[str, Any], Path, Any], Difference]
 READERS: dict[str, tuple[tuple[str, ...], str, Reader]] = {
     "transformers, compressed-tensors": (
-        ("compressed-tensors",),
+        ("compressed-tensors", INT8),
         "compressed-tensors",
         read_transformers,
     ),

@@ -25,6 +25,7 @@ from small_models import tiny_llama
 from small_tokenizer import make_tokenizer
 
 HALF, FLOAT = torch.float16, torch.float32
+INT8 = "compressed-tensors-int8"
 BITS = {"compressed-tensors": (4, 8), "gptq": (2, 3, 4, 8), "gptq-v2": (4, 8), "awq": (4,)}
 GGUF = {"Q4_0": (4, True), "Q4_1": (4, False), "Q8_0": (8, True)}
 
@@ -37,9 +38,11 @@ def cases() -> Iterator[tuple[str, str, GridSpec]]:
                 yield "random", form, GridSpec(bits, size, symmetric, scale_dtype=HALF)
     for bits, symmetric in GGUF.values():
         yield "random", "gguf", GridSpec(bits, 32, symmetric, scale_dtype=HALF)
+    yield "random", INT8, GridSpec(8, -1, True, scale_dtype=HALF)
     for form, bits, size, symmetric in (
         ("compressed-tensors", 4, 64, True),
         ("compressed-tensors", 4, 64, False),
+        (INT8, 8, -1, True),
         ("gptq", 4, 64, True),
         ("awq", 4, 64, False),
         ("gguf", 4, 32, True),  # not Q4_1: its weights come from Q4_1

@@ -4,8 +4,8 @@ import copy
 
 import pytest
 import torch
+from foreign_reader import from_transformers
 from small_models import ARCHITECTURES, tiny_model
-from transformers import AutoModelForCausalLM
 
 import mlcalib
 from mlcalib.formats import load_quantized
@@ -54,7 +54,7 @@ def test_transformers_computes_the_same_logits(quantize, tmp_path, name, method)
     name, options = method.partition(" ")[0], METHODS[method]
     quantized = quantize(model, method=name, symmetric=symmetric, **options)
     quantized.save(tmp_path / "out")
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    loaded = from_transformers(tmp_path / "out")
     assert_same_logits(loaded, quantized)
     assert not torch.equal(logits(loaded), before)
     assert torch.equal(logits(model), before)  # the caller's model is as it was
@@ -67,7 +67,7 @@ def test_transformers_computes_the_same_logits(quantize, tmp_path, name, method)
 def test_dense_checkpoints_too(quantize, tmp_path, name, dtype):
     quantized = quantize(tiny_model(name, dtype=dtype), method="rtn", bits=3, format="dense")
     quantized.save(tmp_path / "out", "dense")
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    loaded = from_transformers(tmp_path / "out")
     assert loaded.dtype == dtype
     # grouped_mm rounds to bfloat16 in other places, and sums in another order on more threads.
     bound = 0.02 if dtype == torch.bfloat16 else 1e-5
@@ -81,7 +81,7 @@ def test_whole_rows_in_bfloat16(quantize, tmp_path, name, bits):
     model = tiny_model(name, dtype=torch.bfloat16)
     quantized = quantize(model, method="rtn", bits=bits, group_size=-1, symmetric=True)
     quantized.save(tmp_path / "out")
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    loaded = from_transformers(tmp_path / "out")
     assert_same_logits(loaded, quantized)
 
 
@@ -91,7 +91,7 @@ def test_from_a_folder_with_float_propagation(quantize, tmp_path, name):
     model.save_pretrained(tmp_path / "in")
     quantized = quantize(str(tmp_path / "in"), symmetric=True, propagate="float")
     quantized.save(tmp_path / "out")
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    loaded = from_transformers(tmp_path / "out")
     assert_same_logits(loaded, quantized)
     again = quantize(model, symmetric=True, propagate="float")
     assert torch.equal(logits(again.model), logits(quantized.model))

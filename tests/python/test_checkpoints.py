@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from foreign_reader import from_transformers
 from safetensors import safe_open
 from small_models import tiny_llama
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
@@ -63,7 +64,7 @@ def small(save):
 def test_transformers_computes_the_same_logits(save, dtype, symmetric, group_size, bits, tied):
     model = tiny_llama(dtype=dtype, tied=tied)
     quantized = quantize(model, GridSpec(bits, group_size, symmetric, scale_dtype=dtype))
-    loaded = AutoModelForCausalLM.from_pretrained(save(model, quantized))
+    loaded = from_transformers(save(model, quantized))
     assert loaded.dtype == dtype
     assert torch.equal(logits(loaded), expected_logits(model, quantized))
     assert (loaded.lm_head.weight is loaded.model.embed_tokens.weight) == tied
@@ -75,7 +76,7 @@ def test_rows_and_columns_need_not_fill_words(save, symmetric, bits):
     model = tiny_llama(intermediate=101)
     spec = GridSpec(bits, -1, symmetric, scale_dtype=torch.float32)
     quantized = quantize(model, spec)
-    loaded = AutoModelForCausalLM.from_pretrained(save(model, quantized))
+    loaded = from_transformers(save(model, quantized))
     assert torch.equal(logits(loaded), expected_logits(model, quantized))
 
 
@@ -86,7 +87,7 @@ def test_a_dense_checkpoint_is_an_ordinary_one(save, dtype, tied):
     quantized = quantize(model, GridSpec(3, 48, scale_dtype=dtype))
     out = save(model, quantized, "dense")
     assert "quantization_config" not in json.loads((out / "config.json").read_text())
-    loaded = AutoModelForCausalLM.from_pretrained(out)
+    loaded = from_transformers(out)
     assert loaded.dtype == dtype
     assert torch.equal(logits(loaded), expected_logits(model, quantized))
     with pytest.raises(ValueError, match="no quantization_config"):
@@ -102,7 +103,7 @@ def test_an_untied_head_can_be_quantized_and_any_linear_left_out(save):
     section = json.loads((out / "config.json").read_text())["quantization_config"]
     assert sorted(section["ignore"]) == sorted(left_out)
     assert section["config_groups"]["group_0"]["weights"]["actorder"] == "static"
-    loaded = AutoModelForCausalLM.from_pretrained(out)
+    loaded = from_transformers(out)
     assert torch.equal(logits(loaded), expected_logits(model, quantized))
 
 
@@ -129,7 +130,7 @@ def test_large_checkpoints_are_sharded(save, small):
     assert validate_folder(out) == {k: out / v for k, v in index["weight_map"].items()}
     whole = save(model, quantized, out="whole")
     assert not (whole / "model.safetensors.index.json").exists()
-    loaded = AutoModelForCausalLM.from_pretrained(out)
+    loaded = from_transformers(out)
     assert torch.equal(logits(loaded), expected_logits(model, quantized))
 
 
@@ -187,7 +188,7 @@ def test_a_model_loaded_from_gguf_is_saved(save, small, name):
     """transformers itself refuses to: the config of such a model still says gguf."""
     model, quantized = small
     model.config.quantization_config = {"quant_method": "gguf", "gguf_file": "model.gguf"}
-    loaded = AutoModelForCausalLM.from_pretrained(save(model, quantized, name))
+    loaded = from_transformers(save(model, quantized, name))
     assert torch.equal(logits(loaded), expected_logits(model, quantized))
 
 

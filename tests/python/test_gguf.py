@@ -50,6 +50,18 @@ def test_blocks_come_back_and_read_as_gguf_does(linear):
         assert ((found - expected).abs() <= low * 2**-11 + 1e-6).all()
 
 
+@given(st.sampled_from(["Q4_0", "Q8_0"]), st.integers(1, 4), st.integers(1, 3), st.integers(0, 99))
+def test_blocks_of_another_tool_come_back_byte_by_byte(kind, rows, blocks, seed):
+    """Any codes, and scales of either sign: gguf's largest weight of a block has code 0."""
+    generator = np.random.default_rng(seed)
+    weight = generator.normal(size=(rows, 32 * blocks)).astype(np.float32)
+    found = torch.from_numpy(gguf.quantize(weight, gguf.GGMLQuantizationType[kind]))
+    linear = GGUF.unpack("a", {"a.weight": found}, SPECS[kind])
+    assert torch.equal(GGUF.pack("a", linear)["a.weight"], found)
+    values = gguf.dequantize(found.numpy(), gguf.GGMLQuantizationType[kind])
+    assert torch.equal(linear.dequantize(), torch.from_numpy(values))
+
+
 def test_a_minimum_of_another_tool_is_refused():
     tensors = GGUF.pack("a", random_linear(SPECS["Q4_1"], 4, 64))
     blocks = torch.from_numpy(

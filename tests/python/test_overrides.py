@@ -6,8 +6,8 @@ import re
 
 import pytest
 import torch
+from foreign_reader import from_transformers
 from small_models import tiny_llama
-from transformers import AutoModelForCausalLM
 
 import mlcalib
 from mlcalib import flow, pipeline
@@ -188,7 +188,7 @@ def test_a_mixed_checkpoint_is_the_model_in_memory(quantize, tmp_path, method, d
     model = tiny_llama(vocabulary=384, dtype=dtype)
     quantized = quantize(model, method=method, **MIXED)
     quantized.save(tmp_path / "out")
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    loaded = from_transformers(tmp_path / "out")
     assert torch.equal(logits(loaded), logits(quantized.model))
     back = load_quantized(tmp_path / "out")
     assert back.keys() == quantized.linears.keys()
@@ -208,7 +208,7 @@ def test_a_mixed_checkpoint_is_the_model_in_memory(quantize, tmp_path, method, d
 def test_skipped_linears_need_no_symmetric_grid(quantize, tmp_path):
     quantized = quantize(skip=MIXED["skip"])
     quantized.save(tmp_path / "out")
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    loaded = from_transformers(tmp_path / "out")
     assert torch.equal(logits(loaded), logits(quantized.model))
 
 
@@ -334,7 +334,7 @@ def test_a_dense_checkpoint_holds_any_mixture(quantize, tmp_path):
     overrides = {"down": {"bits": 3}, "gate|up": {"group_size": 48, "symmetric": True}}
     quantized = quantize(overrides=overrides, format="dense")
     quantized.save(tmp_path / "out", "dense")
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    loaded = from_transformers(tmp_path / "out")
     assert torch.equal(logits(loaded), logits(quantized.model))
     assert quantized.linears["model.layers.1.mlp.down_proj"].codes.max() == 7
     with pytest.raises(ValueError, match="group_size 48 does not divide 64"):

@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+from foreign_reader import from_transformers
+from test_packed_formats import same
 
 import mlcalib
 from mlcalib import _core
+from mlcalib.formats import load_quantized, open_checkpoint
 from mlcalib.models import find_adapter
 from mlcalib.models.loading import find_smollm2, load_model, load_tokenizer
 from mlcalib.models.running import embed, run_block, watching
@@ -74,12 +77,34 @@ def test_gptq_is_the_oracle_on_real_grams(problems, case, static_grid):
 
 
 def test_the_gguf_model_is_quantized_and_reloaded_with_the_same_logits(tmp_path):
-    from transformers import AutoModelForCausalLM
-
     quantized = mlcalib.quantize(find_smollm2(), method="rtn", group_size=64, progress=False)
     quantized.save(tmp_path / "out")
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    loaded = from_transformers(tmp_path / "out").eval()
     ids = quantized.tokenizer("Soko hufunguliwa kabla ya jua.", return_tensors="pt").input_ids
     with torch.no_grad():
         assert torch.equal(loaded(ids).logits, quantized.model(ids).logits)
     assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
+
+
+def test_its_own_file_is_read_and_its_minima_are_refused(tmp_path):
+    """Blocks of Q4_1, whose minima are no multiples of their scales; the embedding is Q8_0."""
+    checkpoint = open_checkpoint(find_smollm2())
+    assert len(checkpoint.linears) == 210
+    grids = {(spec.bits, spec.group_size, spec.symmetric) for spec in checkpoint.specs.values()}
+    assert grids == {(4, 32, False)}
+    model = load_model(str(find_smollm2()))
+    for name in ("model.embed_tokens.weight", "model.layers.7.input_layernorm.weight"):
+        assert torch.equal(checkpoint.tensor(name), model.state_dict()[name])
+    with pytest.raises(ValueError, match="minimum that is no multiple of its scale"):
+        mlcalib.convert(find_smollm2(), tmp_path / "out", "gptq-v2")
+    assert mlcalib.check(find_smollm2()).ok
+
+
+def test_its_codes_go_through_gguf_and_back(tmp_path):
+    options = {"method": "rtn", "group_size": 32, "symmetric": True, "progress": False}
+    quantized = mlcalib.quantize(find_smollm2(), format="gguf", **options)
+    quantized.save(tmp_path / "gguf", "gguf")
+    mlcalib.convert(tmp_path / "gguf", tmp_path / "gptq", "gptq")
+    found = load_quantized(tmp_path / "gptq")
+    assert found.keys() == quantized.linears.keys()
+    assert all(same(found[name], linear) for name, linear in quantized.linears.items())

@@ -17,7 +17,7 @@ from mlcalib.checking.readers import (
 )
 from mlcalib.checking.report import Finding, Report
 from mlcalib.checking.tensors import check_names, check_values, linear_names, shapes_of
-from mlcalib.formats import Checkpoint, open_checkpoint
+from mlcalib.formats import Checkpoint, find_gguf, open_checkpoint
 from mlcalib.safetensors_files import read_json, validate_folder
 
 _MAX_CONFIG = 16 * 2**20
@@ -33,13 +33,14 @@ def check(path: str | Path) -> Report:
         path: a folder in the Hugging Face layout, one with a GGUF file, or a GGUF file.
     """
     path = Path(path)
-    if (file := gguf_file.find(path)) is not None:
-        facts, errors = gguf_file.inspect(file)
-        return _report(path, facts, [Finding("error", error) for error in errors])
     findings: list[Finding] = []
     facts = Facts("")
     try:
-        facts = _inspect(path, findings)
+        if (file := find_gguf(path)) is not None:
+            facts, errors = gguf_file.inspect(file)
+            findings += _errors(iter(errors))
+        else:
+            facts = _inspect(path, findings)
     except (ValueError, OSError, NotImplementedError) as error:
         findings.append(Finding("error", str(error)))
     return _report(path, facts, findings)

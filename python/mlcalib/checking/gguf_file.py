@@ -3,33 +3,28 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mlcalib._core import GridSpec
 from mlcalib.checking.readers import Facts
+from mlcalib.formats import read_gguf
 from mlcalib.optional import optional
 
 _GRIDS = {"Q4_0": (4, True), "Q4_1": (4, False), "Q8_0": (8, True)}
-
-
-def find(path: Path) -> Path | None:
-    """Return the GGUF file that a path is or holds; None for a folder in the other layout."""
-    if path.is_file() and path.suffix == ".gguf":
-        return path
-    if path.is_dir() and not (path / "config.json").is_file():
-        return next(iter(sorted(path.glob("*.gguf"))), None)
-    return None
+_BLOCKS = {"Q4_0": (18, 1), "Q4_1": (20, 2), "Q8_0": (34, 1)}  # bytes; float16 at their start
 
 
 def inspect(file: Path) -> tuple[Facts, list[str]]:
-    """Return what is known of a file, and what is wrong with it. Tensors are mapped, not read.
+    """Return what is known of a file, and what is wrong with it, tensor by tensor.
 
     Raises:
         ImportError: the package gguf is missing.
     """
     gguf = optional("gguf", "gguf", "checking a GGUF file")
     try:
-        reader = gguf.GGUFReader(file)
-    except (ValueError, IndexError, KeyError, TypeError, OverflowError, UnicodeError) as error:
-        return Facts("gguf"), [f"{file} is not a usable GGUF file: {type(error).__name__}: {error}"]
+        reader = read_gguf(file)
+    except ValueError as error:
+        return Facts("gguf"), [str(error)]
     values = {name: field.contents() for name, field in _small_fields(reader).items()}
     architecture = values.get("general.architecture")
     errors = []
@@ -47,6 +42,8 @@ def inspect(file: Path) -> tuple[Facts, list[str]]:
         errors.append(f"{file} has block_count {blocks!r}, but tensors of {len(found)} blocks")
     specs, shapes = {}, {}
     for tensor in reader.tensors:
+        if not _finite(tensor):
+            errors.append(f"{tensor.name} has values or scales that are not finite")
         if tensor.tensor_type.name in _GRIDS and len(tensor.shape) == 2:
             specs[tensor.name] = GridSpec(*_grid(tensor))
             shapes[tensor.name] = (int(tensor.shape[1]), int(tensor.shape[0]))
@@ -56,6 +53,18 @@ def inspect(file: Path) -> tuple[Facts, list[str]]:
 def _grid(tensor: Any) -> tuple[int, int, bool]:
     bits, symmetric = _GRIDS[tensor.tensor_type.name]
     return bits, 32, symmetric
+
+
+def _finite(tensor: Any) -> bool:
+    """Return whether values, or scales and minima of blocks that mlcalib knows, are finite."""
+    kind, data = tensor.tensor_type.name, tensor.data
+    if kind in ("F32", "F16"):
+        return bool(np.isfinite(data).all())
+    if kind not in _BLOCKS:
+        return True
+    size, halves = _BLOCKS[kind]
+    heads = data.reshape(-1, size)[:, : 2 * halves].copy()
+    return bool(np.isfinite(heads.view(np.float16)).all())
 
 
 def _small_fields(reader: Any) -> dict[str, Any]:

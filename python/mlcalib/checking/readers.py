@@ -219,13 +219,15 @@ def _gguf(facts: Facts) -> tuple[Verdict, ...]:
 
 
 def _int8(facts: Facts) -> tuple[Verdict, ...]:
-    """W8A8: ``cutlass_scaled_mm`` of vLLM, ``int8_scaled_mm`` of SGLang."""
+    """W8A8: ``cutlass_scaled_mm`` of vLLM's ``_custom_ops.py``, ``int8_scaled_mm`` of SGLang."""
     odd = [name for name, shape in facts.shapes.items() if shape[0] % 16 or shape[1] % 16]
-    reasons = (
-        (f"its int8 kernels want channels in multiples of 16, unlike {odd[0]}",) if odd else ()
+    want = f"its int8 kernels want channels in multiples of 16, unlike {odd[0]}" if odd else ""
+    return (
+        Verdict(True, ("with compressed-tensors installed",)),
+        Verdict(True, (f"by a slower Triton kernel: {want}",) if odd else ()),
+        Verdict(not odd, (want,) if odd else ()),
+        _not_gguf(facts),
     )
-    kernel = Verdict(not odd, reasons)
-    return Verdict(True, ("with compressed-tensors installed",)), kernel, kernel, _not_gguf(facts)
 
 
 _RULES = {

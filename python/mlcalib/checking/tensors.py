@@ -132,8 +132,6 @@ def check_values(checkpoint: Checkpoint, read: dict[str, tuple[int, int]]) -> It
         scale = linear.grid.scale
         if not scale.isfinite().all():
             yield f"{name} has scales that are not finite"
-        elif (scale < 0).any():
-            yield f"{name} has negative scales"
         expected = _columns(checkpoint.config, name)
         if expected is not None and columns != expected:
             yield f"{name} has {columns} input channels, but config.json says {expected}"

@@ -8,7 +8,10 @@ import typer
 
 def convert(
     source: Annotated[
-        Path, typer.Argument(help="Folder with a quantized checkpoint, of any tool.", metavar="IN")
+        Path,
+        typer.Argument(
+            help="Folder with a quantized checkpoint, or GGUF file, of any tool.", metavar="IN"
+        ),
     ],
     out: Annotated[Path, typer.Argument(help="Folder to write; must not exist.")],
     format: Annotated[  # noqa: A002

@@ -1,6 +1,7 @@
 """Checkpoint formats: how quantized linears lie on disk, and the folders that hold them."""
 
-from mlcalib.formats._reader import Checkpoint, load_quantized, open_checkpoint
+from mlcalib.formats._gguf_reader import find_gguf, read_gguf
+from mlcalib.formats._reader import Checkpoint, GgufCheckpoint, load_quantized, open_checkpoint
 from mlcalib.formats._shards import save_tensors
 from mlcalib.formats._writer import (
     quantization_section,
@@ -13,10 +14,13 @@ from mlcalib.formats.base import Format, formats
 __all__ = [
     "Checkpoint",
     "Format",
+    "GgufCheckpoint",
+    "find_gguf",
     "formats",
     "load_quantized",
     "open_checkpoint",
     "quantization_section",
+    "read_gguf",
     "save_checkpoint",
     "save_tensors",
     "write_checkpoint",

@@ -10,6 +10,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from mlcalib._core import GridSpec, QuantizedLinear
+from mlcalib.formats._gguf_reader import GgufTensors, find_gguf, open_gguf
 from mlcalib.formats.base import Format, formats
 from mlcalib.safetensors_files import read_json, validate_folder
 
@@ -67,14 +68,35 @@ class Checkpoint:
         return self.format.unpack(name, tensors, self.specs[name])
 
 
+@dataclass(frozen=True, eq=False)
+class GgufCheckpoint(Checkpoint):
+    """A GGUF file as a checkpoint, its tensors by transformers' names.
+
+    Attributes:
+        contents: the file.
+    """
+
+    contents: GgufTensors
+
+    def tensor(self, name: str) -> Tensor:
+        """Read a tensor; of a quantized linear, its blocks (uint8 [out, bytes of a row])."""
+        linear = name.removesuffix(".weight") in self.linears and name.endswith(".weight")
+        return self.contents.blocks(name) if linear else self.contents.tensor(name)
+
+
 def open_checkpoint(folder: str | Path) -> Checkpoint:
     """Look at a checkpoint of mlcalib's or another tool's, without reading its tensors.
 
+    Args:
+        folder: in the Hugging Face layout, or with a GGUF file; or a GGUF file.
+
     Raises:
         ValueError: the folder is invalid, not quantized, or its config does not describe it.
-        NotImplementedError: its format keeps no codes.
+        NotImplementedError: its format keeps no codes; a GGUF file of an unknown architecture.
     """
     folder = Path(folder)
+    if (file := find_gguf(folder)) is not None:
+        return _open_file(file)
     files = validate_folder(folder)
     config = read_json(folder / "config.json")
     section = config.get("quantization_config")
@@ -85,6 +107,21 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
     dtype = _config_dtype(folder, config)
     specs = form.read_specs(section, linears, dtype)
     return Checkpoint(files, config, form, linears, specs, dtype)
+
+
+def _open_file(file: Path) -> GgufCheckpoint:
+    contents = open_gguf(file)
+    if not contents.specs:
+        raise ValueError(f"{file} has no quantized linears: nothing to read back")
+    files = dict.fromkeys(contents.tensors, file)
+    owned = _linears(files, ".weight")
+    linears = {name: owned[name] for name in contents.specs}
+    config = {**contents.config.to_dict(), "dtype": str(contents.dtype).removeprefix("torch.")}
+    config["quantization_config"] = {"quant_method": "gguf"}
+    form = formats.get("gguf")()
+    return GgufCheckpoint(
+        files, config, form, linears, contents.specs, contents.dtype, contents=contents
+    )
 
 
 def load_quantized(folder: str | Path) -> dict[str, QuantizedLinear]:

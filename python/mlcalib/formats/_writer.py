@@ -129,13 +129,17 @@ def quantization_section(
     order: "Order",
     saved_names: Mapping[str, str],
 ) -> dict[str, Any] | None:
-    """Return the ``quantization_config`` of a model whose linears in ``specs`` are quantized."""
+    """Return the ``quantization_config`` of a model whose linears in ``specs`` are quantized.
+
+    It names linears as the checkpoint does, and so do readers.
+    """
     ignore = [
         saved_name(name, saved_names)
         for name, module in model.named_modules()
         if _is_linear(module) and name not in specs
     ]
-    return checkpoint_format.quantization_config(specs, order, ignore)
+    named = {saved_name(name, saved_names): spec for name, spec in specs.items()}
+    return checkpoint_format.quantization_config(named, order, ignore)
 
 
 def write_checkpoint(

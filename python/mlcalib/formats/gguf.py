@@ -153,12 +153,15 @@ class Gguf(Format):
 
 def _bytes(values: Tensor) -> Tensor:
     """Return float16 [rows, groups] as little-endian bytes [rows, groups, 2]."""
-    return values.contiguous().view(torch.uint8).reshape(*values.shape, 2)
+    # contiguous() would leave the strides of a single row or block, which view() looks at.
+    plain = values.clone(memory_format=torch.contiguous_format)
+    return plain.view(torch.uint8).reshape(*values.shape, 2)
 
 
 def _halves(parts: Tensor) -> Tensor:
     """Return bytes [rows, groups, 2] as float32 [rows, groups]."""
-    return parts.contiguous().view(torch.float16).squeeze(-1).float()
+    plain = parts.clone(memory_format=torch.contiguous_format)
+    return plain.view(torch.float16).squeeze(-1).float()
 
 
 def _zeros(name: str, scale: Tensor, low: Tensor) -> Tensor:

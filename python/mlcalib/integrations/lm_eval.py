@@ -58,7 +58,7 @@ class LoadedModel(TaskModel):
         if place.type == "cpu":
             dtype = evaluation_dtype([pretrained], dtype)
         super().__init__(
-            load_model(pretrained, dtype).to(place),
+            load_model(pretrained, dtype, place),
             load_tokenizer(pretrained),
             batch_size=batch_size,
             max_length=max_length,

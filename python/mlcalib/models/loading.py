@@ -143,12 +143,18 @@ def load_tokenizer(source: str) -> "PreTrainedTokenizerBase":
     return tokenizer
 
 
-def load_model(source: str, dtype: str = "auto") -> "PreTrainedModel":
-    """Load a model on the CPU, in evaluation mode.
+def load_model(
+    source: str, dtype: str = "auto", device: torch.device | None = None
+) -> "PreTrainedModel":
+    """Load a model in evaluation mode.
+
+    Quantized checkpoints keep packed weights on the CPU (``mlcalib.packed.registration``), so that
+    they are evaluated within their own memory; W8A8 ones round activations as transformers does.
 
     Args:
         source: a folder, a hub name or a GGUF file (whose weights are dequantized).
         dtype: ``auto`` (as stored; float32 for GGUF), ``float32``, ``bfloat16`` or ``float16``.
+        device: where to; None is the CPU.
 
     Raises:
         FileNotFoundError, ValueError: see ``check_source``; an unknown dtype.
@@ -159,7 +165,11 @@ def load_model(source: str, dtype: str = "auto") -> "PreTrainedModel":
     check_source(source)
     folder, options = _where(source)
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=_DTYPES[dtype], use_safetensors=None if options else True, **options
+        folder,
+        dtype=_DTYPES[dtype],
+        use_safetensors=None if options else True,
+        device_map=device if device is not None and device.type != "cpu" else None,
+        **options,
     )
     if "gguf_file" in options:
         # The weights are floating point now; what is left in the config would refuse to be saved.

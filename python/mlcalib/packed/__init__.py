@@ -1,4 +1,4 @@
-"""Models that run on packed weights, never made dense: ``load``, or ``PackedConfig`` by hand."""
+"""Models that run on packed weights, never made dense: ``load``, or ``from_pretrained`` itself."""
 
 from mlcalib.packed.linear import PackedLinear
 from mlcalib.packed.loading import load

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlcalib.formats import open_checkpoint
+from mlcalib.formats import GgufCheckpoint, open_checkpoint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -20,7 +20,7 @@ def load(folder: str | Path, dtype: str = "auto") -> "PreTrainedModel":
 
     Args:
         folder: a checkpoint in a format that keeps codes (``compressed-tensors``, ``gptq``,
-            ``awq``), mlcalib's or another tool's.
+            ``awq``; or a GGUF file), mlcalib's or another tool's.
         dtype: of activations and of what is not quantized: ``auto`` (the checkpoint's),
             ``float32``, ``bfloat16`` or ``float16``. Scales stay what they are.
 
@@ -35,8 +35,30 @@ def load(folder: str | Path, dtype: str = "auto") -> "PreTrainedModel":
 
     if dtype not in _DTYPES:
         raise ValueError(f"dtype is '{dtype}', expected one of: {', '.join(_DTYPES)}.")
-    open_checkpoint(folder)  # transformers would name neither the folder nor what is wrong with it
+    # transformers would name neither the folder nor what is wrong with it
+    checkpoint = open_checkpoint(folder)
+    if isinstance(checkpoint, GgufCheckpoint):
+        return _load_file(checkpoint, dtype)
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         folder, quantization_config=PackedConfig(), dtype=dtype, use_safetensors=True
+    )
+    return model
+
+
+def _load_file(checkpoint: GgufCheckpoint, dtype: str) -> "PreTrainedModel":
+    """Load a GGUF file; transformers is given all that is not packed."""
+    import transformers
+
+    from mlcalib.packed.config import PackedConfig
+
+    config = checkpoint.contents.config
+    config.quantization_config = checkpoint.section
+    (file,) = set(checkpoint.files.values())
+    model: PreTrainedModel = getattr(transformers, config.architectures[0]).from_pretrained(
+        None,
+        config=config,
+        state_dict={name: checkpoint.tensor(name) for name in checkpoint.others},
+        quantization_config=PackedConfig(file=str(file)),
+        dtype=checkpoint.dtype if dtype == "auto" else dtype,
     )
     return model

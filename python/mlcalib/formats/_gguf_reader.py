@@ -1,0 +1,204 @@
+"""GGUF files read back: names, hyperparameters and the order of rows as transformers has them.
+
+The inverse of ``_gguf_file``; for files of llama.cpp and other tools too.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mlcalib._core import GridSpec
+from mlcalib.optional import optional
+
+_ARCHITECTURES = ("llama", "qwen2", "qwen3")
+_GRIDS = {"Q4_0": (4, True), "Q4_1": (4, False), "Q8_0": (8, True)}
+_PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def find_gguf(path: Path) -> Path | None:
+    """Return the GGUF file that a path is or holds; None for a folder in the other layout.
+
+    Raises:
+        ValueError: a folder with several; names them.
+    """
+    if path.is_file() and path.suffix == ".gguf":
+        return path
+    if not path.is_dir() or (path / "config.json").is_file():
+        return None
+    files = sorted(path.glob("*.gguf"))
+    if len(files) > 1:
+        named = ", ".join(file.name for file in files)
+        raise ValueError(f"{path} has {len(files)} GGUF files, {named}; give the one that is meant")
+    return files[0] if files else None
+
+
+def read_gguf(file: Path) -> Any:
+    """Return a ``gguf.GGUFReader``, which maps a file and reads no tensors.
+
+    Raises:
+        ValueError: the file is damaged, or no GGUF file.
+        ImportError: the package gguf is missing.
+    """
+    gguf = optional("gguf", "gguf", "reading a GGUF file")
+    try:
+        return gguf.GGUFReader(file)
+    except (ValueError, IndexError, KeyError, TypeError, OverflowError, UnicodeError) as error:
+        raise ValueError(
+            f"{file} is not a usable GGUF file: {type(error).__name__}: {error}"
+        ) from error
+
+
+@dataclass(frozen=True, eq=False)
+class GgufTensors:
+    """What a GGUF file holds, by transformers' names.
+
+    Attributes:
+        config: the model's, of transformers.
+        tensors: name in transformers → tensor of ``gguf``.
+        specs: linear whose codes can be read → its grid.
+        dtype: the floating type of its matrices; float32 where some were quantized in a type whose
+            codes are not read, which are dequantized in it.
+    """
+
+    config: Any
+    tensors: dict[str, Any]
+    specs: dict[str, GridSpec]
+    dtype: torch.dtype
+
+    def blocks(self, name: str) -> Tensor:
+        """Return the blocks of a linear, uint8 [out, bytes of a row], in transformers' order."""
+        return self._ordered(name, torch.from_numpy(self.tensors[name].data.copy()))
+
+    def tensor(self, name: str) -> Tensor:
+        """Return a tensor that holds no codes, or their values in float32."""
+        gguf = optional("gguf", "gguf", "reading a GGUF file")
+        found = self.tensors[name]
+        kind = found.tensor_type.name
+        if kind not in _PLAIN:
+            return self._ordered(
+                name, torch.from_numpy(gguf.dequantize(found.data, found.tensor_type))
+            )
+        values = torch.from_numpy(found.data.copy())
+        return self._ordered(name, values.view(torch.bfloat16) if kind == "BF16" else values)
+
+    def _ordered(self, name: str, values: Tensor) -> Tensor:
+        """Put rows of q and k from the pairs that llama.cpp rotates back into halves."""
+        heads = {
+            "q_proj": self.config.num_attention_heads,
+            "k_proj": self.config.num_key_value_heads,
+        }.get(name.split(".")[-2] if "." in name else "")
+        if self.config.model_type != "llama" or heads is None:
+            return values
+        pairs = values.reshape(heads, -1, 2, *values.shape[1:])
+        return pairs.transpose(1, 2).reshape(values.shape)
+
+
+def open_gguf(file: Path) -> GgufTensors:
+    """Look at a GGUF file, without reading its tensors.
+
+    Raises:
+        ValueError: it is damaged, lacks tensors of its architecture, or has linears in blocks whose
+            codes no format here holds (Q4_K, Q5_0, …).
+        NotImplementedError: an architecture, or scaled positions, that are not read yet.
+        ImportError: the package gguf is missing.
+    """
+    gguf = optional("gguf", "gguf", "reading a GGUF file")
+    reader = read_gguf(file)
+    stored = {tensor.name: tensor for tensor in reader.tensors}
+    values = {name: f.contents() for name, f in reader.fields.items() if len(f.data) == 1}
+    arch = _check_architecture(file, values, stored)
+    config = _config(file, arch, values, stored)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[arch.upper()], config.num_hidden_layers)
+    tensors, missing = {}, []
+    for name in _state_names(config):
+        saved = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        if saved in stored:
+            tensors[name] = stored[saved]
+        elif not (name == "lm_head.weight" and config.tie_word_embeddings):
+            missing.append(saved or name)
+    if missing:
+        raise ValueError(f"{file} lacks {', '.join(missing[:3])}, which {arch} models have")
+    specs = {
+        name.removesuffix(".weight"): _spec(name, tensor)
+        for name, tensor in tensors.items()
+        if _has_codes(name, tensor)
+    }
+    rest = [each for name, each in tensors.items() if name.removesuffix(".weight") not in specs]
+    kinds = {each.tensor_type.name for each in rest if len(each.shape) == 2}
+    dtype = _PLAIN.get(kinds.pop(), torch.float32) if len(kinds) == 1 else torch.float32
+    return GgufTensors(config, tensors, specs, dtype)
+
+
+def _check_architecture(file: Path, values: dict[str, Any], stored: dict[str, Any]) -> str:
+    arch = values.get("general.architecture")
+    if arch not in _ARCHITECTURES or values.get(f"{arch}.expert_count"):
+        kind = f"{arch} with experts" if arch in _ARCHITECTURES else repr(arch)
+        raise NotImplementedError(
+            f"{file}: GGUF files of {kind} are not read yet; these are: {', '.join(_ARCHITECTURES)}"
+        )
+    scaling = values.get(f"{arch}.rope.scaling.type", "none")
+    if "rope_freqs.weight" in stored or scaling not in ("none", "linear"):
+        kind = "llama3" if "rope_freqs.weight" in stored else scaling
+        raise NotImplementedError(
+            f"{file} scales positions ({kind}), and does not hold all that transformers' config "
+            "wants to know of it; convert the checkpoint that it was made from"
+        )
+    return str(arch)
+
+
+def _config(file: Path, arch: str, values: dict[str, Any], stored: dict[str, Any]) -> Any:
+    """Return transformers' own reading of a config, with what it (5.23) leaves out."""
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
+    config.name_or_path = str(file)
+    config.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[arch]]
+    heads = config.num_attention_heads
+    config.head_dim = values.get(f"{arch}.attention.key_length", config.hidden_size // heads)
+    config.tie_word_embeddings = "output.weight" not in stored
+    if arch != "qwen2":  # whose biases are no option
+        config.attention_bias = "blk.0.attn_q.bias" in stored
+    if arch == "llama":
+        config.mlp_bias = "blk.0.ffn_down.bias" in stored
+    if values.get(f"{arch}.rope.scaling.type", "none") == "linear":
+        factor = float(values[f"{arch}.rope.scaling.factor"])
+        config.rope_parameters = {
+            **config.rope_parameters, "rope_type": "linear", "factor": factor
+        }  # fmt: skip
+    return config
+
+
+def _state_names(config: Any) -> list[str]:
+    """Return the names of all tensors of the model."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return list(AutoModelForCausalLM.from_config(config).state_dict())
+
+
+def _has_codes(name: str, tensor: Any) -> bool:
+    """Return whether a tensor is a quantized linear; embeddings and float ones are not.
+
+    Raises:
+        ValueError: a linear of a block in a type whose codes are not read.
+    """
+    kind = tensor.tensor_type.name
+    if len(tensor.shape) != 2 or kind in _PLAIN or "embed_tokens" in name:
+        return False
+    if kind in _GRIDS:
+        return True
+    if name == "lm_head.weight":  # which tools quantize by more bits; dequantized, like embeddings
+        return False
+    raise ValueError(
+        f"{name.removesuffix('.weight')} is in blocks of {kind}; the codes of "
+        f"{', '.join(_GRIDS)} can be read"
+    )
+
+
+def _spec(name: str, tensor: Any) -> GridSpec:
+    bits, symmetric = _GRIDS[tensor.tensor_type.name]
+    return GridSpec(bits, 32, symmetric, scale_dtype=torch.float16)

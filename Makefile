@@ -61,7 +61,7 @@ test-browser: install
 	$(BIN)/python -m pytest -m browser
 
 # What transformers, GPTQModel, gguf and others read from what mlcalib writes; its own environment.
-# INTEROP_SMALL=1 leaves SmolLM2 out, INTEROP_LLAMA_CPP=1 compiles llama-cpp-python (long).
+# INTEROP_SMALL=1 leaves SmolLM2 out, INTEROP_LLAMA_CPP=0 llama.cpp, which is compiled.
 test-interop: install
 	scripts/test_interop.sh $(PYTHON) $(BIN)/python .venv-interop build/interop
 

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from mlcalib.report.study.colours import NOTHING, diverging, faded
+from mlcalib.report.page.colours import NOTHING, diverging, faded
+from mlcalib.report.page.document import MISSING, Block, Cell, Paragraph, Row, Section, Table
+from mlcalib.report.page.words import bounds, full_name, hint, probability, signed
 from mlcalib.report.study.comparison import Column, Grid
-from mlcalib.report.study.document import MISSING, Block, Cell, Paragraph, Row, Section, Table
 from mlcalib.report.study.folder import FLOAT, Evaluation
 from mlcalib.report.study.results import ModelReport, Results
-from mlcalib.report.study.words import bounds, full_name, hint, probability, signed
 from mlcalib.significance import Difference, holm, mcnemar, paired_mean
 
 PERPLEXITY = "perplexity"

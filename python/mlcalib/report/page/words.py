@@ -1,7 +1,7 @@
 """Numbers and names as people read them."""
 
 from mlcalib.languages import language, languages, script_name
-from mlcalib.report.study.document import MISSING
+from mlcalib.report.page.document import MISSING
 from mlcalib.significance import Difference
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from mlcalib.results import Row
+    from mlcalib.results import Results
 
 PERPLEXITY = "perplexity"
 
@@ -72,11 +72,12 @@ def run_benchmarks(
     dtype: str,
     cache: Path | None,
     generations: Path | None,
-) -> tuple[list["Row"], str]:
+) -> tuple["Results", str]:
     """Run tasks on models; return the results, and them as a table."""
     from mlcalib.evaluation.tasks import evaluate_tasks
     from mlcalib.report import markdown
     from mlcalib.report.tasks import task_table
+    from mlcalib.results import joined
 
     results = evaluate_tasks(
         models,
@@ -88,7 +89,7 @@ def run_benchmarks(
         limit=limit,
         sentencepiece=sentencepiece,
     )
-    rows = [row for each in results for row in each.rows]
+    rows = joined(each.results for each in results)
     missing = {
         (cell.task, cell.language, cell.metric): str(cell)
         for each in results

@@ -50,7 +50,13 @@ def evaluate(
             "command goes on where an earlier one was interrupted."
         ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Write the rows to this JSONL file.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write the rows to this JSONL file, and what they are made of, item by item, to "
+            "NAME.items.jsonl beside it. The command report turns them into tables and tests."
+        ),
+    ] = None,
     card: Annotated[
         bool,
         typer.Option(
@@ -67,13 +73,13 @@ def evaluate(
     from mlcalib.models.loading import load_tokenizer
     from mlcalib.report import markdown, perplexity_table, rise_table, write_model_card
     from mlcalib.report.fidelity import fidelity_table
-    from mlcalib.results import write_rows
+    from mlcalib.results import Results, joined, write_results
 
     separator = unescape(separator)
     needing = [name for name, on in (("--fidelity", fidelity), ("--card", card)) if on]
     perplexity, benchmarks = split_tasks(tasks, needing=needing)
     carded = _carded(models) if card else []
-    rows = []
+    rows = Results()
     if perplexity:
         rows = mlcalib.evaluate(
             models,
@@ -99,9 +105,9 @@ def evaluate(
             cache=cache,
             generations=generations,
         )
-        rows += found
+        rows = joined([rows, found])
     if out is not None:
-        write_rows(rows, out)
+        write_results(rows, out)
     if benchmarks:
         typer.echo(f"Benchmark tasks ± standard error; shares in per cent\n\n{table}\n")
     if not perplexity:

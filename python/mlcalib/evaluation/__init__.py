@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 from mlcalib.calibration_sets import Stream, describe_separator, tokenizer_fingerprint
 from mlcalib.errors import named
 from mlcalib.evaluation.cache import Cache
-from mlcalib.evaluation.fidelity import fidelity_rows, flips
+from mlcalib.evaluation.fidelity import fidelity_rows
 from mlcalib.evaluation.layers import layer_losses
 from mlcalib.evaluation.perplexity import DocumentScores, Scores, perplexity_of, score
 from mlcalib.evaluation.reference import Reference, fidelity_of, reference_of
@@ -18,7 +18,17 @@ from mlcalib.evaluation.scoring import Scorer
 from mlcalib.evaluation.subject import Model, Subject
 from mlcalib.evaluation.text import eval_text
 from mlcalib.languages import LanguageSet, language_set
-from mlcalib.results import Row, read_rows, versions, write_rows
+from mlcalib.results import (
+    ItemScores,
+    Results,
+    Row,
+    read_results,
+    read_rows,
+    versions,
+    write_results,
+    write_rows,
+)
+from mlcalib.significance import flips
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,6 +37,7 @@ __all__ = [
     "Cache",
     "DocumentScores",
     "Reference",
+    "Results",
     "Row",
     "Scores",
     "definition",
@@ -36,12 +47,15 @@ __all__ = [
     "fidelity_of",
     "fidelity_rows",
     "flips",
+    "items_of",
     "layer_losses",
     "perplexity_of",
+    "read_results",
     "read_rows",
     "reference_of",
     "rows_of",
     "score",
+    "write_results",
     "write_rows",
 ]
 
@@ -59,7 +73,7 @@ def evaluate(  # noqa: PLR0913 - options of one thing
     fidelity: bool = False,
     cache: str | Path | None = None,
     progress: bool = True,
-) -> list[Row]:
+) -> Results:
     """Measure perplexity, bits per byte and token loss per language, and fidelity to a float model.
 
     Args:
@@ -80,7 +94,8 @@ def evaluate(  # noqa: PLR0913 - options of one thing
 
     Returns:
         Rows with the metrics ``perplexity``, ``bits_per_byte`` and ``token_loss`` (nats); standard
-        errors are over documents. With ``fidelity`` also those of the task ``fidelity``.
+        errors are over documents. With ``fidelity`` also those of the task ``fidelity``. Their
+        ``items`` are the documents.
 
     Raises:
         FileNotFoundError: no such model or text.
@@ -98,7 +113,7 @@ def evaluate(  # noqa: PLR0913 - options of one thing
     kept = None if cache is None else Cache(cache)
     scorer = Scorer(tokens=tokens, seq_len=seq_len, fidelity=fidelity, cache=kept)
     texts: dict[str, dict[str, Stream]] = {}  # a tokenizer's fingerprint → language → text
-    rows: list[Row] = []
+    results = Results()
     codes = languages.weights
     with tqdm(total=len(models) * len(codes), desc="evaluating", disable=not progress) as bar:
         for subject in subjects:
@@ -110,12 +125,13 @@ def evaluate(  # noqa: PLR0913 - options of one thing
                 bar.set_postfix_str(f"{subject.method}, {code}")
                 with named(f"language '{code}', model {subject.name}"):
                     scores = {code: scorer.scores(subject, code, texts[key][code])}
-                rows += rows_of(scores, *origin)
+                results += rows_of(scores, *origin)
+                results.items += items_of(scores, *origin)
                 if fidelity and subject is not subjects[0]:
-                    rows += fidelity_rows(scores, scorer.first, *origin)
+                    results += fidelity_rows(scores, scorer.first, *origin)
                 bar.update()
             scorer.release(subject)
-    return rows
+    return results
 
 
 def evaluation_dtype(models: "Sequence[Model]", dtype: str = "auto") -> str:
@@ -154,6 +170,20 @@ def rows_of(
         for metric in ("perplexity", "bits_per_byte", "token_loss")
         for value, stderr in [getattr(found, metric)]
     ]
+
+
+def items_of(
+    scores: Mapping[str, Scores], model: str, method: str = "float", calibration: str = "none"
+) -> list[ItemScores]:
+    """Return the documents behind ``rows_of``: loss, and divergence where it was measured."""
+    found = []
+    for code, each in scores.items():
+        loss, tokens, _ = each.by_document()
+        of = (model, method, calibration, code)
+        found.append(ItemScores(*of, "perplexity", "perplexity", loss, tokens))
+        if each.kl is not None:
+            found.append(ItemScores(*of, "fidelity", "kl", each.sums(each.kl), tokens))
+    return found
 
 
 def definition(

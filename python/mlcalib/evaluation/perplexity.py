@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import repeat
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -70,12 +70,15 @@ class Scores:
 
     def by_document(self) -> DocumentScores:
         """Return the sums over each document of which a token was scored."""
+        ones = torch.ones_like(self.byte_counts)
+        return DocumentScores(*map(self.sums, (self.loss, ones, self.byte_counts)))
+
+    def sums(self, values: Tensor) -> list[Any]:
+        """Return the sums of [n] values of the tokens over each document, likewise."""
         documents, index = torch.unique(self.document, return_inverse=True)
-        sums = [
-            torch.zeros(len(documents), dtype=values.dtype).index_add_(0, index, values).tolist()
-            for values in (self.loss, torch.ones_like(self.byte_counts), self.byte_counts)
-        ]
-        return DocumentScores(*sums)
+        sums = torch.zeros(len(documents), dtype=values.dtype).index_add_(0, index, values)
+        found: list[Any] = sums.tolist()
+        return found
 
     def mean(self, values: Tensor) -> tuple[float, float | None]:
         """Return the mean of [n] values of the tokens, and its standard error over documents."""

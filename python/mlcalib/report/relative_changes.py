@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 
 from mlcalib.languages import language, languages
-from mlcalib.report.items import Items, p_of_no_change, relative_change, sign
+from mlcalib.report.items import BOOTSTRAP, Items, p_of_no_change, relative_change, sign
 from mlcalib.results import Row
 from mlcalib.significance import Part, combine, holm
 
@@ -25,6 +25,9 @@ class Change:
         missing: ``no task``, ``not measured``, ``float is 0`` or another reason.
         tasks: how many tasks it is of.
         n: items behind its tests; 0 where it was not tested.
+        low: lower end of its 95 % interval by the bootstrap; None without a test.
+        high: upper end, likewise.
+        test: of no change, ``McNemar`` or ``bootstrap``; empty without a test.
         p_float: of no change, adjusted (Holm) for the number of languages; None without a test.
         p_english: of the same change as English's, likewise.
         against_english: difference from English's change on the same tasks, in points, likewise.
@@ -34,9 +37,17 @@ class Change:
     missing: str = ""
     tasks: int = 1
     n: int = 0
+    low: float | None = None
+    high: float | None = None
+    test: str = ""
     p_float: float | None = None
     p_english: float | None = None
     against_english: float | None = None
+
+    @property
+    def significant(self) -> bool:
+        """Whether it is significantly different from no change: p below 0.05."""
+        return self.p_float is not None and self.p_float < 0.05
 
     @property
     def worse_than_english(self) -> bool:
@@ -106,7 +117,7 @@ def relative_changes(
     scores = {(_model(row), row.task, row.language, row.metric): row.value for row in rows}
     cells: dict[str, dict[str, Change]] = {task: {} for task in chosen}
     parts: dict[tuple[str, str], Part] = {}
-    alone: dict[tuple[str, str], float | None] = {}
+    alone: dict[tuple[str, str], tuple[str, float | None]] = {}
     given = items or {}
     for task, metric in chosen.items():
         for code in dict.fromkeys(row.language for row in rows):
@@ -191,15 +202,15 @@ def _tested(
     tasks: Sequence[str],
     parts: Mapping[tuple[str, str], Part],
     seed: int,
-    p_float: float | None = None,
+    alone: tuple[str, float | None] | None = None,
 ) -> Change:
     """Add the tests of a mean change over tasks, before they are adjusted."""
     if not tasks or any((task, code) not in parts for task in tasks):
         return change
     own = [_scaled(parts[task, code], 1 / len(tasks)) for task in tasks]
-    n = sum(part.n for part in own)
-    p = p_float if p_float is not None else combine(own, seed).p
-    change = replace(change, n=n, p_float=p)
+    mean = combine(own, seed)
+    test, p = alone or (BOOTSTRAP, mean.p)
+    change = replace(change, n=mean.n, low=mean.low, high=mean.high, test=test, p_float=p)
     common = [task for task in tasks if (task, ENGLISH) in parts]
     if code == ENGLISH or not common:
         return change

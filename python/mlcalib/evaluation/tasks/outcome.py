@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mlcalib.evaluation.tasks.text_metrics import Score
 from mlcalib.files import atomic_file
-from mlcalib.results import Row, versions
+from mlcalib.results import ItemScores, Results, Row, versions
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,23 @@ class TaskResults:
         ]
         if items:
             self.items.setdefault(task, {})[language] = list(items)
+
+    @property
+    def results(self) -> Results:
+        """The rows with their items, and the cells without a number."""
+        first = {(row.task, row.language): row.metric for row in reversed(self.rows)}
+        of = (self.model, self.method, self.calibration)
+        items = [
+            ItemScores(*of, code, task, first[task, code], values)
+            for task, languages in self.items.items()
+            for code, values in languages.items()
+            if (task, code) in first
+        ]
+        lacking = [
+            ItemScores(*of, cell.language, cell.task, cell.metric, [], missing=str(cell))
+            for cell in self.missing
+        ]
+        return Results(self.rows, items + lacking)
 
     def write_generations(self, folder: str | Path) -> list[Path]:
         """Write what the model wrote as JSONL files, one per task; return their paths.

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
-from mlcalib.languages import language, languages
+from mlcalib.languages import language
+from mlcalib.languages import languages as every_language
 from mlcalib.report.items import BOOTSTRAP, Items, p_of_no_change, relative_change, sign
 from mlcalib.results import Row
 from mlcalib.significance import Part, combine, holm
@@ -84,6 +85,7 @@ def relative_changes(
     baseline: Model | None = None,
     *,
     metrics: Mapping[str, str] | None = None,
+    languages: Sequence[str] | None = None,
     items: Mapping[Model, Mapping[str, Mapping[str, Items]]] | None = None,
     missing: Mapping[tuple[str, str], str] | None = None,
     resamples: int = 10_000,
@@ -97,6 +99,7 @@ def relative_changes(
         baseline: the float one; None for the only model whose method is ``float``.
         metrics: task → metric; tasks that it does not name are left out. None for all tasks, which
             must then have one metric each.
+        languages: codes, in the order wanted; None for those of the rows.
         items: model → task → language → items, the same ones in both models. A cell without items
             in both is not tested.
         missing: (task, language) → why there is no score, where it is known; else it is ``no task``
@@ -120,7 +123,7 @@ def relative_changes(
     alone: dict[tuple[str, str], tuple[str, float | None]] = {}
     given = items or {}
     for task, metric in chosen.items():
-        for code in dict.fromkeys(row.language for row in rows):
+        for code in languages or dict.fromkeys(row.language for row in rows):
             old, new = (scores.get((each, task, code, metric)) for each in (baseline, model))
             reason = (missing or {}).get((task, code)) or _reason(task, code)
             cell = cells[task][code] = _change(old, new, metric, reason)
@@ -184,7 +187,7 @@ def _metrics(rows: Sequence[Row], wanted: Mapping[str, str] | None) -> dict[str,
 
 
 def _reason(task: str, code: str) -> str:
-    known = any(task in entry.benchmarks for entry in languages())
+    known = any(task in entry.benchmarks for entry in every_language())
     return NO_TASK if known and task not in language(code).benchmarks else NOT_MEASURED
 
 

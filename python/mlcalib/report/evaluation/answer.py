@@ -3,16 +3,19 @@
 from mlcalib.report.evaluation.compared import FIDELITY, PERPLEXITY, Compared
 from mlcalib.report.evaluation.fidelity import behind
 from mlcalib.report.page.document import Block, Paragraph, Section
-from mlcalib.report.page.words import listed, named, signed
-from mlcalib.report.relative_changes import Change, Changes, Model
+from mlcalib.report.page.words import listed, signed, spoken
+from mlcalib.report.relative_changes import ENGLISH, Change, Changes, Model
 
-_SHOWN = 6
+_SHOWN = 3
 """Cells that are named; the tables have the others."""
 
 
 def answer(compared: Compared) -> Section:
     """Return the section that says which differences are more than chance."""
     section = Section("answer", "Which differences are real")
+    if compared.others:
+        base = f"`{compared.labels[compared.baseline]}`"
+        section.blocks.append(Paragraph(f"Against {base} (`{compared.baseline[0]}`)."))
     if not compared.others:
         only = f"There is one model only, `{compared.baseline[0]}`: nothing to compare it with."
         section.blocks.append(Paragraph(only, "lead"))
@@ -64,70 +67,78 @@ def _tasks(changes: Changes) -> list[str]:
         for code, change in row.items()
         if change.value is not None
     }
-    tested = {key: change for key, change in cells.items() if change.n}
+    tested = [key for key, change in cells.items() if change.n]
     if not tested:
-        return [f"{len(cells)} task scores, none of which can be tested without items."]
-    real = {key: change for key, change in tested.items() if change.significant}
-    parts = [
-        f"of {len(tested)} tested task scores {len(real)} differ{'s' * (len(real) == 1)} from the "
-        "float model's by more than chance explains" + (f": {_split(real)}." if real else ".")
+        return [f"{len(cells)} task scores, none of which can be tested."]
+    real = [key for key in tested if cells[key].significant]
+    worse = sorted(
+        (key for key in real if _value(cells[key]) < 0), key=lambda key: _value(cells[key])
+    )
+    better = sorted(
+        (key for key in real if _value(cells[key]) > 0), key=lambda key: -_value(cells[key])
+    )
+    text = (
+        f"{len(worse) or 'none'} of {len(tested)} task scores {_is(len(worse))} worse than the "
+        f"float model's beyond chance{_most(worse, cells)}, {len(better) or 'none'} better"
+        f"{_most(better, cells)}"
+    )
+    left = len(tested) - len(real)
+    text += f"; the other {left} differences may be chance." if left and real else "."
+    return [text, *_against_english(changes, "On the average over tasks, hurt")]
+
+
+def _most(keys: list[tuple[str, str]], cells: dict[tuple[str, str], Change]) -> str:
+    """Name the cells that changed most."""
+    named = [
+        f"{task} in {spoken(code)} {_percent(cells[task, code])}" for task, code in keys[:_SHOWN]
     ]
-    averages = {code: each for code, each in changes.averages.items() if each.significant}
-    if len(changes.cells) > 1:
-        worse = _places({code: each for code, each in averages.items() if (each.value or 0) < 0})
-        better = _places({code: each for code, each in averages.items() if (each.value or 0) > 0})
-        parts.append(
-            f"Averaged over tasks, {worse or 'no language'} is really worse"
-            + (f", {better} really better." if better else ".")
-        )
-    marked = {code: each for code, each in changes.averages.items() if each.worse_than_english}
-    if "en" in changes.averages and len(changes.averages) > 1:
-        parts.append(
-            f"Hurt more than English: {_places(marked)}."
-            if marked
-            else "No language is hurt more than English beyond chance."
-        )
-    return parts
+    if not named:
+        return ""
+    return f" ({'most ' if len(keys) > _SHOWN else ''}{', '.join(named)})"
 
 
-def _split(real: dict[tuple[str, str], Change]) -> str:
-    """Name the cells that became worse, then those that became better."""
-    parts = []
-    for word, sign in (("worse", -1), ("better", 1)):
-        mine = {key: each for key, each in real.items() if sign * (each.value or 0) > 0}
-        order = sorted(mine, key=lambda key: -abs(mine[key].value or 0))
-        names = [f"{task} in {named(code)} ({_percent(mine[task, code])})" for task, code in order]
-        if len(names) > _SHOWN:
-            names = [*names[:_SHOWN], f"{len(names) - _SHOWN} more"]
-        if names:
-            parts.append(f"{word} {listed(names)}")
-    return "; ".join(parts)
+def _against_english(changes: Changes, start: str) -> list[str]:
+    """Say which languages are hurt more than English."""
+    found = changes.averages
+    if not any(each.against_english is not None for each in found.values()):
+        return []
+    marked = sorted(
+        (code for code in found if found[code].worse_than_english),
+        key=lambda code: _value(found[code]),
+    )
+    others = len(found) - (ENGLISH in found)
+    if not marked:
+        return [f"{start} more than English beyond chance: none of {others} languages."]
+    names = listed([spoken(code) for code in marked])
+    which = "all others" if len(marked) == others > _SHOWN else names
+    return [f"{start} more than English: {which}."]
 
 
 def _perplexity(changes: Changes) -> list[str]:
     cells = {code: each for code, each in changes.averages.items() if each.value is not None}
-    real = {code: each for code, each in cells.items() if each.significant}
-    worse = {code: each for code, each in real.items() if (each.value or 0) < 0}
     if not any(each.n for each in cells.values()):
         return []
-    marked = {code: each for code, each in cells.items() if each.worse_than_english}
-    text = f"Perplexity is really worse in {len(worse)} of {len(cells)} languages"
+    real = [code for code, each in cells.items() if each.significant]
+    worse = [code for code in real if _value(cells[code]) < 0]
+    text = f"Perplexity rose beyond chance in {len(worse)} of {len(cells)} languages"
     if worse:
-        code = min(worse, key=lambda code: worse[code].value or 0)
-        text += f", most in {named(code)} ({signed(-(worse[code].value or 0), 1)} %)"
-    if better := {code: each for code, each in real.items() if code not in worse}:
-        text += f", and really better in {_places(better)}"
-    if "en" in cells and len(cells) > 1:
-        text += f"; hurt more than English: {_places(marked) if marked else 'none beyond chance'}"
-    return [f"{text}."]
+        code = min(worse, key=lambda code: _value(cells[code]))
+        text += f", most in {spoken(code)} ({signed(-_value(cells[code]), 1)} %)"
+    if fell := [spoken(code) for code in real if code not in worse]:
+        text += f", and fell in {listed(fell)}"
+    return [f"{text}.", *_against_english(changes, "By perplexity, hurt")]
 
 
-def _places(changes: dict[str, Change]) -> str:
-    return listed([f"{named(code)} ({_percent(each)})" for code, each in changes.items()])
+def _is(count: int) -> str:
+    return "is" if count < 2 else "are"
+
+
+def _value(change: Change) -> float:
+    return change.value or 0.0
 
 
 def _percent(change: Change) -> str:
-    return f"{signed(change.value or 0, 1)} %"
+    return f"{signed(_value(change), 1)} %"
 
 
 def _divergence(compared: Compared, model: Model) -> str:
@@ -141,13 +152,13 @@ def _divergence(compared: Compared, model: Model) -> str:
     mean = sum(row.value for row in rows.values()) / len(rows)
     worst = max(rows, key=lambda code: rows[code].value)
     text = (
-        f"Its predictions are {mean:.3g} nats (KL) from the float model's on the mean of "
-        f"{len(rows)} languages, most in {named(worst)} ({rows[worst].value:.3g})"
+        f"KL from the float model: {mean:.3g} nats on the mean of {len(rows)} languages, most in "
+        f"{spoken(worst)} ({rows[worst].value:.3g})"
     )
     nearest = [found for code in rows if (found := behind(compared, code)) is not None]
     if nearest:
         best = sum(found[0] == model for found in nearest)
-        text += f"; it is the nearest of the models in {best} of {len(nearest)}"
+        text += f"; the least of the models in {best} of {len(nearest)}"
     return f"{text}."
 
 

@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from mlcalib.report.evaluation.compared import Compared
 from mlcalib.report.evaluation.scores import head, missing
 from mlcalib.report.groups import DEFINITION, GROUPINGS, MARK, Group, Mean, grouped
+from mlcalib.report.items import sign
 from mlcalib.report.page.colours import diverging, faded
 from mlcalib.report.page.document import (
-    MISSING,
+    Beside,
     Block,
     Cell,
     Details,
@@ -41,12 +42,13 @@ def changes(compared: Compared, found: Found, plot: str | None) -> list[Block]:
     blocks: list[Block] = [Paragraph(DEFINITION, "note"), Paragraph(first.tests, "note")]
     blocks += [Paragraph(LEGEND, "note"), scale(_end(found))]
     several = len(first.cells) > 1
-    blocks.append(_averages(compared, found, several))
-    if plot is not None:
-        blocks.append(
-            Plot(plot, f"{_what(first)} against the float model, per cent; bars: 95 % intervals.")
-        )
-    blocks += [_groups(compared, found), _counts(compared, found)]
+    table = _averages(compared, found, several)
+    if plot is None:
+        blocks.append(table)
+    else:
+        caption = f"{_what(first)}, %; bars: 95 % intervals."
+        blocks.append(Beside([table, Plot(plot, caption)]))
+    blocks.append(Beside([_groups(compared, found), _counts(compared, found)]))
     for model, each in found.items():
         name = compared.labels[model]
         if several:
@@ -69,7 +71,10 @@ def scale(end: float) -> Scale:
 
 def _what(changes: Changes) -> str:
     [task, *more] = changes.cells
-    return "Average relative change over the tasks" if more else f"Relative change of {task}"
+    if more:
+        return "Relative change, average over the tasks"
+    turned = " (sign reversed: below 0 is worse)" if sign(changes.metrics[task]) < 0 else ""
+    return f"Relative change of {task}{turned}"
 
 
 def _end(found: Found) -> float:
@@ -115,7 +120,7 @@ def _cell(change: Change, code: str, name: str, end: float, tasks: int) -> Cell:
     if change.value is None:
         return missing(change.missing)
     mark = f" {MARK}" if change.worse_than_english else ""
-    partial = f"of {change.tasks} of {tasks} tasks" if change.tasks < tasks else ""
+    partial = f"{change.tasks} of {tasks} tasks" if change.tasks < tasks else ""
     colour = diverging(-change.value / end)
     return Cell(
         signed(change.value, 1) + mark,
@@ -202,7 +207,7 @@ def groups_of(changes: Changes) -> list[tuple[str, Group]]:
 
 def _mean(mean: Mean, size: int) -> str:
     if mean.value is None:
-        return MISSING
+        return "no score"
     return signed(mean.value, 1) + (f" of {mean.n}" if mean.n < size else "")
 
 
@@ -227,7 +232,7 @@ def _counts(compared: Compared, found: Found) -> Table:
         sure = [change.value for change in cells if change.significant and change.value is not None]
         tested = sum(change.n > 0 for change in cells)
         worse = [code for code, average in each.averages.items() if average.worse_than_english]
-        wins, losses = (sum(sign * value > 0 for value in values) for sign in (1, -1))
+        wins, losses = (sum(side * value > 0 for value in values) for side in (1, -1))
         rows.append(
             [
                 Cell(compared.labels[model], head=True),

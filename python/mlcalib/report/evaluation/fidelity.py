@@ -5,7 +5,7 @@ from collections.abc import Callable
 from mlcalib.report.evaluation.compared import FIDELITY, Compared
 from mlcalib.report.evaluation.scores import head
 from mlcalib.report.page.colours import NOTHING, diverging, faded, sequential
-from mlcalib.report.page.document import MISSING, Block, Cell, Paragraph, Row, Table
+from mlcalib.report.page.document import MISSING, Beside, Block, Cell, Paragraph, Row, Table
 from mlcalib.report.page.words import between, bounds, full_name, probability, signed
 from mlcalib.report.relative_changes import Model
 from mlcalib.results import Row as Result
@@ -37,7 +37,7 @@ def fidelity(compared: Compared) -> list[Block]:
     }
     return [
         Paragraph(NOTE, "note"),
-        *(_table(compared, models, title, cell) for title, cell in tables.items()),
+        Beside([_table(compared, models, title, cells) for title, cells in tables.items()]),
     ]
 
 

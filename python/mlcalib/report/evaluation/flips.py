@@ -6,7 +6,7 @@ from mlcalib.report.evaluation.compared import Compared
 from mlcalib.report.evaluation.scores import head, missing
 from mlcalib.report.items import answers
 from mlcalib.report.page.colours import diverging, faded
-from mlcalib.report.page.document import MISSING, Block, Cell, Paragraph, Row, Table
+from mlcalib.report.page.document import MISSING, Beside, Block, Cell, Paragraph, Row, Table
 from mlcalib.report.page.words import full_name, probability
 from mlcalib.report.relative_changes import Model
 from mlcalib.significance import Flips, holm, mcnemar
@@ -67,7 +67,7 @@ def flips(compared: Compared) -> list[Block]:
     if not tasks:
         return []
     tables = [_table(compared, task, found) for task in tasks]
-    return [Paragraph(NOTE, "note"), *tables]
+    return [Paragraph(NOTE, "note"), Beside(tables)]
 
 
 def _table(compared: Compared, task: str, found: dict[Key, Flipped]) -> Table:

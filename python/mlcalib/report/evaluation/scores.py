@@ -4,6 +4,7 @@ from mlcalib.report.evaluation.compared import FIDELITY, PERPLEXITY, Compared
 from mlcalib.report.page.colours import NOTHING
 from mlcalib.report.page.document import (
     MISSING,
+    Beside,
     Block,
     Cell,
     Details,
@@ -25,18 +26,19 @@ NOTE = (
 
 def scores(compared: Compared) -> Section:
     """Return a table for each task, the metric that it is compared by first."""
-    section = Section("scores", "Scores", [Paragraph(NOTE, "note")])
+    main: list[Block] = []
+    others: list[Block] = []
     tables: dict[tuple[str, str], list[str]] = {}
     for _, task, _, metric in compared.scores:
         if task != FIDELITY:
             known = tables.setdefault((task, _family(metric)), [])
             known += [metric] if metric not in known else []
-    others: list[Block] = []
     for (task, family), metrics in tables.items():
         first = {**compared.metrics, PERPLEXITY: "perplexity"}[task] in metrics
-        (section.blocks if first else others).append(_table(compared, task, family, metrics))
+        (main if first else others).append(_table(compared, task, family, metrics))
+    section = Section("scores", "Scores", [Paragraph(NOTE, "note"), Beside(main)])
     if others:
-        section.blocks.append(Details("The other metrics", others))
+        section.blocks.append(Details("The other metrics", [Beside(others)]))
     section.blocks += _without_numbers(compared, list(tables))
     return section
 

@@ -41,6 +41,11 @@ def full_name(code: str) -> str:
     return f"{known.name} ({script})" if script else known.name
 
 
+def spoken(code: str) -> str:
+    """Return the language's name alone, for running text, kept apart likewise."""
+    return f"⟨{language(code).name if code in _codes() else code}⟩"
+
+
 def hint(code: str) -> str:
     """Return ``ar, written from right to left``."""
     known = language(code) if code in _codes() else None

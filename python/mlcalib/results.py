@@ -1,7 +1,7 @@
 """Tidy results: one number a row; and what each is made of, item by item."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -66,8 +66,8 @@ class ItemScores:
     language: str
     task: str
     metric: str | None
-    values: list[float | None]
-    sizes: list[int] | None = None
+    values: Sequence[float | None]
+    sizes: Sequence[int] | None = None
     missing: str = ""
 
 

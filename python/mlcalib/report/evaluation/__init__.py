@@ -15,7 +15,7 @@ from mlcalib.report.evaluation.tables import tables
 from mlcalib.report.page import check_page, write_figures, write_page
 from mlcalib.report.page.canvas import Drawing, style
 from mlcalib.report.page.document import Section
-from mlcalib.results import Results, Row, joined, read_results
+from mlcalib.results import Results, joined, read_results
 
 
 @runtime_checkable
@@ -49,8 +49,8 @@ def write_evaluation_report(
     Args:
         sources: one or several, of one or several models on the same items: files that ``mlcalib
             evaluate --out`` wrote (their items are found beside them), what ``mlcalib.evaluate``,
-            ``run_tasks`` or ``evaluate_tasks`` returned. Plain rows have no items, and nothing of
-            them is tested.
+            ``run_tasks`` or ``evaluate_tasks`` returned. Rows without items are shown and not
+            tested.
         out: the HTML file; the same name with ``.md``, and the folders ``tables`` and ``figures``
             are written beside it. Default: ``ROWS.report/report.html`` beside the first file.
         baseline: name or label of the model to compare with. Default: the first.
@@ -107,8 +107,6 @@ def _drawings(compared: Compared) -> list[Drawing]:
 def _listed(sources: Source | Sequence[Source]) -> list[Source]:
     if isinstance(sources, str | Path | Results | HasResults):
         return [sources]
-    if sources and all(isinstance(each, Row) for each in sources):
-        return [Results(sources)]  # plain rows
     return list(sources)
 
 
@@ -117,7 +115,7 @@ def _results(source: Source) -> Results:
         return source.results
     if isinstance(source, str | Path):
         return read_results(source)
-    return source if isinstance(source, Results) else Results(source)
+    return source
 
 
 def _page(sources: list[Source]) -> Path:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import nan
 from pathlib import Path
 
 from mlcalib.report.items import Items
@@ -183,7 +184,9 @@ def compare(
             missing[_model(each), each.task, each.language, each.metric] = each.missing
         elif each.metric is not None:
             cell = (_model(each), each.task, each.language, each.metric)
-            items[cell] = Items(each.values, each.sizes)
+            items[cell] = Items(
+                [nan if value is None else value for value in each.values], each.sizes
+            )
     models = list(dict.fromkeys(model for model, *_ in scores))
     first = baseline or models[0]
     named = labels or {model: label(model, models) for model in models}

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+import numpy as np
+
 from mlcalib.report.evaluation.compared import FIDELITY, Compared
 from mlcalib.report.evaluation.scores import head
 from mlcalib.report.page.colours import NOTHING, diverging, faded, sequential
@@ -104,7 +106,7 @@ def _table(compared: Compared, models: list[Model], title: str, cells: _Cells) -
 
 def _documents(compared: Compared, code: str) -> str:
     counts = {
-        len(items.values)
+        np.size(items.values)
         for (_, task, other, _), items in compared.items.items()
         if (task, other) == (FIDELITY, code)
     }
@@ -161,7 +163,7 @@ def _rise(compared: Compared, models: list[Model], code: str) -> list[Cell]:
             cells.append(Cell(MISSING, colour=NOTHING, grey=True))
             continue
         ends = [_row(compared, model, code, f"loss_rise_{name}") for name in ("low", "high")]
-        low, high = (each and each.value for each in ends)
+        low, high = (None if each is None else each.value for each in ends)
         p = rises(compared, model).get(code, (0.0, None))[1]
         grey = p is None or p >= 0.05
         colour = diverging(row.value / end)

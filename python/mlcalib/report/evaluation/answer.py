@@ -123,7 +123,7 @@ def _perplexity(changes: Changes) -> list[str]:
     text = f"Perplexity rose beyond chance in {len(worse)} of {len(cells)} languages"
     if worse:
         code = min(worse, key=lambda code: _value(cells[code]))
-        text += f", most in {spoken(code)} ({signed(-_value(cells[code]), 1)} %)"
+        text += f", most in {spoken(code)} ({signed(-_value(cells[code]), 1)}\u00a0%)"
     if fell := [spoken(code) for code in real if code not in worse]:
         text += f", and fell in {listed(fell)}"
     return [f"{text}.", *_against_english(changes, "By perplexity, hurt")]
@@ -138,7 +138,7 @@ def _value(change: Change) -> float:
 
 
 def _percent(change: Change) -> str:
-    return f"{signed(_value(change), 1)} %"
+    return f"{signed(_value(change), 1)}\u00a0%"
 
 
 def _divergence(compared: Compared, model: Model) -> str:

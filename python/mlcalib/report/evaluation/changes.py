@@ -266,7 +266,7 @@ def _tests(changes: Changes, name: str) -> Table:
 
 def _tested(change: Change, code: str) -> list[Cell | str]:
     if change.value is None:
-        return [missing(change.missing), *[""] * 6]
+        return [missing(change.missing, None), *[""] * 6]
     text = signed(change.value, 1) + (f" {MARK}" if change.worse_than_english else "")
     if not change.n:
         return [text, "", "", "not tested", "", "", ""]

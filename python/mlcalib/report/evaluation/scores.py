@@ -78,16 +78,16 @@ def _cell(
     compared: Compared, model: Model, task: str, code: str, metrics: list[str], row: Result | None
 ) -> Cell:
     if row is None:
-        return missing(compared.why(model, task, code, metrics[0]) or MISSING)
+        return missing(compared.why(model, task, code, metrics[0]) or MISSING, None)
     text, error = score_text(row)
     tokenizer = row.metric.removeprefix("bleu_") if len(metrics) > 1 else ""
     return Cell(text, f"{error} {tokenizer}".strip())
 
 
-def missing(why: str) -> Cell:
+def missing(why: str, colour: str | None = NOTHING) -> Cell:
     """Return a cell without a number: the reason, what could stand in for it smaller below."""
     reason, _, offer = why.partition(" (")
-    return Cell(reason, offer.rstrip(")"), colour=None if offer else NOTHING, grey=True)
+    return Cell(reason, offer.rstrip(")"), colour=colour, grey=True)
 
 
 def _without_numbers(compared: Compared, there: list[tuple[str, str]]) -> list[Block]:

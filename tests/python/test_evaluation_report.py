@@ -130,7 +130,7 @@ def test_the_answer_comes_first(report):
     assert "Against `float` (`m`)" in answer
     assert "**gptq en**: 1 of 5 task scores is worse than the float model's beyond chance" in answer
     assert (
-        "(xnli in Chinese −60.0\u00a0%), none better; the other 4 differences may be chance"
+        "(xnli in Chinese \u221260.0\u00a0%), none better; the other 4 differences may be chance"
         in answer
     )
     assert (
@@ -238,6 +238,17 @@ def test_several_models_and_which_diverges_least(tmp_path):
     assert re.search(r"Swahili .*\*\*0\.1 .*\| +0\.3 ", table_)
     compared = compare(joined(models), resamples=50, seed=0)
     assert list(compared.labels) == [FLOAT, GPTQ, other]
+
+
+def test_what_the_float_model_has_no_score_of_is_not_compared(tmp_path):
+    """Win rates of `mlcalib judge`, say, are of the quantized model alone."""
+    judged = Results([Row(*GPTQ, "sw", "judged", "win_rate", 0.4, 0.05, 60)])
+    sources = [results(FLOAT), results(GPTQ), judged]
+    page = write_evaluation_report(sources, tmp_path / "report.html", resamples=50)
+    assert not [
+        row for row in table(tmp_path / "tables" / "changes.csv") if row["task"] == "judged"
+    ]
+    assert "judged, win_rate" in page.with_suffix(".md").read_text(encoding="utf-8")
 
 
 def test_a_single_model_has_scores(tmp_path):

@@ -64,6 +64,9 @@ def test_groups():
     ]
     tiers = {group.name: group.languages for group in grouped(changes, by_tier)}
     assert tiers["tier 5"] == ["fr", "zh"]
+    assert [by_script(code) for code in ("sw", "ar", "code")] == [
+        "Latin script", "other scripts", "no script",
+    ]  # fmt: skip
     assert [sorted(GROUPINGS), len(grouped(changes, GROUPINGS["family"]))] == [
         ["family", "resource tier", "script"],
         5,

@@ -96,12 +96,12 @@ class Compared:
         return self._changes({PERPLEXITY: "perplexity"} if there else {})
 
     def _changes(self, metrics: Mapping[str, str]) -> dict[Model, Changes]:
+        based = {(task, metric) for model, task, _, metric in self.scores if model == self.baseline}
+        metrics = {task: metric for task, metric in metrics.items() if (task, metric) in based}
         rows = [
             row for (_, task, _, metric), row in self.scores.items() if metrics.get(task) == metric
         ]
         measured = {(row.model, row.method, row.calibration) for row in rows}
-        if self.baseline not in measured:
-            return {}
         items = self._items(metrics)
         absent = (code for _, task, code, _ in self.missing if self._concerns(task, metrics))
         found = {*(row.language for row in rows), *absent}

@@ -88,8 +88,8 @@ def test_fidelity_is_shown_and_kept(run, folder, tmp_path):
             mean = sum(documents.values) / sum(documents.sizes)
             assert mean == pytest.approx(row.value)
     assert items.keys() == {"en", "sw"}
-    code, text, _ = run("report", results, "--resamples", 50)
-    assert code == 0, text
+    code, written, _ = run("report", results, "--resamples", 50)
+    assert code == 0, written
     page = results.with_name("results.report") / "report.md"
     assert "KL from the float model" in page.read_text(encoding="utf-8")
     assert len(list(cache.rglob("*.json"))) == 7  # 2 models, 1 comparison, and the files' sums

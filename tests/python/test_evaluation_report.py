@@ -128,7 +128,10 @@ def test_the_answer_comes_first(report):
     text = (report / "report.md").read_text(encoding="utf-8")
     answer = text[: text.index("## What quantization changed: tasks")]
     assert "Against `float` (`m`)" in answer
-    assert "**gptq en**: 1 of 5 task scores is worse than the float model's beyond chance" in answer
+    assert (
+        "**gptq en**: 1 of 5 tested task scores is worse than the float model's beyond chance"
+        in answer
+    )
     assert (
         "(xnli in Chinese \u221260.0\u00a0%), none better; the other 4 differences may be chance"
         in answer

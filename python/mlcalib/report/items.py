@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -78,11 +79,32 @@ def _arrays(items: Items) -> tuple[Floats, Floats]:
     return np.where(known, values, 0), np.where(known, sizes, 0)
 
 
-def p_of_no_change(old: Items, new: Items, part: Part, seed: int) -> tuple[str, float | None]:
-    """Return ``McNemar`` and its p of right and wrong answers, the bootstrap's of anything else."""
+class Alone(NamedTuple):
+    """The test of no change in one cell, by itself.
+
+    Attributes:
+        n: items; 0 where there is no test.
+        test: ``McNemar``, ``bootstrap``, or empty.
+        p: two-sided; None where there is none.
+    """
+
+    n: int
+    test: str
+    p: float | None
+
+
+def of_no_change(old: Items, new: Items, part: Part | None, seed: int) -> Alone:
+    """Test right and wrong answers by McNemar, and anything else by the bootstrap.
+
+    Args:
+        old: of the float model.
+        new: of the other, the same items.
+        part: what ``relative_change`` returned; without it answers alone have a test.
+        seed: of the bootstrap.
+    """
     if (pair := answers(old, new)) is not None:
-        return MCNEMAR, mcnemar(*pair)
-    return BOOTSTRAP, combine([part], seed).p
+        return Alone(np.size(old.values), MCNEMAR, mcnemar(*pair))
+    return Alone(0, "", None) if part is None else Alone(part.n, BOOTSTRAP, combine([part], seed).p)
 
 
 def answers(old: Items, new: Items) -> Floats | None:

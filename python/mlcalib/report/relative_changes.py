@@ -6,7 +6,7 @@ from statistics import fmean
 
 from mlcalib.languages import language
 from mlcalib.languages import languages as every_language
-from mlcalib.report.items import BOOTSTRAP, Items, p_of_no_change, relative_change, sign
+from mlcalib.report.items import BOOTSTRAP, Alone, Items, of_no_change, relative_change, sign
 from mlcalib.results import Row
 from mlcalib.significance import Part, combine, holm
 
@@ -26,7 +26,8 @@ class Change:
         missing: ``no task``, ``not measured``, ``float is 0`` or another reason.
         tasks: how many tasks it is of.
         n: items behind its tests; 0 where it was not tested.
-        low: lower end of its 95 % interval by the bootstrap; None without a test.
+        low: lower end of its 95 % interval by the bootstrap; None without items, and where a
+            resample gives the float model a score of 0, which leaves McNemar's test alone.
         high: upper end, likewise.
         test: of no change, ``McNemar`` or ``bootstrap``; empty without a test.
         p_float: of no change, adjusted (Holm) for the number of languages; None without a test.
@@ -120,7 +121,7 @@ def relative_changes(
     scores = {(_model(row), row.task, row.language, row.metric): row.value for row in rows}
     cells: dict[str, dict[str, Change]] = {task: {} for task in chosen}
     parts: dict[tuple[str, str], Part] = {}
-    alone: dict[tuple[str, str], tuple[str, float | None]] = {}
+    alone: dict[tuple[str, str], Alone] = {}
     given = items or {}
     for task, metric in chosen.items():
         for code in languages or dict.fromkeys(row.language for row in rows):
@@ -135,7 +136,7 @@ def relative_changes(
                 )
                 if part is not None:
                     parts[task, code] = part
-                    alone[task, code] = p_of_no_change(pair[0], pair[1], part, seed)
+                alone[task, code] = of_no_change(pair[0], pair[1], part, seed)
     for task, by_code in cells.items():
         for code, cell in by_code.items():
             by_code[code] = _tested(cell, code, [task], parts, seed, alone.get((task, code)))
@@ -148,7 +149,8 @@ def relative_changes(
         average = Change(mean, "" if tasks else _why([cells[task][code] for task in cells]))
         average = replace(average, tasks=len(tasks))
         averages[code] = _tested(average, code, tasks, parts, seed)
-    tests = _describe(resamples, seed) if parts else "Not tested: there are no items, only scores."
+    tested = any(each.test for each in alone.values())
+    tests = _describe(resamples, seed) if tested else "Not tested: there are no items, only scores."
     return Changes(model, baseline, chosen, cells, _adjusted(averages), tests)
 
 
@@ -205,15 +207,17 @@ def _tested(
     tasks: Sequence[str],
     parts: Mapping[tuple[str, str], Part],
     seed: int,
-    alone: tuple[str, float | None] | None = None,
+    alone: Alone | None = None,
 ) -> Change:
     """Add the tests of a mean change over tasks, before they are adjusted."""
+    if alone is not None:
+        change = replace(change, n=alone.n, test=alone.test, p_float=alone.p)
     if not tasks or any((task, code) not in parts for task in tasks):
         return change
-    own = [_scaled(parts[task, code], 1 / len(tasks)) for task in tasks]
-    mean = combine(own, seed)
-    test, p = alone or (BOOTSTRAP, mean.p)
-    change = replace(change, n=mean.n, low=mean.low, high=mean.high, test=test, p_float=p)
+    mean = combine([_scaled(parts[task, code], 1 / len(tasks)) for task in tasks], seed)
+    change = replace(change, low=mean.low, high=mean.high)
+    if alone is None:
+        change = replace(change, n=mean.n, test=BOOTSTRAP, p_float=mean.p)
     common = [task for task in tasks if (task, ENGLISH) in parts]
     if code == ENGLISH or not common:
         return change

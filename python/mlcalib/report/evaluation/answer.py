@@ -78,8 +78,8 @@ def _tasks(changes: Changes) -> list[str]:
         (key for key in real if _value(cells[key]) > 0), key=lambda key: -_value(cells[key])
     )
     text = (
-        f"{len(worse) or 'none'} of {len(tested)} task scores {_is(len(worse))} worse than the "
-        f"float model's beyond chance{_most(worse, cells)}, {len(better) or 'none'} better"
+        f"{len(worse) or 'none'} of {len(tested)} tested task scores {_is(len(worse))} worse than "
+        f"the float model's beyond chance{_most(worse, cells)}, {len(better) or 'none'} better"
         f"{_most(better, cells)}"
     )
     left = len(tested) - len(real)

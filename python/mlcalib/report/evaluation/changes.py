@@ -273,7 +273,7 @@ def _tested(change: Change, code: str) -> list[Cell | str]:
     cells: list[Cell | str] = [text, _interval(change), f"{change.n:,}", change.test]
     cells.append(Cell(_p(change.p_float), grey=not change.significant))
     if change.against_english is None:
-        return [*cells, "itself" if code == ENGLISH else "no English", ""]
+        return [*cells, "itself" if code == ENGLISH else "not tested", ""]
     return [*cells, signed(change.against_english, 1), _p(change.p_english)]
 
 

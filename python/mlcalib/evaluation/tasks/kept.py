@@ -9,7 +9,7 @@ from typing import Any
 from mlcalib.evaluation.cache import Cache
 from mlcalib.evaluation.subject import Subject
 from mlcalib.evaluation.tasks.catalogue import check_tasks, find_task
-from mlcalib.evaluation.tasks.outcome import Generation, Missing, TaskResults
+from mlcalib.evaluation.tasks.outcome import Missing, TaskResults
 from mlcalib.evaluation.tasks.runner import codes, listed, run_tasks
 from mlcalib.results import Row, versions
 
@@ -91,9 +91,9 @@ def _add(value: dict[str, Any], results: TaskResults) -> None:
     for name, languages in value["items"].items():
         results.items.setdefault(name, {}).update(languages)
     for name, languages in value["generations"].items():
-        results.generations.setdefault(name, {}).update(
-            {code: [Generation(**each) for each in texts] for code, texts in languages.items()}
-        )
+        for code, texts in languages.items():
+            kept = ((each["prompt"], each["output"], each["reference"]) for each in texts)
+            results.add_generations(name, code, kept)
     results.missing += [
         Missing(**{**cell, "fillers": tuple(cell["fillers"])}) for cell in value["missing"]
     ]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from mlcalib.evaluation.tasks.catalogue import Task, fillers, find_task
-from mlcalib.evaluation.tasks.outcome import Generation, Missing, TaskResults
+from mlcalib.evaluation.tasks.outcome import Missing, TaskResults
 from mlcalib.evaluation.tasks.prompts import Prompts, prompts, worded
 from mlcalib.evaluation.tasks.scoring import score
 from mlcalib.evaluation.tasks.stock import (
@@ -107,10 +107,7 @@ def run_tasks(  # noqa: PLR0913 - options of an evaluation, all by name
         scored = score(each, outputs, encoder, seed)
         code = each.language.code
         results.add(each.task, code, scored.scores, scored.items)
-        results.generations.setdefault(each.task, {})[code] = [
-            Generation(prompt, output, reference)
-            for prompt, output, reference in zip_longest(each.texts, outputs, each.references)
-        ]
+        results.add_generations(each.task, code, zip_longest(each.texts, outputs, each.references))
         results.missing += [
             Missing(each.task, code, metric, reason) for metric, reason in scored.missing.items()
         ]
@@ -216,11 +213,12 @@ def _add_stock(found: StockTask, samples: Sequence[Sample], results: TaskResults
             scores.append(mean(metric, values))
     results.add(task.name, code, scores, items)
     if task.kind == "answer":
-        results.generations.setdefault(task.name, {})[code] = [
-            Generation(sample["arguments"][0][0], sample["resps"][0][0], str(sample["target"]))
+        texts = (
+            (sample["arguments"][0][0], sample["resps"][0][0], str(sample["target"]))
             for sample in samples
             if sample["filter"] == samples[0]["filter"]
-        ]
+        )
+        results.add_generations(task.name, code, texts)
 
 
 def _generate(lm: "TaskModel", asked: Sequence[Prompts]) -> list[list[str]]:

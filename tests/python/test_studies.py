@@ -430,7 +430,7 @@ def test_fidelity_is_that_of_evaluate(spec, model, text, tmp_path, forwards):
     spec |= {"settings": ["sw"], "layers": None}
     spec["quantizers"] = [
         {"method": "gptq", "group_size": 32},
-        {"method": "rtn", "bits": [3, 4], "group_size": 32},
+        {"method": "rtn", "bits": [4, 8], "group_size": 32},
     ]
     spec["evaluation"]["fidelity"] = True
     run(spec, tmp_path)
@@ -460,7 +460,7 @@ def test_fidelity_is_that_of_evaluate(spec, model, text, tmp_path, forwards):
 
 def test_fidelity_that_was_killed_goes_on(spec, tmp_path, monkeypatch, forwards):
     spec |= {"settings": [], "layers": None}
-    spec["quantizers"] = [{"method": "rtn", "bits": [3, 4], "group_size": 32}]
+    spec["quantizers"] = [{"method": "rtn", "bits": [4, 8], "group_size": 32}]
     spec["evaluation"]["fidelity"] = True
     run(spec, tmp_path / "a")
     forwards.clear()
@@ -493,7 +493,7 @@ def test_fidelity_that_was_killed_goes_on(spec, tmp_path, monkeypatch, forwards)
 
 def test_what_is_added_costs_what_is_new(spec, tmp_path, forwards):
     spec |= {"settings": [], "layers": None}
-    spec["quantizers"] = [{"method": "rtn", "bits": [3, 4], "group_size": 32}]
+    spec["quantizers"] = [{"method": "rtn", "bits": [4, 8], "group_size": 32}]
     spec["evaluation"] |= {"languages": "en"}
     run(spec, tmp_path)
     assert len(forwards) == 3
@@ -506,13 +506,13 @@ def test_what_is_added_costs_what_is_new(spec, tmp_path, forwards):
     run(spec, tmp_path)
     assert len(forwards) == 6
     forwards.clear()
-    spec["quantizers"][0]["bits"] = [3, 4, 8]
+    spec["quantizers"].append({"method": "rtn", "group_size": 64})
     run(spec, tmp_path)
-    assert forwards == ["tiny", "tiny", "rtn-w8-g32", "rtn-w8-g32"]
+    assert forwards == ["tiny", "tiny", "rtn-w4-g64", "rtn-w4-g64"]
     forwards.clear()
     spec["evaluation"]["languages"] = "en,sw,fr"
     run(spec, tmp_path)
-    assert forwards == ["tiny", "rtn-w3-g32", "rtn-w4-g32", "rtn-w8-g32"]
+    assert forwards == ["tiny", "rtn-w4-g32", "rtn-w8-g32", "rtn-w4-g64"]
 
 
 def test_fidelity_needs_perplexity(spec, tmp_path):

@@ -196,6 +196,30 @@ def test_tasks_whose_items_are_not_right_or_wrong(copy):
     assert cells["sw"]["change"].startswith("-")
 
 
+def test_fidelity_of_a_study_is_shown(tiny):
+    """Of a study without benchmark tasks, too: the multilingual setting moves least."""
+    for path in sorted((tiny / "smollm2" / "evaluations").iterdir()):
+        content = json.loads(path.read_text())
+        if path.stem == "float":
+            continue
+        far = 0.01 if path.stem.endswith("multi10") else 0.1
+        content["divergence"] = {}
+        for code, documents in content["documents"].items():
+            tokens = documents["tokens"]
+            content["divergence"][code] = [
+                far * count * (1 + 0.1 * (at % 3)) for at, count in enumerate(tokens)
+            ]
+            kl = sum(content["divergence"][code]) / sum(tokens)
+            row = content["rows"][0] | {"task": "fidelity", "metric": "kl", "language": code}
+            content["rows"].append(row | {"value": kl, "n": sum(tokens)})
+        path.write_text(json.dumps(content))
+    text = write_report(tiny, resamples=100).with_suffix(".md").read_text(encoding="utf-8")
+    part = text[text.index("## Fidelity") :]
+    line = next(line for line in part.splitlines() if line.startswith("| Swahili"))
+    assert [cell.strip()[:7] for cell in line.split("|")[2:-1]] == ["0.11 ± ", "0.11 ± ", "**0.011"]
+    assert "## Tasks" not in text
+
+
 def test_a_truncated_file_is_named(copy):
     path = copy / "smollm2" / "variants" / "awq-w4-g64-zh.json"
     path.write_text(path.read_text()[:-100])

@@ -20,7 +20,7 @@ import datasets
 
 import mlcalib
 from mlcalib.cli import app
-from mlcalib.evaluation.tasks import evaluate_tasks, run_tasks, task_names
+from mlcalib.evaluation.tasks import run_tasks, task_names
 from mlcalib.evaluation.tasks.catalogue import find_task, task_languages
 from mlcalib.evaluation.tasks.model import TaskModel
 from mlcalib.evaluation.tasks.stock import stock_task
@@ -366,7 +366,9 @@ def test_several_models_by_folder_with_their_records(model, tokenizer, data, tmp
         str(tmp_path / "model"), method="rtn", bits=4, group_size=64, progress=False
     ).save(tmp_path / "rtn")
     folders = [tmp_path / "model", tmp_path / "rtn"]
-    found = evaluate_tasks(folders, "xnli", "sw,xh", dtype="float32", data=data, progress=False)
+    found = mlcalib.evaluate(
+        folders, "sw,xh", tasks="xnli", dtype="float32", data=data, progress=False
+    ).tasks
     assert [(each.rows[0].method, each.rows[0].model) for each in found] == [
         ("float", str(folders[0])),
         ("rtn", str(folders[1])),

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mlcalib.calibration_sets import Stream
+from mlcalib.calibration_sets import Stream, describe_separator
 from mlcalib.errors import named
+from mlcalib.results import ItemScores, Row, versions
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _ROWS = 32  # of logits that are worked on at a time: bounded memory, and near the cache
 
@@ -153,6 +154,57 @@ def score(
         raise ValueError("the model gives NaN or Inf; it is damaged, or its dtype overflows.")
     scored = slice(1, tokens + 1)
     return Scores(loss, stream.byte_counts[scored], stream.document[scored], *divergence)
+
+
+def rows_of(
+    scores: Mapping[str, Scores], model: str, method: str = "float", calibration: str = "none"
+) -> list[Row]:
+    """Return the results that scores hold: language → scores, as ``perplexity_of`` gives."""
+    computed = versions()
+    return [
+        Row(
+            model=model,
+            method=method,
+            calibration=calibration,
+            language=code,
+            task="perplexity",
+            metric=metric,
+            value=value,
+            stderr=stderr,
+            n=len(found.loss),
+            versions=computed,
+        )
+        for code, found in scores.items()
+        for metric in ("perplexity", "bits_per_byte", "token_loss")
+        for value, stderr in [getattr(found, metric)]
+    ]
+
+
+def items_of(
+    scores: Mapping[str, Scores], model: str, method: str = "float", calibration: str = "none"
+) -> list[ItemScores]:
+    """Return the documents behind ``rows_of``: loss, and divergence where it was measured."""
+    found = []
+    for code, each in scores.items():
+        loss, tokens, _ = each.by_document()
+        of = (model, method, calibration, code)
+        found.append(ItemScores(*of, "perplexity", "perplexity", list(loss), tokens))
+        if each.kl is not None:
+            found.append(ItemScores(*of, "fidelity", "kl", each.sums(each.kl), tokens))
+    return found
+
+
+def definition(
+    tokenizer: "PreTrainedTokenizerBase", *, tokens: int, seq_len: int, separator: str | None
+) -> str:
+    """Say how perplexity was measured, for people to read below a table."""
+    return (
+        f"Token perplexity of the first {tokens:,} tokens per language after the first; context "
+        f"{seq_len}, stride {seq_len} (no overlap); between documents: "
+        f"{describe_separator(tokenizer, separator)}. Standard errors are over documents. Token "
+        "perplexity is not comparable between tokenizers or languages; bits per byte is closer to "
+        "it."
+    )
 
 
 def _window(ids: Tensor, seq_len: int) -> Tensor:

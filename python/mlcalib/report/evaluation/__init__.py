@@ -48,9 +48,8 @@ def write_evaluation_report(
 
     Args:
         sources: one or several, of one or several models on the same items: files that ``mlcalib
-            evaluate --out`` wrote (their items are found beside them), what ``mlcalib.evaluate``,
-            ``run_tasks`` or ``evaluate_tasks`` returned. Rows without items are shown and not
-            tested.
+            evaluate --out`` wrote (their items are found beside them), what ``mlcalib.evaluate``
+            or ``run_tasks`` returned. Rows without items are shown and not tested.
         out: the HTML file; the same name with ``.md``, and the folders ``tables`` and ``figures``
             are written beside it. Default: ``ROWS.report/report.html`` beside the first file.
         baseline: name or label of the model to compare with. Default: the first.

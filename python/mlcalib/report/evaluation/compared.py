@@ -157,8 +157,8 @@ def compare(
     Args:
         results: of all models; the same cell may be there twice if it says the same.
         baseline: what to compare with; None for the first model.
-        labels: model → what to call it. Default: method and calibration, and the name where these
-            are not enough.
+        labels: every model → what to call it. Default: method and calibration, and the name where
+            these are not enough.
         resamples: of the bootstrap.
         seed: of the bootstrap.
 
@@ -187,7 +187,7 @@ def compare(
             items[cell] = Items(
                 [nan if value is None else value for value in each.values], each.sizes
             )
-    models = list(dict.fromkeys(model for model, *_ in scores))
+    models = list(labels or dict.fromkeys(model for model, *_ in scores))
     first = baseline or models[0]
     named = labels or {model: label(model, models) for model in models}
     order = sorted(models, key=lambda model: model != first)  # the sort is stable

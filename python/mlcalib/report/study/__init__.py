@@ -13,7 +13,7 @@ from mlcalib.report.study.quality import curves, heat_maps
 from mlcalib.report.study.ranges import ranges
 from mlcalib.report.study.results import ModelReport, Results, results
 from mlcalib.report.study.tables import tables
-from mlcalib.report.study.tasks import tasks
+from mlcalib.report.study.tasks import fidelities, tasks
 from mlcalib.report.study.tracing import layer_losses
 
 
@@ -66,6 +66,7 @@ def sections(found: Results) -> list[Section]:
             heat_maps(report, prefix),
             curves(report, prefix),
             tasks(found, report, prefix),
+            fidelities(report, prefix),
             prediction(report, prefix),
             layer_losses(report, prefix),
             ranges(report, prefix),

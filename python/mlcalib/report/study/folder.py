@@ -121,6 +121,7 @@ class Evaluation(_Part):
     seconds: float | None = None
     rows: list[Row] = []
     documents: dict[str, Documents] = {}
+    divergence: dict[str, list[float]] = {}
     items: dict[str, dict[str, list[float | None]]] = {}
     missing: list[MissingCell] = []
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from mlcalib.report.evaluation.changes import changes
 from mlcalib.report.evaluation.compared import PERPLEXITY, Compared
+from mlcalib.report.evaluation.fidelity import fidelity
 from mlcalib.report.evaluation.flips import flips
 from mlcalib.report.items import BOOTSTRAP, MCNEMAR, Items, answers
 from mlcalib.report.page.colours import NOTHING, diverging, faded
@@ -167,6 +168,16 @@ def _relative(each: Compared, quantizer: str) -> list[Block]:
     if found := flips(each):
         blocks.append(Details(f"{quantizer}: answers that flipped", found))
     return blocks
+
+
+def fidelities(report: ModelReport, prefix: str) -> Section | None:
+    """Return how far predictions moved, a heat map's variants side by side; None if unmeasured."""
+    section = Section(f"{prefix}fidelity", "Fidelity: how far predictions moved")
+    for quantizer, each in report.compared.items():
+        if blocks := fidelity(each):
+            several = len(report.compared) > 1
+            section.blocks += [Details(quantizer, blocks)] if several else blocks
+    return section if section.blocks else None
 
 
 def _table(each: TaskGrid) -> Block:

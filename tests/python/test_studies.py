@@ -261,6 +261,9 @@ def test_presets_are_the_papers_grid():
     assert len(variants_of(paper)) == 16
     assert [model.split("/")[1] for model in paper.models] == ["Llama-3.1-8B", "Qwen2.5-7B"]
     assert {v.options["group_size"] for v in variants_of(paper).values()} == {128}
+    assert paper.evaluation.tasks == ("perplexity", "xnli", "xstorycloze", "global_mmlu")
+    assert paper.evaluation.languages == "multi10"
+    assert not paper.evaluation.fidelity  # which the paper does not measure
     small = read_study("paper-small")
     assert list(settings_of(small)) == names
     assert small.evaluation.tokens == 2048

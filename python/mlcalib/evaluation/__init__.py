@@ -17,8 +17,8 @@ from mlcalib.evaluation.reference import Reference, fidelity_of, reference_of
 from mlcalib.evaluation.scoring import Scorer
 from mlcalib.evaluation.subject import Subject, evaluation_dtype
 from mlcalib.evaluation.text import eval_text
+from mlcalib.flips import flips
 from mlcalib.results import Results, Row, read_results, read_rows, write_results, write_rows
-from mlcalib.significance import flips
 
 __all__ = [
     "Cache",

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from mlcalib.flips import Flips
+from mlcalib.flips import flips as count_flips
 from mlcalib.report.evaluation.compared import Compared
 from mlcalib.report.evaluation.scores import head, missing
 from mlcalib.report.items import answers
@@ -9,8 +11,7 @@ from mlcalib.report.page.colours import diverging, faded
 from mlcalib.report.page.document import MISSING, Beside, Block, Cell, Paragraph, Row, Table
 from mlcalib.report.page.words import full_name, probability
 from mlcalib.report.relative_changes import Model
-from mlcalib.significance import Flips, holm, mcnemar
-from mlcalib.significance import flips as count_flips
+from mlcalib.significance import holm, mcnemar
 
 NOTE = (
     "\u2212: items that the float model had right and the model has wrong. +: the reverse. "

@@ -183,14 +183,14 @@ def _groups(compared: Compared, found: Found) -> Table:
         note = f"{len(first.languages)} language{'s' * (len(first.languages) != 1)}"
         row: list[Cell | str] = [Cell(f"{title}{first.name}", note, head=True)]
         for group in (first, *(each for _, each in rest)):
-            mark = f" {MARK}" if group.worse_than_english else ""
             counts = f"W-L-T {group.wins}-{group.losses}-{group.ties}"
-            worse = ", ".join(group.worse_than_english)
-            title = f"significantly worse than English: {worse}" if worse else ""
-            size = len(group.languages)
-            row.append(Cell(_mean(group.average, size) + mark, counts, title=title))
+            worse = group.worse_than_english
+            counts += f", {len(worse)} {MARK}" if worse else ""
+            title = f"significantly worse than English: {', '.join(worse)}" if worse else ""
+            mean = _mean(group.average, len(group.languages))
+            row.append(Cell(mean, counts, title=title))
         rows.append(row)
-    caption = f"{_what(next(iter(found.values())))}: means over languages, %"
+    caption = f"{_what(next(iter(found.values())))}: means, %; n {MARK}: languages marked so"
     return Table(caption, ["languages", *_names(compared, found)], rows)
 
 

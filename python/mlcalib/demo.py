@@ -8,7 +8,7 @@ from mlcalib.evaluation import definition
 from mlcalib.files import atomic_file, check_output
 from mlcalib.models.loading import find_smollm2, load_model, load_tokenizer
 from mlcalib.report import markdown, perplexity_table, rise_table, write_model_card
-from mlcalib.results import write_rows
+from mlcalib.results import write_results
 
 TOKENS = 2048  # as many as the English part of the sample holds
 SEQ_LEN = 256
@@ -72,7 +72,7 @@ def run(out: Path, echo: Callable[[str], None] = print) -> None:
     )
     with atomic_file(out / "report.md") as file:
         file.write(report)
-    write_rows(rows, out / "results.jsonl")
+    write_results(rows, out / "results.jsonl")
     echo(f"\n{report}\nwritten to {out}/: report.md, results.jsonl, {checkpoint.name}/")
 
 

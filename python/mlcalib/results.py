@@ -1,10 +1,11 @@
-"""Tidy results: one number a row."""
+"""Tidy results: one number a row; and what each is made of, item by item."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any, TypeVar
 
 from mlcalib import _core
 from mlcalib.files import atomic_file
@@ -41,6 +42,55 @@ class Row:
     versions: str = ""
 
 
+@dataclass(frozen=True)
+class ItemScores:
+    """What a score is made of, item by item, or why there is none.
+
+    Items are in the order of the data, which is the same for every model. The score is the sum of
+    the values over that of the sizes, and perplexity the exponential of that; a corpus score
+    (chrF++) is near to it only.
+
+    Attributes:
+        model: as in ``Row``, likewise ``method``, ``calibration``, ``language``, ``task`` and
+            ``metric``.
+        values: 1 right and 0 wrong, the score of a text alone, or the sum over a document (loss in
+            nats); None for an item that says nothing.
+        sizes: scored tokens of each document; None for 1 each.
+        missing: why there is no score, e.g. ``no task (try afrixnli)``; without a metric it holds
+            for the whole task.
+    """
+
+    model: str
+    method: str
+    calibration: str
+    language: str
+    task: str
+    metric: str | None
+    values: Sequence[float | None]
+    sizes: Sequence[int] | None = None
+    missing: str = ""
+
+
+class Results(list[Row]):
+    """Rows, with what they are made of.
+
+    Attributes:
+        items: in any order.
+    """
+
+    def __init__(self, rows: Iterable[Row] = (), items: Iterable[ItemScores] = ()) -> None:
+        super().__init__(rows)
+        self.items = list(items)
+
+
+def joined(results: Iterable[Results]) -> Results:
+    """Return the results of several runs as one."""
+    parts = list(results)
+    return Results(
+        (row for part in parts for row in part), (each for part in parts for each in part.items)
+    )
+
+
 def versions(*packages: str) -> str:
     """Return the versions of mlcalib, torch, transformers and other packages, for ``Row``."""
     names = ("torch", "transformers", *packages)
@@ -50,9 +100,7 @@ def versions(*packages: str) -> str:
 
 def write_rows(rows: Iterable[Row], path: str | Path) -> None:
     """Write rows as JSON lines; all of them or nothing."""
-    lines = [json.dumps(asdict(row), ensure_ascii=False, allow_nan=False) for row in rows]
-    with atomic_file(path) as file:
-        file.write("".join(f"{line}\n" for line in lines))
+    _write(rows, path)
 
 
 def read_rows(path: str | Path) -> list[Row]:
@@ -61,10 +109,70 @@ def read_rows(path: str | Path) -> list[Row]:
     Raises:
         ValueError: a line that is not a row; names it.
     """
-    rows = []
+    return _read(path, Row, "a row of results")
+
+
+def write_results(results: Results, path: str | Path) -> Path:
+    """Write rows as JSON lines, and their items likewise beside them; return the items' path."""
+    beside = items_path(path)
+    _write(results.items, beside)
+    _write(results, path)
+    return beside
+
+
+def read_results(path: str | Path) -> Results:
+    """Read rows, and their items where these lie beside them.
+
+    Raises:
+        FileNotFoundError: there are no rows.
+        ValueError: a line that is not what it should be, or items of other rows; names the file.
+    """
+    rows, beside = read_rows(path), items_path(path)
+    if not beside.is_file():
+        return Results(rows)
+    results = Results(rows, _read(beside, ItemScores, "items of a result"))
+    counts = {_cell(row): row.n for row in rows}
+    for each in results.items:
+        if not each.missing and counts.get(_cell(each)) != _size(each):
+            raise ValueError(
+                f"{beside} has {_size(each):,} items or tokens of {each.task} in "
+                f"'{each.language}', {each.model}, and {path} says {counts.get(_cell(each), 0):,}; "
+                "they are of two runs. Evaluate again, or remove the items to do without tests."
+            )
+    return results
+
+
+def items_path(path: str | Path) -> Path:
+    """Return where the items of ``rows.jsonl`` are: ``rows.items.jsonl``."""
+    path = Path(path)
+    return path.with_name(f"{path.stem}.items{path.suffix}")
+
+
+def _size(items: ItemScores) -> int:
+    """Return what ``n`` of the row is: tokens of documents, or items that say something."""
+    if items.sizes is not None:
+        return sum(items.sizes)
+    return sum(value is not None for value in items.values)
+
+
+def _cell(each: Row | ItemScores) -> tuple[str | None, ...]:
+    return each.model, each.method, each.calibration, each.language, each.task, each.metric
+
+
+def _write(records: Iterable[Any], path: str | Path) -> None:
+    lines = [json.dumps(asdict(each), ensure_ascii=False, allow_nan=False) for each in records]
+    with atomic_file(path) as file:
+        file.write("".join(f"{line}\n" for line in lines))
+
+
+_Record = TypeVar("_Record", Row, ItemScores)
+
+
+def _read(path: str | Path, kind: type[_Record], what: str) -> list[_Record]:
+    records = []
     for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
         try:
-            rows.append(Row(**json.loads(line)))
+            records.append(kind(**json.loads(line)))
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{path}, line {number}, is not a row of results: {error}.") from error
-    return rows
+            raise ValueError(f"{path}, line {number}, is not {what}: {error}.") from error
+    return records

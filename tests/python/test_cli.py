@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 import mlcalib
 from mlcalib.cli import COMMANDS, app, main
 from mlcalib.languages import languages
-from mlcalib.results import read_rows
+from mlcalib.results import read_results, read_rows
 
 TEN = ["en", "fr", "sw", "zh", "xh", "st", "zu", "yo", "ig", "ha"]
 
@@ -81,6 +81,17 @@ def test_fidelity_is_shown_and_kept(run, folder, tmp_path):
     assert "KL(first model || model)" in text
     rows = read_rows(results)
     assert {row.task for row in rows} == {"perplexity", "fidelity"}
+    items = {each.language: each for each in read_results(results).items if each.metric == "kl"}
+    for row in rows:
+        if row.metric == "kl":
+            documents = items[row.language]
+            mean = sum(documents.values) / sum(documents.sizes)
+            assert mean == pytest.approx(row.value)
+    assert items.keys() == {"en", "sw"}
+    code, written, _ = run("report", results, "--resamples", 50)
+    assert code == 0, written
+    page = results.with_name("results.report") / "report.md"
+    assert "KL from the float model" in page.read_text(encoding="utf-8")
     assert len(list(cache.rglob("*.json"))) == 7  # 2 models, 1 comparison, and the files' sums
     code, again, _ = run("evaluate", folder, out, *options)
     assert (code, again) == (0, text)

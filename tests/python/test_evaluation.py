@@ -117,6 +117,16 @@ def rows(folder, model, tokenizer):
     return mlcalib.evaluate([folder, quantized], "en,sw", "sample", **options)
 
 
+def test_items_are_the_documents_behind_the_rows(rows):
+    loss = {(row.method, row.language): row for row in rows if row.metric == "token_loss"}
+    assert len(rows.items) == 4
+    for each in rows.items:
+        assert (each.task, each.metric) == ("perplexity", "perplexity")
+        assert len(each.values) == len(each.sizes) > 1
+        row = loss[each.method, each.language]
+        assert sum(each.values) / sum(each.sizes) == pytest.approx(row.value)
+
+
 def test_rows_are_tidy(rows, folder):
     assert len(rows) == 2 * 2 * 3
     assert {(row.model, row.method) for row in rows if row.language == "sw"} == {

@@ -251,3 +251,16 @@ def test_a_file_that_was_being_written_does_no_harm(folders, tmp_path, scored):
     assert mlcalib.evaluate(folders[0], "en", **options) == rows
     assert scored()[0] == 2
     assert whole.is_file()
+
+
+def test_states_that_were_removed_are_made_again_where_they_are_needed(folders, tmp_path, scored):
+    options = {**OPTIONS, "cache": tmp_path, "fidelity": True}
+    first = mlcalib.evaluate(folders[:2], "en,sw", **options)
+    assert scored() == (4, 2)
+    Cache(tmp_path).drop("states")
+    assert not (tmp_path / "states").exists()
+    assert mlcalib.evaluate(folders[:2], "en,sw", **options) == first
+    assert scored() == (0, 0)  # nothing is compared anew
+    rows = mlcalib.evaluate(folders, "en,sw", **options)
+    assert scored() == (4, 2)  # two texts of the first, two of the third
+    assert rows == mlcalib.evaluate(folders, "en,sw", **{**options, "cache": None})

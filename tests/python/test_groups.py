@@ -64,6 +64,9 @@ def test_groups():
     ]
     tiers = {group.name: group.languages for group in grouped(changes, by_tier)}
     assert tiers["tier 5"] == ["fr", "zh"]
+    assert [by_script(code) for code in ("sw", "ar", "code")] == [
+        "Latin script", "other scripts", "no script",
+    ]  # fmt: skip
     assert [sorted(GROUPINGS), len(grouped(changes, GROUPINGS["family"]))] == [
         ["family", "resource tier", "script"],
         5,
@@ -168,10 +171,13 @@ def test_a_null_is_seldom_significant():
     assert marked / runs <= 0.05 + 0.03  # two standard errors of 200 runs
 
 
-def test_too_few_right_answers_are_not_tested():
+def test_too_few_right_answers_have_no_relative_change_to_test():
     found, items = accuracies({"en": (0.6, 0.02, 0), "fr": (0.0025, 0.0025, 0)})
-    cells = relative_changes(found, GPTQ, items=items, resamples=500).cells["xnli"]
-    assert (cells["fr"].value, cells["fr"].p_english, cells["fr"].n) == (-100, None, 0)
+    changes = relative_changes(found, GPTQ, items=items, resamples=500)
+    cell = changes.cells["xnli"]["fr"]
+    assert (cell.value, cell.low, cell.p_english) == (-100, None, None)
+    assert (cell.test, cell.n, cell.p_float) == ("McNemar", 400, 1)  # which needs no score
+    assert (changes.averages["fr"].n, changes.averages["fr"].test) == (0, "")
 
 
 def test_items_that_say_nothing_are_left_out():

@@ -6,9 +6,11 @@ import sys
 
 import pytest
 from small_models import tiny_llama
+from small_tasks import write_all
 from transformers import LlamaForSequenceClassification
 
 from mlcalib.cli import main
+from mlcalib.generations import write_generations
 from mlcalib.judging import Source, read_generations, read_key, read_source
 from mlcalib.results import read_rows
 
@@ -120,6 +122,58 @@ def test_generate_judge_and_annotate(run, models, tmp_path):
     assert "Position: the answer on the left won" in text
     assert [row.value for row in read_rows(tmp_path / "rated.jsonl")] == [1, 1]
     assert json.loads(table.read_text())["scores"]["all"]["win_rate"]["wins"] == 4
+
+
+def test_generations_of_an_evaluation_are_judged_and_annotated(run, models, tmp_path, monkeypatch):
+    pytest.importorskip("lm_eval")
+    from mlcalib.evaluation.tasks.model import TaskModel
+
+    def write(lm, requests, **_):  # hundreds of tokens take a minute
+        return [f"{lm.model.lm_head.weight[0, at]:.6f}" for at in range(len(requests))]
+
+    monkeypatch.setattr(TaskModel, "generate_until", write)
+    written = tmp_path / "written"
+    code, _, error = run(
+        "evaluate", models / "0", models / "1", "--tasks", "dolly,xlsum,flores,language_confusion",
+        "--languages", "sw,zh", "--data", write_all(tmp_path / "data"), "--limit", 1,
+        "--generations", written,
+    )  # fmt: skip
+    assert code == 0, error
+    names = sorted(path.name for path in (written / "1-0").iterdir())
+    assert names == [
+        "dolly.jsonl",
+        "flores_from_en.jsonl",
+        "flores_to_en.jsonl",
+        "language_confusion_crosslingual.jsonl",
+        "language_confusion_monolingual.jsonl",
+        "xlsum.jsonl",
+    ]
+    for name in names:
+        files = [written / "1-0" / name, written / "2-1" / name]
+        generations = read_generations(files[0])
+        assert generations
+        assert read_source(files[1]) == Source(str(models / "1"), "float")
+        page = tmp_path / f"{name}.html"
+        code, text, error = run("annotate", *files, "--out", page)
+        assert code == 0, error
+        assert f"{len(generations)} pairs in" in text
+        assert json.dumps(generations[0].prompt, ensure_ascii=False) in page.read_text()
+    files = [written / folder / "flores_to_en.jsonl" for folder in ("1-0", "2-1")]
+    out = tmp_path / "judged.jsonl"
+    code, text, error = run("judge", *files, "--model", models / "0", "--out", out)
+    assert code == 0, error
+    assert re.search(r"^\| all +\| +2 \| +4 \| ", text, re.MULTILINE)
+
+
+def test_generate_writes_the_same_layout(run, models, tmp_path):
+    """What every command writes, beside what it alone knows (``finished``, ``task``, …)."""
+    run("generate", models / "0", "--prompts", models / "prompts.jsonl", "--out", tmp_path / "a",
+        "--max-tokens", 2, "--limit", 1)  # fmt: skip
+    found = read_generations(tmp_path / "a")
+    write_generations(found, Source("m"), tmp_path / "b", task="mine")
+    rows = [json.loads((tmp_path / name).read_text().splitlines()[0]) for name in "ab"]
+    assert rows[0].keys() - {"finished", "fingerprint"} == rows[1].keys() - {"task"}
+    assert read_generations(tmp_path / "b") == found
 
 
 def test_annotate_generates(run, models, tmp_path):

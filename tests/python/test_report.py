@@ -214,9 +214,41 @@ def test_tasks(study, report):
         )
         assert float(row["change"]) == pytest.approx(np.mean(second) - np.mean(first))
         lost = sum(one > other for one, other in zip(first, second, strict=True))
-        assert float(row["mcnemar_p"]) == pytest.approx(min(1, 2 * 0.5**lost))  # none was gained
-        assert float(row["mcnemar_p_holm"]) >= float(row["mcnemar_p"])
+        assert float(row["p"]) == pytest.approx(min(1, 2 * 0.5**lost))  # none was gained
+        assert float(row["p_holm"]) >= float(row["p"])
     assert "no task" in (report / "report.md").read_text(encoding="utf-8")
+
+
+def test_tasks_have_relative_changes_by_group_and_flips(study, report):
+    rows = table(report / "tables" / "tasks_changes.csv")
+    row = next(
+        row
+        for row in rows
+        if (row["quantizer"], row["label"], row["task"], row["language"])
+        == ("gptq-w4-g64", "multi10", "xnli", "zh")
+    )
+    first, second = (
+        load(study, "evaluations", f"{name}.json")["items"]["xnli"]["zh"]
+        for name in ("float", "gptq-w4-g64-multi10")
+    )
+    change = 100 * (np.mean(second) / np.mean(first) - 1)
+    assert float(row["change"]) == pytest.approx(change)
+    groups = {
+        row["group"]: row
+        for row in table(report / "tables" / "tasks_groups.csv")
+        if (row["quantizer"], row["label"], row["task"]) == ("gptq-w4-g64", "multi10", "xnli")
+    }
+    assert float(groups["other scripts"]["mean_change"]) == pytest.approx(change)
+    flips = [
+        row
+        for row in table(report / "tables" / "tasks_flips.csv")
+        if (row["quantizer"], row["label"], row["language"]) == ("gptq-w4-g64", "multi10", "zh")
+    ]
+    assert [(row["right_to_wrong"], row["wrong_to_right"]) for row in flips] == [
+        (str(sum(first) - sum(second)), "0")
+    ]
+    text = (report / "report.md").read_text(encoding="utf-8")
+    assert "gptq-w4-g64: relative change, by script, family and resource tier" in text
 
 
 def test_curves(study, report):

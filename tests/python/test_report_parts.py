@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import small_study
 
-from mlcalib.report.study.colours import (
+from mlcalib.report.page.colours import (
     CATEGORIES,
     diverging,
     faded,
@@ -12,10 +12,10 @@ from mlcalib.report.study.colours import (
     ratio_share,
     sequential,
 )
+from mlcalib.report.page.words import full_name, hint, listed, seconds, signed, size
 from mlcalib.report.study.comparison import grids, measure
 from mlcalib.report.study.folder import StudyFile, read_study
 from mlcalib.report.study.layers import activations, by_block, place, short, spearman
-from mlcalib.report.study.words import full_name, hint, listed, seconds, signed, size
 
 SHARES = np.linspace(0, 1, 21)
 

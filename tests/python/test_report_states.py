@@ -173,6 +173,57 @@ def test_a_damaged_file_is_named(copy, name, change, message):
     assert not (copy / "report").exists()
 
 
+def test_tasks_whose_items_are_not_right_or_wrong(copy):
+    """ROUGE-L of each summary, one of which says nothing; and a cell that says why it is empty."""
+    for path in sorted((copy / "smollm2" / "evaluations").iterdir()):
+        content = json.loads(path.read_text())
+        model = content["rows"][0] | {"task": "xlsum", "metric": "rouge_l", "language": "sw"}
+        scores = [20.0 + at % 7 - (path.stem != "float") for at in range(60)]
+        content["rows"].append(model | {"value": sum(scores) / 60, "n": 60})
+        content["items"]["xlsum"] = {"sw": [*scores, None]}
+        content["missing"] = [
+            {"task": "xlsum", "language": "xh", "metric": None, "reason": "no task", "fillers": []}
+        ]
+        path.write_text(json.dumps(content))
+    page = write_report(copy, resamples=200)
+    rows = [row for row in table(page.parent / "tables" / "tasks.csv") if row["task"] == "xlsum"]
+    assert {row["test"] for row in rows} == {"bootstrap"}
+    assert all(float(row["change"]) == pytest.approx(-1) for row in rows)
+    assert all(float(row["p_holm"]) < 0.05 for row in rows)
+    changes = table(page.parent / "tables" / "tasks_changes.csv")
+    cells = {row["language"]: row for row in changes if row["task"] == "xlsum"}
+    assert cells["xh"]["missing"] == "no task"
+    assert cells["sw"]["change"].startswith("-")
+
+
+def test_fidelity_of_a_study_is_shown(tiny):
+    """Of a study without benchmark tasks, too: the multilingual setting moves least."""
+    for path in sorted((tiny / "smollm2" / "evaluations").iterdir()):
+        content = json.loads(path.read_text())
+        content["rows"] = [row for row in content["rows"] if row["task"] == "perplexity"]
+        content |= {"items": {}, "divergence": {}}
+        far = 0.01 if path.stem.endswith("multi10") else 0.1
+        measured = content["documents"].items() if path.stem != "float" else ()
+        for code, documents in measured:
+            tokens = documents["tokens"]
+            content["divergence"][code] = [
+                far * count * (1 + 0.1 * (at % 3)) for at, count in enumerate(tokens)
+            ]
+            kl = sum(content["divergence"][code]) / sum(tokens)
+            row = content["rows"][0] | {"task": "fidelity", "metric": "kl", "language": code}
+            content["rows"].append(row | {"value": kl, "n": sum(tokens)})
+        path.write_text(json.dumps(content))
+    text = write_report(tiny, resamples=100).with_suffix(".md").read_text(encoding="utf-8")
+    part = text[text.index("## Fidelity") :]
+    line = next(line for line in part.splitlines() if line.startswith("| Swahili"))
+    far, english, near = (cell.split("±")[0].strip() for cell in line.split("|")[2:-1])
+    assert far == english
+    assert not far.startswith("**")  # boxed on the page
+    assert float(near.removeprefix("**")) == pytest.approx(float(far) / 10)
+    assert near.startswith("**")
+    assert "## Tasks" not in text
+
+
 def test_a_truncated_file_is_named(copy):
     path = copy / "smollm2" / "variants" / "awq-w4-g64-zh.json"
     path.write_text(path.read_text()[:-100])

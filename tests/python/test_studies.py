@@ -2,11 +2,15 @@
 
 import filecmp
 import json
+from pathlib import Path
 
 import pytest
 from small_models import tiny_llama
+from small_tasks import write_all
 
 import mlcalib
+from mlcalib.evaluation import scoring
+from mlcalib.judging import pair, read_generations
 from mlcalib.parts import Parts
 from mlcalib.studies import read_study, settings_of, variants_of
 
@@ -257,6 +261,9 @@ def test_presets_are_the_papers_grid():
     assert len(variants_of(paper)) == 16
     assert [model.split("/")[1] for model in paper.models] == ["Llama-3.1-8B", "Qwen2.5-7B"]
     assert {v.options["group_size"] for v in variants_of(paper).values()} == {128}
+    assert paper.evaluation.tasks == ("perplexity", "xnli", "xstorycloze", "global_mmlu")
+    assert paper.evaluation.languages == "multi10"
+    assert not paper.evaluation.fidelity  # which the paper does not measure
     small = read_study("paper-small")
     assert list(settings_of(small)) == names
     assert small.evaluation.tokens == 2048
@@ -356,6 +363,165 @@ def test_benchmark_tasks_are_evaluated_too(spec, tmp_path):
     assert {row["task"] for row in found["rows"]} == {"perplexity", "xnli"}
     assert len(found["items"]["xnli"]["en"]) == 4
     assert {(each["task"], each["language"]) for each in found["missing"]} == {("xnli", "st")}
+
+
+def test_a_task_without_data_is_told_before_anything_is_quantized(spec, tmp_path):
+    pytest.importorskip("lm_eval")
+    spec["evaluation"] |= {"tasks": ["perplexity", "global_mmlu"], "data": str(tmp_path)}
+    with pytest.raises(FileNotFoundError, match="task 'global_mmlu', language 'en'"):
+        run(spec, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_all_kinds_of_tasks_with_their_items_and_generations(spec, tmp_path, monkeypatch):
+    pytest.importorskip("lm_eval")
+    from mlcalib.evaluation.tasks import kept
+    from mlcalib.evaluation.tasks.model import TaskModel
+
+    monkeypatch.setattr(
+        TaskModel, "generate_until", lambda _, requests, **__: ["Soko."] * len(requests)
+    )
+    ran, inner = [], kept.run_tasks
+
+    def counting(model, tokenizer, tasks, languages, **options):
+        ran.append((*tasks, *languages))
+        return inner(model, tokenizer, tasks, languages, **options)
+
+    monkeypatch.setattr(kept, "run_tasks", counting)
+    spec |= {"settings": [], "layers": None, "quantizers": [{"method": "rtn", "group_size": 32}]}
+    spec["evaluation"] = {
+        "tasks": ["xcopa", "global_mmlu", "flores"],
+        "languages": "sw",
+        "data": str(write_all(tmp_path / "data")),
+        "limit": 1,
+    }
+    run(spec, tmp_path / "out")
+    found = evaluations(tmp_path / "out")
+    for each in found.values():
+        assert {task: len(by["sw"]) for task, by in each["items"].items()} == {
+            "xcopa": 1, "global_mmlu": 2, "flores_from_en": 1, "flores_to_en": 1,
+        }  # fmt: skip
+        assert each["documents"] == {}
+    generations = tmp_path / "out" / "tiny" / "generations"
+    both = [read_generations(generations / name / "flores_to_en.jsonl") for name in found]
+    assert len(pair(*both)) == 1
+    assert len(ran) == 2 * 3
+    spec["evaluation"]["tasks"].append("xnli")
+    run(spec, tmp_path / "out")
+    assert ran[6:] == [("xnli", "sw")] * 2
+
+
+def evaluations(folder):
+    files = (folder / "tiny" / "evaluations").iterdir()
+    return {path.stem: json.loads(path.read_text()) for path in files}
+
+
+@pytest.fixture
+def forwards(monkeypatch):
+    """The names of the models of which a text was scored."""
+    found, score = [], scoring.score
+
+    def counting(model, *args, **kwargs):
+        found.append(Path(model.config.name_or_path).name)
+        return score(model, *args, **kwargs)
+
+    monkeypatch.setattr(scoring, "score", counting)
+    return found
+
+
+def test_fidelity_is_that_of_evaluate(spec, model, text, tmp_path, forwards):
+    spec |= {"settings": ["sw"], "layers": None}
+    spec["quantizers"] = [
+        {"method": "gptq", "group_size": 32},
+        {"method": "rtn", "bits": [4, 8], "group_size": 32},
+    ]
+    spec["evaluation"]["fidelity"] = True
+    run(spec, tmp_path)
+    found = evaluations(tmp_path)
+    names = list(found)
+    assert len(forwards) == 4 * 2  # each model, each language, once
+    assert not (tmp_path / "tiny" / "scores" / "states").exists()
+    assert {row["task"] for row in found["float"]["rows"]} == {"perplexity"}
+    folders = [tmp_path / "tiny" / "checkpoints" / name for name in names if name != "float"]
+    rows = mlcalib.evaluate(
+        [model, *folders], "en,sw", f"files:{text}", tokens=100, seq_len=32, fidelity=True,
+        progress=False,
+    )  # fmt: skip
+    for folder in folders:
+        measured = {
+            (row.task, row.language, row.metric): (row.value, row.stderr, row.n)
+            for row in rows
+            if row.model == str(folder)
+        }
+        assert measured == {
+            (row["task"], row["language"], row["metric"]): (row["value"], row["stderr"], row["n"])
+            for row in found[folder.name]["rows"]
+        }
+        assert {task for task, *_ in measured} == {"perplexity", "fidelity"}
+        assert {row["model"] for row in found[folder.name]["rows"]} == {str(model)}
+
+
+def test_fidelity_that_was_killed_goes_on(spec, tmp_path, monkeypatch, forwards):
+    spec |= {"settings": [], "layers": None}
+    spec["quantizers"] = [{"method": "rtn", "bits": [4, 8], "group_size": 32}]
+    spec["evaluation"]["fidelity"] = True
+    run(spec, tmp_path / "a")
+    forwards.clear()
+    score = scoring.score
+
+    def failing(*args, **kwargs):
+        if len(forwards) == 3:
+            raise Killed
+        return score(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scoring, "score", failing)
+        with pytest.raises(Killed):
+            run(spec, tmp_path / "b")
+    (planned,) = run(spec, tmp_path / "b", plan_only=True)
+    assert (tmp_path / "b" / "tiny" / "scores" / "states").is_dir()
+    run(spec, tmp_path / "b")
+    assert len(forwards) == 6
+    same = ("rows", "documents")
+    first, second = (
+        {name: [each[key] for key in same] for name, each in evaluations(tmp_path / out).items()}
+        for out in ("a", "b")
+    )
+    assert first == second
+    # The float model's hidden states: two languages of 4 windows of 32 tokens.
+    (done,) = run(spec, tmp_path / "b", plan_only=True)
+    assert planned.disk - done.disk == 2 * 4 * 32 * 64 * 4
+    assert not (tmp_path / "b" / "tiny" / "scores" / "states").exists()
+
+
+def test_what_is_added_costs_what_is_new(spec, tmp_path, forwards):
+    spec |= {"settings": [], "layers": None}
+    spec["quantizers"] = [{"method": "rtn", "bits": [4, 8], "group_size": 32}]
+    spec["evaluation"] |= {"languages": "en"}
+    run(spec, tmp_path)
+    assert len(forwards) == 3
+    forwards.clear()
+    spec["evaluation"]["languages"] = "en,sw"
+    run(spec, tmp_path)
+    assert len(forwards) == 3  # Swahili
+    forwards.clear()
+    spec["evaluation"]["fidelity"] = True
+    run(spec, tmp_path)
+    assert len(forwards) == 6
+    forwards.clear()
+    spec["quantizers"].append({"method": "rtn", "group_size": 64})
+    run(spec, tmp_path)
+    assert forwards == ["tiny", "tiny", "rtn-w4-g64", "rtn-w4-g64"]
+    forwards.clear()
+    spec["evaluation"]["languages"] = "en,sw,fr"
+    run(spec, tmp_path)
+    assert forwards == ["tiny", "rtn-w4-g32", "rtn-w8-g32", "rtn-w4-g64"]
+
+
+def test_fidelity_needs_perplexity(spec, tmp_path):
+    spec["evaluation"] = {"tasks": ["xnli"], "fidelity": True}
+    with pytest.raises(ValueError, match="the tasks are xnli; add perplexity"):
+        run(spec, tmp_path)
 
 
 def test_an_unknown_task_is_named(spec, tmp_path):

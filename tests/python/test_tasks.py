@@ -20,12 +20,12 @@ import datasets
 
 import mlcalib
 from mlcalib.cli import app
-from mlcalib.evaluation.tasks import evaluate_tasks, run_tasks, task_names
+from mlcalib.evaluation.tasks import run_tasks, task_names
 from mlcalib.evaluation.tasks.catalogue import find_task, task_languages
 from mlcalib.evaluation.tasks.model import TaskModel
 from mlcalib.evaluation.tasks.stock import stock_task
 from mlcalib.report.tasks import task_table
-from mlcalib.results import read_rows
+from mlcalib.results import read_results, read_rows
 
 STOCK = "xnli,xstorycloze,xcopa,belebele,afrixnli,afrimmlu,global_mmlu,global_mmlu_full,mmmlu"
 LANGUAGES = ["sw", "st", "xh", "ig"]
@@ -366,7 +366,9 @@ def test_several_models_by_folder_with_their_records(model, tokenizer, data, tmp
         str(tmp_path / "model"), method="rtn", bits=4, group_size=64, progress=False
     ).save(tmp_path / "rtn")
     folders = [tmp_path / "model", tmp_path / "rtn"]
-    found = evaluate_tasks(folders, "xnli", "sw,xh", dtype="float32", data=data, progress=False)
+    found = mlcalib.evaluate(
+        folders, "sw,xh", tasks="xnli", dtype="float32", data=data, progress=False
+    ).tasks
     assert [(each.rows[0].method, each.rows[0].model) for each in found] == [
         ("float", str(folders[0])),
         ("rtn", str(folders[1])),
@@ -419,6 +421,10 @@ def test_the_command_line(tokenizer, model, data, tmp_path):
     tasks = [(row.task, row.metric, row.n) for row in read_rows(tmp_path / "rows.jsonl")]
     assert ("xnli", "acc", 2) in tasks
     assert ("perplexity", "token_loss", 64) in tasks
+    items = {each.task: each for each in read_results(tmp_path / "rows.jsonl").items}
+    assert len(items["xnli"].values) == 2
+    assert set(items["xnli"].values) <= {0.0, 1.0}
+    assert sum(items["perplexity"].sizes) == 64
     for change, message in (
         (["--tasks", "xnly"], "Did you mean 'xnli'"),
         (["--tasks", "xnli", "--fidelity"], "--fidelity needs the task perplexity"),

@@ -8,9 +8,11 @@ from small_tasks import write_all
 
 pytest.importorskip("lm_eval")
 
+import mlcalib
 from mlcalib.evaluation import subject
-from mlcalib.evaluation.tasks import evaluate_tasks, kept
+from mlcalib.evaluation.tasks import kept
 from mlcalib.evaluation.tasks.model import TaskModel
+from mlcalib.models.loading import load_model
 
 TASKS, LANGUAGES = "xcopa,xnli,dolly", "sw,xh"  # XNLI has no Xhosa, XCOPA neither
 
@@ -36,7 +38,8 @@ def runs(monkeypatch):
     inner, found = kept.run_tasks, []
 
     def run(model, tokenizer, tasks, languages, **options):
-        found.append((*tasks, *languages))
+        if len(tasks) == len(languages) == 1:  # of a run that keeps what it finds
+            found.append((*tasks, *languages))
         return inner(model, tokenizer, tasks, languages, **options)
 
     monkeypatch.setattr(kept, "run_tasks", run)
@@ -48,7 +51,9 @@ def runs(monkeypatch):
 
 def evaluate(folder, data, tasks=TASKS, languages=LANGUAGES, **options):
     options = {"dtype": "float32", "limit": 2, "progress": False, **options}
-    [found] = evaluate_tasks(folder, tasks, languages, data=data, **options)
+    results = mlcalib.evaluate(folder, languages, tasks=tasks, data=data, **options)
+    [found] = results.tasks
+    assert results == found.rows
     return found
 
 
@@ -115,3 +120,42 @@ def test_a_missing_file_is_told_as_without_a_cache(folder, data, runs, tmp_path,
         assert "task 'dolly', language 'xh'" in caplog.text
         assert set(found.missing) == set(plain.missing)
         assert found.generations == plain.generations
+
+
+def test_one_call_measures_text_and_tasks(folder, data, runs, tokenizer, tmp_path):
+    """Of a live model, as in a notebook; the same as of its folder, and as of each alone."""
+    live = load_model(str(folder), "float32")
+    options = {"tokens": 100, "seq_len": 32, "data": data, "limit": 2, "progress": False}
+    found = mlcalib.evaluate(
+        model=live, tokenizer=tokenizer, languages="sw,xh", tasks=["perplexity", "xcopa"], **options
+    )
+    assert [(row.task, row.language) for row in found] == [
+        *[("perplexity", code) for code in ("sw", "xh") for _ in range(3)],
+        ("xcopa", "sw"),
+    ]
+    assert [len(each.items["xcopa"]["sw"]) for each in found.tasks] == [2]
+    assert [str(cell) for cell in found.tasks[0].missing] == ["no task (try belebele)"]
+    options |= {"dtype": "float32", "cache": tmp_path}
+    again = [
+        mlcalib.evaluate(folder, "sw,xh", tasks=tasks, **options)
+        for tasks in ("perplexity", "xcopa", "perplexity,xcopa")
+    ]
+    assert again[0].tasks == []
+    assert runs == [("xcopa", "sw"), ("xcopa", "xh")]  # what is known serves
+    assert again[2] == [*again[0], *again[1]]
+    values = [[(row.task, row.metric, row.value) for row in each] for each in (found, again[2])]
+    assert values[0] == values[1]
+
+
+def test_bad_input_is_told_before_a_model_is_loaded(folder, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(subject, "load_model", None)
+    options = {"data": data, "progress": False}
+    with pytest.raises(ValueError, match="Did you mean 'xnli'"):
+        mlcalib.evaluate(folder, "sw", tasks="perplexity,xnly", **options)
+    with pytest.raises(ValueError, match="the tasks are xnli; add perplexity"):
+        mlcalib.evaluate([folder, folder], "sw", tasks="xnli", fidelity=True, **options)
+    with pytest.raises(FileNotFoundError, match=r"The data folder .* does not exist"):
+        mlcalib.evaluate(folder, "sw", tasks="perplexity,xnli", data=tmp_path / "none")
+    for task in ("xnli", "flores", "xlsum", "language_confusion", "dolly"):
+        with pytest.raises(FileNotFoundError, match=f"task '{task}', language 'zh'"):
+            mlcalib.evaluate(folder, "zh", tasks=f"perplexity,{task}", data=tmp_path)

@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from mlcalib.results import Row
-
-PERPLEXITY = "perplexity"
+    from mlcalib.evaluation import Evaluation
 
 Tasks = Annotated[
     str,
@@ -39,8 +37,8 @@ Generations = Annotated[
 ]
 
 
-def split_tasks(tasks: str, *, needing: Sequence[str]) -> tuple[bool, list[str]]:
-    """Return whether perplexity is asked for, and the other tasks.
+def check_needs(tasks: str, *, needing: Sequence[str]) -> bool:
+    """Return whether perplexity is among the tasks.
 
     Args:
         tasks: names with commas.
@@ -49,52 +47,31 @@ def split_tasks(tasks: str, *, needing: Sequence[str]) -> tuple[bool, list[str]]
     Raises:
         ValueError: an unknown task, or no perplexity where an option needs it.
     """
-    from mlcalib.evaluation.tasks import check_tasks
+    from mlcalib.evaluation.tasks import PERPLEXITY, check_tasks, listed
 
-    names = list(dict.fromkeys(name.strip() for name in tasks.split(",")))
-    others = [name for name in names if name != PERPLEXITY]
-    check_tasks(others)
+    names = listed(tasks)
+    check_tasks([name for name in names if name != PERPLEXITY])
     if needing and PERPLEXITY not in names:
         raise ValueError(
             f"{needing[0]} needs the task perplexity, but the tasks are {', '.join(names)}; add it."
         )
-    return PERPLEXITY in names, others
+    return PERPLEXITY in names
 
 
-def run_benchmarks(
-    models: Sequence[str],
-    tasks: Sequence[str],
-    languages: str,
-    *,
-    data: Path | None,
-    limit: int | None,
-    sentencepiece: Path | None,
-    dtype: str,
-    cache: Path | None,
-    generations: Path | None,
-) -> tuple[list["Row"], str]:
-    """Run tasks on models; return the results, and them as a table."""
-    from mlcalib.evaluation.tasks import evaluate_tasks
+def benchmark_table(results: "Evaluation") -> str:
+    """Return what benchmark tasks gave, as a table."""
     from mlcalib.report import markdown
     from mlcalib.report.tasks import task_table
 
-    results = evaluate_tasks(
-        models,
-        tasks,
-        languages,
-        dtype=dtype,
-        cache=cache,
-        data=data,
-        limit=limit,
-        sentencepiece=sentencepiece,
-    )
-    rows = [row for each in results for row in each.rows]
     missing = {
         (cell.task, cell.language, cell.metric): str(cell)
-        for each in results
+        for each in results.tasks
         for cell in each.missing
     }
-    if generations is not None:
-        for number, each in enumerate(results, start=1):
-            each.write_generations(generations / f"{number}-{Path(each.model).name}")
-    return rows, markdown(task_table(rows, missing))
+    return markdown(task_table([row for each in results.tasks for row in each.rows], missing))
+
+
+def write_generations(results: "Evaluation", folder: Path) -> None:
+    """Write what the models generated, for ``mlcalib judge`` and ``mlcalib annotate``."""
+    for number, each in enumerate(results.tasks, start=1):
+        each.write_generations(folder / f"{number}-{Path(each.model).name}")

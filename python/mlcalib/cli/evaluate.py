@@ -7,14 +7,14 @@ import typer
 
 from mlcalib.cli.arguments import DTYPE, MODEL, Corpus, Languages, Separator, SeqLen, unescape
 from mlcalib.cli.benchmarks import (
-    PERPLEXITY,
     Data,
     Generations,
     Limit,
     SentencePiece,
     Tasks,
-    run_benchmarks,
-    split_tasks,
+    benchmark_table,
+    check_needs,
+    write_generations,
 )
 
 
@@ -38,7 +38,7 @@ def evaluate(
             "percentiles, agreement, and how uneven the damage is over documents.",
         ),
     ] = False,
-    tasks: Tasks = PERPLEXITY,
+    tasks: Tasks = "perplexity",
     data: Data = None,
     limit: Limit = None,
     sentencepiece: SentencePiece = None,
@@ -50,7 +50,13 @@ def evaluate(
             "command goes on where an earlier one was interrupted."
         ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Write the rows to this JSONL file.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write the rows to this JSONL file, and what they are made of, item by item, to "
+            "NAME.items.jsonl beside it. The command report turns them into tables and tests."
+        ),
+    ] = None,
     card: Annotated[
         bool,
         typer.Option(
@@ -67,43 +73,34 @@ def evaluate(
     from mlcalib.models.loading import load_tokenizer
     from mlcalib.report import markdown, perplexity_table, rise_table, write_model_card
     from mlcalib.report.fidelity import fidelity_table
-    from mlcalib.results import write_rows
+    from mlcalib.results import write_results
 
     separator = unescape(separator)
     needing = [name for name, on in (("--fidelity", fidelity), ("--card", card)) if on]
-    perplexity, benchmarks = split_tasks(tasks, needing=needing)
+    perplexity = check_needs(tasks, needing=needing)
     carded = _carded(models) if card else []
-    rows = []
-    if perplexity:
-        rows = mlcalib.evaluate(
-            models,
-            languages,
-            corpus,
-            tokens=tokens,
-            seq_len=seq_len,
-            separator=separator,
-            dtype=dtype,
-            fidelity=fidelity,
-            cache=cache,
-        )
-    table = ""
-    if benchmarks:
-        found, table = run_benchmarks(
-            models,
-            benchmarks,
-            languages,
-            data=data,
-            limit=limit,
-            sentencepiece=sentencepiece,
-            dtype=dtype,
-            cache=cache,
-            generations=generations,
-        )
-        rows += found
+    rows = mlcalib.evaluate(
+        models,
+        languages,
+        corpus,
+        tasks=tasks,
+        tokens=tokens,
+        seq_len=seq_len,
+        separator=separator,
+        dtype=dtype,
+        fidelity=fidelity,
+        data=data,
+        limit=limit,
+        sentencepiece=sentencepiece,
+        cache=cache,
+    )
+    if generations is not None:
+        write_generations(rows, generations)
     if out is not None:
-        write_rows(rows, out)
-    if benchmarks:
-        typer.echo(f"Benchmark tasks ± standard error; shares in per cent\n\n{table}\n")
+        write_results(rows, out)
+    if rows.tasks:
+        typer.echo("Benchmark tasks ± standard error; shares in per cent\n")
+        typer.echo(f"{benchmark_table(rows)}\n")
     if not perplexity:
         return
     typer.echo("Perplexity ± standard error (bits per byte)\n")

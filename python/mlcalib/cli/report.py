@@ -7,12 +7,27 @@ import typer
 
 
 def report(
-    folder: Annotated[Path, typer.Argument(help="What mlcalib study wrote; may be unfinished.")],
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="PATH...",
+            help="The folder that mlcalib study wrote, which may be unfinished; or one or several "
+            "files that mlcalib evaluate --out wrote.",
+        ),
+    ],
     out: Annotated[
         Path | None,
         typer.Option(
             help="The HTML file; Markdown, tables and figures go beside it. Default: "
-            "report/report.html in the study's folder."
+            "report/report.html in the study's folder, ROWS.report/report.html beside ROWS.jsonl."
+        ),
+    ] = None,
+    float_: Annotated[
+        str | None,
+        typer.Option(
+            "--float",
+            help="Of an evaluation: the model that the others are compared with. Default: the "
+            "first of the rows.",
         ),
     ] = None,
     resamples: Annotated[
@@ -24,8 +39,24 @@ def report(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
 ) -> None:
-    """Write a study's report: one HTML page, Markdown, CSV tables, SVG and PDF figures."""
-    from mlcalib.report import write_report
+    """Write a report: one HTML page, Markdown, CSV tables, SVG and PDF figures."""
+    from mlcalib.report import write_evaluation_report, write_report
 
-    page = write_report(folder, out, resamples=resamples, seed=seed)
+    if any(path.is_dir() for path in paths):
+        page = write_report(_study(paths, float_), out, resamples=resamples, seed=seed)
+    else:
+        page = write_evaluation_report(
+            list(paths), out, baseline=float_, resamples=resamples or 10_000, seed=seed
+        )
     typer.echo(f"written to {page}, {page.with_suffix('.md')}, {page.parent}/tables and /figures")
+
+
+def _study(paths: list[Path], float_: str | None) -> Path:
+    if len(paths) > 1:
+        raise ValueError(
+            f"{len(paths)} paths were given, of which one is a folder; give the folder of one "
+            "study, or files of rows."
+        )
+    if float_ is not None:
+        raise ValueError("--float is for rows of an evaluation; a study knows its float model.")
+    return paths[0]

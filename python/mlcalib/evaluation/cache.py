@@ -8,6 +8,7 @@ killed at any moment leaves a cache that is right, and several runs can share on
 
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,10 @@ class Cache:
         content = save({"tensor": tensor.contiguous()}, {"key": json.dumps(key)})
         with atomic_bytes(self._path(key, ".safetensors")) as file:
             file.write(content)
+
+    def drop(self, task: str) -> None:
+        """Remove all that was put under a task; nothing else gets lost."""
+        shutil.rmtree(self._folder / task, ignore_errors=True)
 
     def sha256(self, path: str | Path) -> str:
         """Return the sha256 of a file as hex; a file is read again only after it has changed.

@@ -4,16 +4,17 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import repeat
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from mlcalib.calibration_sets import Stream
+from mlcalib.calibration_sets import Stream, describe_separator
 from mlcalib.errors import named
+from mlcalib.results import ItemScores, Row, versions
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _ROWS = 32  # of logits that are worked on at a time: bounded memory, and near the cache
 
@@ -70,12 +71,15 @@ class Scores:
 
     def by_document(self) -> DocumentScores:
         """Return the sums over each document of which a token was scored."""
+        ones = torch.ones_like(self.byte_counts)
+        return DocumentScores(*map(self.sums, (self.loss, ones, self.byte_counts)))
+
+    def sums(self, values: Tensor) -> list[Any]:
+        """Return the sums of [n] values of the tokens over each document, likewise."""
         documents, index = torch.unique(self.document, return_inverse=True)
-        sums = [
-            torch.zeros(len(documents), dtype=values.dtype).index_add_(0, index, values).tolist()
-            for values in (self.loss, torch.ones_like(self.byte_counts), self.byte_counts)
-        ]
-        return DocumentScores(*sums)
+        sums = torch.zeros(len(documents), dtype=values.dtype).index_add_(0, index, values)
+        found: list[Any] = sums.tolist()
+        return found
 
     def mean(self, values: Tensor) -> tuple[float, float | None]:
         """Return the mean of [n] values of the tokens, and its standard error over documents."""
@@ -150,6 +154,57 @@ def score(
         raise ValueError("the model gives NaN or Inf; it is damaged, or its dtype overflows.")
     scored = slice(1, tokens + 1)
     return Scores(loss, stream.byte_counts[scored], stream.document[scored], *divergence)
+
+
+def rows_of(
+    scores: Mapping[str, Scores], model: str, method: str = "float", calibration: str = "none"
+) -> list[Row]:
+    """Return the results that scores hold: language → scores, as ``perplexity_of`` gives."""
+    computed = versions()
+    return [
+        Row(
+            model=model,
+            method=method,
+            calibration=calibration,
+            language=code,
+            task="perplexity",
+            metric=metric,
+            value=value,
+            stderr=stderr,
+            n=len(found.loss),
+            versions=computed,
+        )
+        for code, found in scores.items()
+        for metric in ("perplexity", "bits_per_byte", "token_loss")
+        for value, stderr in [getattr(found, metric)]
+    ]
+
+
+def items_of(
+    scores: Mapping[str, Scores], model: str, method: str = "float", calibration: str = "none"
+) -> list[ItemScores]:
+    """Return the documents behind ``rows_of``: loss, and divergence where it was measured."""
+    found = []
+    for code, each in scores.items():
+        loss, tokens, _ = each.by_document()
+        of = (model, method, calibration, code)
+        found.append(ItemScores(*of, "perplexity", "perplexity", list(loss), tokens))
+        if each.kl is not None:
+            found.append(ItemScores(*of, "fidelity", "kl", each.sums(each.kl), tokens))
+    return found
+
+
+def definition(
+    tokenizer: "PreTrainedTokenizerBase", *, tokens: int, seq_len: int, separator: str | None
+) -> str:
+    """Say how perplexity was measured, for people to read below a table."""
+    return (
+        f"Token perplexity of the first {tokens:,} tokens per language after the first; context "
+        f"{seq_len}, stride {seq_len} (no overlap); between documents: "
+        f"{describe_separator(tokenizer, separator)}. Standard errors are over documents. Token "
+        "perplexity is not comparable between tokenizers or languages; bits per byte is closer to "
+        "it."
+    )
 
 
 def _window(ids: Tensor, seq_len: int) -> Tensor:

@@ -1,12 +1,13 @@
 """Scores of models per language, from the cache where they are known."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from mlcalib.calibration_sets import Stream
+from mlcalib.errors import named
 from mlcalib.evaluation.cache import Cache, tensors_sha256
 from mlcalib.evaluation.perplexity import Scores, score
 from mlcalib.evaluation.reference import Reference, head_of, recording
@@ -15,6 +16,9 @@ from mlcalib.results import versions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+STATES = "states"
+"""The cache's word for the hidden states that others are compared with, its largest files."""
 
 _Key = dict[str, Any]
 
@@ -29,6 +33,7 @@ class Scorer:
         tokens: tokens to score of each text.
         seq_len: context.
         fidelity: measure the divergence of all others from the first model.
+        allow_short: score what there is where a text has fewer tokens.
         cache: where scores are kept, or None.
 
     Attributes:
@@ -36,33 +41,45 @@ class Scorer:
     """
 
     def __init__(
-        self, *, tokens: int, seq_len: int, fidelity: bool = False, cache: Cache | None = None
+        self,
+        *,
+        tokens: int,
+        seq_len: int,
+        fidelity: bool = False,
+        allow_short: bool = False,
+        cache: Cache | None = None,
     ) -> None:
         self.first: dict[str, Scores] = {}
         self._tokens, self._seq_len = tokens, seq_len
         self._fidelity = fidelity
+        self._allow_short = allow_short
         self._cache = cache
         self._reference: Subject | None = None
-        self._ids: dict[str, Tensor] = {}  # that the reference was scored on
+        self._texts: dict[str, Stream] = {}  # that the reference was scored on
         self._head: PreTrainedModel | None = None
         self._states: dict[str, Tensor] = {}
 
-    def scores(self, subject: Subject, code: str, text: Stream) -> Scores:
-        """Score a model on the text of a language.
+    def scores(self, subject: Subject, texts: Mapping[str, Stream]) -> Iterator[tuple[str, Scores]]:
+        """Score a model on texts, language → text; gives each language as soon as it is done.
 
         Raises:
             ValueError: see ``score``; or, with ``fidelity``, a model that has other tokens than the
-                first.
+                first. Names language and model.
         """
-        if not self._fidelity:
-            return self._plain(subject, code, text)
-        if self._reference is None:
+        if self._fidelity and self._reference is None:
             self._reference = subject
-        if subject is not self._reference:
-            return self._compared(subject, code, text)
-        self._ids[code] = text.ids
-        self.first[code] = self._recorded(subject, code, text)
-        return self.first[code]
+        compared = self._fidelity and subject is not self._reference
+        if compared:
+            self._prepare(subject, texts)
+        for code, text in texts.items():
+            with named(f"language '{code}', model {subject.name}"):
+                if compared:
+                    found = self._compared(subject, code, text)
+                elif self._fidelity:
+                    found = self.first[code] = self._recorded(subject, code, text)
+                else:
+                    found = self._plain(subject, code, text)
+            yield code, found
 
     def release(self, subject: Subject) -> None:
         """Let go of a model of which everything was scored."""
@@ -78,45 +95,67 @@ class Scorer:
 
     def _recorded(self, subject: Subject, code: str, text: Stream) -> Scores:
         """Score the reference, and keep what others are compared with."""
-        key = self._key(subject, code, text)
-        states = {**key, "task": "states"}
-        known = self._known(key)
-        if known is not None and self._cache is not None and self._cache.has_tensor(states):
+        self._texts[code] = text
+        if (known := self._known(self._key(subject, code, text))) is not None:
             return self._scores(text, known["loss"])
+        return self._record(subject, code, text)
+
+    def _record(self, subject: Subject, code: str, text: Stream) -> Scores:
+        key = self._key(subject, code, text)
         with recording(subject.model) as recorded:
             found = self._score(subject, text)
         if self._cache is None:
             self._states[code] = torch.stack(recorded)
         else:
-            self._cache.put_tensor(states, torch.stack(recorded))
+            self._cache.put_tensor({**key, "task": STATES}, torch.stack(recorded))
         return self._keep(key, found)
+
+    def _prepare(self, subject: Subject, texts: Mapping[str, Stream]) -> None:
+        """Record the reference where that is needed, before another model is loaded.
+
+        Its own scores may be known from a time when nothing was compared with it.
+        """
+        first = self._reference
+        assert first is not None
+        recorded = False
+        for code, text in texts.items():
+            with named(f"language '{code}', model {subject.name}"):
+                if not torch.equal(text.ids, self._texts[code].ids):
+                    raise ValueError(
+                        f"its tokenizer makes other tokens of the text than that of {first.name}; "
+                        "next-token distributions are comparable over one vocabulary only."
+                    )
+            states = {**self._key(first, code, text), "task": STATES}
+            if self._cache is None or self._cache.has_tensor(states):
+                continue
+            if None in self._known_of(subject, code, text):
+                with named(f"language '{code}', model {first.name}"):
+                    self._record(first, code, text)
+                recorded = True
+        if recorded:
+            self.release(first)
 
     def _compared(self, subject: Subject, code: str, text: Stream) -> Scores:
         """Score a model against the reference."""
-        first = self._reference
-        assert first is not None
-        if not torch.equal(text.ids, self._ids[code]):
-            raise ValueError(
-                f"its tokenizer makes other tokens of the text than that of {first.name}; "
-                "next-token distributions are comparable over one vocabulary only."
-            )
-        key = self._key(subject, code, text)
-        against = self._key(first, code, text)
-        divergence = {**key, "task": "fidelity", "reference": against.get("model")}
-        known, apart = self._known(key), self._known(divergence)
+        known, apart = self._known_of(subject, code, text)
         if known is not None and apart is not None:
             return self._scores(text, known["loss"], **apart)
+        assert self._reference is not None
+        against = self._key(self._reference, code, text)
         reference = Reference(self._head_of_first(), lambda code: self._states_of(against, code))
-        logits = reference.logits(code)
-        found = self._score(subject, text, logits)
-        return self._keep(key, found, divergence)
+        found = self._score(subject, text, reference.logits(code))
+        key = self._key(subject, code, text)
+        return self._keep(key, found, self._divergence_key(subject, code, text))
 
     def _score(
         self, subject: Subject, text: Stream, reference: Iterable[Tensor] | None = None
     ) -> Scores:
-        return score(
-            subject.model, text, tokens=self._tokens, seq_len=self._seq_len, reference=reference
-        )
+        tokens = self._count(text)
+        return score(subject.model, text, tokens=tokens, seq_len=self._seq_len, reference=reference)
+
+    def _count(self, text: Stream) -> int:
+        """Return how many tokens of a text are scored."""
+        return min(self._tokens, len(text.ids) - 1) if self._allow_short else self._tokens
 
     def _head_of_first(self) -> "PreTrainedModel":
         """Return the reference's head; never loads it beside a model that is being compared."""
@@ -129,23 +168,37 @@ class Scorer:
     def _states_of(self, key: _Key, code: str) -> Tensor:
         if self._cache is None:
             return self._states[code]
-        return self._cache.get_tensor({**key, "task": "states"})
+        return self._cache.get_tensor({**key, "task": STATES})
 
     def _key(self, subject: Subject, code: str, text: Stream) -> _Key:
         if self._cache is None:
             return {}
+        tokens = self._count(text)
         return {
             "task": "perplexity",
             "language": code,
             "model": subject.fingerprint(self._cache),
-            "text": _text_sha256(text, self._tokens),
-            "tokens": self._tokens,
+            "text": _text_sha256(text, tokens),
+            "tokens": tokens,
             "seq_len": self._seq_len,
             "versions": versions(),
         }
 
+    def _divergence_key(self, subject: Subject, code: str, text: Stream) -> _Key:
+        assert self._reference is not None
+        against = self._key(self._reference, code, text)
+        key = self._key(subject, code, text)
+        return {**key, "task": "fidelity", "reference": against.get("model")}
+
     def _known(self, key: _Key) -> dict[str, list[float]] | None:
         return None if self._cache is None else self._cache.get(key)
+
+    def _known_of(
+        self, subject: Subject, code: str, text: Stream
+    ) -> tuple[dict[str, list[float]] | None, dict[str, list[float]] | None]:
+        """Return what is known of a model's own scores, and of its distance from the reference."""
+        own = self._known(self._key(subject, code, text))
+        return own, self._known(self._divergence_key(subject, code, text))
 
     def _keep(self, key: _Key, found: Scores, divergence: _Key | None = None) -> Scores:
         if self._cache is not None:
@@ -163,7 +216,7 @@ class Scorer:
         agrees: list[float] | None = None,
     ) -> Scores:
         """Return scores as they were before they were kept."""
-        scored = slice(1, self._tokens + 1)
+        scored = slice(1, self._count(text) + 1)
         return Scores(
             torch.tensor(loss, dtype=torch.float64),
             text.byte_counts[scored],

@@ -1,8 +1,11 @@
 """A model that is evaluated, whatever it was given as."""
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
 
 from mlcalib.evaluation.cache import Cache, fingerprint, tensors_sha256
 from mlcalib.models.loading import check_source, load_model, load_tokenizer
@@ -109,6 +112,20 @@ class Subject:
         if path.is_file():
             return {"gguf": cache.sha256(path)}
         return {"hub": self.name, "commit": _commit(self.name)}
+
+
+def evaluation_dtype(models: "Sequence[Model]", dtype: str = "auto") -> str:
+    """Return the dtype that models are evaluated in where ``dtype`` was asked for.
+
+    ``auto`` is bfloat16 on a CPU with AMX, which multiplies it many times faster than float32; so
+    only where all models are loaded here, for one that is in memory has a dtype, and models are
+    compared in one. Anything else is what it is: ``auto`` as stored, ``float32``, ….
+    """
+    in_memory = any(not isinstance(model, str | Path) for model in models)
+    # torch is pinned, so what it does not call public does not change unseen.
+    if dtype == "auto" and not in_memory and torch.cpu._is_amx_tile_supported():
+        return "bfloat16"
+    return dtype
 
 
 def _commit(name: str) -> str:

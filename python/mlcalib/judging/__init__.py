@@ -1,5 +1,6 @@
 """Which of two models gives better answers, as people and other models say."""
 
+from mlcalib.generations import Generation, Prompt, Source
 from mlcalib.judging.agreement import krippendorff_alpha
 from mlcalib.judging.generating import generate
 from mlcalib.judging.judges import (
@@ -19,11 +20,8 @@ from mlcalib.judging.judging import (
 )
 from mlcalib.judging.page import QUESTION, Key, read_key, write_page
 from mlcalib.judging.ratings import Rating, Score, left_share, read_ratings, score_ratings
-from mlcalib.judging.sources import Source
 from mlcalib.judging.texts import (
-    Generation,
     Pair,
-    Prompt,
     pair,
     read_generations,
     read_prompts,

@@ -1,7 +1,6 @@
 """Answers of a model to prompts."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,10 +8,11 @@ import torch
 from tqdm.auto import tqdm
 
 from mlcalib.errors import named
+from mlcalib.generations import Generation, Prompt, generation_row
 from mlcalib.judging.chat import as_chat
 from mlcalib.judging.journal import Journal
 from mlcalib.judging.sources import identity, source_of
-from mlcalib.judging.texts import Generation, Prompt, fingerprint
+from mlcalib.judging.texts import fingerprint
 from mlcalib.models.loading import load_model, load_tokenizer
 
 if TYPE_CHECKING:
@@ -95,10 +95,8 @@ def _complete(
         answers = _answer(live, tokenizer, tokens, max_tokens)
         for each, (output, finished) in zip(batch, answers, strict=True):
             if (each.language, each.id) not in there:
-                journal.append(
-                    {"id": each.id, "language": each.language, "prompt": each.prompt,
-                     "output": output, "finished": finished, **asdict(source)}
-                )  # fmt: skip
+                made = Generation(each.id, each.language, each.prompt, output)
+                journal.append(generation_row(made, source, finished=finished))
 
 
 @torch.inference_mode()

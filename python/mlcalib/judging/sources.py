@@ -1,30 +1,10 @@
 """Which model it is."""
 
 import hashlib
-from dataclasses import dataclass
 from pathlib import Path
 
+from mlcalib.generations import Source
 from mlcalib.records import origin
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where answers come from, as in a row of results.
-
-    Attributes:
-        model: the model as it was given.
-        method: quantizer, ``float``, or ``unknown``.
-        calibration: name of the calibration set, or ``none``.
-    """
-
-    model: str
-    method: str = "unknown"
-    calibration: str = "none"
-
-    def __str__(self) -> str:
-        calibration = "" if self.calibration == "none" else f" {self.calibration}"
-        how = "" if self.method == "unknown" else f" ({self.method}{calibration})"
-        return self.model + how
 
 
 def source_of(model: str) -> Source:

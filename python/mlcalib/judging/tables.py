@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from mlcalib.files import atomic_file
+from mlcalib.generations import Source
 from mlcalib.judging.ratings import Score
-from mlcalib.judging.sources import Source
 from mlcalib.judging.win_rates import ALL, WinRate
 from mlcalib.results import Row
 

@@ -8,36 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from mlcalib.documents import shuffled
+from mlcalib.generations import Generation, Prompt, Source
 from mlcalib.judging.codes import find_code
-from mlcalib.judging.sources import Source
 from mlcalib.languages import LanguageSet, language_set
 from mlcalib.optional import optional
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """What a model is asked.
-
-    Attributes:
-        id: unique within the language.
-        language: code in ``mlcalib.languages``.
-        prompt: the text.
-    """
-
-    id: str
-    language: str
-    prompt: str
-
-
-@dataclass(frozen=True)
-class Generation(Prompt):
-    """A prompt and what one model answered.
-
-    Attributes:
-        output: the answer.
-    """
-
-    output: str
 
 
 @dataclass(frozen=True)
@@ -102,7 +76,9 @@ def read_prompts(
 
 
 def read_generations(path: str | Path) -> list[Generation]:
-    """Read what ``generate`` wrote: JSONL with ``id``, ``language``, ``prompt`` and ``output``.
+    """Read what ``generate`` or an evaluation wrote: see ``mlcalib.generations``.
+
+    Of a row ``id``, ``language``, ``prompt`` and ``output`` are read, and needed.
 
     Raises:
         FileNotFoundError: no such file.

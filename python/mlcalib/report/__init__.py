@@ -1,6 +1,7 @@
-"""Tables, DataFrames and plots for people, model cards that hold tables, reports of studies."""
+"""Tables, DataFrames and plots for people, model cards with tables, reports as pages."""
 
 from mlcalib.report.card import write_model_card
+from mlcalib.report.evaluation import write_evaluation_report
 from mlcalib.report.frames import loss_frame, range_frame
 from mlcalib.report.groups import GROUPINGS, group_table, grouped, language_table
 from mlcalib.report.items import Items
@@ -25,6 +26,7 @@ __all__ = [
     "range_heatmap",
     "relative_changes",
     "rise_table",
+    "write_evaluation_report",
     "write_model_card",
     "write_report",
 ]

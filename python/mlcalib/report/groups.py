@@ -66,8 +66,11 @@ class Group:
 
 
 def by_script(code: str) -> str:
-    """Return ``Latin script`` or ``other scripts``."""
-    return "Latin script" if language(code).script == "Latn" else "other scripts"
+    """Return ``Latin script`` or ``other scripts``; ``no script`` of source code and the like."""
+    script = language(code).script
+    return (
+        "no script" if script is None else "Latin script" if script == "Latn" else "other scripts"
+    )
 
 
 def by_family(code: str) -> str:

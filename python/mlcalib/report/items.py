@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from mlcalib.significance import Floats, Part, combine, mcnemar, resample
 
+MCNEMAR, BOOTSTRAP = "McNemar", "bootstrap"
 LOWER_IS_BETTER = frozenset({"perplexity", "bits_per_byte", "token_loss"})
 
 
@@ -41,12 +43,15 @@ def relative_change(
             f"{where}: the float model has {len(before)} items, the quantized one {len(after)}; "
             "score both on the same items."
         )
+    # Items that fare alike are interchangeable: a few kinds of them instead of thousands.
+    kinds, repeats = np.unique(np.stack([before, after, size, other]), axis=1, return_counts=True)
     sums = resample(
-        np.stack([before, after, size, other]),
-        np.ones_like(before),
+        kinds,
+        np.ones(len(repeats)),
         resamples=resamples,
         seed=seeds[0],
         stream=seeds[1],
+        repeats=repeats,
     )
     totals = np.concatenate([sums.value[:, None], sums.value[:, None] + sums.deviations], axis=1)
     if (totals[2:] <= 0).any():
@@ -74,10 +79,41 @@ def _arrays(items: Items) -> tuple[Floats, Floats]:
     return np.where(known, values, 0), np.where(known, sizes, 0)
 
 
-def p_of_no_change(old: Items, new: Items, part: Part, seed: int) -> float | None:
-    """Return McNemar's p of right and wrong answers, and the bootstrap's of anything else."""
-    pair = np.stack([np.asarray(each.values, dtype=np.float64) for each in (old, new)])
+class Alone(NamedTuple):
+    """The test of no change in one cell, by itself.
+
+    Attributes:
+        n: items; 0 where there is no test.
+        test: ``McNemar``, ``bootstrap``, or empty.
+        p: two-sided; None where there is none.
+    """
+
+    n: int
+    test: str
+    p: float | None
+
+
+def of_no_change(old: Items, new: Items, part: Part | None, seed: int) -> Alone:
+    """Test right and wrong answers by McNemar, and anything else by the bootstrap.
+
+    Args:
+        old: of the float model.
+        new: of the other, the same items.
+        part: what ``relative_change`` returned; without it answers alone have a test.
+        seed: of the bootstrap.
+    """
+    if (pair := answers(old, new)) is not None:
+        return Alone(np.size(old.values), MCNEMAR, mcnemar(*pair))
+    return Alone(0, "", None) if part is None else Alone(part.n, BOOTSTRAP, combine([part], seed).p)
+
+
+def answers(old: Items, new: Items) -> Floats | None:
+    """Return [2, n] what both have right (1) or wrong (0); None if that is not what items are.
+
+    Items that say nothing of one of the two are left out.
+    """
+    if old.sizes is not None or new.sizes is not None:
+        return None
+    pair: Floats = np.stack([np.asarray(each.values, dtype=np.float64) for each in (old, new)])
     both = pair[:, ~np.isnan(pair).any(axis=0)]
-    if old.sizes is None and new.sizes is None and both.size and np.isin(both, (0, 1)).all():
-        return mcnemar(both[0], both[1])
-    return combine([part], seed).p
+    return both if both.size and np.isin(both, (0, 1)).all() else None

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
-from mlcalib.languages import language, languages
-from mlcalib.report.items import Items, p_of_no_change, relative_change, sign
+from mlcalib.languages import language
+from mlcalib.languages import languages as every_language
+from mlcalib.report.items import BOOTSTRAP, Alone, Items, of_no_change, relative_change, sign
 from mlcalib.results import Row
 from mlcalib.significance import Part, combine, holm
 
@@ -25,6 +26,10 @@ class Change:
         missing: ``no task``, ``not measured``, ``float is 0`` or another reason.
         tasks: how many tasks it is of.
         n: items behind its tests; 0 where it was not tested.
+        low: lower end of its 95 % interval by the bootstrap; None without items, and where a
+            resample gives the float model a score of 0, which leaves McNemar's test alone.
+        high: upper end, likewise.
+        test: of no change, ``McNemar`` or ``bootstrap``; empty without a test.
         p_float: of no change, adjusted (Holm) for the number of languages; None without a test.
         p_english: of the same change as English's, likewise.
         against_english: difference from English's change on the same tasks, in points, likewise.
@@ -34,9 +39,17 @@ class Change:
     missing: str = ""
     tasks: int = 1
     n: int = 0
+    low: float | None = None
+    high: float | None = None
+    test: str = ""
     p_float: float | None = None
     p_english: float | None = None
     against_english: float | None = None
+
+    @property
+    def significant(self) -> bool:
+        """Whether it is significantly different from no change: p below 0.05."""
+        return self.p_float is not None and self.p_float < 0.05
 
     @property
     def worse_than_english(self) -> bool:
@@ -73,6 +86,7 @@ def relative_changes(
     baseline: Model | None = None,
     *,
     metrics: Mapping[str, str] | None = None,
+    languages: Sequence[str] | None = None,
     items: Mapping[Model, Mapping[str, Mapping[str, Items]]] | None = None,
     missing: Mapping[tuple[str, str], str] | None = None,
     resamples: int = 10_000,
@@ -86,6 +100,7 @@ def relative_changes(
         baseline: the float one; None for the only model whose method is ``float``.
         metrics: task → metric; tasks that it does not name are left out. None for all tasks, which
             must then have one metric each.
+        languages: codes, in the order wanted; None for those of the rows.
         items: model → task → language → items, the same ones in both models. A cell without items
             in both is not tested.
         missing: (task, language) → why there is no score, where it is known; else it is ``no task``
@@ -106,10 +121,10 @@ def relative_changes(
     scores = {(_model(row), row.task, row.language, row.metric): row.value for row in rows}
     cells: dict[str, dict[str, Change]] = {task: {} for task in chosen}
     parts: dict[tuple[str, str], Part] = {}
-    alone: dict[tuple[str, str], float | None] = {}
+    alone: dict[tuple[str, str], Alone] = {}
     given = items or {}
     for task, metric in chosen.items():
-        for code in dict.fromkeys(row.language for row in rows):
+        for code in languages or dict.fromkeys(row.language for row in rows):
             old, new = (scores.get((each, task, code, metric)) for each in (baseline, model))
             reason = (missing or {}).get((task, code)) or _reason(task, code)
             cell = cells[task][code] = _change(old, new, metric, reason)
@@ -121,7 +136,7 @@ def relative_changes(
                 )
                 if part is not None:
                     parts[task, code] = part
-                    alone[task, code] = p_of_no_change(pair[0], pair[1], part, seed)
+                alone[task, code] = of_no_change(pair[0], pair[1], part, seed)
     for task, by_code in cells.items():
         for code, cell in by_code.items():
             by_code[code] = _tested(cell, code, [task], parts, seed, alone.get((task, code)))
@@ -134,7 +149,8 @@ def relative_changes(
         average = Change(mean, "" if tasks else _why([cells[task][code] for task in cells]))
         average = replace(average, tasks=len(tasks))
         averages[code] = _tested(average, code, tasks, parts, seed)
-    tests = _describe(resamples, seed) if parts else "Not tested: there are no items, only scores."
+    tested = any(each.test for each in alone.values())
+    tests = _describe(resamples, seed) if tested else "Not tested: there are no items, only scores."
     return Changes(model, baseline, chosen, cells, _adjusted(averages), tests)
 
 
@@ -173,7 +189,7 @@ def _metrics(rows: Sequence[Row], wanted: Mapping[str, str] | None) -> dict[str,
 
 
 def _reason(task: str, code: str) -> str:
-    known = any(task in entry.benchmarks for entry in languages())
+    known = any(task in entry.benchmarks for entry in every_language())
     return NO_TASK if known and task not in language(code).benchmarks else NOT_MEASURED
 
 
@@ -191,15 +207,17 @@ def _tested(
     tasks: Sequence[str],
     parts: Mapping[tuple[str, str], Part],
     seed: int,
-    p_float: float | None = None,
+    alone: Alone | None = None,
 ) -> Change:
     """Add the tests of a mean change over tasks, before they are adjusted."""
+    if alone is not None:
+        change = replace(change, n=alone.n, test=alone.test, p_float=alone.p)
     if not tasks or any((task, code) not in parts for task in tasks):
         return change
-    own = [_scaled(parts[task, code], 1 / len(tasks)) for task in tasks]
-    n = sum(part.n for part in own)
-    p = p_float if p_float is not None else combine(own, seed).p
-    change = replace(change, n=n, p_float=p)
+    mean = combine([_scaled(parts[task, code], 1 / len(tasks)) for task in tasks], seed)
+    change = replace(change, low=mean.low, high=mean.high)
+    if alone is None:
+        change = replace(change, n=mean.n, test=BOOTSTRAP, p_float=mean.p)
     common = [task for task in tasks if (task, ENGLISH) in parts]
     if code == ENGLISH or not common:
         return change

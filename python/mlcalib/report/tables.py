@@ -64,7 +64,7 @@ def metric_table(rows: Sequence[Row], metric: str) -> Table:
 
 def markdown(table: Table) -> str:
     """Return a table as Markdown, aligned so that it reads as plain text too."""
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    widths = [max(2, *map(len, column)) for column in zip(*table, strict=True)]  # '-:' at least
     header, *body = table
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     return "\n".join(

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from mlcalib.report.tables import Table, label
 from mlcalib.results import Row
 
+_DIGITS = {"perplexity": 2, "bits_per_byte": 3, "token_loss": 3}
 _PERCENT = ("acc", "exact_match", "line_pass_rate", "word_pass_rate")
 
 Missing = Mapping[tuple[str, str, str | None], str]
@@ -33,7 +34,13 @@ def task_table(rows: Sequence[Row], missing: Missing) -> Table:
     return [table[0], *sorted(table[1:], key=lambda cells: cells[0])]  # the sort is stable
 
 
-def _cell(row: Row) -> str:
+def score_text(row: Row) -> tuple[str, str]:
+    """Return a score and its standard error as text; shares in per cent. No error is empty."""
     scale = 100 if row.metric.startswith(_PERCENT) else 1
-    error = "" if row.stderr is None else f" ± {scale * row.stderr:.1f}"
-    return f"{scale * row.value:.1f}{error}"
+    digits = _DIGITS.get(row.metric, 1)
+    error = "" if row.stderr is None else f"± {scale * row.stderr:.{digits}f}"
+    return f"{scale * row.value:.{digits}f}", error
+
+
+def _cell(row: Row) -> str:
+    return " ".join(score_text(row)).strip()

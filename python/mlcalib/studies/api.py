@@ -10,7 +10,7 @@ import torch
 from mlcalib import _core
 from mlcalib.checkpoints import machine
 from mlcalib.files import atomic_file
-from mlcalib.studies.evaluating import described, evaluate_model
+from mlcalib.studies.evaluating import check_evaluation, described, evaluate_model
 from mlcalib.studies.plan import Plan, plan, table
 from mlcalib.studies.run import ModelStudy, open_model, quantize_model
 from mlcalib.studies.spec import StudySpec, read_study, variants_of
@@ -54,6 +54,7 @@ def study(
         spec = spec.model_dump(exclude_defaults=True)
     found = read_study(spec, **changes)
     variants_of(found)
+    check_evaluation(found)
     out = Path(out).resolve()
     plans = []
     opened = []

@@ -1,7 +1,10 @@
 """What a study will do: its cells, and the tokens, memory and disk that they take."""
 
+import math
 from dataclasses import dataclass
 
+from mlcalib.languages import language_set
+from mlcalib.studies.evaluating import FLOAT, evaluation_file
 from mlcalib.studies.run import ModelStudy
 
 _FLOAT = 4  # bytes of an element of a Gram
@@ -17,7 +20,8 @@ class Plan:
         tokens: calibration tokens that go through the model.
         separate: tokens that separate quantizations of ``todo`` would take.
         memory: bytes, about: a block, its statistics, one variant at a time, hidden states.
-        disk: bytes, about: checkpoints, and what lies beside until they are finished.
+        disk: bytes, about: checkpoints, and what lies beside until they are finished and, for
+            fidelity, evaluated.
     """
 
     done: list[str]
@@ -99,15 +103,33 @@ def _hidden(study: ModelStudy) -> int:
         sequences = sum(len(ids) for ids in study.text.union.ids.values())
     layers = study.spec.layers
     held = len(study.layers_languages()) * (layers.tokens if layers else 0)
+    return (sequences * study.spec.seq_len + held) * _token(study)
+
+
+def _token(study: ModelStudy) -> int:
+    """Return the bytes of a token's hidden state."""
     width: int = study.source.model.get_input_embeddings().weight.shape[1]
-    return (sequences * study.spec.seq_len + held) * width * study.source.dtype.itemsize
+    return width * study.source.dtype.itemsize
+
+
+def _states(study: ModelStudy) -> int:
+    """Return the bytes of what the float model leaves for others to be compared with."""
+    spec = study.spec.evaluation
+    evaluated = (evaluation_file(study, name).is_file() for name in (FLOAT, *study.variants))
+    if spec is None or not spec.fidelity or all(evaluated):
+        return 0
+    windows = len(language_set(spec.languages).weights) * math.ceil(
+        spec.tokens / study.spec.seq_len
+    )
+    return windows * study.spec.seq_len * _token(study)
 
 
 def _disk(study: ModelStudy, todo: list[str]) -> int:
     sizes = [_checkpoint(study, name) for name in todo]
     # One checkpoint is written while its blocks still lie beside.
     hidden = 2 * _hidden(study) if study.spec.hidden_states == "disk" else 0
-    return sum(sizes) + max(sizes, default=0) + hidden
+    # The hidden states of fidelity are written when those of the pass are gone.
+    return sum(sizes) + max(max(sizes, default=0) + hidden, _states(study))
 
 
 def _checkpoint(study: ModelStudy, name: str) -> int:

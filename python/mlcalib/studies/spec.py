@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from mlcalib.config import Config
-from mlcalib.evaluation.tasks import task_names
+from mlcalib.evaluation.tasks import PERPLEXITY, task_names
 from mlcalib.languages import LanguageSet, language_set
 from mlcalib.quantizers import quantizers
 from mlcalib.registry import unknown
@@ -75,22 +75,34 @@ class EvaluationSpec(Config):
         corpus: for perplexity; default: the study's.
         data: folder with the tasks' local data; default: the hub's.
         limit: items per task and language; default: all.
+        fidelity: compare each checkpoint's next-token distributions with the float model's, in the
+            same forward as perplexity.
     """
 
-    tasks: tuple[str, ...] = ("perplexity",)
+    tasks: tuple[str, ...] = (PERPLEXITY,)
     languages: str = "multi10"
     tokens: int = Field(default=2048, ge=1)
     corpus: str | None = None
     data: str | None = None
     limit: int | None = Field(default=None, ge=1)
+    fidelity: bool = False
 
     @field_validator("tasks")
     @classmethod
     def _known(cls, given: tuple[str, ...]) -> tuple[str, ...]:
         for name in given:
-            if name not in (known := ["perplexity", *task_names()]):
+            if name not in (known := [PERPLEXITY, *task_names()]):
                 raise ValueError(unknown("task", name, known))
         return given
+
+    @model_validator(mode="after")
+    def _text_for_fidelity(self) -> "EvaluationSpec":
+        if self.fidelity and PERPLEXITY not in self.tasks:
+            raise ValueError(
+                "fidelity is measured on the text of perplexity, but the tasks are "
+                f"{', '.join(self.tasks)}; add {PERPLEXITY}, or leave fidelity out."
+            )
+        return self
 
 
 class LayersSpec(Config):

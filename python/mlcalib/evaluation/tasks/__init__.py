@@ -1,16 +1,16 @@
 """Benchmark tasks: lm-evaluation-harness's, and what it lacks."""
 
-from mlcalib.evaluation.tasks.catalogue import check_tasks, task_names
-from mlcalib.evaluation.tasks.outcome import Generation, Missing, TaskResults
-from mlcalib.evaluation.tasks.runner import run_tasks
-from mlcalib.evaluation.tasks.several import evaluate_tasks
+from mlcalib.evaluation.tasks.catalogue import PERPLEXITY, check_tasks, task_names
+from mlcalib.evaluation.tasks.outcome import Missing, TaskResults
+from mlcalib.evaluation.tasks.runner import check_data, listed, run_tasks
 
 __all__ = [
-    "Generation",
+    "PERPLEXITY",
     "Missing",
     "TaskResults",
+    "check_data",
     "check_tasks",
-    "evaluate_tasks",
+    "listed",
     "run_tasks",
     "task_names",
 ]

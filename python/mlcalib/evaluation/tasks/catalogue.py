@@ -7,6 +7,9 @@ from typing import Literal
 from mlcalib.languages import Language, languages
 from mlcalib.registry import unknown
 
+PERPLEXITY = "perplexity"
+"""The task that is no benchmark: running text."""
+
 Kind = Literal["choice", "answer", "translation", "summary", "confusion", "prompts"]
 
 
@@ -241,7 +244,7 @@ def find_task(name: str) -> Task:
         ValueError: there is none; names the nearest.
     """
     if name not in _TASKS:
-        raise ValueError(unknown("task", name, ["perplexity", *task_names()]))
+        raise ValueError(unknown("task", name, [PERPLEXITY, *task_names()]))
     return _TASKS[name]
 
 

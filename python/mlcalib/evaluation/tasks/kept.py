@@ -9,21 +9,21 @@ from typing import Any
 from mlcalib.evaluation.cache import Cache
 from mlcalib.evaluation.subject import Subject
 from mlcalib.evaluation.tasks.catalogue import check_tasks, find_task
-from mlcalib.evaluation.tasks.outcome import Generation, Missing, TaskResults
+from mlcalib.evaluation.tasks.outcome import Missing, TaskResults
 from mlcalib.evaluation.tasks.runner import codes, listed, run_tasks
 from mlcalib.results import Row, versions
 
 _log = logging.getLogger(__name__)
 
 
-def run_kept(
+def run_subject(
     subject: Subject,
-    cache: Cache,
+    cache: Cache | None,
     tasks: str | Sequence[str],
     languages: str | Sequence[str],
     **options: Any,
 ) -> TaskResults:
-    """Run benchmark tasks as ``run_tasks`` does, but what the cache does not hold alone.
+    """Run benchmark tasks as ``run_tasks`` does; with a cache, only what it does not hold.
 
     A result is named by the content of the model and of the task's data folder, the options and the
     versions. Data sets of the hub are taken not to change. A model of which everything is known is
@@ -31,16 +31,26 @@ def run_kept(
 
     Args:
         subject: the model.
-        cache: results are put there as soon as a task in a language is done.
+        cache: results are put there as soon as a task in a language is done; None to keep nothing.
         tasks: as for ``run_tasks``, likewise ``languages`` and ``options``.
         languages: a set or codes.
-        options: by name.
+        options: by name; ``name``, ``method`` and ``calibration`` are by default the model's.
 
     Raises:
         FileNotFoundError, ImportError, ValueError: see ``run_tasks``.
     """
+    origin = {
+        "name": subject.name,
+        "method": subject.method,
+        "calibration": subject.calibration,
+    }
+    options = origin | options
+    if cache is None:
+        return run_tasks(subject.model, subject.tokenizer, tasks, languages, **options)
     check_tasks(listed(tasks))
-    results = TaskResults(subject.name, subject.method, subject.calibration, options.get("seed", 0))
+    results = TaskResults(
+        options["name"], options["method"], options["calibration"], options.get("seed", 0)
+    )
     for task in listed(tasks):
         lacking: dict[str, str] = {}
         data = _data(cache, task, options.get("data"))
@@ -91,9 +101,9 @@ def _add(value: dict[str, Any], results: TaskResults) -> None:
     for name, languages in value["items"].items():
         results.items.setdefault(name, {}).update(languages)
     for name, languages in value["generations"].items():
-        results.generations.setdefault(name, {}).update(
-            {code: [Generation(**each) for each in texts] for code, texts in languages.items()}
-        )
+        for code, texts in languages.items():
+            kept = ((each["prompt"], each["output"], each["reference"]) for each in texts)
+            results.add_generations(name, code, kept)
     results.missing += [
         Missing(**{**cell, "fillers": tuple(cell["fillers"])}) for cell in value["missing"]
     ]

@@ -1,28 +1,12 @@
 """What running tasks gives."""
 
-import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mlcalib.evaluation.tasks.text_metrics import Score
-from mlcalib.files import atomic_file
-from mlcalib.results import Row, versions
-
-
-@dataclass(frozen=True)
-class Generation:
-    """What a model wrote.
-
-    Attributes:
-        prompt: what it read.
-        output: what it wrote.
-        reference: what is right; None where nothing is.
-    """
-
-    prompt: str
-    output: str
-    reference: str | None = None
+from mlcalib.generations import Generation, Source, write_generations
+from mlcalib.results import ItemScores, Results, Row, versions
 
 
 @dataclass(frozen=True)
@@ -101,24 +85,41 @@ class TaskResults:
         if items:
             self.items.setdefault(task, {})[language] = list(items)
 
+    @property
+    def results(self) -> Results:
+        """The rows with their items, and the cells without a number."""
+        first = {(row.task, row.language): row.metric for row in reversed(self.rows)}
+        of = (self.model, self.method, self.calibration)
+        items = [
+            ItemScores(*of, code, task, first[task, code], values)
+            for task, languages in self.items.items()
+            for code, values in languages.items()
+            if (task, code) in first
+        ]
+        lacking = [
+            ItemScores(*of, cell.language, cell.task, cell.metric, [], missing=str(cell))
+            for cell in self.missing
+        ]
+        return Results(self.rows, items + lacking)
+
+    def add_generations(
+        self, task: str, language: str, texts: Iterable[tuple[str, str, str | None]]
+    ) -> None:
+        """Add what the model wrote: prompt, output and reference; ids are places in the data."""
+        self.generations.setdefault(task, {})[language] = [
+            Generation(str(number), language, *text) for number, text in enumerate(texts)
+        ]
+
     def write_generations(self, folder: str | Path) -> list[Path]:
         """Write what the model wrote as JSONL files, one per task; return their paths.
 
-        A row has ``id`` (unique in a language), ``language``, ``prompt``, ``output`` and
-        ``reference``, and where it comes from: ``model``, ``method``, ``calibration``, ``task``.
+        A row is as ``mlcalib.generations.generation_row`` says, with the ``task``; ``mlcalib
+        judge`` and ``mlcalib annotate`` read it.
         """
+        source = Source(self.model, self.method, self.calibration)
         paths = []
         for task, languages in self.generations.items():
-            rows = [
-                {"id": str(number), "language": code, **asdict(each), "task": task, **self._source}
-                for code, generations in languages.items()
-                for number, each in enumerate(generations)
-            ]
             paths.append(Path(folder) / f"{task}.jsonl")
-            with atomic_file(paths[-1]) as file:
-                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            written = (each for texts in languages.values() for each in texts)
+            write_generations(written, source, paths[-1], task=task)
         return paths
-
-    @property
-    def _source(self) -> dict[str, str]:
-        return {"model": self.model, "method": self.method, "calibration": self.calibration}

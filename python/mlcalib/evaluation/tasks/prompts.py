@@ -57,8 +57,7 @@ def prompts(
         FileNotFoundError: a file is missing in ``data``.
         ValueError: a file is not what the task reads.
     """
-    code = task.code(about)
-    if code is None or (task.kind == "translation" and about.code == ENGLISH):
+    if not _has(task, about):
         return []
     if task.kind == "translation":
         return _translation(task, about, data, limit)
@@ -67,6 +66,24 @@ def prompts(
     if task.kind == "confusion":
         return _confusion(task, about, data, limit)
     return _dolly(task, about, data, limit)
+
+
+def prompt_files(task: Task, about: Language, data: Path) -> list[Path]:
+    """Return the files that hold a language's prompts; none where the task does not have it.
+
+    Raises:
+        FileNotFoundError: one is missing.
+    """
+    if not _has(task, about):
+        return []
+    if task.kind == "confusion":
+        return [path for paths in _confusion_files(task, about, data).values() for path in paths]
+    read = [about, language(ENGLISH)] if task.kind == "translation" else [about]
+    return [_file(task, each, data) for each in read]
+
+
+def _has(task: Task, about: Language) -> bool:
+    return task.code(about) is not None and (task.kind, about.code) != ("translation", ENGLISH)
 
 
 def worded(asked: Prompts, lm: "TaskModel") -> list[str]:
@@ -165,14 +182,10 @@ def _confusion(task: Task, about: Language, data: Path | None, limit: int | None
             if row["language"] == code:
                 texts[row["task"]].setdefault(row["source"], []).append(row["prompt"])
     else:
-        for setting, sources in texts.items():
-            for path in sorted((data / task.folder / setting).glob(f"*/{code}.*")):
-                if path.suffix in SUFFIXES:
-                    rows = read_rows(path, task.fields)
-                    sources[path.parent.name] = [row["prompt"] for row in rows]
-        if not any(texts.values()):
-            where = data / task.folder / "monolingual" / "SOURCE" / f"{code}.jsonl"
-            raise missing_file(where, task, about)
+        for setting, paths in _confusion_files(task, about, data).items():
+            for path in paths:
+                rows = read_rows(path, task.fields)
+                texts[setting][path.parent.name] = [row["prompt"] for row in rows]
     return [
         _asked(
             task,
@@ -184,6 +197,23 @@ def _confusion(task: Task, about: Language, data: Path | None, limit: int | None
         for setting, sources in texts.items()
         if sources
     ]
+
+
+def _confusion_files(task: Task, about: Language, data: Path) -> dict[str, list[Path]]:
+    """Return for each setting the files of its sources."""
+    code = str(task.code(about))
+    found = {
+        setting: [
+            path
+            for path in sorted((data / task.folder / setting).glob(f"*/{code}.*"))
+            if path.suffix in SUFFIXES
+        ]
+        for setting in ("monolingual", "crosslingual")
+    }
+    if not any(found.values()):
+        where = data / task.folder / "monolingual" / "SOURCE" / f"{code}.jsonl"
+        raise missing_file(where, task, about)
+    return found
 
 
 def _dolly(task: Task, about: Language, data: Path | None, limit: int | None) -> list[Prompts]:
@@ -210,10 +240,14 @@ def _dolly(task: Task, about: Language, data: Path | None, limit: int | None) ->
 
 
 def _rows(task: Task, about: Language, data: Path) -> list[JsonRow]:
+    return read_rows(_file(task, about, data), task.fields)
+
+
+def _file(task: Task, about: Language, data: Path) -> Path:
     path = local_file(data, task, about)
     if path is None:
         raise missing_file(data / task.folder / f"{task.code(about)}.jsonl", task, about)
-    return read_rows(path, task.fields)
+    return path
 
 
 def _asked(task: Task, name: str, about: Language, texts: list[str], tokens: int) -> Prompts:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from mlcalib.evaluation.tasks.catalogue import Task, fillers, find_task
-from mlcalib.evaluation.tasks.outcome import Generation, Missing, TaskResults
-from mlcalib.evaluation.tasks.prompts import Prompts, prompts, worded
+from mlcalib.evaluation.tasks.outcome import Missing, TaskResults
+from mlcalib.evaluation.tasks.prompts import Prompts, prompt_files, prompts, worded
 from mlcalib.evaluation.tasks.scoring import score
 from mlcalib.evaluation.tasks.stock import (
     Sample,
@@ -107,14 +107,57 @@ def run_tasks(  # noqa: PLR0913 - options of an evaluation, all by name
         scored = score(each, outputs, encoder, seed)
         code = each.language.code
         results.add(each.task, code, scored.scores, scored.items)
-        results.generations.setdefault(each.task, {})[code] = [
-            Generation(prompt, output, reference)
-            for prompt, output, reference in zip_longest(each.texts, outputs, each.references)
-        ]
+        results.add_generations(each.task, code, zip_longest(each.texts, outputs, each.references))
         results.missing += [
             Missing(each.task, code, metric, reason) for metric, reason in scored.missing.items()
         ]
     return results
+
+
+def check_data(tasks: Sequence[str], languages: Sequence[str], data: str | Path | None) -> None:
+    """Make sure, before any model is loaded, that what tasks need is there.
+
+    Args:
+        tasks: plain names.
+        languages: codes.
+        data: as for ``run_tasks``.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or it has no file of a task in any of the
+            languages.
+        ImportError: the extra ``eval`` is not installed.
+    """
+    if not tasks:
+        return
+    optional("lm_eval", "eval", "A benchmark task")
+    folder = _folder(data)
+    if folder is None:
+        return
+    for task in map(find_task, tasks):
+        causes = []
+        for code in languages:
+            try:
+                if _has_data(task, language(code), folder):
+                    break
+            except FileNotFoundError as error:
+                causes.append(error)
+        else:
+            if causes:
+                raise causes[0]
+
+
+def _has_data(task: Task, each: Language, folder: Path) -> bool:
+    """Return whether a task has a language.
+
+    Raises:
+        FileNotFoundError: it has, but its file is not there.
+    """
+    if not task.files:
+        return bool(prompt_files(task, each, folder))
+    if (found := stock_task(task, each)) is None:
+        return False
+    stock_data(found, folder)
+    return True
 
 
 def listed(given: str | Sequence[str]) -> list[str]:
@@ -216,11 +259,12 @@ def _add_stock(found: StockTask, samples: Sequence[Sample], results: TaskResults
             scores.append(mean(metric, values))
     results.add(task.name, code, scores, items)
     if task.kind == "answer":
-        results.generations.setdefault(task.name, {})[code] = [
-            Generation(sample["arguments"][0][0], sample["resps"][0][0], str(sample["target"]))
+        texts = (
+            (sample["arguments"][0][0], sample["resps"][0][0], str(sample["target"]))
             for sample in samples
             if sample["filter"] == samples[0]["filter"]
-        ]
+        )
+        results.add_generations(task.name, code, texts)
 
 
 def _generate(lm: "TaskModel", asked: Sequence[Prompts]) -> list[list[str]]:

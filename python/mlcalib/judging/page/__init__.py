@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mlcalib.files import atomic_file
-from mlcalib.judging.sources import Source
+from mlcalib.generations import Source
 from mlcalib.judging.texts import Pair, fingerprint
 from mlcalib.languages import language
 

@@ -1,10 +1,10 @@
 """What a reader sees first: what was run, and which calibration was best."""
 
+from mlcalib.report.page.document import MISSING, Block, Cell, Paragraph, Row, Section, Table
+from mlcalib.report.page.words import between, bounds, full_name, listed, named, signed
 from mlcalib.report.study.comparison import Grid, Standing
-from mlcalib.report.study.document import MISSING, Block, Cell, Paragraph, Row, Section, Table
 from mlcalib.report.study.folder import StudyFile
 from mlcalib.report.study.results import ModelReport, Results
-from mlcalib.report.study.words import between, bounds, full_name, listed, named, signed
 from mlcalib.significance import Difference
 
 

@@ -1,8 +1,8 @@
 """What a study cost, and what separate runs would have."""
 
-from mlcalib.report.study.document import Block, Cell, Paragraph, Row, Section, Table
+from mlcalib.report.page.document import Block, Cell, Paragraph, Row, Section, Table
+from mlcalib.report.page.words import number, seconds, size
 from mlcalib.report.study.results import ModelReport
-from mlcalib.report.study.words import number, seconds, size
 
 PASS = {
     "load": "loading blocks",

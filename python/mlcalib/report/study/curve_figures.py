@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mlcalib.optional import optional
-from mlcalib.report.study.canvas import Records, new
-from mlcalib.report.study.colours import CATEGORIES
+from mlcalib.report.page.canvas import Records, new
+from mlcalib.report.page.colours import CATEGORIES
+from mlcalib.report.page.words import full_name, signed
 from mlcalib.report.study.prediction import correlation, pairs
 from mlcalib.report.study.quality import by_languages
 from mlcalib.report.study.results import ModelReport, Point
-from mlcalib.report.study.words import full_name, signed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,6 +1,6 @@
 """The figures of a model, with the data behind them."""
 
-from mlcalib.report.study.canvas import Drawing
+from mlcalib.report.page.canvas import Drawing
 from mlcalib.report.study.curve_figures import curves, point_records, scatter
 from mlcalib.report.study.map_figures import layers, outside, rise_records, rises
 from mlcalib.report.study.quality import curve_panels, limit

@@ -101,13 +101,29 @@ class Documents(_Part):
         return self
 
 
+class MissingCell(_Part):
+    """A task without a score in a language, and why."""
+
+    task: str
+    language: str
+    metric: str | None = None
+    reason: str
+    fillers: list[str] = []
+
+    def __str__(self) -> str:
+        offer = f" (try {' or '.join(self.fillers)})" if self.fillers else ""
+        return f"{self.reason}{offer}"
+
+
 class Evaluation(_Part):
     """``evaluations/<variant>.json``."""
 
     seconds: float | None = None
     rows: list[Row] = []
     documents: dict[str, Documents] = {}
-    items: dict[str, dict[str, list[int]]] = {}
+    divergence: dict[str, list[float]] = {}
+    items: dict[str, dict[str, list[float | None]]] = {}
+    missing: list[MissingCell] = []
 
 
 class Record(_Part):

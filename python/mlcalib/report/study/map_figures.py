@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mlcalib.optional import optional
+from mlcalib.report.page.canvas import INK, Records, colour_map, new
+from mlcalib.report.page.colours import diverging, ink, sequential
+from mlcalib.report.page.words import full_name, signed
 from mlcalib.report.plots import loss_heatmap
-from mlcalib.report.study.canvas import INK, Records, colour_map, new
-from mlcalib.report.study.colours import diverging, ink, sequential
 from mlcalib.report.study.comparison import Grid
 from mlcalib.report.study.layers import place, relative
 from mlcalib.report.study.results import ModelReport
-from mlcalib.report.study.words import full_name, signed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
+from mlcalib.report.page.document import Cell, Paragraph, Plot, Row, Section, Table
+from mlcalib.report.page.words import full_name, hint, signed
 from mlcalib.report.study.comparison import Column
-from mlcalib.report.study.document import Cell, Paragraph, Plot, Row, Section, Table
 from mlcalib.report.study.layers import predicted, spearman
 from mlcalib.report.study.results import ModelReport
-from mlcalib.report.study.words import full_name, hint, signed
 
 MEANING = (
     "Predicted loss of a checkpoint in a language: the sum over all linears of the loss on the "

@@ -2,9 +2,8 @@
 
 import math
 
-from mlcalib.report.study.colours import NOTHING, diverging, faded
-from mlcalib.report.study.comparison import Column, Grid, Standing
-from mlcalib.report.study.document import (
+from mlcalib.report.page.colours import NOTHING, diverging, faded
+from mlcalib.report.page.document import (
     MISSING,
     Block,
     Cell,
@@ -16,8 +15,7 @@ from mlcalib.report.study.document import (
     Section,
     Table,
 )  # fmt: skip
-from mlcalib.report.study.results import ModelReport, Point
-from mlcalib.report.study.words import (
+from mlcalib.report.page.words import (
     between,
     bounds,
     full_name,
@@ -28,6 +26,8 @@ from mlcalib.report.study.words import (
     seconds,
     signed,
 )  # fmt: skip
+from mlcalib.report.study.comparison import Column, Grid, Standing
+from mlcalib.report.study.results import ModelReport, Point
 
 LEGEND = (
     "Large: rise of the mean token loss in nats against the float model. Small: rise in token "

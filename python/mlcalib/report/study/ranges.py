@@ -1,7 +1,7 @@
 """Activation ranges of calibration against evaluation text."""
 
-from mlcalib.report.study.colours import NOTHING, sequential
-from mlcalib.report.study.document import (
+from mlcalib.report.page.colours import NOTHING, sequential
+from mlcalib.report.page.document import (
     MISSING,
     Cell,
     Details,
@@ -11,9 +11,9 @@ from mlcalib.report.study.document import (
     Section,
     Table,
 )
+from mlcalib.report.page.words import full_name, hint, number
 from mlcalib.report.study.layers import Input
 from mlcalib.report.study.results import ModelReport
-from mlcalib.report.study.words import full_name, hint, number
 
 TOP = 10
 """Inputs shown of a language."""

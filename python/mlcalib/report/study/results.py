@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from mlcalib.report.evaluation.compared import Compared
+from mlcalib.report.study.benchmarks import compared
 from mlcalib.report.study.comparison import Column, Grid, Measured, grids, measure
 from mlcalib.report.study.folder import FLOAT, ModelResults, Study, StudyFile, read_study
 from mlcalib.report.study.layers import Activations, activations
@@ -37,12 +39,14 @@ class ModelReport:
         model: as read.
         measured: its losses, resampled.
         grids: its heat maps: the main budget's quantizers, then those of other budgets.
+        resamples: of the bootstrap.
     """
 
     study: Study
     model: ModelResults
     measured: Measured
     grids: list[Grid]
+    resamples: int
 
     @cached_property
     def main(self) -> list[Grid]:
@@ -53,6 +57,15 @@ class ModelReport:
     def others(self) -> list[Grid]:
         """Heat maps of the other budgets."""
         return [grid for grid in self.grids if grid.tokens not in (None, self.grids[0].tokens)]
+
+    @cached_property
+    def compared(self) -> dict[str, Compared]:
+        """Quantizer of the main budget → its benchmark tasks, where they were measured."""
+        options = {"resamples": self.resamples, "seed": self.measured.seed}
+        found = {
+            grid.quantizer: compared(self.model.evaluations, grid, **options) for grid in self.main
+        }
+        return {quantizer: each for quantizer, each in found.items() if each is not None}
 
     def points(self, quantizer: str) -> list[Point]:
         """All settings of a quantizer that were measured in all languages."""
@@ -164,7 +177,7 @@ def results(folder: str | Path, *, resamples: int | None, seed: int) -> Results:
     models = []
     for model in study.models:
         measured = measure(study.plan, model, resamples=resamples, seed=seed)
-        models.append(ModelReport(study, model, measured, grids(study.plan, measured)))
+        models.append(ModelReport(study, model, measured, grids(study.plan, measured), resamples))
     return Results(study, models, resamples, seed)
 
 

@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+from mlcalib.report.evaluation.tables import change_tables
 from mlcalib.report.study.comparison import Grid
 from mlcalib.report.study.costs import separate, spent
 from mlcalib.report.study.folder import FLOAT
@@ -28,6 +30,7 @@ def tables(results: Results) -> dict[str, Records]:
         "outside": _outside,
         "costs": _costs,
         "tasks": lambda report: _tasks(results, report),
+        **{f"tasks_{name}": partial(_compared, name) for name in ("changes", "groups", "flips")},
     }
     found = {
         name: [
@@ -218,8 +221,18 @@ def _tasks(results: Results, report: ModelReport) -> Records:
                     "change_low": each.test and each.test.low,
                     "change_high": each.test and each.test.high,
                     "items": each.test and each.test.n,
-                    "mcnemar_p": each.p,
-                    "mcnemar_p_holm": grid.adjusted.get((variant, code)),
+                    "test": each.name,
+                    "p": each.p,
+                    "p_holm": grid.adjusted.get((variant, code)),
                 }
             )
     return rows
+
+
+def _compared(name: str, report: ModelReport) -> Records:
+    """Return one of the tables that an evaluation has too."""
+    return [
+        {"quantizer": quantizer, **row}
+        for quantizer, each in report.compared.items()
+        for row in change_tables(each)[name]
+    ]

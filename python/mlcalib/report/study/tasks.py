@@ -4,15 +4,29 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from mlcalib.report.study.colours import NOTHING, diverging, faded
+import numpy as np
+
+from mlcalib.report.evaluation.changes import changes
+from mlcalib.report.evaluation.compared import PERPLEXITY, Compared
+from mlcalib.report.evaluation.fidelity import fidelity
+from mlcalib.report.evaluation.flips import flips
+from mlcalib.report.items import BOOTSTRAP, MCNEMAR, Items, answers
+from mlcalib.report.page.colours import NOTHING, diverging, faded
+from mlcalib.report.page.document import (
+    MISSING,
+    Block,
+    Cell,
+    Details,
+    Paragraph,
+    Row,
+    Section,
+    Table,
+)
+from mlcalib.report.page.words import bounds, full_name, hint, probability, signed
 from mlcalib.report.study.comparison import Column, Grid
-from mlcalib.report.study.document import MISSING, Block, Cell, Paragraph, Row, Section, Table
 from mlcalib.report.study.folder import FLOAT, Evaluation
 from mlcalib.report.study.results import ModelReport, Results
-from mlcalib.report.study.words import bounds, full_name, hint, probability, signed
-from mlcalib.significance import Difference, holm, mcnemar, paired_mean
-
-PERPLEXITY = "perplexity"
+from mlcalib.significance import Difference, Floats, holm, mcnemar, paired_mean
 
 
 @dataclass(frozen=True)
@@ -23,12 +37,14 @@ class Change:
         base: score of the float model.
         value: score of the checkpoint.
         test: the difference with its interval; None without paired items.
-        p: McNemar's, likewise.
+        name: of the test of no difference, ``McNemar`` or ``bootstrap``; empty likewise.
+        p: its p, likewise.
     """
 
     base: float
     value: float
     test: Difference | None
+    name: str
     p: float | None
 
 
@@ -43,7 +59,7 @@ class TaskGrid:
 
     @cached_property
     def adjusted(self) -> dict[tuple[str, str], float]:
-        """(variant, language) → McNemar's p after Holm, over all cells."""
+        """(variant, language) → p after Holm, over all cells."""
         return holm({key: each.p for key, each in self.changes.items() if each.p is not None})
 
     def mean(self, variant: str) -> float | None:
@@ -94,22 +110,27 @@ def _scores(evaluation: Evaluation, task: str, metric: str) -> dict[str, float]:
     }
 
 
-def _items(evaluation: Evaluation, task: str, code: str, score: float) -> list[int] | None:
-    """Return the items behind a score; None where there are none, or they are another metric's."""
-    items = evaluation.items.get(task, {}).get(code)
-    if not items or abs(sum(items) / len(items) - score) > 1e-6:
-        return None
-    return items
+def _items(evaluation: Evaluation, task: str, code: str, score: float) -> Floats | None:
+    """Return the items behind a score; None where there are none, or they are another metric's.
+
+    NaN is an item that says nothing.
+    """
+    items = np.array(evaluation.items.get(task, {}).get(code, []), dtype=np.float64)
+    known = items[~np.isnan(items)]
+    return items if known.size and abs(known.mean() - score) < 1e-6 else None
 
 
-def _change(
-    results: Results, base: float, value: float, pair: Sequence[list[int] | None]
-) -> Change:
+def _change(results: Results, base: float, value: float, pair: Sequence[Floats | None]) -> Change:
     first, second = pair
     if first is None or second is None:
-        return Change(base, value, None, None)
-    test = paired_mean(first, second, resamples=results.resamples, seed=results.seed)
-    return Change(base, value, test, mcnemar(first, second))
+        return Change(base, value, None, "", None)
+    both = ~np.isnan(first) & ~np.isnan(second)
+    if not both.any():
+        return Change(base, value, None, "", None)
+    test = paired_mean(first[both], second[both], resamples=results.resamples, seed=results.seed)
+    if (right := answers(Items(first), Items(second))) is not None:
+        return Change(base, value, test, MCNEMAR, mcnemar(*right))
+    return Change(base, value, test, BOOTSTRAP, test.p)
 
 
 def tasks(results: Results, report: ModelReport, prefix: str) -> Section | None:
@@ -126,13 +147,37 @@ def tasks(results: Results, report: ModelReport, prefix: str) -> Section | None:
         section.blocks.append(
             Paragraph(
                 "Change against the float model × 100: percentage points of an accuracy. Grey "
-                "italics: McNemar's exact test on the same items, after Holm's correction for all "
-                "cells of the table, gives p ≥ 0.05; or there are no items to test.",
+                "italics: on the same items McNemar's exact test of right and wrong answers, or a "
+                "paired bootstrap of other scores, after Holm's correction for all cells of the "
+                "table, gives p ≥ 0.05; or there are no items to test.",
                 "note",
             )
         )
     section.blocks += [_table(each) for each in found]
+    for quantizer, each in report.compared.items():
+        section.blocks += _relative(each, quantizer)
     return section
+
+
+def _relative(each: Compared, quantizer: str) -> list[Block]:
+    """Return the tables of relative changes and of flips, folded."""
+    blocks: list[Block] = []
+    if each.changes:
+        title = f"{quantizer}: relative change, by script, family and resource tier"
+        blocks.append(Details(title, changes(each, each.changes, None)))
+    if found := flips(each):
+        blocks.append(Details(f"{quantizer}: answers that flipped", found))
+    return blocks
+
+
+def fidelities(report: ModelReport, prefix: str) -> Section | None:
+    """Return how far predictions moved, a heat map's variants side by side; None if unmeasured."""
+    section = Section(f"{prefix}fidelity", "Fidelity: how far predictions moved")
+    for quantizer, each in report.compared.items():
+        if blocks := fidelity(each):
+            several = len(report.compared) > 1
+            section.blocks += [Details(quantizer, blocks)] if several else blocks
+    return section if section.blocks else None
 
 
 def _table(each: TaskGrid) -> Block:
@@ -166,7 +211,7 @@ def _cell(each: TaskGrid, column: Column, code: str, end: float, base: float | N
     title = f"{full_name(code)}, {column.label}: {one.value:.4f} (float {one.base:.4f})"
     if one.test is not None:
         title += f", {signed(one.test.value, 4)} {bounds(one.test, 4)}, {one.test.n} items, "
-        title += f"McNemar {probability(one.p)}, after Holm {probability(p)}"
+        title += f"{one.name} {probability(one.p)}, after Holm {probability(p)}"
     grey = p is None or p >= 0.05
     colour = diverging(-(one.value - one.base) / end)
     return Cell(

@@ -2,9 +2,8 @@
 
 from collections.abc import Mapping
 
-from mlcalib.report.study.colours import NOTHING, diverging, ratio_share, sequential
-from mlcalib.report.study.comparison import Grid
-from mlcalib.report.study.document import (
+from mlcalib.report.page.colours import NOTHING, diverging, ratio_share, sequential
+from mlcalib.report.page.document import (
     MISSING,
     Beside,
     Cell,
@@ -16,10 +15,11 @@ from mlcalib.report.study.document import (
     Section,
     Table,
 )  # fmt: skip
+from mlcalib.report.page.words import full_name, hint, signed
+from mlcalib.report.study.comparison import Grid
 from mlcalib.report.study.layers import Blocks, Input, by_block, kinds, place, relative, short
 from mlcalib.report.study.ranges import channels, range_text, share
 from mlcalib.report.study.results import ModelReport
-from mlcalib.report.study.words import full_name, hint, signed
 
 DOUBLINGS = 1.5
 """Ratios of layer losses beyond 2.8 and below 1/2.8 get the last colour."""

@@ -1,7 +1,7 @@
 """Numbers and names as people read them."""
 
 from mlcalib.languages import language, languages, script_name
-from mlcalib.report.study.document import MISSING
+from mlcalib.report.page.document import MISSING
 from mlcalib.significance import Difference
 
 
@@ -39,6 +39,11 @@ def full_name(code: str) -> str:
         return code
     script = script_name(known.script).replace(" (", ", ").rstrip(")")  # Han, simplified
     return f"{known.name} ({script})" if script else known.name
+
+
+def spoken(code: str) -> str:
+    """Return the language's name alone, for running text, kept apart likewise."""
+    return f"⟨{language(code).name if code in _codes() else code}⟩"
 
 
 def hint(code: str) -> str:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from mlcalib.report.study.document import (
+from mlcalib.report.page.document import (
     Beside,
     Block,
     Cell,

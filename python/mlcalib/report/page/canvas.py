@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mlcalib.optional import optional
-from mlcalib.report.study.colours import NOTHING
+from mlcalib.report.page.colours import NOTHING
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

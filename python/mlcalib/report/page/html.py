@@ -5,8 +5,8 @@ import re
 from collections.abc import Callable, Sequence
 from importlib.resources import files
 
-from mlcalib.report.study.colours import ink
-from mlcalib.report.study.document import (
+from mlcalib.report.page.colours import ink
+from mlcalib.report.page.document import (
     Beside,
     Block,
     Cell,
@@ -26,7 +26,7 @@ Figures = Callable[[str], str]
 
 def render(title: str, sections: Sequence[Section], figures: Figures) -> str:
     """Return the whole page."""
-    style = files("mlcalib.report.study").joinpath("report.css").read_text(encoding="utf-8")
+    style = files("mlcalib.report.page").joinpath("page.css").read_text(encoding="utf-8")
     body = "\n".join(_block(section, figures) for section in sections)
     return (
         "<!doctype html>\n"

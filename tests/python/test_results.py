@@ -1,0 +1,72 @@
+"""Rows and what they are made of, on disk and together."""
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_evaluation import FLOAT, GPTQ, results
+
+from mlcalib.results import (
+    ItemScores,
+    Results,
+    Row,
+    items_path,
+    joined,
+    read_results,
+    read_rows,
+    write_results,
+    write_rows,
+)
+
+VALUES = st.lists(st.none() | st.floats(allow_nan=False, allow_infinity=False), max_size=5)
+
+
+def test_rows_and_items_survive_the_disk(tmp_path):
+    both = joined([results(FLOAT), results(GPTQ)])
+    beside = write_results(both, tmp_path / "deep" / "rows.jsonl")
+    assert (
+        beside == tmp_path / "deep" / "rows.items.jsonl" == items_path(beside.parent / "rows.jsonl")
+    )
+    back = read_results(tmp_path / "deep" / "rows.jsonl")
+    assert list(back) == list(both) == read_rows(tmp_path / "deep" / "rows.jsonl")
+    assert back.items == both.items
+    lines = beside.read_text(encoding="utf-8").splitlines()
+    assert len(lines) == len(both.items)
+    assert json.loads(lines[0])["values"][:2] == [1.0, 1.0]
+
+
+@settings(deadline=None, max_examples=30)
+@given(values=VALUES)
+def test_any_items_survive_the_disk(values, tmp_path_factory):
+    path = tmp_path_factory.mktemp("items") / "rows.jsonl"
+    n = sum(value is not None for value in values)
+    of = ("m", "float", "none", "sw", "xnli", "acc")
+    found = Results([Row(*of, 0.5, None, n)], [ItemScores(*of, values)])
+    write_results(found, path)
+    assert read_results(path).items == found.items
+
+
+def test_rows_alone_have_no_items(tmp_path):
+    write_rows(results(FLOAT), tmp_path / "rows.jsonl")
+    assert read_results(tmp_path / "rows.jsonl").items == []
+    with pytest.raises(FileNotFoundError):
+        read_results(tmp_path / "none.jsonl")
+
+
+def test_items_of_another_run_are_refused(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    write_results(results(FLOAT), path)
+    fewer = [row if row.task != "xnli" else Row(*FLOAT, row.language, "xnli", "acc", 1, None, 7)
+             for row in results(FLOAT)]  # fmt: skip
+    write_rows(fewer, path)
+    with pytest.raises(ValueError, match=r"rows\.items\.jsonl has 40 items .* says 7; they are of"):
+        read_results(path)
+
+
+def test_a_foreign_line_of_items_is_named(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    beside = write_results(results(FLOAT), path)
+    beside.write_text('{"model": 3}\n', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"rows\.items\.jsonl, line 1, is not items of a result"):
+        read_results(path)

@@ -9,10 +9,12 @@ rounded to nearest, group 64; all models are bfloat16 unless their name says oth
 and lm_head dense. `GB/s` is what decoding reads of the model's weights, to be held against the
 machine's own: the best sum over 256 MB of floats, measured first. `--clock cpu` counts the
 process's own seconds: what one thread would do on a machine that is not busy. Peers (torchao,
-optimum-quanto) are skipped, with the reason, where they are not installed or fail.
+optimum-quanto, llama-cpp-python on a GGUF file in groups of 32) are skipped, with the reason, where
+they are not installed or fail.
 """
 
 import argparse
+import ctypes
 import json
 import os
 import subprocess
@@ -34,6 +36,8 @@ NAMES = (
     "torchao int8",
     "quanto int4",
     "quanto int8",
+    "llama.cpp Q4_0",
+    "llama.cpp Q8_0",
 )
 
 
@@ -50,6 +54,8 @@ def load(name: str, folders: dict[str, str]) -> Any:
     import mlcalib
 
     kind, _, rest = name.partition(" ")
+    if kind == "llama.cpp":
+        return LlamaCpp(folders[rest], torch.get_num_threads())
     if kind == "packed":
         return mlcalib.load(folders[rest[:5]], "float32" if "fp32" in rest else "auto")
     dtype = torch.float32 if kind == "fp32" else torch.bfloat16
@@ -72,6 +78,33 @@ def weight_bytes(model: Any) -> int:
     """Return what decoding a token reads; the embedding is tied to lm_head, which reads it all."""
     tensors = (*model.parameters(), *model.buffers())
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+class LlamaCpp:
+    """llama.cpp, called as the models of transformers are below."""
+
+    def __init__(self, folder: str, threads: int) -> None:
+        import llama_cpp
+
+        options = {"n_threads": threads, "n_threads_batch": threads, "verbose": False}
+        self._llama = llama_cpp.Llama(
+            f"{folder}/model.gguf", n_ctx=2 * PROMPT, n_batch=PROMPT, n_ubatch=PROMPT, **options
+        )
+        self.past_key_values = self
+
+    def __call__(self, ids: Any, past_key_values: Any = None, **_: Any) -> "LlamaCpp":
+        import torch
+
+        if past_key_values is None:
+            self._llama.reset()
+        self._llama.eval(ids[0].tolist())
+        logits = self._llama._ctx.get_logits()  # of the last token
+        vocabulary = self._llama.n_vocab()
+        self.logits = torch.frombuffer(
+            (ctypes.c_float * vocabulary).from_address(ctypes.addressof(logits.contents)),
+            dtype=torch.float32,
+        ).view(1, 1, vocabulary)
+        return self
 
 
 def child(
@@ -103,7 +136,7 @@ def child(
     result["prefill tokens/s"] = PROMPT / min(prefill[1:])
     result["decode tokens/s"] = DECODED / min(decode[1:])
     result["peak MB"] = memory() - before
-    if not name.startswith(("torchao", "quanto")):  # whose tensors do not tell
+    if not name.startswith(("torchao", "quanto", "llama.cpp")):  # whose tensors do not tell
         result["weights MB"] = weight_bytes(model) / 1e6
         result["GB/s"] = result["weights MB"] / 1e3 * result["decode tokens/s"]
     return result
@@ -133,6 +166,11 @@ def prepare(folder: Path) -> dict[str, str]:
         form = formats.get("compressed-tensors")()
         folders[f"{bits} bit"] = str(folder / f"w{bits}")
         save_checkpoint(model, tokenizer, folder / f"w{bits}", form, quantized, {})
+    for kind, bits in (("Q4_0", 4), ("Q8_0", 8)):
+        spec = GridSpec(bits, 32, symmetric=True, scale_dtype=torch.float16)
+        quantized = {name: rtn(weight.detach(), spec) for name, weight in linears.items()}
+        folders[kind] = str(folder / kind)
+        save_checkpoint(model, tokenizer, folder / kind, formats.get("gguf")(), quantized, {})
     model.save_pretrained(folder / "dense")
     return folders
 

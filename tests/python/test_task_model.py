@@ -151,3 +151,20 @@ def test_groups_save_tokens_and_do_not_chain_strangers():
     groups = group(sequences)
     assert sorted(len(one.rests) for one in groups) == [0, 0, 0, 3, 3]
     assert all(len(one.prefix) == 51 for one in groups if one.rests)
+
+
+def test_the_dtype_of_the_softmax_is_that_of_hf(tokenizer):
+    model = tiny_llama(vocabulary=384).bfloat16()
+    pairs = [pair for pair in requests() if pair[0]]
+    found = {}
+    for dtype in ("bfloat16", "float64"):
+        options = {"tokenizer": tokenizer, "softmax_dtype": dtype}
+        found[dtype] = scored(TaskModel(model, **options), pairs)
+        theirs = HFLM(pretrained=model, **{**options, "tokenizer": copy.deepcopy(tokenizer)})
+        # What bfloat16 keeps of a log-probability of 6 is 0.03; its sums over tokens are ours.
+        for (ours, _), (other, _) in zip(found[dtype], scored(theirs, pairs), strict=True):
+            assert ours == pytest.approx(other, rel=0.02 if dtype == "bfloat16" else 2e-3)
+    by_default = scored(TaskModel(model, tokenizer), pairs)
+    for each, exact in zip(by_default, found["float64"], strict=True):
+        assert each[0] == pytest.approx(exact[0], rel=1e-5)  # float32, whatever the model's dtype
+    assert any(abs(a[0] - b[0]) > 0.01 for a, b in zip(by_default, found["bfloat16"], strict=True))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
+from torch.nn import functional
 from tqdm.auto import tqdm
 
 from mlcalib.evaluation.tasks.prefixes import Group, Tokens, batches, group
@@ -39,7 +40,8 @@ class TaskModel(HFLM):  # type: ignore[misc]  # lm_eval has no types
         batch_size: sequences generated together. Default: 8 on a CPU, else 32.
         max_length: context; longer inputs lose their beginning. Default: the model's.
         progress: show bars.
-        options: as for ``hf``.
+        options: as for ``hf``; ``softmax_dtype`` is float32 unless it is given or the model's dtype
+            is wider.
     """
 
     def __init__(
@@ -138,9 +140,9 @@ class TaskModel(HFLM):  # type: ignore[misc]  # lm_eval has no types
             use_cache=bool(shared),
             logits_to_keep=prefix.shape[1] - first,
         )
-        none: Iterator[_Logits] = iter(())
+        none: Iterator[_Read] = iter(())
         rests = self._rests(batch, starts, out.past_key_values) if shared else none
-        read = _Logits.of(out.logits)
+        read = self._read(out.logits)
         for row, (each, start) in enumerate(zip(batch, starts, strict=True)):
             head = read.part(row, start - first, len(each.prefix) - first)
             for sequence in each.sequences:
@@ -148,10 +150,17 @@ class TaskModel(HFLM):  # type: ignore[misc]  # lm_eval has no types
                 for target in targets[sequence]:
                     targets[sequence][target] = _score(parts, target)
 
+    def _read(self, logits: Tensor) -> "_Read":
+        # The very operation of hf: over a large vocabulary its float32 sum is off by 4e-6, which
+        # adds up over the tokens of a text to most of what a more exact one would differ from it.
+        dtype = self.softmax_dtype or torch.promote_types(logits.dtype, torch.float32)
+        log_p = functional.log_softmax(logits, -1, dtype=dtype)
+        return _Read(log_p, log_p.argmax(-1))
+
     def _rests(
         self, batch: Sequence[Group], starts: Sequence[int], cache: Any
-    ) -> Iterator["_Logits"]:
-        """Yield the logits of each rest, [tokens, vocabulary], from its first that is scored."""
+    ) -> Iterator["_Read"]:
+        """Yield what is read of each rest, from its first token that is scored."""
         rows = [row for row, each in enumerate(batch) for _ in each.rests]
         lengths = torch.tensor([len(batch[row].prefix) for row in rows], device=self.device)
         rests = [rest for each in batch for rest in each.rests]
@@ -172,31 +181,25 @@ class TaskModel(HFLM):  # type: ignore[misc]  # lm_eval has no types
             use_cache=True,
             logits_to_keep=ids.shape[1] - first,
         )
-        read = _Logits.of(out.logits)
+        read = self._read(out.logits)
         for row, (rest, skipped) in enumerate(zip(rests, after, strict=True)):
             yield read.part(row, skipped - first, len(rest) - first)
 
 
 @dataclass(frozen=True)
-class _Logits:
-    """Logits, and what takes a pass over the vocabulary: done once for all that share them.
+class _Read:
+    """What is scored of logits, and takes a pass over the vocabulary: done once for all targets.
 
     Attributes:
-        logits: [..., tokens, vocabulary].
-        norm: [..., tokens] float32, log of the sum of their exponentials.
+        log_p: [..., tokens, vocabulary], log-probabilities.
         best: [..., tokens] int64, the most probable token.
     """
 
-    logits: Tensor
-    norm: Tensor
+    log_p: Tensor
     best: Tensor
 
-    @classmethod
-    def of(cls, logits: Tensor) -> "_Logits":
-        return cls(logits, logits.float().logsumexp(-1), logits.argmax(-1))
-
-    def part(self, row: int, start: int, end: int) -> "_Logits":
-        return _Logits(*(each[row, start:end] for each in (self.logits, self.norm, self.best)))
+    def part(self, row: int, start: int, end: int) -> "_Read":
+        return _Read(self.log_p[row, start:end], self.best[row, start:end])
 
 
 def _first_scored(each: Group, targets: dict[Tokens, dict[Tokens, Scored | None]]) -> int:
@@ -214,7 +217,7 @@ def _padded(sequences: Sequence[Tokens], device: torch.device) -> Tensor:
     return ids.to(device)
 
 
-def _score(parts: Sequence[_Logits], target: Tokens) -> Scored:
+def _score(parts: Sequence[_Read], target: Tokens) -> Scored:
     """Return the log-likelihood of a target, and whether it is what greedy decoding gives.
 
     Args:
@@ -223,12 +226,11 @@ def _score(parts: Sequence[_Logits], target: Tokens) -> Scored:
     """
     total, greedy, end = 0.0, True, len(target)
     for part in reversed(parts):
-        count = min(end, len(part.norm))
+        count = min(end, len(part.best))
         if not count:
             continue
-        ids = torch.tensor(target[end - count : end], device=part.norm.device)
-        chosen = part.logits[-count:].gather(1, ids[:, None])[:, 0].float()
-        total += float((chosen - part.norm[-count:]).sum())
+        ids = torch.tensor(target[end - count : end], device=part.best.device)
+        total += float(part.log_p[-count:].gather(1, ids[:, None]).double().sum())
         greedy &= bool((part.best[-count:] == ids).all())
         end -= count
     if not math.isfinite(total):

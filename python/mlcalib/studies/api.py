@@ -11,9 +11,10 @@ from mlcalib import _core
 from mlcalib.checkpoints import machine
 from mlcalib.files import atomic_file
 from mlcalib.studies.evaluating import check_evaluation, described, evaluate_model
+from mlcalib.studies.grid import variants_of
 from mlcalib.studies.plan import Plan, plan, table
 from mlcalib.studies.run import ModelStudy, open_model, quantize_model
-from mlcalib.studies.spec import StudySpec, read_study, variants_of
+from mlcalib.studies.spec import StudySpec, read_study
 
 
 def study(

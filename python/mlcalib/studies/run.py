@@ -20,8 +20,9 @@ from mlcalib.passes import Job, run_pass
 from mlcalib.recipes import Recipe, make_recipe
 from mlcalib.safetensors_files import read_json
 from mlcalib.sources import Source, open_source
+from mlcalib.studies.grid import VariantSpec, variants_of
 from mlcalib.studies.layers import LayerMeasures
-from mlcalib.studies.spec import StudySpec, VariantSpec, variants_of
+from mlcalib.studies.spec import StudySpec
 from mlcalib.studies.texts import StudyText, evaluation_text, study_text
 from mlcalib.variants import Variant
 

@@ -10,7 +10,8 @@ from mlcalib.corpora import open_corpus
 from mlcalib.documents import Document, Documents, Tally
 from mlcalib.flow import Prefix, mixture_of
 from mlcalib.languages import LanguageSet
-from mlcalib.studies.spec import Setting, StudySpec, settings_of
+from mlcalib.studies.grid import Setting, settings_of
+from mlcalib.studies.spec import StudySpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

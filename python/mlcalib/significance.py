@@ -175,22 +175,25 @@ def combine(parts: Sequence[Part], seed: int) -> Difference:
     """Return the sum of independent parts with its interval.
 
     The mean over languages is one: its parts are the languages' differences over their number.
-    Degrees of freedom are Welch's and Satterthwaite's.
+    Degrees of freedom are Welch's and Satterthwaite's. A part of a single document is taken to vary
+    from document to document as the others do on average; if all are, there is no interval.
 
     Args:
         parts: of each language, say; of different draws, and with as many resamples.
-        seed: of the draws, for the record.
+        seed: of the draws.
     """
     value, n = float(sum(each.value for each in parts)), sum(each.n for each in parts)
-    if any(each.n == 1 for each in parts):
+    known = [each for each in parts if each.n > 1]
+    if not known:
         return Difference(value, None, None, None, n, seed)
-    by_part = np.array([each.deviations for each in parts])
+    by_part = np.array([each.deviations for each in known] + _single(parts, known, seed))
     deviations, variances = by_part.sum(axis=0), (by_part**2).mean(axis=1)
     least = 2 / (len(deviations) + 1)  # the measured sample counts as a resample
     error = math.sqrt(variances.sum())
     if error <= 1e-14 * abs(value):  # documents that all agree, but for rounding
         return Difference(value, value, value, least if value else 1.0, n, seed)
-    freedom = np.array([each.n - 1 for each in parts])
+    freedom = np.array([each.n - 1 for each in known], dtype=np.float64)
+    freedom = np.append(freedom, np.full(len(parts) - len(known), freedom.sum()))
     degrees = math.floor(variances.sum() ** 2 / (variances**2 / freedom).sum() + 1e-9)
     wide = value + deviations * (_t_quantile(degrees) / NormalDist().inv_cdf((1 + LEVEL) / 2))
     low, high = np.quantile(wide, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
@@ -198,6 +201,14 @@ def combine(parts: Sequence[Part], seed: int) -> Difference:
     counted = min(1.0, least * (1 + int(beyond)))
     p = max(counted, _t_two_sided(value / error, degrees))
     return Difference(value, float(low), float(high), p, n, seed)
+
+
+def _single(parts: Sequence[Part], known: Sequence[Part], seed: int) -> list[Floats]:
+    """Return deviations of the parts of a single document: normal, as wide as one of the others."""
+    by_document = [float((each.deviations**2).mean()) * each.n for each in known]
+    error = math.sqrt(math.fsum(by_document) / len(known))
+    draws = np.random.default_rng([seed, len(parts)])
+    return [draws.normal(0.0, error, known[0].deviations.shape) for each in parts if each.n == 1]
 
 
 def mcnemar(first: ArrayLike, second: ArrayLike) -> float:

@@ -139,6 +139,22 @@ def test_parts_are_independent_and_their_variances_add():
     assert combine(alike, 0).high - combine(alike, 0).value > 1.5 * (found.high - found.value)
 
 
+def test_a_single_document_is_taken_to_vary_as_the_others_do():
+    draws = np.random.default_rng(3)
+    counts, spread, held = (1, 1, 4, 6, 9), 0.3, 0
+    for _ in range(400):
+        parts = [
+            resample(draws.normal(0, spread, (1, n)), np.ones(n), resamples=300, stream=at)
+            for at, n in enumerate(counts)
+        ]
+        found = combine([each.contrast([0.2]) for each in parts], 0)
+        held += found.low <= 0 <= found.high
+    assert 0.92 <= held / 400 <= 0.985
+    assert found.n == sum(counts)
+    alone = resample([0.1], [1.0], resamples=300)
+    assert combine([alone, alone], 0).p is None
+
+
 def test_rows_see_the_same_draws():
     losses = np.random.default_rng(2).normal(size=(3, 7))
     together = resample(losses, np.arange(1, 8), resamples=50)

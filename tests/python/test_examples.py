@@ -117,7 +117,11 @@ def test_slurm_task(cluster):
     done = run("bash", SBATCH, SLURM_ARRAY_TASK_ID=1, **cluster)
     assert done.returncode == 0, done.stderr
     out = cluster["OUT"]
-    assert {path.name for path in out.iterdir()} == {"custom_languages", "custom_languages.jsonl"}
+    assert {path.name for path in out.iterdir()} == {
+        "custom_languages",
+        "custom_languages.jsonl",
+        "custom_languages.items.jsonl",
+    }
     record = json.loads((out / "custom_languages" / "mlcalib.json").read_text())
     assert record["calibration"]["set"] == "custom_languages"
     assert record["threads"] == 1

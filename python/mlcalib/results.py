@@ -143,9 +143,8 @@ def read_results(path: str | Path) -> Results:
 
 
 def items_path(path: str | Path) -> Path:
-    """Return where the items of ``rows.jsonl`` are: ``rows.items.jsonl``."""
-    path = Path(path)
-    return path.with_name(f"{path.stem}.items{path.suffix}")
+    """Return where the items of ``rows.jsonl`` are: ``rows.items``, which no ``*.jsonl`` finds."""
+    return Path(path).with_suffix(".items")
 
 
 def _size(items: ItemScores) -> int:

@@ -120,7 +120,7 @@ def test_slurm_task(cluster):
     assert {path.name for path in out.iterdir()} == {
         "custom_languages",
         "custom_languages.jsonl",
-        "custom_languages.items.jsonl",
+        "custom_languages.items",
     }
     record = json.loads((out / "custom_languages" / "mlcalib.json").read_text())
     assert record["calibration"]["set"] == "custom_languages"

@@ -25,9 +25,7 @@ VALUES = st.lists(st.none() | st.floats(allow_nan=False, allow_infinity=False), 
 def test_rows_and_items_survive_the_disk(tmp_path):
     both = joined([results(FLOAT), results(GPTQ)])
     beside = write_results(both, tmp_path / "deep" / "rows.jsonl")
-    assert (
-        beside == tmp_path / "deep" / "rows.items.jsonl" == items_path(beside.parent / "rows.jsonl")
-    )
+    assert beside == tmp_path / "deep" / "rows.items" == items_path(beside.parent / "rows.jsonl")
     back = read_results(tmp_path / "deep" / "rows.jsonl")
     assert list(back) == list(both) == read_rows(tmp_path / "deep" / "rows.jsonl")
     assert back.items == both.items
@@ -60,7 +58,7 @@ def test_items_of_another_run_are_refused(tmp_path):
     fewer = [row if row.task != "xnli" else Row(*FLOAT, row.language, "xnli", "acc", 1, None, 7)
              for row in results(FLOAT)]  # fmt: skip
     write_rows(fewer, path)
-    with pytest.raises(ValueError, match=r"rows\.items\.jsonl has 40 items .* says 7; they are of"):
+    with pytest.raises(ValueError, match=r"rows\.items has 40 items .* says 7; they are of"):
         read_results(path)
 
 
@@ -68,5 +66,5 @@ def test_a_foreign_line_of_items_is_named(tmp_path):
     path = tmp_path / "rows.jsonl"
     beside = write_results(results(FLOAT), path)
     beside.write_text('{"model": 3}\n', encoding="utf-8")
-    with pytest.raises(ValueError, match=r"rows\.items\.jsonl, line 1, is not items of a result"):
+    with pytest.raises(ValueError, match=r"rows\.items, line 1, is not items of a result"):
         read_results(path)

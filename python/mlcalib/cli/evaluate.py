@@ -54,7 +54,7 @@ def evaluate(
         Path | None,
         typer.Option(
             help="Write the rows to this JSONL file, and what they are made of, item by item, to "
-            "NAME.items.jsonl beside it. The command report turns them into tables and tests."
+            "NAME.items beside it. The command report turns them into tables and tests."
         ),
     ] = None,
     card: Annotated[

@@ -25,7 +25,7 @@ def answer(compared: Compared) -> Section:
         section.blocks.append(
             Paragraph(
                 "**Nothing is tested**: there are scores but no items. `mlcalib evaluate --out "
-                "rows.jsonl` writes them to `rows.items.jsonl`, beside the rows.",
+                "rows.jsonl` writes them to `rows.items`, beside the rows.",
                 "warning",
             )
         )

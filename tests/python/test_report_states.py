@@ -65,6 +65,15 @@ def test_an_unfinished_study_says_what_is_missing(tiny):
     assert len(missing) == 10
 
 
+def test_layers_that_were_not_asked_for_are_not_missing(tiny):
+    (tiny / "smollm2" / "layers.json").unlink()
+    for asked in (True, False):
+        study = json.loads((tiny / "study.json").read_text(encoding="utf-8"))
+        (tiny / "study.json").write_text(json.dumps({**study, "layers": asked}), encoding="utf-8")
+        text = write_report(tiny, resamples=50).with_suffix(".md").read_text(encoding="utf-8")
+        assert ("layers.json" in text) == asked
+
+
 def test_a_study_that_only_began(tiny):
     shutil.rmtree(tiny / "smollm2")
     text = write_report(tiny, resamples=50).with_suffix(".md").read_text(encoding="utf-8")

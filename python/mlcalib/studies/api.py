@@ -123,6 +123,7 @@ def _write_study(spec: StudySpec, opened: list[tuple[str, ModelStudy]], out: Pat
             for name, each in variants_of(spec).items()
         },
         "evaluation": described(first),
+        "layers": spec.layers is not None,
     }
     with atomic_file(out / "study.json") as file:
         json.dump(content, file, indent=2, ensure_ascii=False, allow_nan=False)

@@ -79,7 +79,7 @@ def _line(axes: "Axes", panel: str, label: str, line: list[Point], at: int) -> N
         return
     axes.set_xscale("log")
     ticker = optional("matplotlib.ticker", "report", "A report")
-    axes.set_xticks(joined, [f"{each:,.0f}" for each in joined])
+    axes.set_xticks(joined, [f"{each:,.0f}" for each in joined], rotation=30, ha="right")
     axes.xaxis.set_minor_locator(ticker.NullLocator())
 
 

@@ -73,6 +73,7 @@ class StudyFile(_Part):
     settings: dict[str, Setting]
     variants: dict[str, Variant]
     evaluation: EvaluationPlan = EvaluationPlan()
+    layers: bool = True
 
     @model_validator(mode="after")
     def _consistent(self) -> "StudyFile":

@@ -140,7 +140,7 @@ class ModelReport:
                 quoted = ", ".join(f"`{each}`" for each in absent)
                 found.append(f"{len(absent)} of {total} have no {what}: {quoted}")
         layers, costs = self.model.layers, self.model.costs
-        if not (layers.power or layers.outside):
+        if self.study.plan.layers and not (layers.power or layers.outside):
             found.append("layers.json: power and activation ranges")
         if not costs.seconds:
             found.append("costs.json: time and memory")

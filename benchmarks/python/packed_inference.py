@@ -192,17 +192,20 @@ def bandwidth(threads: int, clock: str) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", default=list(NAMES), choices=list(NAMES))
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"default: {', '.join(NAMES)}")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    names = arguments.names or list(NAMES)  # argparse holds a default list to choices as one
+    if unknown := [name for name in names if name not in NAMES]:
+        parser.error(f"no such model: {', '.join(unknown)}; there are: {', '.join(NAMES)}")
     if arguments.child:
         folders = json.loads(arguments.child)
         options = (arguments.threads, arguments.repeats, arguments.clock)
-        print(json.dumps(child(arguments.names[0], folders, *options)))
+        print(json.dumps(child(names[0], folders, *options)))
         return
     from mlcalib import _core
 
@@ -214,7 +217,7 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
         folders = prepare(Path(temporary))
-        for name in arguments.names:
+        for name in names:
             done = subprocess.run(
                 [sys.executable, __file__, name, *shared, "--child", json.dumps(folders)],
                 capture_output=True,

@@ -11,8 +11,6 @@ constexpr int terms_of(Element element) {
   return element == Element::kBFloat16 ? 1 : (element == Element::kHalf ? 2 : 3);
 }
 
-using Bits = uint32_t __attribute__((vector_size(MLCALIB_VECTOR_BYTES)));
-
 inline Bits to_bits(Vec x) { return reinterpret_cast<Bits>(x); }
 
 /// In the upper half of each lane, the nearest bfloat16.

@@ -45,7 +45,6 @@ inline Vec octet(Mask word, int64_t p) {
 
 /// Values that bfloat16 holds exactly, as pairs.
 inline Vec pair_of(Vec low, Vec high) {
-  using Bits = uint32_t __attribute__((vector_size(sizeof(Vec))));
   return reinterpret_cast<Vec>((reinterpret_cast<Bits>(low) >> 16) |
                                (reinterpret_cast<Bits>(high) & 0xffff0000U));
 }

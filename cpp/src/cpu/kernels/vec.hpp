@@ -12,6 +12,7 @@ constexpr int64_t kLanes = MLCALIB_VECTOR_BYTES / sizeof(float);
 
 using Vec = float __attribute__((vector_size(MLCALIB_VECTOR_BYTES)));
 using Mask = int32_t __attribute__((vector_size(MLCALIB_VECTOR_BYTES)));
+using Bits = uint32_t __attribute__((vector_size(MLCALIB_VECTOR_BYTES)));
 using Bytes = uint8_t __attribute__((vector_size(MLCALIB_VECTOR_BYTES / sizeof(float))));
 
 inline Vec load(const float* p) {

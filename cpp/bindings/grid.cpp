@@ -43,7 +43,8 @@ void register_grid(py::module_& m) {
            py::arg("spec"))
       .def_readonly("scale", &Grid::scale)
       .def_readonly("zero", &Grid::zero)
-      .def_readonly("spec", &Grid::spec);
+      // A copy: a reference would keep the grid, and its codes, for as long as the spec.
+      .def_property_readonly("spec", [](const Grid& grid) { return grid.spec; });
 
   m.def("fit_grid", &fit_grid, py::arg("weight"), py::arg("spec"), py::arg("gram") = py::none(),
         NoGil(), "The grid of weight [rows, cols]; gram [cols, cols] is needed for range='gram'.");

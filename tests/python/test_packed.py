@@ -1,7 +1,9 @@
 """Models on packed weights, from checkpoint folders."""
 
 import copy
+import gc
 import json
+import weakref
 
 import pytest
 import torch
@@ -191,3 +193,14 @@ def test_a_weight_of_another_shape_than_the_models_is_refused(save):
 def test_only_public_names_are_attributes():
     with pytest.raises(AttributeError, match="no attribute 'PackedConfigs'"):
         mlcalib.PackedConfigs  # noqa: B018
+
+
+def test_packed_weights_do_not_keep_the_codes_they_are_made_of():
+    quantized = rtn(torch.randn(64, 64), GridSpec(4, 32, False))
+    codes = quantized.codes
+    alive = weakref.ref(codes)
+    linear = PackedLinear.of(quantized)
+    del codes, quantized
+    gc.collect()
+    assert alive() is None
+    assert linear.quantized().codes.shape == (64, 64)

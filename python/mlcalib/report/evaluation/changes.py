@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from mlcalib.report.evaluation.compared import Compared
-from mlcalib.report.evaluation.scores import head, missing
+from mlcalib.report.evaluation.scores import missing
 from mlcalib.report.groups import DEFINITION, GROUPINGS, MARK, Group, Mean, grouped
 from mlcalib.report.items import sign
 from mlcalib.report.page.colours import diverging, faded
@@ -18,7 +18,7 @@ from mlcalib.report.page.document import (
     Scale,
     Table,
 )
-from mlcalib.report.page.words import bounds, full_name, probability, signed
+from mlcalib.report.page.words import bounds, full_name, head, probability, signed
 from mlcalib.report.relative_changes import ENGLISH, Change, Changes, Model
 from mlcalib.significance import Difference
 

@@ -5,10 +5,9 @@ from collections.abc import Callable
 import numpy as np
 
 from mlcalib.report.evaluation.compared import FIDELITY, Compared
-from mlcalib.report.evaluation.scores import head
 from mlcalib.report.page.colours import NOTHING, diverging, faded, sequential
 from mlcalib.report.page.document import MISSING, Beside, Block, Cell, Paragraph, Row, Table
-from mlcalib.report.page.words import between, bounds, full_name, probability, signed
+from mlcalib.report.page.words import between, bounds, full_name, head, probability, signed
 from mlcalib.report.relative_changes import Model
 from mlcalib.results import Row as Result
 from mlcalib.significance import Difference, holm, paired_ratio

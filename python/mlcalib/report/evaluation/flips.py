@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from mlcalib.flips import Flips
 from mlcalib.flips import flips as count_flips
 from mlcalib.report.evaluation.compared import Compared
-from mlcalib.report.evaluation.scores import head, missing
+from mlcalib.report.evaluation.scores import missing
 from mlcalib.report.items import answers
 from mlcalib.report.page.colours import diverging, faded
 from mlcalib.report.page.document import MISSING, Beside, Block, Cell, Paragraph, Row, Table
-from mlcalib.report.page.words import full_name, probability
+from mlcalib.report.page.words import full_name, head, probability
 from mlcalib.report.relative_changes import Model
 from mlcalib.significance import holm, mcnemar
 

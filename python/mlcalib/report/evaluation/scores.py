@@ -13,7 +13,7 @@ from mlcalib.report.page.document import (
     Section,
     Table,
 )
-from mlcalib.report.page.words import full_name, hint
+from mlcalib.report.page.words import head
 from mlcalib.report.relative_changes import Model
 from mlcalib.report.tasks import score_text
 from mlcalib.results import Row as Result
@@ -41,11 +41,6 @@ def scores(compared: Compared) -> Section:
         section.blocks.append(Details("The other metrics", [Beside(others)]))
     section.blocks += _without_numbers(compared, list(tables))
     return section
-
-
-def head(code: str, note: str = "") -> Cell:
-    """Return the cell that heads the row of a language."""
-    return Cell(full_name(code), f"{code}, {note}" if note else code, title=hint(code), head=True)
 
 
 def _family(metric: str) -> str:

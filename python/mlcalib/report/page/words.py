@@ -1,7 +1,7 @@
 """Numbers and names as people read them."""
 
 from mlcalib.languages import language, languages, script_name
-from mlcalib.report.page.document import MISSING
+from mlcalib.report.page.document import MISSING, Cell
 from mlcalib.significance import Difference
 
 
@@ -51,6 +51,11 @@ def hint(code: str) -> str:
     known = language(code) if code in _codes() else None
     turned = ", written from right to left" if known is not None and known.right_to_left else ""
     return f"{code}{turned}"
+
+
+def head(code: str, note: str = "") -> Cell:
+    """Return the cell that heads the row of a language."""
+    return Cell(full_name(code), f"{code}, {note}" if note else code, title=hint(code), head=True)
 
 
 def named(code: str) -> str:

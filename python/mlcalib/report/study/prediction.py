@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from mlcalib.report.page.document import Cell, Paragraph, Plot, Row, Section, Table
-from mlcalib.report.page.words import full_name, hint, signed
+from mlcalib.report.page.words import head, signed
 from mlcalib.report.study.comparison import Column
 from mlcalib.report.study.layers import predicted, spearman
 from mlcalib.report.study.results import ModelReport
@@ -65,8 +65,7 @@ def prediction(report: ModelReport, prefix: str) -> Section:
             quantizer: [pair for pair in each if pair.language == code]
             for quantizer, each in found.items()
         }
-        head = Cell(full_name(code), code, title=hint(code), head=True)
-        rows.append([head, *(_cell(each) for each in mine.values())])
+        rows.append([head(code), *(_cell(each) for each in mine.values())])
     section.blocks += [
         Plot(f"{prefix}predicted", "Predicted loss against the measured rise of the token loss."),
         Table(

@@ -19,6 +19,7 @@ from mlcalib.report.page.words import (
     between,
     bounds,
     full_name,
+    head,
     hint,
     named,
     number,
@@ -84,9 +85,10 @@ def heat_table(grid: Grid, end: float) -> Table:
         text = grid.measured.texts.get(code)
         documents = MISSING if text is None else f"{text.documents} documents"
         bits = "" if text is None else f"{text.bits_per_byte:.3f} bits/byte"
-        head = Cell(full_name(code), f"{code}, {documents}", title=hint(code), head=True)
         base = Cell(number(text.perplexity if text else None, ".2f"), bits, title="the float model")
-        rows.append([head, base, *(_heat(grid, column, code, end) for column in columns)])
+        rows.append(
+            [head(code, documents), base, *(_heat(grid, column, code, end) for column in columns)]
+        )
     return Table(f"{grid.quantizer}{tokens}", header, rows, _foot(grid, columns), heat=True)
 
 

@@ -11,7 +11,7 @@ from mlcalib.report.page.document import (
     Section,
     Table,
 )
-from mlcalib.report.page.words import full_name, hint, number
+from mlcalib.report.page.words import full_name, head, number
 from mlcalib.report.study.layers import Input
 from mlcalib.report.study.results import ModelReport
 
@@ -54,7 +54,7 @@ def ranges(report: ModelReport, prefix: str) -> Section:
     end = max((value for value in shares.values() if value is not None), default=1.0) or 1.0
     rows: list[Row] = [
         [
-            Cell(full_name(code), code, title=hint(code), head=True),
+            head(code),
             *(_share_cell(shares[code, setting], end) for setting in settings),
         ]
         for code in report.layer_languages

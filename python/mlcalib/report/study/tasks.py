@@ -22,7 +22,7 @@ from mlcalib.report.page.document import (
     Section,
     Table,
 )
-from mlcalib.report.page.words import bounds, full_name, hint, probability, signed
+from mlcalib.report.page.words import bounds, full_name, head, probability, signed
 from mlcalib.report.study.comparison import Column, Grid
 from mlcalib.report.study.folder import FLOAT, Evaluation
 from mlcalib.report.study.results import ModelReport, Results
@@ -186,10 +186,9 @@ def _table(each: TaskGrid) -> Block:
     rows: list[Row] = []
     for code in each.grid.measured.languages:
         base = next((one.base for (_, known), one in each.changes.items() if known == code), None)
-        head = Cell(full_name(code), code, title=hint(code), head=True)
         rows.append(
             [
-                head,
+                head(code),
                 "no task" if base is None else f"{base:.3f}",
                 *(_cell(each, column, code, end, base) for column in columns),
             ]

@@ -15,7 +15,7 @@ from mlcalib.report.page.document import (
     Section,
     Table,
 )  # fmt: skip
-from mlcalib.report.page.words import full_name, hint, signed
+from mlcalib.report.page.words import full_name, head, signed
 from mlcalib.report.study.comparison import Grid
 from mlcalib.report.study.layers import Blocks, Input, by_block, kinds, place, relative, short
 from mlcalib.report.study.ranges import channels, range_text, share
@@ -97,7 +97,7 @@ def _excess_table(
         top = sorted(excess(*losses[code]).items(), key=lambda item: -item[1])[:3]
         rows.append(
             [
-                Cell(full_name(code), code, title=hint(code), head=True),
+                head(code),
                 Cell(signed(sum(by_kind.values()))),
                 *(
                     Cell(signed(by_kind[kind]), colour=diverging(by_kind[kind] / end))

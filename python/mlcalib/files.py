@@ -2,11 +2,12 @@
 
 import contextlib
 import fcntl
+import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from typing import Any, BinaryIO, TextIO
 
 
 @contextlib.contextmanager
@@ -49,6 +50,18 @@ def atomic_file(path: str | Path) -> Iterator[TextIO]:
     with atomic_path(path) as partial, partial.open("w", encoding="utf-8") as file:
         yield file
         file.flush()
+
+
+def write_json_lines(records: Iterable[Mapping[str, Any]], path: str | Path) -> None:
+    """Write records as JSON, a line each, all of them or nothing.
+
+    Raises:
+        OSError: ``path`` cannot be written.
+        ValueError: a number that JSON lacks (NaN, infinity).
+    """
+    lines = [json.dumps(each, ensure_ascii=False, allow_nan=False) for each in records]
+    with atomic_file(path) as file:
+        file.write("".join(f"{line}\n" for line in lines))
 
 
 def check_output(out: str | Path) -> None:

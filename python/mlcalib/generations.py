@@ -1,12 +1,11 @@
 """What models write: one layout of files, whichever command makes them and whichever reads them."""
 
-import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mlcalib.files import atomic_file
+from mlcalib.files import write_json_lines
 
 
 @dataclass(frozen=True)
@@ -74,6 +73,4 @@ def write_generations(
     generations: Iterable[Generation], source: Source, path: str | Path, **more: Any
 ) -> None:
     """Write generations as JSON lines, all of them or nothing; see ``generation_row``."""
-    rows = [generation_row(each, source, **more) for each in generations]
-    with atomic_file(path) as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    write_json_lines((generation_row(each, source, **more) for each in generations), path)

@@ -5,10 +5,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from mlcalib import _core
-from mlcalib.files import atomic_file
+from mlcalib.files import write_json_lines
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def versions(*packages: str) -> str:
 
 def write_rows(rows: Iterable[Row], path: str | Path) -> None:
     """Write rows as JSON lines; all of them or nothing."""
-    _write(rows, path)
+    write_json_lines(map(asdict, rows), path)
 
 
 def read_rows(path: str | Path) -> list[Row]:
@@ -115,8 +115,8 @@ def read_rows(path: str | Path) -> list[Row]:
 def write_results(results: Results, path: str | Path) -> Path:
     """Write rows as JSON lines, and their items likewise beside them; return the items' path."""
     beside = items_path(path)
-    _write(results.items, beside)
-    _write(results, path)
+    write_json_lines(map(asdict, results.items), beside)
+    write_json_lines(map(asdict, results), path)
     return beside
 
 
@@ -156,12 +156,6 @@ def _size(items: ItemScores) -> int:
 
 def _cell(each: Row | ItemScores) -> tuple[str | None, ...]:
     return each.model, each.method, each.calibration, each.language, each.task, each.metric
-
-
-def _write(records: Iterable[Any], path: str | Path) -> None:
-    lines = [json.dumps(asdict(each), ensure_ascii=False, allow_nan=False) for each in records]
-    with atomic_file(path) as file:
-        file.write("".join(f"{line}\n" for line in lines))
 
 
 _Record = TypeVar("_Record", Row, ItemScores)

@@ -5,12 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from mlcalib._core import GridSpec
 from mlcalib.checking.readers import Facts
-from mlcalib.formats import read_gguf
+from mlcalib.formats import GGUF_GRIDS, read_gguf
 from mlcalib.optional import optional
 
-_GRIDS = {"Q4_0": (4, True), "Q4_1": (4, False), "Q8_0": (8, True)}
 _BLOCKS = {"Q4_0": (18, 1), "Q4_1": (20, 2), "Q8_0": (34, 1)}  # bytes; float16 at their start
 
 
@@ -44,15 +42,10 @@ def inspect(file: Path) -> tuple[Facts, list[str]]:
     for tensor in reader.tensors:
         if not _finite(tensor):
             errors.append(f"{tensor.name} has values or scales that are not finite")
-        if tensor.tensor_type.name in _GRIDS and len(tensor.shape) == 2:
-            specs[tensor.name] = GridSpec(*_grid(tensor))
+        if tensor.tensor_type.name in GGUF_GRIDS and len(tensor.shape) == 2:
+            specs[tensor.name] = GGUF_GRIDS[tensor.tensor_type.name]
             shapes[tensor.name] = (int(tensor.shape[1]), int(tensor.shape[0]))
     return Facts("gguf", {}, specs, shapes), errors
-
-
-def _grid(tensor: Any) -> tuple[int, int, bool]:
-    bits, symmetric = _GRIDS[tensor.tensor_type.name]
-    return bits, 32, symmetric
 
 
 def _finite(tensor: Any) -> bool:

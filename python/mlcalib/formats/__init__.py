@@ -1,6 +1,6 @@
 """Checkpoint formats: how quantized linears lie on disk, and the folders that hold them."""
 
-from mlcalib.formats._gguf_reader import find_gguf, read_gguf
+from mlcalib.formats._gguf_reader import GGUF_GRIDS, find_gguf, read_gguf
 from mlcalib.formats._reader import Checkpoint, GgufCheckpoint, load_quantized, open_checkpoint
 from mlcalib.formats._shards import save_tensors
 from mlcalib.formats._writer import (
@@ -12,6 +12,7 @@ from mlcalib.formats._writer import (
 from mlcalib.formats.base import Format, formats
 
 __all__ = [
+    "GGUF_GRIDS",
     "Checkpoint",
     "Format",
     "GgufCheckpoint",

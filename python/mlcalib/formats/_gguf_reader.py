@@ -14,7 +14,11 @@ from mlcalib._core import GridSpec
 from mlcalib.optional import optional
 
 _ARCHITECTURES = ("llama", "qwen2", "qwen3")
-_GRIDS = {"Q4_0": (4, True), "Q4_1": (4, False), "Q8_0": (8, True)}
+GGUF_GRIDS = {
+    kind: GridSpec(bits, 32, symmetric, scale_dtype=torch.float16)
+    for kind, bits, symmetric in (("Q4_0", 4, True), ("Q4_1", 4, False), ("Q8_0", 8, True))
+}
+"""Of the kinds of blocks whose codes mlcalib reads."""
 _PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -122,7 +126,7 @@ def open_gguf(file: Path) -> GgufTensors:
     if missing:
         raise ValueError(f"{file} lacks {', '.join(missing[:3])}, which {arch} models have")
     specs = {
-        name.removesuffix(".weight"): _spec(name, tensor)
+        name.removesuffix(".weight"): GGUF_GRIDS[tensor.tensor_type.name]
         for name, tensor in tensors.items()
         if _has_codes(name, tensor)
     }
@@ -189,16 +193,11 @@ def _has_codes(name: str, tensor: Any) -> bool:
     kind = tensor.tensor_type.name
     if len(tensor.shape) != 2 or kind in _PLAIN or "embed_tokens" in name:
         return False
-    if kind in _GRIDS:
+    if kind in GGUF_GRIDS:
         return True
     if name == "lm_head.weight":  # which tools quantize by more bits; dequantized, like embeddings
         return False
     raise ValueError(
         f"{name.removesuffix('.weight')} is in blocks of {kind}; the codes of "
-        f"{', '.join(_GRIDS)} can be read"
+        f"{', '.join(GGUF_GRIDS)} can be read"
     )
-
-
-def _spec(name: str, tensor: Any) -> GridSpec:
-    bits, symmetric = _GRIDS[tensor.tensor_type.name]
-    return GridSpec(bits, 32, symmetric, scale_dtype=torch.float16)

@@ -11,6 +11,11 @@
 namespace mlcalib::cpu::MLCALIB_ISA {
 namespace {
 
+// A strip of a tile: the rows that a loop holds in registers.
+constexpr int64_t kVectors = 2;
+constexpr int64_t kRows = kVectors * kLanes;
+static_assert(kPackedRows % kRows == 0);
+
 inline int64_t group_columns(const PackedWeight& w, int64_t group) {
   return min_of(w.width, w.columns - group * w.width);
 }
@@ -149,6 +154,14 @@ inline void write(const float* result, const PackedWeight& w, int64_t row, int64
     T* to = static_cast<T*>(y.data) + token * w.rows + row;
     write_as(result, count, bias == nullptr ? nullptr : bias + row, to);
   });
+}
+
+/// The results of a tile, [token][kPackedRows], as those of tokens [first, last) that x has.
+inline void write_tokens(const float* result, const Activations& x, const PackedWeight& w,
+                         int64_t tile, int64_t first, int64_t last, const PackedOutput& y) {
+  for (int64_t t = first; t < min_of(last, x.tokens); ++t, result += kPackedRows) {
+    write(result, w, tile * kPackedRows, t, y);
+  }
 }
 
 }  // namespace

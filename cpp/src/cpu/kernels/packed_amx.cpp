@@ -187,10 +187,7 @@ void blocks(const float* packed, const Activations& x, const PackedWeight& w, in
       break;
   }
   _tile_release();
-  const int64_t tokens = min_of(last * kTokens, x.tokens) - first * kTokens;
-  for (int64_t t = 0; t < tokens; ++t) {
-    write(result + t * kRows, w, tile * kPackedRows, first * kTokens + t, y);
-  }
+  write_tokens(result, x, w, tile, first * kTokens, last * kTokens, y);
 }
 
 }  // namespace

@@ -121,7 +121,6 @@ void blocks_of(const float* packed, const PackedWeight& w, const uint8_t* tile, 
 void blocks(const float* packed, const Activations& x, const PackedWeight& w, int64_t tile,
             int64_t first, int64_t last, const PackedOutput& y) {
   float result[kChunk * kTokens * kPackedRows];
-  const int64_t tokens = min_of(last * kTokens, x.tokens) - first * kTokens;
   __builtin_memset(result, 0, (last - first) * kTokens * kPackedRows * sizeof(float));
   const uint8_t* codes = w.data + tile * w.tile_bytes;
 #ifdef __AVX512BF16__
@@ -133,9 +132,7 @@ void blocks(const float* packed, const Activations& x, const PackedWeight& w, in
 #else
   blocks_of<Floats, false>(packed, w, codes, first, last, result);
 #endif
-  for (int64_t t = 0; t < tokens; ++t) {
-    write(result + t * kPackedRows, w, tile * kPackedRows, first * kTokens + t, y);
-  }
+  write_tokens(result, x, w, tile, first * kTokens, last * kTokens, y);
 }
 
 }  // namespace

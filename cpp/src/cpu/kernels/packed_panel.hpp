@@ -7,10 +7,6 @@
 namespace mlcalib::cpu::MLCALIB_ISA {
 namespace {
 
-constexpr int64_t kVectors = 2;
-constexpr int64_t kRows = kVectors * kLanes;
-static_assert(kPackedRows % kRows == 0);
-
 // code − zero of one column of some rows, or scale · (code − zero).
 template <bool kScaled>
 struct Level {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The product of one token and packed weights, Σ scale · (Σ code · x − zero · Σ x): lanes are rows
 // of the weight, and codes turn into floats in registers, where they are used.
-#include "packed_panel.hpp"
+#include "packed.hpp"
 #include "product.hpp"
 
 namespace mlcalib::cpu::MLCALIB_ISA {

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm.auto import tqdm
 
+from mlcalib.evaluation.tasks.generating import generate
 from mlcalib.evaluation.tasks.prefixes import Group, Tokens, batches, group
 from mlcalib.models import find_adapter
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 _BATCH_TOKENS = {"cpu": 768}  # more fills no core better, and costs memory
 _BATCH_TOKENS_ELSEWHERE = 16384
-_TOGETHER = {"cpu": 8}
+_TOGETHER = {"cpu": 16}
 _TOGETHER_ELSEWHERE = 32
 
 Scored = tuple[float, bool]
@@ -31,13 +32,13 @@ class TaskModel(HFLM):  # type: ignore[misc]  # lm_eval has no types
     """``hf`` of lm-eval for a live model: same log-likelihoods, fewer tokens read.
 
     Requests that begin alike (the choices of an item, the items of a premise) share one forward of
-    what they share. Only what is scored reaches the vocabulary. Generation is that of ``hf``, in
-    batches.
+    what they share. Only what is scored reaches the vocabulary. What is generated is that of ``hf``,
+    and leaves its batch when it ends.
 
     Args:
         model: a transformers model.
         tokenizer: its tokenizer; copied, since lm-eval gives it a padding token.
-        batch_size: sequences generated together. Default: 8 on a CPU, else 32.
+        batch_size: sequences generated together. Default: 16 on a CPU, else 32.
         max_length: context; longer inputs lose their beginning. Default: the model's.
         progress: show bars.
         options: as for ``hf``; ``softmax_dtype`` is float32 unless it is given or the model's dtype
@@ -78,6 +79,32 @@ class TaskModel(HFLM):  # type: ignore[misc]  # lm_eval has no types
             requests, disable_tqdm=disable_tqdm or not self._progress
         )
         return found
+
+    def _model_generate(
+        self,
+        context: Tensor,
+        max_length: int,
+        stop: list[str],
+        *,
+        attention_mask: Tensor,
+        **options: Any,
+    ) -> Tensor:
+        sampled = options.get("do_sample") or options.get("num_beams", 1) > 1
+        if sampled or self.mixed_precision_dtype is not None or not self._can_share(max_length):
+            found: Tensor = super()._model_generate(
+                context, max_length, stop, attention_mask=attention_mask, **options
+            )
+            return found
+        options.pop("temperature", None)  # of no use to greedy decoding, which warns of it
+        return generate(
+            self.model,
+            self.tokenizer,
+            context,
+            attention_mask,
+            stop=stop,
+            max_length=max_length,
+            **options,
+        )
 
     def _loglikelihood_tokens(
         self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None

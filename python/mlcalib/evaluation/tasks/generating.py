@@ -1,0 +1,143 @@
+"""Greedy generation in batches that texts leave when they end."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers.cache_utils import Cache, DynamicLayer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_ENDED = 0.25
+"""Share of a batch's texts that end before the others go on without them."""
+_LOOKED_BACK = 2
+"""Tokens beyond those of a stop sequence among which it is looked for, as lm-eval does: a model may
+write it in other tokens."""
+_ROOM = 1.5
+"""What a cache that is full grows by."""
+
+
+def generate(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    ids: Tensor,
+    mask: Tensor,
+    *,
+    stop: Sequence[str],
+    max_length: int,
+    **options: Any,
+) -> Tensor:
+    """Generate as ``model.generate`` does, but read no further where a text has ended.
+
+    ``model.generate`` reads all rows until the last has ended, which for texts of many lengths is
+    most of the time. Here rows leave the batch, and the others go on from their cache.
+
+    Args:
+        model: a transformers model whose cache is that of attention.
+        tokenizer: its tokenizer, with a padding token.
+        ids: [rows, tokens] int64, prompts padded on the left.
+        mask: [rows, tokens], 0 where a prompt is padded.
+        stop: a text ends after one of these, or the model's end of sequence.
+        max_length: tokens of the longest result, prompt included.
+        options: others of ``model.generate``. Nothing may be drawn: draws depend on the batch.
+
+    Returns:
+        [rows, tokens] int64: prompts and what follows them, padded on the right.
+    """
+    prompt = ids.shape[1]
+    found = torch.full((len(ids), max_length), tokenizer.pad_token_id, device=ids.device)
+    rows = torch.arange(len(ids), device=ids.device)
+    cache = Cache(layer_class_to_replicate=_RoomyLayer)
+    while len(rows):
+        ended = _Ended(model, tokenizer, stop, prompt)
+        ids = model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            past_key_values=cache,
+            max_length=max_length,
+            stopping_criteria=StoppingCriteriaList([ended]),
+            pad_token_id=tokenizer.pad_token_id,
+            use_cache=True,
+            **options,
+        )
+        found[rows, : ids.shape[1]] = ids
+        if ids.shape[1] >= max_length:
+            break
+        left = (~ended.rows).nonzero().flatten()
+        rows, ids = rows[left], ids[left]
+        mask = torch.cat([mask[left], mask.new_ones(len(left), ids.shape[1] - mask.shape[1])], 1)
+        cache.batch_select_indices(left)
+    return found
+
+
+class _RoomyLayer(DynamicLayer):  # type: ignore[misc]  # transformers' own is not typed
+    """A layer's cache with room for tokens to come: a token is written, and not all copied."""
+
+    _room: tuple[Tensor, Tensor] | None = None  # keys and values, longer than what is held
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        length = self.get_seq_length()
+        end = length + key_states.shape[-2]
+        if not length:
+            self.lazy_initialization(key_states, value_states)
+            self.keys, self.values = key_states[..., :0, :], value_states[..., :0, :]
+        if self._room is None or end > self._room[0].shape[-2]:
+            self._room = _larger(self.keys, end), _larger(self.values, end)
+        keys, values = self._room
+        keys[..., length:end, :], values[..., length:end, :] = key_states, value_states
+        self.keys, self.values = keys[..., :end, :], values[..., :end, :]
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        super().batch_select_indices(indices)
+        self._room = None
+
+
+def _larger(held: Tensor, tokens: int) -> Tensor:
+    room = held.new_empty(*held.shape[:-2], int(_ROOM * tokens) + 1, held.shape[-1])
+    room[..., : held.shape[-2], :] = held
+    return room
+
+
+class _Ended(StoppingCriteria):  # type: ignore[misc]
+    """Which rows have ended; once enough have, generation stops for all.
+
+    Attributes:
+        rows: [rows] bool, those that have ended.
+    """
+
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        stop: Sequence[str],
+        prompt: int,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._prompt = prompt
+        self._last = {
+            text: len(tokenizer.encode(text, add_special_tokens=False)) + _LOOKED_BACK
+            for text in stop
+        }
+        eos = getattr(model.generation_config, "eos_token_id", None)
+        self._eos = [] if eos is None else torch.as_tensor(eos).flatten().tolist()
+        self.rows = torch.zeros(0, dtype=torch.bool)
+
+    def __call__(self, input_ids: Tensor, scores: Any, **options: Any) -> Tensor:
+        if not len(self.rows):
+            self.rows = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+        for row in (~self.rows).nonzero().flatten().tolist():
+            self.rows[row] = self._has_ended(input_ids[row, self._prompt :].tolist())
+        if self.rows.float().mean() >= _ENDED:
+            return torch.ones_like(self.rows)
+        return self.rows.clone()
+
+    def _has_ended(self, written: list[int]) -> bool:
+        return written[-1] in self._eos or any(
+            text in self._tokenizer.decode(written[-last:]) for text, last in self._last.items()
+        )

@@ -32,8 +32,8 @@ class TaskModel(HFLM):  # type: ignore[misc]  # lm_eval has no types
     """``hf`` of lm-eval for a live model: same log-likelihoods, fewer tokens read.
 
     Requests that begin alike (the choices of an item, the items of a premise) share one forward of
-    what they share. Only what is scored reaches the vocabulary. What is generated is that of ``hf``,
-    and leaves its batch when it ends.
+    what they share. Only what is scored reaches the vocabulary. Generations are those of ``hf``;
+    they leave their batch when they end.
 
     Args:
         model: a transformers model.

@@ -10,10 +10,13 @@ from mlcalib.evaluation.cache import Cache
 from mlcalib.evaluation.subject import Subject
 from mlcalib.evaluation.tasks.catalogue import check_tasks, find_task
 from mlcalib.evaluation.tasks.outcome import Missing, TaskResults
-from mlcalib.evaluation.tasks.runner import codes, listed, run_tasks
+from mlcalib.evaluation.tasks.runner import NO_FILE, codes, lacking_data, listed, run_tasks
 from mlcalib.results import Row, versions
 
 _log = logging.getLogger(__name__)
+
+_PROMPTS = 256
+"""That are generated together, over languages: several batches."""
 
 
 def run_subject(
@@ -53,14 +56,8 @@ def run_subject(
     )
     for task in listed(tasks):
         lacking: dict[str, str] = {}
-        data = _data(cache, task, options.get("data"))
         measured = False
-        for code in codes(languages):
-            key = {**_key(subject, cache, options), "of": task, "language": code, "data": data}
-            if (value := cache.get(key)) is None:
-                value = _measured(subject, task, code, options)
-                if "lacking" not in value or options.get("data") is not None:  # not the network's
-                    cache.put(key, value)
+        for code, value in _values(subject, cache, task, codes(languages), options).items():
             if "lacking" in value:
                 lacking[code] = value["lacking"]
             else:
@@ -70,23 +67,74 @@ def run_subject(
             raise FileNotFoundError(next(iter(lacking.values())))
         for code, cause in lacking.items():
             _log.warning("%s", cause)
-            results.missing.append(Missing(task, code, None, "no data file"))
+            results.missing.append(Missing(task, code, None, NO_FILE))
     return results
 
 
-def _measured(subject: Subject, task: str, code: str, options: dict[str, Any]) -> dict[str, Any]:
-    try:
-        found = run_tasks(subject.model, subject.tokenizer, [task], [code], **options)
-    except FileNotFoundError as error:
-        return {"lacking": str(error)}
+def _values(
+    subject: Subject, cache: Cache, task: str, languages: list[str], options: dict[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """Return of each language what is kept, measured where it is not there yet."""
+    model = {**_key(subject, cache, options), "of": task}
+    data = _data(cache, task, options.get("data"))
+    keys = {code: {**model, "language": code, "data": data} for code in languages}
+    values = {code: kept for code, key in keys.items() if (kept := cache.get(key)) is not None}
+    unknown = [code for code in languages if code not in values]
+    size = _together(task, options.get("limit"))
+    for start in range(0, len(unknown), size):
+        found = _measured(subject, task, unknown[start : start + size], options)
+        for code, value in found.items():
+            values[code] = value
+            if "lacking" not in value or options.get("data") is not None:  # not the network's
+                cache.put(keys[code], value)
+    return {code: values[code] for code in languages}
+
+
+def _together(task: str, limit: int | None) -> int:
+    """Return how many languages are measured at once: where texts are generated, few fill no batch.
+
+    What is measured at once is lost at once if the evaluation is stopped.
+    """
+    scored = find_task(task).kind == "choice"
+    return 1 if scored or limit is None else max(1, _PROMPTS // limit)
+
+
+def _measured(
+    subject: Subject, task: str, languages: list[str], options: dict[str, Any]
+) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    there = []
+    for code in languages:
+        if cause := lacking_data(task, code, options.get("data")):
+            found[code] = {"lacking": cause}
+        else:
+            there.append(code)
+    if there:
+        try:
+            results = run_tasks(subject.model, subject.tokenizer, [task], there, **options)
+            found |= {code: _of_language(results, code) for code in there}
+        except FileNotFoundError as error:  # the hub's, of all of them
+            found |= {code: {"lacking": str(error)} for code in there}
+    return found
+
+
+def _of_language(results: TaskResults, code: str) -> dict[str, Any]:
+    missing = [cell for cell in results.missing if cell.language == code]
+    if any(cell.reason == NO_FILE for cell in missing):  # the hub's, of some of them
+        return {"lacking": "; ".join(map(str, missing))}
     return {
-        "rows": [asdict(row) for row in found.rows],
-        "items": found.items,
-        "generations": {
-            name: {code: [asdict(each) for each in texts] for code, texts in languages.items()}
-            for name, languages in found.generations.items()
+        "rows": [asdict(row) for row in results.rows if row.language == code],
+        "items": {
+            name: {code: languages[code]}
+            for name, languages in results.items.items()
+            if code in languages
         },
-        "missing": [asdict(cell) for cell in found.missing],
+        "generations": {
+            name: {code: [asdict(each) for each in languages[code]]}
+            for name, languages in results.generations.items()
+            if code in languages
+        },
+        "missing": [asdict(cell) for cell in missing],
     }
 
 

@@ -32,6 +32,9 @@ T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
+NO_FILE = "no data file"
+"""Why a cell is missing whose task has the language."""
+
 
 def run_tasks(  # noqa: PLR0913 - options of an evaluation, all by name
     model: "PreTrainedModel | str | Path",
@@ -66,7 +69,7 @@ def run_tasks(  # noqa: PLR0913 - options of an evaluation, all by name
         name: what the rows call the model. Default: the path, or the name that it was loaded by.
         method: what the rows say quantized it.
         calibration: what the rows say it was calibrated on.
-        batch_size: sequences generated together. Default: 16 on a CPU, else 32.
+        batch_size: sequences generated together. Default: 32.
         max_length: context. Default: the model's.
         progress: show bars.
 
@@ -144,6 +147,16 @@ def check_data(tasks: Sequence[str], languages: Sequence[str], data: str | Path 
         else:
             if causes:
                 raise causes[0]
+
+
+def lacking_data(task: str, code: str, data: str | Path | None) -> str | None:
+    """Return what file of a task's language is not in a folder of data; None if nothing is."""
+    try:
+        if data is not None:
+            _has_data(find_task(task), language(code), Path(data))
+    except FileNotFoundError as error:
+        return str(error)
+    return None
 
 
 def _has_data(task: Task, each: Language, folder: Path) -> bool:
@@ -234,7 +247,7 @@ def _find(
             raise lacking[0][1]
         for each, cause in lacking:
             _log.warning("%s", cause)
-            results.missing.append(Missing(task.name, each.code, None, "no data file"))
+            results.missing.append(Missing(task.name, each.code, None, NO_FILE))
     return found
 
 

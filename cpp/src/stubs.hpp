@@ -33,6 +33,12 @@ inline constinit DeviceStub<void(const at::Tensor& low, const at::Tensor& high,
                                  const at::Tensor& x)>
     range_update_stub{"range_update"};
 
+/// counts float64 [channels, kHistogramBins] += 1 in the bin of |x| / unit of each token of x; unit
+/// float32 [channels].
+inline constinit DeviceStub<void(const at::Tensor& counts, const at::Tensor& unit,
+                                 const at::Tensor& x)>
+    histogram_update_stub{"histogram_update"};
+
 /// (scale, zero), float32 [rows, groups], unrounded, of weight float32 [rows, cols]; importance
 /// float32 [cols] weights squared errors, gram [cols, cols] the errors of a group and their
 /// products instead. Both may be undefined.

@@ -193,9 +193,11 @@ class Statistic(metaclass=_Extension):
     """A summary of activations that adds up over tokens, batches, languages and processes.
 
     ``make_statistic`` makes them: ``gram`` (Σ x xᵀ), ``moments`` (``sum``, ``absolute`` and
-    ``square`` of each channel, float64) and ``range`` (``low`` and ``high`` of each channel; they
-    add up as extremes do, and a weight says only whether the other side counts). ``rescale`` is as
-    if every activation had been multiplied, channel by channel, by positive factors.
+    ``square`` of each channel, float64), ``range`` (``low`` and ``high`` of each channel; they add
+    up as extremes do, and a weight says only whether the other side counts) and ``histogram``
+    (``counts`` of each channel's |x| / ``unit`` in the bins of ``statistics.histogram_edges``).
+    ``rescale`` is as if every activation had been multiplied, channel by channel, by positive
+    factors; a histogram keeps its bins and multiplies the unit, 1 at first.
     """
 
     def __init__(self, *args: Never, **kwargs: Never) -> None: ...

@@ -53,6 +53,13 @@ T exchange_value(unsigned mask, T value, unsigned from) {
 inline emulation::Index &threadIdx = emulation::thread_index, &blockIdx = emulation::block_index,
                         &gridDim = emulation::grid_size;
 
+/// One thread runs at a time.
+inline uint32_t atomicAdd(uint32_t* to, uint32_t value) {
+  const uint32_t before = *to;
+  *to += value;
+  return before;
+}
+
 inline void __syncthreads() { emulation::synchronise(); }
 
 template <class T>

@@ -222,6 +222,9 @@ void compare_channels(const cpu::KernelTable& cpu, const std::vector<float>& val
   float low = 0, high = 0;
   cpu.channels->moments(cpu::activations(x, 0, tokens), 0, 1, &sum, &absolute, &square);
   cpu.channels->range(cpu::activations(x, 0, tokens), 0, 1, &low, &high);
+  const float unit = 0.75F;
+  std::vector<double> counts(kHistogramBins), found(kHistogramBins);
+  cpu.channels->histogram(cpu::activations(x, 0, tokens), 0, 1, &unit, counts.data());
   Moments moments;
   Extremes extremes;
   for (int64_t t = 0; t < tokens; ++t) {
@@ -229,7 +232,9 @@ void compare_channels(const cpu::KernelTable& cpu, const std::vector<float>& val
     EXPECT_TRUE(same_bits(std::vector{value}, {x[t][0].item<float>()}));
     moments = added(moments, value);
     extremes = widened(extremes, value);
+    found[histogram_bin(value / unit)] += 1;
   }
+  EXPECT_EQ(found, counts);
   EXPECT_TRUE(same_bits(
       std::vector{moments.sum, moments.absolute, moments.square},
       {static_cast<float>(sum), static_cast<float>(absolute), static_cast<float>(square)}));

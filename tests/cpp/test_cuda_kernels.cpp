@@ -221,7 +221,7 @@ TEST(CudaKernels, RoundScaled) {
   }
 }
 
-TEST(CudaKernels, MomentsAndRange) {
+TEST(CudaKernels, MomentsRangeAndHistogram) {
   for (const at::ScalarType type : {at::kFloat, at::kBFloat16, at::kHalf}) {
     for (const auto& [tokens, channels] : {std::pair{1, 1}, {70, 33}, {9000, 5}}) {
       const at::Tensor wide = random_weight(tokens, channels + 3, 1).to(type);
@@ -242,6 +242,12 @@ TEST(CudaKernels, MomentsAndRange) {
       expect_near(found, wanted, 1e-6);
       EXPECT_TRUE(same_bits(low, wanted_low));
       EXPECT_TRUE(same_bits(high, wanted_high));
+      const at::Tensor unit = random_weight(1, channels, 2)[0].exp();
+      const at::Tensor counts = at::full({channels, kHistogramBins}, 0.5, at::kDouble);
+      const at::Tensor wanted_counts = counts.clone();
+      histogram_update(from, data(unit), counts.data_ptr<double>(), nullptr);
+      histogram_update_stub(at::kCPU, wanted_counts, unit, x);
+      EXPECT_TRUE(at::equal(counts, wanted_counts));
     }
   }
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Sums and extremes of channels, of every instruction set that this machine has, against double.
+// Sums, extremes and histograms of channels, of every instruction set that this machine has, against double.
 #include <ATen/ops/full.h>
 
 #include <algorithm>
@@ -8,6 +8,7 @@
 #include <tuple>
 
 #include "cpu/activations.hpp"
+#include "histogram.hpp"
 #include "reference.hpp"
 
 namespace mlcalib::cpu {
@@ -49,6 +50,31 @@ TEST_P(ChannelKernelTest, AgreeWithDouble) {
         EXPECT_EQ(low[c], std::min(0.25F, static_cast<float>(values.col(c).minCoeff())));
         EXPECT_EQ(high[c], std::max(-0.25F, static_cast<float>(values.col(c).maxCoeff())));
       }
+    }
+  }
+}
+
+TEST_P(ChannelKernelTest, HistogramsAreExact) {
+  for (const int64_t channels : {1, 7, 16, 17, 50}) {
+    for (const int64_t tokens : {1, 33, 256}) {
+      const at::Tensor x = make(tokens, channels);
+      std::vector<float> unit(channels);
+      for (int64_t c = 0; c < channels; ++c) unit[c] = std::exp2(static_cast<float>(c % 40) - 20);
+      std::vector<double> counts(channels * kHistogramBins, 0.5), wanted = counts;
+      const int64_t strips = (channels + kernels_.strip - 1) / kernels_.strip;
+      kernels_.histogram(activations(x, 0, tokens), 0, strips, unit.data(), counts.data());
+      const at::Tensor values = x.to(at::kDouble).contiguous();
+      for (int64_t t = 0; t < tokens; ++t) {
+        for (int64_t c = 0; c < channels; ++c) {
+          int exponent = 0;  // of |x| = fraction · 2^exponent, the fraction from a half on
+          const double fraction = std::frexp(
+              std::abs(values.const_data_ptr<double>()[t * channels + c]) / unit[c], &exponent);
+          const double bin = 4.0 * (exponent - 1 + 16) + std::floor((fraction * 2 - 1) * 4);
+          const double inside = fraction == 0 ? 0 : std::clamp(bin, 0.0, kHistogramBins - 1.0);
+          wanted[c * kHistogramBins + static_cast<int64_t>(inside)] += 1;
+        }
+      }
+      EXPECT_EQ(counts, wanted);
     }
   }
 }

@@ -1,5 +1,7 @@
 """A statistic is something you can add: the laws of that, for every one that is registered."""
 
+import math
+
 import pytest
 import torch
 from core_data import activations, gram_of
@@ -7,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlcalib import _core as core
+from mlcalib.statistics import histogram_edges, quantile
 
 names = st.sampled_from(core.statistic_names())
 # Sums; a range adds up as extremes do.
-SUMS = ["gram", "moments"]
+SUMS = ["gram", "histogram", "moments"]
 sums = st.sampled_from(SUMS)
 # No subnormal products: they have fewer bits.
 weights = st.floats(-4, 4, width=32).map(lambda weight: weight if abs(weight) > 1e-6 else 0.0)
@@ -102,6 +105,8 @@ def test_a_weight_scales(name, xs, weight):
     mixed = sum_of((1, a), (weight, b))
     assert mixed.tokens == pytest.approx(len(xs[0]) + weight * len(xs[1]))
     for key, tensor in mixed.state().items():
+        if key == "unit":  # of the bins; no sum
+            continue
         wanted = a.state()[key].double() + weight * b.state()[key].double()
         size = a.state()[key].abs().double() + abs(weight) * b.state()[key].abs().double()
         assert ((tensor - wanted).abs() <= 1e-6 * size).all(), key
@@ -238,7 +243,61 @@ def test_a_range_holds_the_extremes(xs, weight):
         both.merge(both, -1)
 
 
-@given(names, inputs(1), seeds)
+@given(inputs(1), st.floats(2**-10, 4, width=32))
+def test_a_histogram_counts_magnitudes(xs, unit):
+    (x,) = xs
+    statistic = core.make_statistic("histogram", x.shape[1])
+    statistic.rescale(torch.full((x.shape[1],), unit))
+    statistic.update(x)
+    state = statistic.state()
+    assert state["counts"].dtype == torch.float64
+    assert (state["counts"].sum(1) == len(x)).all()
+    assert (state["unit"] == unit).all()
+    magnitudes = (x.abs() / unit).T.contiguous()
+    bins = torch.bucketize(magnitudes, histogram_edges(), right=True) - 1
+    wanted = torch.zeros_like(state["counts"])
+    wanted.scatter_add_(1, bins, torch.ones_like(magnitudes).double())
+    assert torch.equal(state["counts"], wanted)
+
+
+@given(inputs(1).filter(lambda xs: len(xs[0])), st.floats(0.01, 1))
+def test_a_quantile_is_within_its_bin(xs, share):
+    (x,) = xs
+    found = quantile(statistic_of("histogram", x).state(), share)
+    rank = max(math.ceil(share * len(x)), 1)
+    wanted = x.abs().sort(0).values[rank - 1]
+    assert (found >= wanted).all()
+    assert (found <= (wanted * 1.25).clamp(min=histogram_edges()[1])).all()
+
+
+def test_a_quantile_of_what_was_rescaled():
+    x = activations(100, 24)
+    statistic = statistic_of("histogram", x)
+    before = quantile(statistic.state(), 0.9)
+    statistic.rescale(torch.full((24,), 8.0))
+    assert torch.equal(quantile(statistic.state(), 0.9), 8 * before)
+
+
+def test_a_quantile_needs_tokens_and_a_share():
+    state = statistic_of("histogram", activations(3, 4)).state()
+    for share in (-0.1, 1.5, float("nan")):
+        with pytest.raises(ValueError, match="expected a share from 0 to 1"):
+            quantile(state, share)
+    with pytest.raises(ValueError, match="no tokens"):
+        quantile(core.make_statistic("histogram", 4).state(), 0.5)
+
+
+def test_histograms_with_other_bins_do_not_merge():
+    one, two = (statistic_of("histogram", activations(5, 4)) for _ in range(2))
+    two.rescale(torch.full((4,), 2.0))
+    with pytest.raises(ValueError, match=r"rescaled by different factors.*Merge them first"):
+        one.merge(two)
+    fresh = core.make_statistic("histogram", 4)
+    fresh.merge(two, 0.5)
+    assert torch.equal(fresh.state()["unit"], two.state()["unit"])
+
+
+@given(names.filter(lambda name: name != "histogram"), inputs(1), seeds)
 def test_rescaling_is_scaling_the_activations(name, xs, seed):
     (x,) = xs
     factors = torch.randn(x.shape[1], generator=torch.Generator().manual_seed(seed)).exp()

@@ -58,9 +58,9 @@ def test_gram_takes_no_tf32_and_repeats():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("channels", [1, 33, 576])
-def test_moments_and_range(channels, dtype):
+def test_moments_range_and_histogram(channels, dtype):
     x = activations(3000, channels).to(dtype)
-    for name in ("moments", "range"):
+    for name in ("moments", "range", "histogram"):
         found, wanted = states(name, x, "cuda"), states(name, x, "cpu")
         for key, tensor in wanted.items():
             tolerance = 1e-6 * tensor.abs().max().item() if name == "moments" else 0

@@ -42,8 +42,16 @@ void range_update_cpu(const at::Tensor& low, const at::Tensor& high, const at::T
   });
 }
 
+void histogram_update_cpu(const at::Tensor& counts, const at::Tensor& unit, const at::Tensor& x) {
+  for_each_piece(x, [&](const cpu::Activations& tokens, int64_t first, int64_t last) {
+    cpu::kernels().channels->histogram(tokens, first, last, unit.const_data_ptr<float>(),
+                                       counts.data_ptr<double>());
+  });
+}
+
 const bool installed = moments_update_stub.install(at::kCPU, &moments_update_cpu) &&
-                       range_update_stub.install(at::kCPU, &range_update_cpu);
+                       range_update_stub.install(at::kCPU, &range_update_cpu) &&
+                       histogram_update_stub.install(at::kCPU, &histogram_update_cpu);
 
 }  // namespace
 }  // namespace mlcalib

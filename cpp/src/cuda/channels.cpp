@@ -45,8 +45,17 @@ void range_update_cuda(const at::Tensor& low, const at::Tensor& high, const at::
   });
 }
 
+void histogram_update_cuda(const at::Tensor& counts, const at::Tensor& unit, const at::Tensor& x) {
+  const at::Tensor rows = with_contiguous_channels(x);
+  cuda::on_device_of(x, [&](cudaStream_t stream) {
+    cuda::histogram_update(activations(rows), unit.const_data_ptr<float>(),
+                           counts.data_ptr<double>(), stream);
+  });
+}
+
 const bool installed = moments_update_stub.install(at::kCUDA, &moments_update_cuda) &&
-                       range_update_stub.install(at::kCUDA, &range_update_cuda);
+                       range_update_stub.install(at::kCUDA, &range_update_cuda) &&
+                       histogram_update_stub.install(at::kCUDA, &histogram_update_cuda);
 
 }  // namespace
 }  // namespace mlcalib

@@ -3,11 +3,14 @@
 from collections.abc import Hashable, Iterable, Mapping
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 
 from mlcalib import _core
 
-__all__ = ["StatisticSet", "mix"]
+__all__ = ["StatisticSet", "histogram_edges", "mix", "quantile"]
+
+_LOWEST, _OCTAVES, _BINS_OF_OCTAVE = -16, 32, 4  # of cpp/src/histogram.hpp
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -80,3 +83,36 @@ def mix(statistics: Mapping[Key, StatisticSet], weights: Mapping[Key, float]) ->
     for key, weight in weights.items():
         mixed.merge(statistics[key], weight)
     return mixed
+
+
+def histogram_edges() -> Tensor:
+    """Return the edges of the bins of ``histogram``, float32 [129]: 0, four an octave, infinity."""
+    steps = torch.arange(_OCTAVES * _BINS_OF_OCTAVE)
+    mantissas = 1 + (steps % _BINS_OF_OCTAVE) / _BINS_OF_OCTAVE
+    edges = torch.ldexp(mantissas, _LOWEST + steps // _BINS_OF_OCTAVE)
+    return torch.cat([torch.zeros(1), edges[1:], torch.tensor([torch.inf])])
+
+
+def quantile(histogram: Mapping[str, Tensor], share: float) -> Tensor:
+    """Return below which magnitude a share of each channel's activations lies, from counts.
+
+    Args:
+        histogram: the state of a statistic ``histogram``.
+        share: from 0 to 1.
+
+    Returns:
+        float32 [channels]: the upper edge of the bin that holds the quantile, at most 25 % above
+        it; infinity in the last bin.
+
+    Raises:
+        ValueError: no tokens, or another share.
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"share is {share}, expected a share from 0 to 1.")
+    below = histogram["counts"].cumsum(1)
+    tokens = below[:, -1:]
+    if not (tokens > 0).all():
+        raise ValueError("the histogram has no tokens; update it first.")
+    held = below * (1 + 1e-12) >= (share * tokens).clamp(min=tokens.new_tensor(1e-12))
+    edges = histogram_edges().to(held.device)
+    return edges[1 + held.int().argmax(1)] * histogram["unit"]

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Sums and extremes of each channel, in one pass over the activations.
+// Sums, extremes and histograms of each channel, in one pass over the activations.
+#include "../../histogram.hpp"
 #include "element.hpp"
 
 namespace mlcalib::cpu::MLCALIB_ISA {
@@ -50,6 +51,23 @@ void range_of(const Activations& x, int64_t first, int64_t last, float* low, flo
   });
 }
 
+// A strip's counts stay in the first cache.
+template <class T>
+void histogram_of(const Activations& x, int64_t first, int64_t last, const float* unit,
+                  double* counts) {
+  for_each_strip<T>(x, first, last, [&](const T* from, int64_t channel, int64_t left) {
+    const Vec units = load_channels(unit + channel, left);
+    double* own = counts + channel * kHistogramBins;
+    for (int64_t t = 0; t < x.tokens; ++t, from += x.stride) {
+      const Mask magnitude =
+          reinterpret_cast<Mask>(load_channels(from, left) / units) & 0x7fffffff;
+      const Mask bin = (magnitude >> kHistogramShift) - kHistogramFirst;
+      const Mask inside = min_of(max_of(bin, Mask{}), Mask{} + (kHistogramBins - 1));
+      for (int64_t i = 0; i < left; ++i) own[i * kHistogramBins + inside[i]] += 1;
+    }
+  });
+}
+
 void moments(const Activations& x, int64_t first, int64_t last, double* sum, double* absolute,
              double* square) {
   switch (x.element) {
@@ -73,9 +91,21 @@ void range(const Activations& x, int64_t first, int64_t last, float* low, float*
   }
 }
 
+void histogram(const Activations& x, int64_t first, int64_t last, const float* unit,
+               double* counts) {
+  switch (x.element) {
+    case Element::kFloat:
+      return histogram_of<float>(x, first, last, unit, counts);
+    case Element::kBFloat16:
+      return histogram_of<uint16_t>(x, first, last, unit, counts);
+    case Element::kHalf:
+      return histogram_of<_Float16>(x, first, last, unit, counts);
+  }
+}
+
 }  // namespace
 
 extern const ChannelKernels channel_kernels;
-const ChannelKernels channel_kernels = {kLanes, &moments, &range};
+const ChannelKernels channel_kernels = {kLanes, &moments, &range, &histogram};
 
 }  // namespace mlcalib::cpu::MLCALIB_ISA

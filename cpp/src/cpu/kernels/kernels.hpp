@@ -111,6 +111,10 @@ struct ChannelKernels {
 
   /// low[c] = min(low[c], x_c), high[c] = max(high[c], x_c).
   void (*range)(const Activations& x, int64_t first, int64_t last, float* low, float* high);
+
+  /// counts[c][b] += how many |x_c| / unit[c] are in bin b.
+  void (*histogram)(const Activations& x, int64_t first, int64_t last, const float* unit,
+                    double* counts);
 };
 
 struct AwqKernels {

@@ -8,6 +8,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "../../histogram.hpp"
+
 #ifdef __CUDACC__
 #include <cuda_fp16.h>
 #define MLCALIB_HD __host__ __device__ inline
@@ -196,6 +198,14 @@ struct Moments {
 
 MLCALIB_HD Moments added(Moments moments, float x) {
   return {moments.sum + x, moments.absolute + max_of(x, -x), moments.square + x * x};
+}
+
+/// The bin of a magnitude.
+MLCALIB_HD int32_t histogram_bin(float x) {
+  int32_t bits;
+  memcpy(&bits, &x, sizeof bits);
+  const int32_t bin = ((bits & 0x7fffffff) >> kHistogramShift) - kHistogramFirst;
+  return min_of(max_of(bin, 0), kHistogramBins - 1);
 }
 
 // ---- Packing: one dense bit stream per row, lowest bits first ----

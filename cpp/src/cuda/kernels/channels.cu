@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Sums and extremes of each channel. A block has a strip of channels for itself and adds its parts
+// Sums, extremes and histograms of each channel. A block has a strip of channels for itself and adds its parts
 // in a fixed order: the same tokens give the same bits.
 #include "launch.cuh"
 
@@ -72,6 +72,28 @@ __global__ void __launch_bounds__(kThreads) range_kernel(Activations x, float* l
   high[channel] = found.high;
 }
 
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    histogram_kernel(Activations x, const float* unit, double* counts) {
+  __shared__ uint32_t found[kChannels * kHistogramBins];
+  const int thread = static_cast<int>(threadIdx.x);
+  const int of_strip = thread % kChannels;
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * kChannels;
+  for (int i = thread; i < kChannels * kHistogramBins; i += kThreads) found[i] = 0;
+  __syncthreads();
+  if (first + of_strip < x.channels) {
+    const float own = unit[first + of_strip];
+    visit_tokens<T>(x, first + of_strip, thread / kChannels, x.tokens, [&](float value) {
+      atomicAdd(&found[of_strip * kHistogramBins + histogram_bin(value / own)], 1U);
+    });
+  }
+  __syncthreads();
+  const int64_t bins = min_of<int64_t>(x.channels - first, kChannels) * kHistogramBins;
+  for (int64_t i = thread; i < bins; i += kThreads) {
+    counts[first * kHistogramBins + i] += static_cast<double>(found[i]);
+  }
+}
+
 template <template <class> class Launch, class... Arguments>
 void launch_for(const Activations& x, const Arguments&... arguments) {
   switch (x.element) {
@@ -100,6 +122,14 @@ struct LaunchRange {
   }
 };
 
+template <class T>
+struct LaunchHistogram {
+  static void run(const Activations& x, const float* unit, double* counts, cudaStream_t stream) {
+    launch(&histogram_kernel<T>, ceil_div(x.channels, kChannels), kThreads, 0, stream, x, unit,
+           counts);
+  }
+};
+
 }  // namespace
 
 void moments_update(const Activations& x, double* sum, double* absolute, double* square,
@@ -109,6 +139,11 @@ void moments_update(const Activations& x, double* sum, double* absolute, double*
 
 void range_update(const Activations& x, float* low, float* high, cudaStream_t stream) {
   launch_for<LaunchRange>(x, low, high, stream);
+}
+
+void histogram_update(const Activations& x, const float* unit, double* counts,
+                      cudaStream_t stream) {
+  launch_for<LaunchHistogram>(x, unit, counts, stream);
 }
 
 }  // namespace mlcalib::cuda

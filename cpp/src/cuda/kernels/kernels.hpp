@@ -98,6 +98,8 @@ void moments_update(const Activations& x, double* sum, double* absolute, double*
                     cudaStream_t stream);
 /// low = min(low, x), high = max(high, x); [channels].
 void range_update(const Activations& x, float* low, float* high, cudaStream_t stream);
+/// counts[c][b] += how many |x_c| / unit[c] are in bin b; [channels][kHistogramBins].
+void histogram_update(const Activations& x, const float* unit, double* counts, cudaStream_t stream);
 
 /// Copies the upper triangle of gram [channels][channels] into the lower.
 void mirror(float* gram, int64_t channels, cudaStream_t stream);

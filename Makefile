@@ -98,10 +98,14 @@ tidy: build/debian $(VENV)/ready
 cuda-check: $(VENV)/ready
 	$(BIN)/python scripts/check_cuda.py
 
+# What it measured is kept by commit; benchmarks/compare.py compares the kernels of two.
+bench: RESULTS = build/bench/$(shell git describe --always --dirty)
 bench: install
 	$(BIN)/cmake --preset release
 	$(BIN)/cmake --build --preset release --parallel $(JOBS)
-	build/release-cpp/benchmarks/cpp/mlcalib_benchmarks
+	mkdir -p $(RESULTS)
+	build/release-cpp/benchmarks/cpp/mlcalib_benchmarks --benchmark_out=$(RESULTS)/core.json
+	$(BIN)/python benchmarks/python/kernels.py --json $(RESULTS)/kernels.json
 	$(BIN)/python benchmarks/python/quantize_smollm2.py
 
 clean:

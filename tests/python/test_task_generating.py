@@ -49,6 +49,18 @@ def test_texts_are_those_of_hf(tokenizer, name):
         )
 
 
+@pytest.mark.parametrize("name", ["gemma2", "mistral", "cohere2", "qwen2_moe"])
+def test_a_window_that_is_not_full_changes_nothing(tokenizer, name):
+    model = tiny_model(name, vocabulary=384)
+    model.config.sliding_window = 512
+    ours, hf = both(model, tokenizer)
+    assert ours._can_share(256)
+    stop = common_characters(hf)[0]
+    assert ours.generate_until(requests([stop])) == hf.generate_until(
+        requests([stop]), disable_tqdm=True
+    )
+
+
 def test_texts_end_where_the_model_ends_them(tokenizer):
     model = tiny_llama(vocabulary=384)
     ours, hf = both(model, tokenizer)

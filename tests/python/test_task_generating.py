@@ -102,7 +102,11 @@ def test_the_cache_holds_what_was_written(tokenizer):
 def test_what_is_drawn_or_searched_is_left_to_transformers(tokenizer):
     model = tiny_llama(vocabulary=384)
     ours, hf = both(model, tokenizer, batch_size=1)
-    for options in ({"do_sample": True, "temperature": 1.0}, {"num_beams": 2}):
+    for options in (
+        {"do_sample": True, "temperature": 1.0},
+        {"num_beams": 2},
+        {"min_new_tokens": 30},
+    ):
         torch.manual_seed(5)
         expected = hf.generate_until(requests([], **options), disable_tqdm=True)
         torch.manual_seed(5)

@@ -28,9 +28,8 @@ def generate(
     *,
     stop: Sequence[str],
     max_length: int,
-    **options: Any,
 ) -> Tensor:
-    """Generate as ``model.generate`` does, but read no further where a text has ended.
+    """Generate greedily as ``model.generate`` does, but read no further where a text has ended.
 
     ``model.generate`` reads all rows until the last has ended, which for texts of many lengths is
     most of the time. Here rows leave the batch, and the others go on from their cache.
@@ -42,7 +41,6 @@ def generate(
         mask: [rows, tokens], 0 where a prompt is padded.
         stop: a text ends after one of these, or the model's end of sequence.
         max_length: tokens of the longest result, prompt included.
-        options: others of ``model.generate``. Nothing may be drawn: draws depend on the batch.
 
     Returns:
         [rows, tokens] int64: prompts and what follows them, padded on the right.
@@ -61,7 +59,7 @@ def generate(
             stopping_criteria=StoppingCriteriaList([ended]),
             pad_token_id=tokenizer.pad_token_id,
             use_cache=True,
-            **options,
+            do_sample=False,
         )
         found[rows, : ids.shape[1]] = ids
         if ids.shape[1] >= max_length:

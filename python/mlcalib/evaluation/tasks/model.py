@@ -88,13 +88,12 @@ class TaskModel(HFLM):  # type: ignore[misc]  # lm_eval has no types
         attention_mask: Tensor,
         **options: Any,
     ) -> Tensor:
-        sampled = options.get("do_sample") or options.get("num_beams", 1) > 1
-        if sampled or self.mixed_precision_dtype is not None or not self._can_share(max_length):
+        plain = self.mixed_precision_dtype is None and self._can_share(max_length)
+        if not (plain and self._is_greedy(options)):
             found: Tensor = super()._model_generate(
                 context, max_length, stop, attention_mask=attention_mask, **options
             )
             return found
-        options.pop("temperature", None)  # of no use to greedy decoding, which warns of it
         return generate(
             self.model,
             self.tokenizer,
@@ -102,8 +101,12 @@ class TaskModel(HFLM):  # type: ignore[misc]  # lm_eval has no types
             attention_mask,
             stop=stop,
             max_length=max_length,
-            **options,
         )
+
+    def _is_greedy(self, options: dict[str, Any]) -> bool:
+        beams = getattr(self.model.generation_config, "num_beams", None) or 1
+        greedy = options.keys() <= {"do_sample", "temperature"} and not options.get("do_sample")
+        return greedy and beams == 1
 
     def _loglikelihood_tokens(
         self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None

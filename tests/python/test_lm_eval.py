@@ -74,15 +74,22 @@ import runpy, sys
 from lm_eval.tasks import TaskManager
 
 init = TaskManager.__init__  # reading all the harness's own task files takes a while
-TaskManager.__init__ = lambda self, *a, **k: init(self, *a, **{**k, "include_defaults": False})
+TaskManager.__init__ = lambda self, *a, **k: init(self, *a, **{{**k, "include_defaults": False}})
+assert "mlcalib" not in sys.modules
 sys.argv[0] = "lm_eval"
-runpy.run_module("mlcalib.integrations.lm_eval", run_name="__main__")
+{run}
 """
+# What the script lm_eval does, and what is needed where mlcalib lies in a plain folder.
+RUNS = {
+    "lm_eval": "from lm_eval.__main__ import cli_evaluate; cli_evaluate()",
+    "module": "runpy.run_module('mlcalib.integrations.lm_eval', run_name='__main__')",
+}
 
 
-def test_the_command_knows_the_model(folder, task_file, tmp_path):
+@pytest.mark.parametrize("name", RUNS)
+def test_the_command_knows_the_model(folder, task_file, tmp_path, name):
     command = [
-        *(sys.executable, "-c", COMMAND, "run", "--model", "mlcalib"),
+        *(sys.executable, "-c", COMMAND.format(run=RUNS[name]), "run", "--model", "mlcalib"),
         *("--model_args", f"pretrained={folder},dtype=float32", "--tasks", "small"),
         *("--include_path", str(task_file), "--output_path", str(tmp_path / "out.json")),
     ]
@@ -90,6 +97,37 @@ def test_the_command_knows_the_model(folder, task_file, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     (written,) = tmp_path.glob("out*.json")
     assert "acc,none" in json.loads(written.read_text())["results"]["small"]
+
+
+def output(program):
+    return subprocess.run(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, check=True
+    ).stdout
+
+
+def test_another_release_of_the_harness_still_works():
+    """Only the model's name is lacking then."""
+    program = (
+        "import warnings, lm_eval.api.registry as registry\n"
+        "registry.model_registry = None\n"
+        "warnings.simplefilter('error')\n"
+        "import _mlcalib_lm_eval as hook\n"
+        "try:\n    hook._register()\n"
+        "except UserWarning as warning:\n    print(warning)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert "does not take the model mlcalib" in done.stdout
+
+
+def test_waiting_for_the_harness_imports_nothing():
+    program = "import sys; print(*(name for name in sys.modules if 'mlcalib' in name))"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert "_mlcalib_lm_eval" in done.stdout.split()
+    assert "mlcalib" not in done.stdout.split()
 
 
 @pytest.mark.parametrize(("amx", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])

@@ -1,12 +1,10 @@
 """The model ``mlcalib`` of lm-evaluation-harness: anything that mlcalib reads.
 
-lm-eval 0.4 looks for no plug-ins, so its own command does not know the model by itself. This module
-registers it, and run as a program it is that command:
+    lm_eval run --model mlcalib --model_args pretrained=DIR --tasks xnli_sw
 
-    python -m mlcalib.integrations.lm_eval run --model mlcalib \
-        --model_args pretrained=DIR --tasks xnli_sw
-
-In Python, ``import mlcalib.integrations.lm_eval`` before ``lm_eval.simple_evaluate("mlcalib", …)``.
+and ``lm_eval.simple_evaluate("mlcalib", …)`` find it because installing mlcalib puts its name
+beside the harness's own (``_mlcalib_lm_eval``). Where mlcalib was not installed but lies on the
+path, import this module first, or run it: it is then lm-eval's command.
 """
 
 import logging

@@ -28,6 +28,7 @@ from mlcalib.evaluation.tasks import Missing, TaskResults
 from mlcalib.evaluation.tasks.text_metrics import Score
 from mlcalib.report import Items, relative_changes, write_evaluation_report
 from mlcalib.report.evaluation.compared import compare
+from mlcalib.report.tables import label
 from mlcalib.results import ItemScores, Results, Row, joined, write_results, write_rows
 
 
@@ -337,3 +338,10 @@ def test_the_order_of_items_changes_nothing(order, code):
 
     pair = answers("xnli", code)
     assert change(*pair) == change(*([side[at] for at in order] for side in pair))
+
+
+def test_models_made_alike_are_told_apart_by_the_end_of_their_names():
+    models = [("float", "float", "none"), ("a/w4", "gptq", "en"), ("b/w3", "gptq", "en")]
+    assert [label(model, models) for model in models] == ["float", "gptq en w4", "gptq en w3"]
+    same = [("a/out", "gptq", "en"), ("b/out", "gptq", "en")]
+    assert [label(model, same) for model in same] == ["gptq en a/out", "gptq en b/out"]

@@ -1,6 +1,7 @@
 """Languages down, models across."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from statistics import fmean
 
 from mlcalib.results import Row
@@ -88,11 +89,14 @@ def _languages(rows: Sequence[Row]) -> list[str]:
 
 
 def label(model: _Model, models: Sequence[_Model]) -> str:
-    """Say method and calibration, and the model's own name where these are not enough."""
+    """Say method and calibration; where these are not enough, the end of the name or all of it."""
     name, method, calibration = model
     short = method if calibration == "none" else f"{method} {calibration}"
-    alone = [other[1:] for other in models].count((method, calibration)) == 1
-    return short if alone else f"{short} {name}"
+    alike = [other for other, *what in models if what == [method, calibration]]
+    if len(alike) == 1:
+        return short
+    ends = [Path(other).name for other in alike]
+    return f"{short} {Path(name).name if len(set(ends)) == len(ends) else name}"
 
 
 def _pad(cells: list[str], widths: list[int]) -> list[str]:

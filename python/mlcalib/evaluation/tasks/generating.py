@@ -16,7 +16,7 @@ _ENDED = 0.25
 _LOOKED_BACK = 2
 """Tokens beyond those of a stop sequence among which it is looked for, as lm-eval does: a model may
 write it in other tokens."""
-_ROOM = 1.5
+_ROOM = 1.25
 """What a cache that is full grows by."""
 
 

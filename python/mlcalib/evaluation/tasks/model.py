@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _BATCH_TOKENS = {"cpu": 768}  # more fills no core better, and costs memory
 _BATCH_TOKENS_ELSEWHERE = 16384
-_TOGETHER = 32
+_TOGETHER = 16  # a row of a long prompt holds tens to hundreds of MB of cache
 
 Scored = tuple[float, bool]
 Request = tuple[tuple[str, str], list[int], list[int]]
@@ -37,7 +37,7 @@ class TaskModel(HFLM):  # type: ignore[misc]  # lm_eval has no types
     Args:
         model: a transformers model.
         tokenizer: its tokenizer; copied, since lm-eval gives it a padding token.
-        batch_size: sequences generated together. Default: 32.
+        batch_size: sequences generated together. Default: 16.
         max_length: context; longer inputs lose their beginning. Default: the model's.
         progress: show bars.
         options: as for ``hf``; ``softmax_dtype`` is float32 unless it is given or the model's dtype

@@ -69,7 +69,7 @@ def run_tasks(  # noqa: PLR0913 - options of an evaluation, all by name
         name: what the rows call the model. Default: the path, or the name that it was loaded by.
         method: what the rows say quantized it.
         calibration: what the rows say it was calibrated on.
-        batch_size: sequences generated together. Default: 32.
+        batch_size: sequences generated together. Default: 16.
         max_length: context. Default: the model's.
         progress: show bars.
 

@@ -17,7 +17,7 @@ RULES = [
     ),
     (
         "src/cuda/kernels/*",
-        r"(arithmetic|kernels)\.hpp|launch\.cuh|cuda_(runtime|fp16)\.h|cst(dint|ring)",
+        r"(arithmetic|kernels|\.\./\.\./histogram)\.hpp|launch\.cuh|cuda_(runtime|fp16)\.h|cst(dint|ring)",
         "kernels are compiled by nvcc, and by the tests as C++, without torch",
     ),
     (

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Sums, extremes and histograms of channels, of every instruction set that this machine has, against double.
+// Sums, extremes and histograms of channels, of every instruction set that this machine has,
+// against double.
 #include <ATen/ops/full.h>
 
 #include <algorithm>

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "../histogram.hpp"
+
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/equal.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/zeros.h>
 #include <c10/util/Exception.h>
 
-#include "../histogram.hpp"
 #include "../statistic_registry.hpp"
 #include "../stubs.hpp"
 

@@ -59,8 +59,7 @@ void histogram_of(const Activations& x, int64_t first, int64_t last, const float
     const Vec units = load_channels(unit + channel, left);
     double* own = counts + channel * kHistogramBins;
     for (int64_t t = 0; t < x.tokens; ++t, from += x.stride) {
-      const Mask magnitude =
-          reinterpret_cast<Mask>(load_channels(from, left) / units) & 0x7fffffff;
+      const Mask magnitude = reinterpret_cast<Mask>(load_channels(from, left) / units) & 0x7fffffff;
       const Mask bin = (magnitude >> kHistogramShift) - kHistogramFirst;
       const Mask inside = min_of(max_of(bin, Mask{}), Mask{} + (kHistogramBins - 1));
       for (int64_t i = 0; i < left; ++i) own[i * kHistogramBins + inside[i]] += 1;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Sums, extremes and histograms of each channel. A block has a strip of channels for itself and adds its parts
-// in a fixed order: the same tokens give the same bits.
+// Sums, extremes and histograms of each channel. A block has a strip of channels for itself and
+// adds its parts in a fixed order: the same tokens give the same bits.
 #include "launch.cuh"
 
 namespace mlcalib::cuda {

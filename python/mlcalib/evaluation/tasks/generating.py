@@ -50,7 +50,7 @@ def generate(
     rows = torch.arange(len(ids), device=ids.device)
     cache = Cache(layer_class_to_replicate=_RoomyLayer)
     while len(rows):
-        ended = _Ended(model, tokenizer, stop, prompt)
+        ended = _Ended(model, tokenizer, stop, prompt, len(ids))
         ids = model.generate(
             input_ids=ids,
             attention_mask=mask,
@@ -115,6 +115,7 @@ class _Ended(StoppingCriteria):  # type: ignore[misc]
         tokenizer: "PreTrainedTokenizerBase",
         stop: Sequence[str],
         prompt: int,
+        rows: int,
     ) -> None:
         self._tokenizer = tokenizer
         self._prompt = prompt
@@ -124,11 +125,9 @@ class _Ended(StoppingCriteria):  # type: ignore[misc]
         }
         eos = getattr(model.generation_config, "eos_token_id", None)
         self._eos = [] if eos is None else torch.as_tensor(eos).flatten().tolist()
-        self.rows = torch.zeros(0, dtype=torch.bool)
+        self.rows = torch.zeros(rows, dtype=torch.bool, device=model.device)
 
     def __call__(self, input_ids: Tensor, scores: Any, **options: Any) -> Tensor:
-        if not len(self.rows):
-            self.rows = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
         for row in (~self.rows).nonzero().flatten().tolist():
             self.rows[row] = self._has_ended(input_ids[row, self._prompt :].tolist())
         if self.rows.float().mean() >= _ENDED:

@@ -35,6 +35,7 @@ PYBIND11_MODULE(_core, m) {
   mlcalib::register_grid(m);
   mlcalib::register_linear(m);
   mlcalib::register_rtn(m);
+  mlcalib::register_correction(m);
   mlcalib::register_gptq(m);
   mlcalib::register_awq(m);
   mlcalib::register_statistic(m);

@@ -13,6 +13,7 @@ using NoGil = py::call_guard<py::gil_scoped_release>;
 void register_grid(py::module_& m);
 void register_linear(py::module_& m);
 void register_rtn(py::module_& m);
+void register_correction(py::module_& m);
 void register_gptq(py::module_& m);
 void register_awq(py::module_& m);
 void register_statistic(py::module_& m);

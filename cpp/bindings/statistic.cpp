@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <mlcalib/statistic.hpp>
+#include <optional>
 
 #include "module.hpp"
 
@@ -12,8 +13,15 @@ void register_statistic(py::module_& m) {
       .def_property_readonly("name", &Statistic::name)
       .def_property_readonly("channels", &Statistic::channels)
       .def_property_readonly("tokens", &Statistic::tokens)
-      .def("update", &Statistic::update, py::arg("x"), NoGil(),
-           "Adds the tokens of x [..., channels].")
+      .def_property_readonly("compares", &Statistic::compares)
+      .def(
+          "update",
+          [](Statistic& statistic, const at::Tensor& x,
+             const std::optional<at::Tensor>& reference) {
+            statistic.update(x, reference.value_or(at::Tensor()));
+          },
+          py::arg("x"), py::arg("reference") = py::none(), NoGil(),
+          "Adds the tokens of x [..., channels].")
       .def("merge", &Statistic::merge, py::arg("other"), py::arg("weight") = 1.0, NoGil(),
            "*this += weight · other.")
       .def("rescale", &Statistic::rescale, py::arg("factors"), NoGil(),
@@ -26,8 +34,14 @@ void register_statistic(py::module_& m) {
       "make_statistic",
       [](const std::string& name, int64_t channels) { return make_statistic(name, channels); },
       py::arg("name"), py::arg("channels"), "An empty statistic.");
-  m.def("update", &update, py::arg("statistics"), py::arg("x"), NoGil(),
-        "Adds the tokens of x to several statistics in one pass over memory.");
+  m.def(
+      "update",
+      [](const std::vector<Statistic*>& statistics, const at::Tensor& x,
+         const std::optional<at::Tensor>& reference) {
+        update(statistics, x, reference.value_or(at::Tensor()));
+      },
+      py::arg("statistics"), py::arg("x"), py::arg("reference") = py::none(), NoGil(),
+      "Adds the tokens of x to several statistics in one pass over memory.");
   m.def("statistic_names", &statistic_names);
 }
 

@@ -50,13 +50,26 @@ at::Tensor check_weight(const at::Tensor& weight) {
   return weight.detach().to(at::kFloat).contiguous();
 }
 
-void check_gram(const at::Tensor& gram, int64_t channels) {
-  TORCH_CHECK_VALUE(gram.dim() == 2 && gram.size(0) == channels && gram.size(1) == channels,
-                    "gram has shape ", gram.sizes(), ", expected [", channels, ", ", channels,
+std::vector<at::Tensor> check_weights(at::TensorList weights) {
+  TORCH_CHECK_VALUE(!weights.empty(), "weights is empty, expected at least one matrix.");
+  std::vector<at::Tensor> checked;
+  for (const at::Tensor& weight : weights) {
+    checked.push_back(check_weight(weight));
+    TORCH_CHECK_VALUE(checked.back().size(1) == checked.front().size(1), "weights have ",
+                      checked.front().size(1), " and ", checked.back().size(1),
+                      " input channels; linears solved together read the same input.");
+    check_device(checked.back(), "a weight", checked.front(), "the first");
+  }
+  return checked;
+}
+
+void check_gram(const at::Tensor& gram, int64_t channels, const char* name) {
+  TORCH_CHECK_VALUE(gram.dim() == 2 && gram.size(0) == channels && gram.size(1) == channels, name,
+                    " has shape ", gram.sizes(), ", expected [", channels, ", ", channels,
                     "], the input channels of the weight.");
-  TORCH_CHECK_TYPE(gram.scalar_type() == at::kFloat, "gram is ", gram.scalar_type(),
+  TORCH_CHECK_TYPE(gram.scalar_type() == at::kFloat, name, " is ", gram.scalar_type(),
                    ", expected float32; convert it with .float().");
-  check_finite(gram, "gram");
+  check_finite(gram, name);
 }
 
 void check_device(const at::Tensor& tensor, const char* name, const at::Tensor& other,

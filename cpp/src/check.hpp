@@ -3,9 +3,11 @@
 // was given, what was expected and what to do.
 #pragma once
 
+#include <ATen/core/List.h>
 #include <ATen/core/Tensor.h>
 
 #include <mlcalib/grid.hpp>
+#include <vector>
 
 namespace mlcalib {
 
@@ -15,8 +17,11 @@ void check_floating(const at::Tensor& tensor, const char* name);
 /// A floating matrix without NaN or Inf, as a contiguous float32 copy or view.
 at::Tensor check_weight(const at::Tensor& weight);
 
-/// A finite float32 matrix [channels, channels].
-void check_gram(const at::Tensor& gram, int64_t channels);
+/// At least one weight, all with the same input channels, on one device; each as check_weight's.
+std::vector<at::Tensor> check_weights(at::TensorList weights);
+
+/// A finite float32 matrix [channels, channels], which is called `name`.
+void check_gram(const at::Tensor& gram, int64_t channels, const char* name = "gram");
 
 /// A grid whose shapes, types and device fit `matrix`, which is called `name`.
 void check_grid(const Grid& grid, const at::Tensor& matrix, const char* name);

@@ -53,19 +53,6 @@ std::vector<int64_t> groups_of(const at::Tensor& visits, const GridSpec& spec) {
   return groups;
 }
 
-std::vector<at::Tensor> check_weights(at::TensorList weights) {
-  TORCH_CHECK_VALUE(!weights.empty(), "weights is empty, expected at least one matrix.");
-  std::vector<at::Tensor> checked;
-  for (const at::Tensor& weight : weights) {
-    checked.push_back(check_weight(weight));
-    TORCH_CHECK_VALUE(checked.back().size(1) == checked.front().size(1), "weights have ",
-                      checked.front().size(1), " and ", checked.back().size(1),
-                      " input channels; linears solved together read the same input.");
-    check_device(checked.back(), "a weight", checked.front(), "the first");
-  }
-  return checked;
-}
-
 /// A solution of all rows, columns in the weight's own order.
 struct Solution {
   at::Tensor codes;

@@ -32,6 +32,13 @@ int64_t piece_of(const at::Tensor& rows) {
   return std::max<int64_t>(fitting / kPieceTokens, 1) * kPieceTokens;
 }
 
+void check_reference(const at::Tensor& reference, const at::Tensor& x) {
+  check_floating(reference, "reference");
+  TORCH_CHECK_VALUE(reference.sizes() == x.sizes(), "reference has shape ", reference.sizes(),
+                    ", expected ", x.sizes(), ", the same tokens as x.");
+  check_device(reference, "reference", x, "x");
+}
+
 using Registry = std::map<std::string, StatisticFactory, std::less<>>;
 
 Registry& registry() {
@@ -66,22 +73,31 @@ std::unique_ptr<Statistic> make_statistic(std::string_view name, int64_t channel
   return found->second(std::string(name), channels);
 }
 
-void update(const std::vector<Statistic*>& statistics, const at::Tensor& x) {
+void update(const std::vector<Statistic*>& statistics, const at::Tensor& x,
+            const at::Tensor& reference) {
   check_floating(x, "x");
   for (const Statistic* each : statistics) {
     TORCH_CHECK_VALUE(x.dim() >= 1 && x.size(-1) == each->channels_, "x has shape ", x.sizes(),
                       ", expected [..., ", each->channels_, "].");
+    TORCH_CHECK_VALUE(reference.defined() || !each->compares(), "the statistic ", each->name_,
+                      " compares x with the float model's activations of the same tokens, which ",
+                      "are missing; pass reference=.");
   }
+  if (reference.defined()) check_reference(reference, x);
   if (x.numel() == 0) return;
   check_finite(x, "x");
+  if (reference.defined()) check_finite(reference, "reference");
   const LeaveInferenceMode leave;
   for (Statistic* each : statistics) each->settle(x.device());
   const at::Tensor rows = x.detach().reshape({-1, x.size(-1)});
+  const at::Tensor others =
+      reference.defined() ? reference.detach().reshape(rows.sizes()) : reference;
   const int64_t piece = piece_of(rows);
   for (int64_t first = 0; first < rows.size(0); first += piece) {
     const int64_t count = std::min(piece, rows.size(0) - first);
     for (Statistic* each : statistics) {
-      each->add(rows.narrow(0, first, count));
+      each->add(rows.narrow(0, first, count),
+                others.defined() ? others.narrow(0, first, count) : others);
       each->tokens_ += static_cast<double>(count);
     }
   }
@@ -95,7 +111,9 @@ void Statistic::settle(at::Device device) {
   move(device);
 }
 
-void Statistic::update(const at::Tensor& x) { mlcalib::update({this}, x); }
+void Statistic::update(const at::Tensor& x, const at::Tensor& reference) {
+  mlcalib::update({this}, x, reference);
+}
 
 void Statistic::rescale(const at::Tensor& factors) {
   TORCH_CHECK_VALUE(factors.dim() == 1 && factors.size(0) == channels_, "factors have shape ",

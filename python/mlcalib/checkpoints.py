@@ -13,19 +13,21 @@ from mlcalib import _core
 from mlcalib._core import QuantizedLinear
 from mlcalib.calibration_sets import CalibrationSet
 from mlcalib.files import check_output, locked, remove_partial
-from mlcalib.flow import Stopwatch, mixture_of
+from mlcalib.flow import mixture_of
 from mlcalib.formats import quantization_section, write_checkpoint, write_file_checkpoint
 from mlcalib.hidden_states import HiddenStatesOnDisk
+from mlcalib.jobs import Job, finished_linear
 from mlcalib.layer_names import saved_name
 from mlcalib.model_card import model_card
 from mlcalib.models.loading import load_tokenizer
 from mlcalib.parts import Parts, claim
-from mlcalib.passes import Job, Propagate, finished_linear, run_pass
+from mlcalib.passes import Propagate, run_pass
 from mlcalib.recipes import Recipe, check_method, make_recipe
 from mlcalib.records import checkpoint_record
 from mlcalib.safetensors_files import read_json
 from mlcalib.safetensors_writing import Piece
 from mlcalib.sources import Source, open_source, outside_names
+from mlcalib.stopwatch import Stopwatch
 from mlcalib.variants import Variant
 
 if TYPE_CHECKING:

@@ -1,8 +1,7 @@
 """The calibration text on its way through the model, one block at a time."""
 
 import time
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Container, Iterable, Mapping
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,6 +20,7 @@ from mlcalib.models.running import (
     watching,
 )
 from mlcalib.statistics import StatisticSet
+from mlcalib.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -41,30 +41,6 @@ BlockStatistics = dict[str, dict[Prefix, StatisticSet]]
 
 Observe = Callable[[str, str, Tensor], None]
 """Called with the key of an input, a language and activations [tokens, channels]."""
-
-
-class Stopwatch:
-    """Time spent per phase.
-
-    Attributes:
-        seconds: phase → seconds.
-    """
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def timed(self, phase: str) -> Iterator[None]:
-        """Add the time spent inside to a phase."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.add(phase, time.perf_counter() - start)
-
-    def add(self, phase: str, seconds: float) -> None:
-        """Add time to a phase."""
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
 
 
 class Probe:
@@ -129,6 +105,7 @@ class Flow:
         *,
         prefixes: Iterable[Prefix] = (),
         hidden: HiddenStates | None = None,
+        compares: bool = False,
     ) -> None:
         """Embed every sequence: the hidden states that the first block reads.
 
@@ -140,8 +117,20 @@ class Flow:
             prefixes: what statistics are kept of; by default all the text of each language.
             hidden: where hidden states live; those that are there already, of a run that goes on,
                 are kept. By default in memory.
+            compares: whether the float model's hidden states move beside, for statistics that
+                compare with them.
+
+        Raises:
+            NotImplementedError: ``compares`` with experts: the two models route tokens apart.
         """
         self._adapter = adapter
+        self._compares = compares
+        experts = (adapter.experts_of(block) for _, block in adapter.named_blocks(model))
+        if compares and any(experts):
+            raise NotImplementedError(
+                "What is compared with the float model's activations needs the same tokens in both "
+                "models, but experts of the two see different ones; leave out correction."
+            )
         self._calibration = calibration
         self._stopwatch = stopwatch
         self._prefixes: dict[str, list[Prefix]] = {language: [] for language in calibration.ids}
@@ -159,6 +148,8 @@ class Flow:
                         state, self._inputs = embed(model, adapter, ids)
                     if fresh:
                         self._hidden.write(language, index, state)
+                        if compares:
+                            self._hidden.write(_float(language), index, state)
         if fresh:
             self._hidden.turn()
 
@@ -205,11 +196,12 @@ class Flow:
             if any(f"{block_name}.{member}" not in skipped for member in members)
         }
         statistics: BlockStatistics = {name: {} for name in kept}
-        if not (kept or advance):
+        if not (kept or advance or self._compares):
             return statistics
         inputs = self._inputs[block_name]
         in_statistics = 0.0
         language, running = "", dict[str, StatisticSet]()
+        reference: dict[str, Tensor] = {}  # input → the float model's activations
         ending: list[tuple[int, Prefix]] = []  # tokens of the sequence that runs, prefix
 
         def see(name: str, x: Tensor, positions: Tensor | None) -> None:
@@ -220,30 +212,33 @@ class Flow:
             with named(f"input of {block_name}.{linears[name][0]}, text in '{language}'"):
                 for counted, prefix in ending:
                     seen = x[:counted] if positions is None else x[positions < counted]
-                    statistics[name][prefix].update(seen)
+                    like = reference[name][:counted] if reference else None
+                    statistics[name][prefix].update(seen, like)
                     if prefix == self._prefixes[language][-1] and observe is not None:
                         observe(name, language, seen)
                 if name in running:
-                    running[name].update(x)
+                    running[name].update(x, reference.get(name))
                     if observe is not None:
                         observe(name, language, x)
             in_statistics += time.perf_counter() - start
 
         start = time.perf_counter()
-        with watching(self._adapter, block, see):
-            for language, prefixes in self._prefixes.items():
-                running = {name: StatisticSet(kinds, size) for name, size in kept.items()}
-                for index in range(self._sequences(prefixes[-1])):
-                    ending = self._ending(language, index)
-                    last = bool(ending) and ending[-1][1] == prefixes[-1]
-                    for _, prefix in ending:
-                        for name, each in running.items():
-                            # What goes on needs its own; the last prefix is all there is.
-                            done = last and prefix == prefixes[-1]
-                            statistics[name][prefix] = each if done else each.copy()
-                    if last:
-                        running = {}
-                    state = self._hidden.read(language, index)
+        for language, prefixes in self._prefixes.items():
+            running = {name: StatisticSet(kinds, size) for name, size in kept.items()}
+            for index in range(self._sequences(prefixes[-1])):
+                ending = self._ending(language, index)
+                last = bool(ending) and ending[-1][1] == prefixes[-1]
+                for _, prefix in ending:
+                    for name, each in running.items():
+                        # What goes on needs its own; the last prefix is all there is.
+                        done = last and prefix == prefixes[-1]
+                        statistics[name][prefix] = each if done else each.copy()
+                if last:
+                    running = {}
+                if self._compares:
+                    reference = self._run_float(block_name, block, language, index)
+                state = self._hidden.read(language, index)
+                with watching(self._adapter, block, see):
                     if advance:
                         self._hidden.write(language, index, run_block(block, state, inputs))
                     else:
@@ -251,6 +246,29 @@ class Flow:
         self._stopwatch.add("gram", in_statistics)
         self._stopwatch.add("forward", time.perf_counter() - start - in_statistics)
         return statistics
+
+    def advance_float(self, block_name: str, block: nn.Module) -> None:
+        """Make the next hidden states of the float model that moves beside, if there is one."""
+        if self._compares:
+            with self._stopwatch.timed("forward"):
+                for language, prefixes in self._prefixes.items():
+                    for index in range(self._sequences(prefixes[-1])):
+                        self._run_float(block_name, block, language, index)
+
+    def _run_float(
+        self, block_name: str, block: nn.Module, language: str, index: int
+    ) -> dict[str, Tensor]:
+        """Take the float model's hidden states of a sequence on; return what each input reads."""
+        seen: dict[str, Tensor] = {}
+
+        def keep(name: str, x: Tensor, _: Tensor | None) -> None:
+            seen[name] = x
+
+        state = self._hidden.read(_float(language), index)
+        with watching(self._adapter, block, keep):
+            output = run_block(block, state, self._inputs[block_name])
+        self._hidden.write(_float(language), index, output)
+        return seen
 
     def advance(self, block_name: str, block: nn.Module) -> None:
         """Make the next hidden states: the outputs of the block as it is now."""
@@ -272,3 +290,8 @@ class Flow:
             for prefix in self._prefixes[language]
             if index == self._sequences(prefix) - 1
         ]
+
+
+def _float(language: str) -> str:
+    """Return under which name the float model's hidden states of a language are kept."""
+    return f"{language}.float"

@@ -16,7 +16,7 @@ import torch
 from tqdm.auto import tqdm
 
 from mlcalib.calibration_sets import CalibrationSet
-from mlcalib.flow import Flow, Stopwatch
+from mlcalib.flow import Flow
 from mlcalib.importance_files import Importance, ImportanceFile, Layout
 from mlcalib.models import Adapter, find_adapter
 from mlcalib.models.experts import unfuse
@@ -24,6 +24,7 @@ from mlcalib.models.loading import architecture, check_source, load_model, share
 from mlcalib.optional import optional
 from mlcalib.solving import longest
 from mlcalib.statistics import StatisticSet, mix
+from mlcalib.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -2,49 +2,28 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm.auto import tqdm
 
-from mlcalib._core import Grid, GridSpec, QuantizedLinear
 from mlcalib.calibration_sets import CalibrationSet
-from mlcalib.flow import BlockStatistics, Flow, Prefix, Probe, Stopwatch
-from mlcalib.formats import Format
+from mlcalib.flow import BlockStatistics, Flow, Prefix, Probe
 from mlcalib.hidden_states import HiddenStates
-from mlcalib.layer_names import saved_name
-from mlcalib.models import Adapter
-from mlcalib.parts import Parts
+from mlcalib.jobs import Job, packed, restore
 from mlcalib.records import layer_record
 from mlcalib.solving import References, check_block, expert_tokens, input_ranges, references
 from mlcalib.sources import Source, copied
-from mlcalib.variants import Variant, VariantBlock
+from mlcalib.statistics import compares
+from mlcalib.stopwatch import Stopwatch
+from mlcalib.variants import VariantBlock
 
 Propagate = Literal["quantized", "float"]
 
 Text = tuple[str, str]
 """Whose text a loss is measured on: kind (``calibration``, ``heldout``) and language."""
-
-
-@dataclass
-class Job:
-    """A variant on its way to a checkpoint.
-
-    Attributes:
-        variant: what solves, and on what.
-        checkpoint_format: how its linears are held.
-        specs: the grid of each linear.
-        parts: its finished blocks.
-        stopwatch: time spent on it alone.
-    """
-
-    variant: Variant
-    checkpoint_format: Format
-    specs: Mapping[str, GridSpec]
-    parts: Parts
-    stopwatch: Stopwatch = field(default_factory=Stopwatch)
 
 
 class Measure(Protocol):
@@ -119,7 +98,15 @@ def run_pass(
         if hidden.position > first:
             hidden.restart()
         with source.embedding():
-            flow = Flow(source.model, adapter, text, stopwatch, prefixes=prefixes, hidden=hidden)
+            flow = Flow(
+                source.model,
+                adapter,
+                text,
+                stopwatch,
+                prefixes=prefixes,
+                hidden=hidden,
+                compares=any(compares(job.variant.kinds) for job in jobs),
+            )
     one = _Pass(source, jobs, flow, propagate, measure, stopwatch)
     with tqdm(total=len(names), desc="quantizing", unit="block", disable=not progress) as bar:
         for index, name in enumerate(names[: names.index(needed[-1]) + 1]):
@@ -165,6 +152,8 @@ class _Pass:
                 own = copied(block)
                 self._solve(job, name, own, statistics, measured, probe)
             if flow is not None and moves and self.propagate == "quantized":
+                if not open_for:
+                    flow.advance_float(name, block)
                 if not waiting:
                     own = copied(block)
                     restore(self.jobs[0], adapter, name, own)
@@ -208,63 +197,6 @@ class _Pass:
                 "expert_tokens": expert_tokens(adapter, name, block, own),
             }
             job.parts.write(name, packed(job, adapter, name, block, solved.linears), record)
-
-
-def packed(
-    job: Job,
-    adapter: Adapter,
-    block_name: str,
-    block: nn.Module,
-    linears: Mapping[str, QuantizedLinear],
-) -> dict[str, Tensor]:
-    """Return the tensors of a quantized block, by their names in the checkpoint, in order."""
-    found: dict[str, Tensor] = {}
-    whole = job.checkpoint_format.file is not None  # packed when the file is written
-    for key, tensor in block.state_dict().items():
-        layer = f"{block_name}.{key.removesuffix('.weight')}"
-        if layer not in linears:
-            found[f"{block_name}.{key}"] = tensor
-        elif whole:
-            linear = linears[layer]
-            found[f"{layer}.codes"] = linear.codes
-            found[f"{layer}.scale"], found[f"{layer}.zero"] = linear.grid.scale, linear.grid.zero
-        else:
-            found |= job.checkpoint_format.pack(layer, linears[layer])
-    if whole:
-        return found
-    return {saved_name(name, adapter.saved_names): tensor for name, tensor in found.items()}
-
-
-def finished_linear(
-    job: Job, adapter: Adapter, tensors: Mapping[str, Tensor], layer: str
-) -> QuantizedLinear:
-    """Return a linear of a finished block.
-
-    Args:
-        job: what made it.
-        adapter: the model's family.
-        tensors: of the block's part.
-        layer: its name in the model.
-    """
-    spec = job.specs[layer]
-    if job.checkpoint_format.file is not None:
-        grid = Grid(tensors[f"{layer}.scale"], tensors[f"{layer}.zero"], spec)
-        return QuantizedLinear(tensors[f"{layer}.codes"], grid)
-    name = saved_name(layer, adapter.saved_names)
-    return job.checkpoint_format.unpack(name, tensors, spec)
-
-
-def restore(job: Job, adapter: Adapter, block_name: str, block: nn.Module) -> None:
-    """Give a block the weights that its finished part holds, as ``Variant.solve`` leaves them."""
-    tensors = job.parts.tensors(block_name)
-    names = {} if job.checkpoint_format.file is not None else adapter.saved_names
-    for path, module in block.named_modules():
-        for key, parameter in module.named_parameters(recurse=False):
-            layer = f"{block_name}.{path}".removesuffix(".")
-            value = tensors.get(saved_name(f"{layer}.{key}", names))
-            if value is None:
-                value = finished_linear(job, adapter, tensors, layer).dequantize()
-            setattr(module, key, nn.Parameter(value.to(parameter.dtype), requires_grad=False))
 
 
 def _of_kind(kind: str, given: References[str]) -> References[Text]:

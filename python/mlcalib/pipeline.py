@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 
 from mlcalib._core import QuantizedLinear
 from mlcalib.calibration_sets import CalibrationSet
-from mlcalib.flow import BlockStatistics, Flow, Stopwatch, mixture_of
+from mlcalib.flow import BlockStatistics, Flow, mixture_of
 from mlcalib.formats import formats
 from mlcalib.models import Adapter, find_adapter
 from mlcalib.models.experts import unfuse
@@ -28,6 +28,8 @@ from mlcalib.quantized_model import QuantizedModel
 from mlcalib.quantizers import Quantizer, quantizers
 from mlcalib.recipes import check_method, make_recipe
 from mlcalib.solving import check_weights, expert_tokens, input_ranges, references
+from mlcalib.statistics import compares
+from mlcalib.stopwatch import Stopwatch
 from mlcalib.variants import Variant
 
 if TYPE_CHECKING:
@@ -174,7 +176,10 @@ def quantize_blocks(
     mixture = mixture_of(calibration) if calibration else {}
     variant = Variant(quantizer, exceptions or {}, mixture)
     solved = Solved()
-    flow = Flow(model, adapter, calibration, solved.stopwatch) if calibration else None
+    flow = None
+    if calibration:
+        compared = compares(variant.kinds)
+        flow = Flow(model, adapter, calibration, solved.stopwatch, compares=compared)
     blocks = adapter.named_blocks(model)
     with tqdm(blocks, desc="quantizing", unit="block", disable=not progress) as bar:
         for name, block in bar:

@@ -12,6 +12,7 @@ from mlcalib.formats import Format, formats
 from mlcalib.models import Adapter
 from mlcalib.overrides import Override, resolve
 from mlcalib.quantizers import Quantizer, quantizers
+from mlcalib.statistics import compares
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -115,8 +116,13 @@ def check_method(
     if propagate not in ("quantized", "float"):
         raise ValueError(f"propagate is '{propagate}', expected 'quantized' or 'float'.")
     kind = quantizers.get(method)
-    kind.Options(**options)
+    quantizer = kind(kind.Options(**options), torch.float32)
     if kind.needs and not calibrated:
         raise ValueError(
             f"{method} needs calibration text; pass calibration=mlcalib.calibration(...)."
+        )
+    if propagate == "float" and compares(quantizer.kinds):
+        raise ValueError(
+            f"{method} with {options} compares the quantized model's activations with the float "
+            "model's, but propagate='float' gathers the latter alone; pass propagate='quantized'."
         )

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from mlcalib import _core
 from mlcalib._core import QuantizedLinear
 from mlcalib.errors import named
-from mlcalib.flow import BlockStatistics, Mixture, Prefix, Stopwatch
+from mlcalib.flow import BlockStatistics, Mixture, Prefix
 from mlcalib.models import Adapter
 from mlcalib.quantizers import Quantizer
 from mlcalib.statistics import StatisticSet, mix
+from mlcalib.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -6,11 +6,12 @@ from typing import Generic
 
 from torch import nn
 
-from mlcalib.flow import BlockStatistics, Flow, Mixture, Probe, Stopwatch
+from mlcalib.flow import BlockStatistics, Flow, Mixture, Probe
 from mlcalib.models import Adapter
 from mlcalib.quantizers import Quantizer
 from mlcalib.scaling import ScaledBlock, scale_block
 from mlcalib.solving import Key, References, SolvedBlock, mix_block, solve_block
+from mlcalib.stopwatch import Stopwatch
 
 
 @dataclass
@@ -37,7 +38,7 @@ class Variant:
     @property
     def kinds(self) -> tuple[str, ...]:
         """Statistics to be kept: losses need the Gram, records ranges, the rest the quantizer."""
-        return tuple(dict.fromkeys(("gram", "range", *self.quantizer.needs)))
+        return tuple(dict.fromkeys(("gram", "range", *self.quantizer.kinds)))
 
     @property
     def skipped(self) -> set[str]:

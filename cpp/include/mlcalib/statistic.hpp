@@ -27,10 +27,14 @@ class Statistic {
   /// Tokens seen; fractional after a weighted merge.
   double tokens() const { return tokens_; }
 
-  /// Adds the tokens of x [..., channels], float32, bfloat16 or float16. The first tokens decide on
-  /// which device the statistic is. Throws ValueError for NaN or Inf and for tokens on another
-  /// device, and then has added nothing.
-  void update(const at::Tensor& x);
+  /// Whether it compares activations with others of the same tokens, and needs a reference.
+  virtual bool compares() const { return false; }
+
+  /// Adds the tokens of x [..., channels], float32, bfloat16 or float16; `reference`, of x's shape,
+  /// holds the float model's activations for the same tokens. The first tokens decide on which
+  /// device the statistic is. Throws ValueError for NaN or Inf, for tokens on another device and
+  /// for a reference that is needed and not given, and then has added nothing.
+  void update(const at::Tensor& x, const at::Tensor& reference = {});
   /// *this += weight · other. Throws ValueError for another kind, number of channels or device.
   void merge(const Statistic& other, double weight = 1.0);
   /// As if every activation had been multiplied, channel by channel, by factors [channels]. Throws
@@ -45,7 +49,9 @@ class Statistic {
   void load(const TensorMap& state);
 
  protected:
-  virtual void add(const at::Tensor& x) = 0;  ///< x: [tokens, channels], checked and finite
+  /// x: [tokens, channels], checked and finite, as is the reference, undefined where none was
+  /// given.
+  virtual void add(const at::Tensor& x, const at::Tensor& reference) = 0;
   virtual void add(const Statistic& other, double weight) = 0;  ///< of the same kind
   virtual void multiply(const at::Tensor& factors) = 0;         ///< float32 [channels], positive
   virtual at::Device device() const = 0;
@@ -54,7 +60,8 @@ class Statistic {
   virtual void set_tensors(const TensorMap& tensors) = 0;
 
  private:
-  friend void update(const std::vector<Statistic*>& statistics, const at::Tensor& x);
+  friend void update(const std::vector<Statistic*>& statistics, const at::Tensor& x,
+                     const at::Tensor& reference);
   void settle(at::Device device);
 
   std::string name_;
@@ -64,7 +71,8 @@ class Statistic {
 
 /// Several statistics of the same activations in one pass over memory: each piece of x is seen by
 /// all of them while it is in the cache. Throws as Statistic::update does, before any was changed.
-void update(const std::vector<Statistic*>& statistics, const at::Tensor& x);
+void update(const std::vector<Statistic*>& statistics, const at::Tensor& x,
+            const at::Tensor& reference = {});
 
 /// Throws ValueError for a name that is not registered.
 std::unique_ptr<Statistic> make_statistic(std::string_view name, int64_t channels);

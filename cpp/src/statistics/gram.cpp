@@ -15,7 +15,9 @@ class Gram final : public Statistic {
       : Statistic(std::move(name), channels), gram_(at::zeros({channels, channels}, at::kFloat)) {}
 
  protected:
-  void add(const at::Tensor& x) override { gram_update_stub(x.device().type(), gram_, x); }
+  void add(const at::Tensor& x, const at::Tensor& /*reference*/) override {
+    gram_update_stub(x.device().type(), gram_, x);
+  }
 
   void add(const Statistic& other, double weight) override {
     gram_.add_(static_cast<const Gram&>(other).gram_, weight);

@@ -23,7 +23,7 @@ class Histogram final : public Statistic {
         unit_(at::ones({channels}, at::kFloat)) {}
 
  protected:
-  void add(const at::Tensor& x) override {
+  void add(const at::Tensor& x, const at::Tensor& /*reference*/) override {
     histogram_update_stub(x.device().type(), counts_, unit_, x);
   }
 

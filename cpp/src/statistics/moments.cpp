@@ -18,7 +18,7 @@ class Moments final : public Statistic {
         square_(at::zeros({channels}, at::kDouble)) {}
 
  protected:
-  void add(const at::Tensor& x) override {
+  void add(const at::Tensor& x, const at::Tensor& /*reference*/) override {
     moments_update_stub(x.device().type(), sum_, absolute_, square_, x);
   }
 

@@ -24,7 +24,9 @@ class ChannelRange final : public Statistic {
         high_(at::full({channels}, -kInfinity, at::kFloat)) {}
 
  protected:
-  void add(const at::Tensor& x) override { range_update_stub(x.device().type(), low_, high_, x); }
+  void add(const at::Tensor& x, const at::Tensor& /*reference*/) override {
+    range_update_stub(x.device().type(), low_, high_, x);
+  }
 
   void add(const Statistic& other, double weight) override {
     TORCH_CHECK_VALUE(weight >= 0, "cannot merge a range with the weight ", weight,

@@ -10,13 +10,14 @@ from tqdm.auto import tqdm
 
 from mlcalib.calibration_sets import CalibrationSet, build
 from mlcalib.corpora import open_corpus
-from mlcalib.flow import Flow, Stopwatch
+from mlcalib.flow import Flow
 from mlcalib.languages import LanguageSet, language_set
 from mlcalib.models import find_adapter
 from mlcalib.models.experts import unfuse
 from mlcalib.models.loading import load_model, shared_copy
 from mlcalib.quantized_model import QuantizedModel
 from mlcalib.solving import losses_per_token, references
+from mlcalib.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -85,6 +85,11 @@ class Quantizer:
         )
 
     @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of statistic that it is to be given: ``needs``, and what its options ask for."""
+        return self.needs
+
+    @property
     def order(self) -> Literal["activation", "natural"]:
         """The order in which input channels are visited, which formats record."""
         return "natural"

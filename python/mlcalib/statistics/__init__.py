@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mlcalib import _core
 
-__all__ = ["StatisticSet", "histogram_edges", "mix", "quantile"]
+__all__ = ["StatisticSet", "compares", "histogram_edges", "mix", "quantile"]
 
 _LOWEST, _OCTAVES, _BINS_OF_OCTAVE = -16, 32, 4  # of cpp/src/histogram.hpp
 
@@ -36,13 +36,17 @@ class StatisticSet:
         """Tokens seen."""
         return max((statistic.tokens for statistic in self._statistics.values()), default=0.0)
 
-    def update(self, x: Tensor) -> None:
+    def update(self, x: Tensor, reference: Tensor | None = None) -> None:
         """Add the tokens of x [..., channels].
 
+        Args:
+            x: activations.
+            reference: the float model's for the same tokens, of x's shape, for kinds that compare.
+
         Raises:
-            ValueError: NaN or Inf; another number of channels.
+            ValueError: NaN or Inf; another number of channels; a reference that is missing.
         """
-        _core.update(list(self._statistics.values()), x)
+        _core.update(list(self._statistics.values()), x, reference)
 
     def merge(self, other: "StatisticSet", weight: float = 1.0) -> None:
         """Add ``weight`` times another set of the same kinds."""
@@ -75,6 +79,11 @@ class StatisticSet:
     def gram(self) -> Tensor:
         """Return the Gram, float32 [channels, channels]; not a copy: not to be written to."""
         return self._statistics["gram"].view()["gram"]
+
+
+def compares(kinds: Iterable[str]) -> bool:
+    """Return whether some kinds compare activations with the float model's."""
+    return any(_core.make_statistic(kind, 1).compares for kind in kinds)
 
 
 def mix(statistics: Mapping[Key, StatisticSet], weights: Mapping[Key, float]) -> StatisticSet:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from mlcalib.config import Config
 from mlcalib.languages import LanguageSet, language_set
 from mlcalib.quantizers import quantizers
+from mlcalib.recipes import check_method
 from mlcalib.studies.spec import StudySpec
 
 Many = tuple[Any, ...]
@@ -98,7 +99,7 @@ def variants_of(spec: StudySpec) -> dict[str, VariantSpec]:
         modes = _many(each.propagate or spec.propagate)
         for values, propagate in product(product(*map(_many, given.values())), modes):
             options = dict(zip(given, values, strict=True))
-            kind.Options(**options)
+            check_method(each.method, propagate, calibrated=True, options=options)
             label = _label(each.method, options)
             if kind.needs and not settings:
                 raise ValueError(f"The study has no settings, which {each.method} needs.")

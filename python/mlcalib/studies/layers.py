@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from mlcalib.calibration_sets import CalibrationSet
 from mlcalib.files import atomic_file
-from mlcalib.flow import BlockStatistics, Flow, Mixture, Stopwatch
+from mlcalib.flow import BlockStatistics, Flow, Mixture
 from mlcalib.hidden_states import HiddenStates
 from mlcalib.safetensors_files import read_json
 from mlcalib.solving import References, input_ranges, losses_per_token, references
 from mlcalib.sources import Source
+from mlcalib.stopwatch import Stopwatch
 
 _WORST = 8  # channels that are named
 

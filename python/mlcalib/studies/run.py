@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 from mlcalib.checkpoints import finish, machine, recipe_inputs
 from mlcalib.files import atomic_file, locked, remove_partial
-from mlcalib.flow import Mixture, Stopwatch, mixture_of
+from mlcalib.flow import Mixture, mixture_of
 from mlcalib.hidden_states import HiddenStates, HiddenStatesOnDisk
+from mlcalib.jobs import Job
 from mlcalib.languages import language_set
 from mlcalib.models.loading import find_smollm2, load_tokenizer
 from mlcalib.parts import Parts, claim
-from mlcalib.passes import Job, run_pass
+from mlcalib.passes import run_pass
 from mlcalib.recipes import Recipe, make_recipe
 from mlcalib.safetensors_files import read_json
 from mlcalib.sources import Source, open_source
+from mlcalib.stopwatch import Stopwatch
 from mlcalib.studies.grid import VariantSpec, variants_of
 from mlcalib.studies.layers import LayerMeasures
 from mlcalib.studies.spec import StudySpec

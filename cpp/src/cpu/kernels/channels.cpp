@@ -8,18 +8,19 @@ namespace {
 
 // Calls strip(first token of its channels, first channel, channels) for every strip.
 template <class T, class Strip>
-void for_each_strip(const Activations& x, int64_t first, int64_t last, const Strip& strip) {
+void for_each_strip(const Activations& x, const T* data, int64_t first, int64_t last,
+                    const Strip& strip) {
   for (int64_t s = first; s < last; ++s) {
     const int64_t channel = s * kLanes;
     const int64_t left = x.channels - channel < kLanes ? x.channels - channel : kLanes;
-    strip(static_cast<const T*>(x.data) + channel, channel, left);
+    strip(data + channel, channel, left);
   }
 }
 
 template <class T>
-void moments_of(const Activations& x, int64_t first, int64_t last, double* sum, double* absolute,
-                double* square) {
-  for_each_strip<T>(x, first, last, [&](const T* from, int64_t channel, int64_t left) {
+void moments_of(const Activations& x, const T* data, int64_t first, int64_t last, double* sum,
+                double* absolute, double* square) {
+  for_each_strip(x, data, first, last, [&](const T* from, int64_t channel, int64_t left) {
     Vec sums{}, absolutes{}, squares{};
     for (int64_t t = 0; t < x.tokens; ++t, from += x.stride) {
       const Vec v = load_channels(from, left);
@@ -36,8 +37,9 @@ void moments_of(const Activations& x, int64_t first, int64_t last, double* sum, 
 }
 
 template <class T>
-void range_of(const Activations& x, int64_t first, int64_t last, float* low, float* high) {
-  for_each_strip<T>(x, first, last, [&](const T* from, int64_t channel, int64_t left) {
+void range_of(const Activations& x, const T* data, int64_t first, int64_t last, float* low,
+              float* high) {
+  for_each_strip(x, data, first, last, [&](const T* from, int64_t channel, int64_t left) {
     Vec lows = load_channels(low + channel, left), highs = load_channels(high + channel, left);
     for (int64_t t = 0; t < x.tokens; ++t, from += x.stride) {
       const Vec v = load_channels(from, left);
@@ -53,9 +55,9 @@ void range_of(const Activations& x, int64_t first, int64_t last, float* low, flo
 
 // A strip's counts stay in the first cache.
 template <class T>
-void histogram_of(const Activations& x, int64_t first, int64_t last, const float* unit,
-                  double* counts) {
-  for_each_strip<T>(x, first, last, [&](const T* from, int64_t channel, int64_t left) {
+void histogram_of(const Activations& x, const T* data, int64_t first, int64_t last,
+                  const float* unit, double* counts) {
+  for_each_strip(x, data, first, last, [&](const T* from, int64_t channel, int64_t left) {
     const Vec units = load_channels(unit + channel, left);
     double* own = counts + channel * kHistogramBins;
     for (int64_t t = 0; t < x.tokens; ++t, from += x.stride) {
@@ -69,37 +71,19 @@ void histogram_of(const Activations& x, int64_t first, int64_t last, const float
 
 void moments(const Activations& x, int64_t first, int64_t last, double* sum, double* absolute,
              double* square) {
-  switch (x.element) {
-    case Element::kFloat:
-      return moments_of<float>(x, first, last, sum, absolute, square);
-    case Element::kBFloat16:
-      return moments_of<uint16_t>(x, first, last, sum, absolute, square);
-    case Element::kHalf:
-      return moments_of<_Float16>(x, first, last, sum, absolute, square);
-  }
+  with_elements(x.element, x.data,
+                [&](const auto* data) { moments_of(x, data, first, last, sum, absolute, square); });
 }
 
 void range(const Activations& x, int64_t first, int64_t last, float* low, float* high) {
-  switch (x.element) {
-    case Element::kFloat:
-      return range_of<float>(x, first, last, low, high);
-    case Element::kBFloat16:
-      return range_of<uint16_t>(x, first, last, low, high);
-    case Element::kHalf:
-      return range_of<_Float16>(x, first, last, low, high);
-  }
+  with_elements(x.element, x.data,
+                [&](const auto* data) { range_of(x, data, first, last, low, high); });
 }
 
 void histogram(const Activations& x, int64_t first, int64_t last, const float* unit,
                double* counts) {
-  switch (x.element) {
-    case Element::kFloat:
-      return histogram_of<float>(x, first, last, unit, counts);
-    case Element::kBFloat16:
-      return histogram_of<uint16_t>(x, first, last, unit, counts);
-    case Element::kHalf:
-      return histogram_of<_Float16>(x, first, last, unit, counts);
-  }
+  with_elements(x.element, x.data,
+                [&](const auto* data) { histogram_of(x, data, first, last, unit, counts); });
 }
 
 }  // namespace

@@ -50,5 +50,18 @@ inline Vec load_channels(const T* from, int64_t left) {
   return load(values);
 }
 
+/// Calls run with `data` as a pointer to its elements; bfloat16 is held as uint16_t.
+template <class Run>
+inline void with_elements(Element element, const void* data, const Run& run) {
+  switch (element) {
+    case Element::kFloat:
+      return run(static_cast<const float*>(data));
+    case Element::kBFloat16:
+      return run(static_cast<const uint16_t*>(data));
+    case Element::kHalf:
+      return run(static_cast<const _Float16*>(data));
+  }
+}
+
 }  // namespace
 }  // namespace mlcalib::cpu::MLCALIB_ISA

@@ -25,12 +25,12 @@ int64_t steps(Element element, int64_t tokens) {
 }
 
 template <class T>
-void pack_floats(const Activations& x, int64_t first, int64_t last, float* packed) {
+void pack_floats(const Activations& x, const T* data, int64_t first, int64_t last, float* packed) {
   for (int64_t strip = first; strip < last; ++strip) {
     const int64_t channel = strip * kLanes;
     const int64_t left = x.channels - channel;
     float* to = packed + strip * x.tokens * kLanes;
-    const T* from = static_cast<const T*>(x.data) + channel;
+    const T* from = data + channel;
     for (int64_t t = 0; t < x.tokens; ++t, to += kLanes, from += x.stride) {
       store(to, load_channels(from, left));
     }
@@ -56,15 +56,9 @@ void pack_pairs(const Activations& x, int64_t first, int64_t last, uint16_t* pac
 
 void pack(const Activations& x, int64_t first, int64_t last, void* packed) {
   if (in_pairs(x.element)) return pack_pairs(x, first, last, static_cast<uint16_t*>(packed));
-  float* to = static_cast<float*>(packed);
-  switch (x.element) {
-    case Element::kFloat:
-      return pack_floats<float>(x, first, last, to);
-    case Element::kBFloat16:
-      return pack_floats<uint16_t>(x, first, last, to);
-    case Element::kHalf:
-      return pack_floats<_Float16>(x, first, last, to);
-  }
+  with_elements(x.element, x.data, [&](const auto* data) {
+    pack_floats(x, data, first, last, static_cast<float*>(packed));
+  });
 }
 
 template <class Product>

@@ -125,18 +125,6 @@ inline uint16_t from_float<uint16_t>(float x) {
   return x == x ? static_cast<uint16_t>(rounded) : uint16_t{0x7fc0};
 }
 
-template <class Run>
-inline void with_elements(Element element, const void* data, const Run& run) {
-  switch (element) {
-    case Element::kFloat:
-      return run(static_cast<const float*>(data));
-    case Element::kBFloat16:
-      return run(static_cast<const uint16_t*>(data));
-    case Element::kHalf:
-      return run(static_cast<const _Float16*>(data));
-  }
-}
-
 template <class T>
 inline void write_as(const float* result, int64_t count, const T* bias, T* to) {
   if (bias == nullptr) {

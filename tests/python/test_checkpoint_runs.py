@@ -68,11 +68,21 @@ def test_streamed_is_what_memory_gives(family, saved, calibration, tmp_path):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("propagate", ["float", "quantized"])
+@pytest.mark.parametrize(
+    ("propagate", "correction"), [("float", 0), ("quantized", 0), ("quantized", 0.5)]
+)
 @pytest.mark.parametrize("hidden", ["memory", "disk"])
-def test_dtypes_ties_and_propagation(dtype, tied, propagate, hidden, saved, calibration, tmp_path):
+def test_dtypes_ties_and_propagation(
+    dtype, tied, propagate, correction, hidden, saved, calibration, tmp_path
+):
     source = saved(tiny_llama(vocabulary=384, tied=tied))
-    options = {"group_size": 32, "dtype": dtype, "propagate": propagate, "progress": False}
+    options = {
+        "group_size": 32,
+        "dtype": dtype,
+        "propagate": propagate,
+        "progress": False,
+        "correction": correction,
+    }
     mlcalib.quantize(source, calibration, **options).save(tmp_path / "a")
     mlcalib.quantize_checkpoint(
         source, tmp_path / "b", calibration, hidden_states=hidden, **options
@@ -93,15 +103,24 @@ class Killed(Exception):  # noqa: N818 - not an error of ours
     """Stands for kill -9: nothing is cleaned up after it but by `finally`."""
 
 
-@pytest.mark.parametrize("propagate", ["float", "quantized"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"method": "gptq", "propagate": "float"},
+        {"method": "gptq", "propagate": "quantized"},
+        {"method": "gptq", "propagate": "quantized", "correction": 0.5},
+        {"method": "awq", "propagate": "float"},
+        {"method": "awq", "propagate": "quantized"},
+    ],
+    ids=lambda options: "-".join(map(str, options.values())),
+)
 @pytest.mark.parametrize("hidden", ["memory", "disk"])
-@pytest.mark.parametrize("method", ["gptq", "awq"])
 @pytest.mark.parametrize("after", [1, 2, 3])
 def test_goes_on_where_it_stopped(
-    propagate, hidden, method, after, saved, calibration, tmp_path, monkeypatch
+    options, hidden, after, saved, calibration, tmp_path, monkeypatch
 ):
     source = saved(tiny_llama(vocabulary=384, layers=4))
-    options = {"group_size": 32, "propagate": propagate, "progress": False, "method": method}
+    options = {"group_size": 32, "progress": False, **options}
     mlcalib.quantize_checkpoint(source, tmp_path / "a", calibration, **options)
     options["hidden_states"] = hidden
     write = Parts.write

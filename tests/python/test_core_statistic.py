@@ -13,7 +13,7 @@ from mlcalib.statistics import histogram_edges, quantile
 
 names = st.sampled_from(core.statistic_names())
 # Sums; a range adds up as extremes do.
-SUMS = ["gram", "histogram", "moments"]
+SUMS = ["deviation", "gram", "histogram", "moments"]
 sums = st.sampled_from(SUMS)
 # No subnormal products: they have fewer bits.
 weights = st.floats(-4, 4, width=32).map(lambda weight: weight if abs(weight) > 1e-6 else 0.0)
@@ -30,8 +30,13 @@ def inputs(draw, count):
 def statistic_of(name, *xs):
     statistic = core.make_statistic(name, xs[0].shape[-1])
     for x in xs:
-        statistic.update(x)
+        statistic.update(x, reference_of(x))
     return statistic
+
+
+def reference_of(x):
+    """The same tokens in another model; linear, so that pieces and factors commute with it."""
+    return x * torch.linspace(0.5, 1.5, x.shape[-1], device=x.device).to(x.dtype)
 
 
 def sum_of(*terms):
@@ -149,8 +154,8 @@ def test_a_state_is_a_copy(name, xs):
     before = {key: tensor.clone() for key, tensor in state.items()}
     loaded = core.make_statistic(name, statistic.channels)
     loaded.load(state)
-    statistic.update(xs[1])
-    loaded.update(xs[1])
+    statistic.update(xs[1], reference_of(xs[1]))
+    loaded.update(xs[1], reference_of(xs[1]))
     for key, tensor in before.items():
         assert torch.equal(tensor, state[key]), key
         state[key].fill_(-1)
@@ -195,7 +200,7 @@ def test_collected_in_inference_mode_and_merged_outside(name):
     with torch.inference_mode():
         inside = statistic_of(name, x.clone())
     inside.merge(statistic_of(name, x))
-    inside.update(x)
+    inside.update(x, reference_of(x))
     wanted = statistic_of(name, x, x, x)
     assert_close(inside, wanted, wanted)
     assert not inside.state()["tokens"].is_inference()
@@ -209,9 +214,40 @@ def test_nan_or_inf_adds_nothing(name, value):
     x = activations(8, 40)
     x[3, 9] = value
     with pytest.raises(ValueError, match=r"x holds 1 NaN or Inf of 320 values.*\[3, 9\]"):
-        statistic.update(x)
+        statistic.update(x, reference_of(x))
     for key, tensor in statistic.state().items():
         assert torch.equal(tensor, before[key]), key
+
+
+@given(inputs(1), seeds)
+def test_a_deviation_is_the_cross_gram_less_the_gram(xs, seed):
+    (x,) = xs
+    reference = activations(*x.shape, seed)
+    statistic = core.make_statistic("deviation", x.shape[1])
+    assert statistic.compares
+    statistic.update(x, reference)
+    found = statistic.state()["deviation"]
+    wide, other = x.double(), reference.double()
+    size = ((other - wide).square().sum(0)[:, None] * wide.square().sum(0)).sqrt()
+    assert ((found - (other.T @ wide - wide.T @ wide)).abs() <= 1e-5 * size + 1e-30).all()
+    statistic.update(x, x)
+    assert torch.equal(statistic.state()["deviation"], found)
+
+
+def test_what_compares_needs_a_reference_of_the_same_tokens():
+    x = activations(24, 40)
+    gram, deviation = (core.make_statistic(name, 40) for name in ("gram", "deviation"))
+    assert not gram.compares
+    for reference, message in (
+        (None, r"deviation compares x .* which are missing; pass reference="),
+        (x[:3], r"reference has shape \[3, 40\], expected \[24, 40\]"),
+        (x.log(), r"reference holds \d+ NaN or Inf"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            core.update([gram, deviation], x, reference)
+        assert gram.tokens == deviation.tokens == 0
+    with pytest.raises(TypeError, match="reference is Double"):
+        deviation.update(x, x.double())
 
 
 def test_moments_are_those_of_the_tokens():
@@ -248,7 +284,7 @@ def test_a_histogram_counts_magnitudes(xs, unit):
     (x,) = xs
     statistic = core.make_statistic("histogram", x.shape[1])
     statistic.rescale(torch.full((x.shape[1],), unit))
-    statistic.update(x)
+    statistic.update(x, reference_of(x))
     state = statistic.state()
     assert state["counts"].dtype == torch.float64
     assert (state["counts"].sum(1) == len(x)).all()
@@ -321,7 +357,7 @@ def test_rescaling_needs_positive_factors():
 def test_statistics_of_one_pass_are_those_of_several(xs):
     (x,) = xs
     together = [core.make_statistic(name, x.shape[1]) for name in core.statistic_names()]
-    core.update(together, x)
+    core.update(together, x, reference_of(x))
     for statistic in together:
         assert_same(statistic, statistic_of(statistic.name, x))
 
@@ -329,13 +365,13 @@ def test_statistics_of_one_pass_are_those_of_several(xs):
 def test_one_pass_over_many_tokens_and_one_that_fails():
     x = activations(3000, 300)
     together = [core.make_statistic(name, 300) for name in core.statistic_names()]
-    core.update(together, x)
+    core.update(together, x, reference_of(x))
     for statistic in together:
         assert_same(statistic, statistic_of(statistic.name, x))
     x[2999, 299] = float("nan")
     before = [statistic.state() for statistic in together]
     with pytest.raises(ValueError, match=r"x holds 1 NaN or Inf"):
-        core.update(together, x)
+        core.update(together, x, reference_of(x))
     for statistic, state in zip(together, before, strict=True):
         for key, tensor in statistic.state().items():
             assert torch.equal(tensor, state[key])

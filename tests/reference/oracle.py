@@ -151,3 +151,14 @@ def awq_losses(
         errors = [x.double() @ (w.double() - q).T for w, q in zip(weights, rounded, strict=True)]
         losses.append(sum(float(error.square().sum()) for error in errors))
     return losses
+
+
+def corrected(
+    weight: Tensor, x: Tensor, reference: Tensor, strength: float, ridge: float
+) -> Tensor:
+    """W + strength · W E (G + λI)⁻¹ from the activations themselves (arXiv 2504.02692)."""
+    weight, x, reference = weight.double(), x.double(), reference.double()
+    gram = x.T @ x
+    damped = gram + ridge * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
+    deviation = (reference - x).T @ x
+    return weight + strength * torch.linalg.solve(damped, (weight @ deviation).T).T

@@ -72,12 +72,13 @@ class Solver {
                   : at::arange(weight_.size(1), importance.options().dtype(at::kLong));
     // Cholesky of the row- and column-reversed H gives the upper factor without an inverse.
     const at::Tensor reversed = visits_.flip(0);
-    const Cholesky factor = damped_cholesky(
-        gram.index_select(0, reversed).index_select(1, reversed), mean_, options.damp);
-    const at::Tensor upper = factor.lower.flip({0, 1});
+    at::Tensor ordered = gram.index_select(0, reversed).index_select(1, reversed);
+    const Cholesky factor = damped_cholesky(ordered, mean_, options.damp);
+    ordered.reset();  // two matrices of the Gram's size at a time are enough
     damp_ = factor.damp;
-    diagonal_ = upper.diagonal().contiguous();
-    unit_ = upper / diagonal_;
+    unit_ = factor.lower.flip({0, 1});
+    diagonal_ = unit_.diagonal().clone();
+    unit_.div_(diagonal_);
     importance_ = importance;
     if (options.grid.range == Range::kGramBlock) ranging_ = damped(options.damp);
   }

@@ -1,6 +1,6 @@
 """Scratch memory of a GPTQ solve on the CPU: its peak above weights and Gram, result included.
 
-    python benchmarks/python/gptq_memory.py ROWS COLUMNS [--linears 3]
+python benchmarks/python/gptq_memory.py ROWS COLUMNS [--linears 3]
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Kernels against naive torch, in one run: Gram update, GPTQ solve, AWQ scale search.
 
-    python benchmarks/python/kernels.py [gram gptq awq] [--repeats 5] [--json OUT] [--threads 2]
+    python benchmarks/python/kernels.py [gram gptq awq] [--largest 4096] [--repeats 5] [--threads 2]
 
 Prints kernel, size, instruction set, threads, milliseconds of ours and of torch, the ratio, and our
 share of the machine's peak (measured here as the best large fp32 matrix product). Ours and torch
@@ -62,8 +62,8 @@ def gram_of(channels: int) -> Tensor:
     return x.T @ x
 
 
-def gram_cases() -> Iterator[Case]:
-    for channels in (576, 1536, 4096, 14336):
+def gram_cases(largest: int) -> Iterator[Case]:
+    for channels in (each for each in (576, 1536, 4096, 14336) if each <= largest):
         for dtype in (torch.float32, torch.bfloat16):
             x = activations(TOKENS, channels).to(dtype)
             statistic = _core.make_statistic("gram", channels)
@@ -107,8 +107,10 @@ def torch_gptq(weight: Tensor, gram: Tensor, group_size: int) -> Tensor:
     return codes
 
 
-def gptq_cases() -> Iterator[Case]:
+def gptq_cases(largest: int) -> Iterator[Case]:
     for rows, columns in ((576, 1536), (1536, 576), (4096, 4096), (4096, 14336)):
+        if columns > largest:
+            continue
         group_size = 64 if columns % 128 else 128
         weight, gram = torch.randn(rows, columns), gram_of(columns)
         options = _core.GptqOptions(_core.GridSpec(4, group_size))
@@ -142,9 +144,11 @@ def torch_awq(weight: Tensor, x: Tensor, points: int, group_size: int) -> int:
     return losses.index(min(losses))
 
 
-def awq_cases() -> Iterator[Case]:
+def awq_cases(largest: int) -> Iterator[Case]:
     points = 20
     for size, tokens in ((576, 4096), (4096, 4096)):
+        if size > largest:
+            continue
         group_size = 64 if size % 128 else 128
         weight, x = torch.randn(size, size), activations(tokens, size)
         gram, mean = x.T @ x, x.abs().mean(0)
@@ -192,6 +196,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     kinds = {"gram": gram_cases, "gptq": gptq_cases, "awq": awq_cases}
     parser.add_argument("kernels", nargs="*", default=list(kinds), choices=list(kinds))
+    parser.add_argument("--largest", type=int, default=14336, help="channels of the largest case")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--json", type=Path)
@@ -204,7 +209,7 @@ def main() -> None:
     print("|---|---|---|--:|--:|--:|--:|--:|--:|")
     results = []
     for kind in arguments.kernels:
-        for case in kinds[kind]():
+        for case in kinds[kind](arguments.largest):
             r = measure(case, arguments.repeats, peak)
             results.append(r)
             print(

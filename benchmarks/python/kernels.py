@@ -1,6 +1,6 @@
 """Kernels against naive torch, in one run: Gram update, GPTQ solve, AWQ scale search.
 
-    python benchmarks/python/kernels.py [gram gptq awq] [--largest 4096] [--repeats 5] [--threads 2]
+    python benchmarks/python/kernels.py [--kernels gram gptq awq] [--largest 4096] [--threads 2]
 
 Prints kernel, size, instruction set, threads, milliseconds of ours and of torch, the ratio, and our
 share of the machine's peak (measured here as the best large fp32 matrix product). Ours and torch
@@ -195,7 +195,7 @@ def measure(case: Case, repeats: int, peak: float) -> Result:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     kinds = {"gram": gram_cases, "gptq": gptq_cases, "awq": awq_cases}
-    parser.add_argument("kernels", nargs="*", default=list(kinds), choices=list(kinds))
+    parser.add_argument("--kernels", nargs="+", default=list(kinds), choices=list(kinds))
     parser.add_argument("--largest", type=int, default=14336, help="channels of the largest case")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from mlcalib import _core
 
-TOKENS = 2048
+SIZES = ((2048, 576), (2048, 1536), (2048, 4096), (2048, 14336), (256, 1536), (16384, 1536))
+"""Tokens and channels of the Gram cases."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,9 @@ def gram_of(channels: int) -> Tensor:
 
 
 def gram_cases(largest: int) -> Iterator[Case]:
-    for channels in (each for each in (576, 1536, 4096, 14336) if each <= largest):
+    for tokens, channels in (size for size in SIZES if size[1] <= largest):
         for dtype in (torch.float32, torch.bfloat16):
-            x = activations(TOKENS, channels).to(dtype)
+            x = activations(tokens, channels).to(dtype)
             statistic = _core.make_statistic("gram", channels)
             gram = torch.zeros(channels, channels)
 
@@ -76,8 +77,8 @@ def gram_cases(largest: int) -> Iterator[Case]:
             def ours(x: Tensor = x, statistic: _core.Statistic = statistic) -> None:
                 statistic.update(x)
 
-            size = f"{TOKENS}x{channels} {str(dtype).removeprefix('torch.')}"
-            yield Case("gram", size, 2.0 * TOKENS * channels**2, ours, naive)
+            size = f"{tokens}x{channels} {str(dtype).removeprefix('torch.')}"
+            yield Case("gram", size, 2.0 * tokens * channels**2, ours, naive)
 
 
 def torch_gptq(weight: Tensor, gram: Tensor, group_size: int) -> Tensor:

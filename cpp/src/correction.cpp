@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <ATen/TensorOperators.h>
-#include <ATen/ops/cat.h>
 #include <ATen/ops/cholesky_solve.h>
 #include <ATen/ops/mm.h>
 #include <c10/util/Exception.h>
@@ -24,22 +23,18 @@ std::vector<at::Tensor> corrected(at::TensorList weights, const at::Tensor& gram
                                   const at::Tensor& deviation, const CorrectionOptions& options) {
   options.check();
   const std::vector<at::Tensor> checked = check_weights(weights);
-  const at::Tensor weight = checked.size() == 1 ? checked.front() : at::cat(checked);
-  check_gram(gram, weight.size(1));
-  check_gram(deviation, weight.size(1), "deviation");
-  check_device(gram, "gram", weight, "a weight");
-  check_device(deviation, "deviation", weight, "a weight");
+  const at::Tensor& one = checked.front();
+  check_gram(gram, one.size(1));
+  check_gram(deviation, one.size(1), "deviation");
+  check_device(gram, "gram", one, "a weight");
+  check_device(deviation, "deviation", one, "a weight");
 
   const at::Tensor damped = gram.clone(at::MemoryFormat::Contiguous);
   const Cholesky factor = damped_cholesky(damped, mean_diagonal(gram), options.ridge);
-  const at::Tensor change = at::cholesky_solve(at::mm(weight, deviation).t(), factor.lower).t();
-  const at::Tensor target = weight + change * options.strength;
-
   std::vector<at::Tensor> result;
-  int64_t first = 0;
-  for (const at::Tensor& each : checked) {
-    result.push_back(target.narrow(0, first, each.size(0)).contiguous());
-    first += each.size(0);
+  for (const at::Tensor& weight : checked) {
+    const at::Tensor change = at::cholesky_solve(at::mm(weight, deviation).t(), factor.lower).t();
+    result.push_back(weight + change * options.strength);
   }
   return result;
 }

@@ -1,7 +1,7 @@
 """The calibration text on its way through the model, one block at a time."""
 
 import time
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -198,7 +198,6 @@ class Flow:
         statistics: BlockStatistics = {name: {} for name in kept}
         if not (kept or advance or self._compares):
             return statistics
-        inputs = self._inputs[block_name]
         in_statistics = 0.0
         language, running = "", dict[str, StatisticSet]()
         reference: dict[str, Tensor] = {}  # input → the float model's activations
@@ -237,23 +236,28 @@ class Flow:
                     running = {}
                 if self._compares:
                     reference = self._run_float(block_name, block, language, index)
-                state = self._hidden.read(language, index)
                 with watching(self._adapter, block, see):
                     if advance:
-                        self._hidden.write(language, index, run_block(block, state, inputs))
+                        self._move(block_name, block, language, index)
                     else:
-                        run_to_last_input(self._adapter, block, state, inputs)
+                        state = self._hidden.read(language, index)
+                        run_to_last_input(self._adapter, block, state, self._inputs[block_name])
         self._stopwatch.add("gram", in_statistics)
         self._stopwatch.add("forward", time.perf_counter() - start - in_statistics)
         return statistics
+
+    def advance(self, block_name: str, block: nn.Module) -> None:
+        """Make the next hidden states: the outputs of the block as it is now."""
+        with self._stopwatch.timed("forward"):
+            for language, index in self._all():
+                self._move(block_name, block, language, index)
 
     def advance_float(self, block_name: str, block: nn.Module) -> None:
         """Make the next hidden states of the float model that moves beside, if there is one."""
         if self._compares:
             with self._stopwatch.timed("forward"):
-                for language, prefixes in self._prefixes.items():
-                    for index in range(self._sequences(prefixes[-1])):
-                        self._run_float(block_name, block, language, index)
+                for language, index in self._all():
+                    self._move(block_name, block, _float(language), index)
 
     def _run_float(
         self, block_name: str, block: nn.Module, language: str, index: int
@@ -264,20 +268,20 @@ class Flow:
         def keep(name: str, x: Tensor, _: Tensor | None) -> None:
             seen[name] = x
 
-        state = self._hidden.read(_float(language), index)
         with watching(self._adapter, block, keep):
-            output = run_block(block, state, self._inputs[block_name])
-        self._hidden.write(_float(language), index, output)
+            self._move(block_name, block, _float(language), index)
         return seen
 
-    def advance(self, block_name: str, block: nn.Module) -> None:
-        """Make the next hidden states: the outputs of the block as it is now."""
-        with self._stopwatch.timed("forward"):
-            for language, prefixes in self._prefixes.items():
-                for index in range(self._sequences(prefixes[-1])):
-                    state = self._hidden.read(language, index)
-                    output = run_block(block, state, self._inputs[block_name])
-                    self._hidden.write(language, index, output)
+    def _move(self, block_name: str, block: nn.Module, kept: str, index: int) -> None:
+        """Take the hidden states of a sequence, kept under a name, through a block."""
+        state = self._hidden.read(kept, index)
+        self._hidden.write(kept, index, run_block(block, state, self._inputs[block_name]))
+
+    def _all(self) -> Iterator[tuple[str, int]]:
+        """Give every sequence: language and index."""
+        for language, prefixes in self._prefixes.items():
+            for index in range(self._sequences(prefixes[-1])):
+                yield language, index
 
     def _sequences(self, prefix: Prefix) -> int:
         return -(-prefix.tokens // self._calibration.seq_len)

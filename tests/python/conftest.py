@@ -7,10 +7,19 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
 
+from small_text import IDS
 from small_tokenizer import make_tokenizer
+
+import mlcalib
 
 
 @pytest.fixture(scope="session")
 def tokenizer() -> Any:
     """A small byte-level tokenizer that, like SmolLM2's, adds nothing to a document."""
     return make_tokenizer()
+
+
+@pytest.fixture
+def calibration() -> mlcalib.CalibrationSet:
+    """Sequences of 32 tokens in two languages; the last of each is not full."""
+    return mlcalib.calibration(None, corpus=IDS, seq_len=32)

@@ -12,19 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 from small_models import ARCHITECTURES, tiny_llama, tiny_model
+from small_text import IDS
 
 import mlcalib
 from mlcalib.parts import Parts
-
-IDS = {
-    "en": [[(7 * i + j * j) % 360 for j in range(80)] for i in range(3)],
-    "sw": [[(11 * i + 5 * j) % 360 for j in range(50)] for i in range(2)],
-}
-
-
-@pytest.fixture
-def calibration():
-    return mlcalib.calibration(None, corpus=IDS, seq_len=32)
 
 
 @pytest.fixture

@@ -15,16 +15,6 @@ from mlcalib.models import find_adapter
 from mlcalib.models.running import embed, run_block, watching
 from reference import oracle
 
-IDS = {
-    "en": [[(7 * i + j * j) % 360 for j in range(80)] for i in range(3)],
-    "sw": [[(11 * i + 5 * j) % 360 for j in range(50)] for i in range(2)],
-}
-
-
-@pytest.fixture
-def calibration():
-    return mlcalib.calibration(None, corpus=IDS, seq_len=32)
-
 
 def pair(tokens, channels, seed=0, noise=0.2):
     """Activations of a float model and of one that is off by some noise."""

@@ -15,20 +15,11 @@ from mlcalib.quantizers.base import QuantizerOptions
 from mlcalib.statistics import StatisticSet
 
 ADAPTER = find_adapter("LlamaForCausalLM")
-IDS = {
-    "en": [[(7 * i + j * j) % 360 for j in range(80)] for i in range(3)],
-    "sw": [[(11 * i + 5 * j) % 360 for j in range(50)] for i in range(2)],
-}
 
 
 @pytest.fixture
 def model():
     return tiny_llama(vocabulary=384)
-
-
-@pytest.fixture
-def calibration():
-    return mlcalib.calibration(None, corpus=IDS, seq_len=32)
 
 
 @pytest.fixture

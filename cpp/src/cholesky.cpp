@@ -6,6 +6,7 @@
 #include <c10/util/Exception.h>
 
 #include <algorithm>
+#include <tuple>
 
 namespace mlcalib {
 namespace {
@@ -27,19 +28,29 @@ double mean_diagonal(const at::Tensor& gram) {
   return mean;
 }
 
-Cholesky damped_cholesky(const at::Tensor& gram, double mean, double damp) {
-  const at::Tensor original = gram.diagonal().clone();
+double raise_damp(double damp, const std::function<bool(double)>& factorize) {
   const double first = damp;
-  for (;; damp *= kDampStep) {
-    gram.diagonal().copy_(original + damp * mean);
-    const auto [lower, info] = at::linalg_cholesky_ex(gram);
-    if (info.item<int64_t>() == 0) return {lower, damp};
+  while (!factorize(damp)) {
     TORCH_CHECK_LINALG(damp * kDampStep <= std::max(kDampLimit, first),
                        "the Gram is not positive definite, even with damping ", damp,
                        " (asked: ", first,
                        ") of the mean of its diagonal; expected a sum of x xᵀ. ",
                        "Check the statistics, or raise damp.");
+    damp *= kDampStep;
   }
+  return damp;
+}
+
+Cholesky damped_cholesky(const at::Tensor& gram, double mean, double damp) {
+  const at::Tensor original = gram.diagonal().clone();
+  at::Tensor lower;
+  damp = raise_damp(damp, [&](double tried) {
+    gram.diagonal().copy_(original + tried * mean);
+    at::Tensor info;
+    std::tie(lower, info) = at::linalg_cholesky_ex(gram);
+    return info.item<int64_t>() == 0;
+  });
+  return {lower, damp};
 }
 
 }  // namespace mlcalib

@@ -3,6 +3,8 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <functional>
+
 namespace mlcalib {
 
 struct Cholesky {
@@ -14,8 +16,12 @@ struct Cholesky {
 /// is zero.
 double mean_diagonal(const at::Tensor& gram);
 
-/// Adds `damp` of `mean` to the diagonal of `gram` (which is changed) and factorises it; where it
-/// is not positive definite the damping rises tenfold at a time, past 1 LinAlgError is thrown.
+/// Calls factorize(damp) with `damp`, and ten times more at a time, until it returns true; returns
+/// what it took. Past 1 LinAlgError is thrown.
+double raise_damp(double damp, const std::function<bool(double)>& factorize);
+
+/// Adds `damp` of `mean` to the diagonal of `gram` (which is changed) and factorises it, with as
+/// much damping as that takes.
 Cholesky damped_cholesky(const at::Tensor& gram, double mean, double damp);
 
 }  // namespace mlcalib

@@ -53,33 +53,19 @@ std::vector<int64_t> groups_of(const at::Tensor& visits, const GridSpec& spec) {
   return groups;
 }
 
-/// A solution of all rows, columns in the weight's own order.
-struct Solution {
-  at::Tensor codes;
-  Grid grid;
-  at::Tensor energy;  ///< float64 [rows], the diagonal of D H Dᵀ
-  at::Tensor square;  ///< float64 [rows], ‖D‖² of each row
-};
-
 /// One factorisation, and the solves that it serves.
 class Solver {
  public:
   Solver(at::Tensor weight, const at::Tensor& gram, const GptqOptions& options)
       : weight_(std::move(weight)), gram_(gram), options_(options), mean_(mean_diagonal(gram)) {
-    const at::Tensor importance = gram.diagonal() + options.damp * mean_;
+    importance_ = gram.diagonal() + options.damp * mean_;
     visits_ = options.order == Order::kActivation
-                  ? at::argsort(importance, /*stable=*/true, /*dim=*/0, /*descending=*/true)
-                  : at::arange(weight_.size(1), importance.options().dtype(at::kLong));
-    // Cholesky of the row- and column-reversed H gives the upper factor without an inverse.
-    const at::Tensor reversed = visits_.flip(0);
-    at::Tensor ordered = gram.index_select(0, reversed).index_select(1, reversed);
-    const Cholesky factor = damped_cholesky(ordered, mean_, options.damp);
-    ordered.reset();  // two matrices of the Gram's size at a time are enough
-    damp_ = factor.damp;
-    unit_ = factor.lower.flip({0, 1});
-    diagonal_ = unit_.diagonal().clone();
-    unit_.div_(diagonal_);
-    importance_ = importance;
+                  ? at::argsort(importance_, /*stable=*/true, /*dim=*/0, /*descending=*/true)
+                  : at::arange(weight_.size(1), importance_.options().dtype(at::kLong));
+    damp_ = raise_damp(options.damp, [&](double damp) {
+      factor_ = factorize_stub(gram.device().type(), gram, visits_, damp * mean_);
+      return factor_.matrix.defined();
+    });
     if (options.grid.range == Range::kGramBlock) ranging_ = damped(options.damp);
   }
 
@@ -88,36 +74,21 @@ class Solver {
   /// H, with the damping that the factorisation took.
   at::Tensor hessian() const { return damped(damp_); }
 
-  /// Static grids belong to the weight's own columns, running ones are fitted by the solve.
-  Solution run() const {
-    if (!options_.static_grid) return run({});
-    const auto [scale, zero] = fit_grid_stub(
-        weight_.device().type(), weight_,
-        options_.grid.range == Range::kGram ? importance_ : at::Tensor(), ranging_, options_.grid);
-    return run(round_grid(scale, zero, options_.grid));
-  }
-
-  /// On a grid that is given; without one, on running grids.
-  Solution run(const Grid& grid) const {
-    GptqOptions options = options_;
-    options.static_grid = grid.scale.defined();
-    const GptqSolution found =
-        gptq_stub(weight_.device().type(), {.weight = weight_.index_select(1, visits_),
-                                            .factor = unit_,
-                                            .diagonal = diagonal_,
-                                            .importance = importance_.index_select(0, visits_),
-                                            .gram = ranging_,
-                                            .group_of = groups_of(visits_, options.grid),
-                                            .grid = grid,
-                                            .options = options});
-    return {.codes = at::empty_like(found.codes).index_copy_(1, visits_, found.codes),
-            .grid = found.grid,
-            .energy = found.energy,
-            .square = found.square};
+  /// On a grid that is given, or on fitted ones: static grids to the weight's own columns, running
+  /// ones to what the solve holds.
+  GptqSolution run(const Grid& grid = {}) const {
+    return gptq_stub(weight_.device().type(), {.weight = weight_,
+                                               .visits = visits_,
+                                               .group_of = groups_of(visits_, options_.grid),
+                                               .factor = factor_,
+                                               .importance = importance_,
+                                               .gram = ranging_,
+                                               .grid = grid,
+                                               .options = options_});
   }
 
   /// tr(D G Dᵀ) = tr(D H Dᵀ) − λ‖D‖², row by row.
-  at::Tensor loss(const Solution& solution) const {
+  at::Tensor loss(const GptqSolution& solution) const {
     return solution.energy - solution.square * (damp_ * mean_);
   }
 
@@ -132,12 +103,13 @@ class Solver {
   const at::Tensor& gram_;
   const GptqOptions& options_;
   double mean_, damp_ = 0;
-  at::Tensor visits_, unit_, diagonal_, importance_;
+  at::Tensor visits_, importance_;
+  Factor factor_;
   at::Tensor ranging_;  // H, where the range search weighs by its blocks
 };
 
 // Rows are independent: of each the better one.
-void keep_better(Solution& best, const Solution& other) {
+void keep_better(GptqSolution& best, const GptqSolution& other) {
   const at::Tensor better = other.energy < best.energy;
   const at::Tensor rows = better.unsqueeze(1);
   best.codes = at::where(rows, other.codes, best.codes);
@@ -148,8 +120,8 @@ void keep_better(Solution& best, const Solution& other) {
 }
 
 // Scales refitted to the codes, and all solved again on these, `rounds` times; the best of it all.
-Solution refine(const at::Tensor& weight, const Solver& solver, int64_t rounds) {
-  Solution current = solver.run(), best = current;
+GptqSolution refine(const at::Tensor& weight, const Solver& solver, int64_t rounds) {
+  GptqSolution current = solver.run(), best = current;
   const at::Tensor hessian = rounds > 0 ? solver.hessian() : at::Tensor();
   for (int64_t round = 0; round < rounds; ++round) {
     if (round > 0) {
@@ -167,11 +139,6 @@ Solution refine(const at::Tensor& weight, const Solver& solver, int64_t rounds) 
   return best;
 }
 
-Grid rows_of(const Grid& grid, int64_t first, int64_t count) {
-  return {grid.scale.narrow(0, first, count).clone(), grid.zero.narrow(0, first, count).clone(),
-          grid.spec};
-}
-
 }  // namespace
 
 std::vector<QuantizedLinear> gptq(at::TensorList weights, const at::Tensor& gram,
@@ -182,7 +149,7 @@ std::vector<QuantizedLinear> gptq(at::TensorList weights, const at::Tensor& gram
   check_gram(gram, weight.size(1));
   check_device(gram, "gram", weight, "weight");
   const Solver solver(weight, gram, options);
-  const Solution solution = refine(weight, solver, options.refit);
+  const GptqSolution solution = refine(weight, solver, options.refit);
 
   const at::Tensor loss = solver.loss(solution);
   const int64_t dead = count_dead_channels(gram);
@@ -190,8 +157,12 @@ std::vector<QuantizedLinear> gptq(at::TensorList weights, const at::Tensor& gram
   int64_t first = 0;
   for (const at::Tensor& each : checked) {
     const int64_t rows = each.size(0);
-    result.push_back({.codes = solution.codes.narrow(0, first, rows).clone(),
-                      .grid = rows_of(solution.grid, first, rows),
+    // Clones: one result does not keep the others' memory.
+    const auto own = [&](const at::Tensor& all) {
+      return rows == all.size(0) ? all : all.narrow(0, first, rows).clone();
+    };
+    result.push_back({.codes = own(solution.codes),
+                      .grid = {own(solution.grid.scale), own(solution.grid.zero), options.grid},
                       .loss = loss.narrow(0, first, rows).sum().item<double>(),
                       .damp = solver.damp(),
                       .dead_channels = dead});

@@ -55,20 +55,32 @@ inline constinit DeviceStub<at::Tensor(const at::Tensor& weight, const Grid& gri
 inline constinit DeviceStub<at::Tensor(const at::Tensor& codes, const Grid& grid)> dequantize_stub{
     "dequantize"};
 
-/// What the GPTQ solve needs; columns are in the order in which they are visited.
+/// R of H = R Rᵀ, upper triangular, columns in the order visited. In the device's own layout: only
+/// its gptq_stub reads it.
+struct Factor {
+  at::Tensor matrix;
+  at::Tensor diagonal;
+};
+
+/// Of H = gram + added · I; visits int64 [cols], on the device, are the columns in the order
+/// visited. Undefined tensors where H is not positive definite.
+inline constinit DeviceStub<Factor(const at::Tensor& gram, const at::Tensor& visits, double added)>
+    factorize_stub{"factorize"};
+
+/// What the GPTQ solve needs; columns stand in their own order.
 struct GptqProblem {
-  at::Tensor weight;      ///< float32 [rows, cols]
-  at::Tensor factor;      ///< M = R · diag(R)⁻¹, float32 [cols, cols], unit upper triangular
-  at::Tensor diagonal;    ///< diag(R), float32 [cols]
-  at::Tensor importance;  ///< diag(H), float32 [cols], for running grids
-  at::Tensor gram;        ///< H, float32 [cols, cols], for running grids by its blocks
-  std::vector<int64_t> group_of;  ///< [cols]
-  Grid grid;  ///< fitted beforehand; with running grids empty tensors to be filled
+  at::Tensor weight;              ///< float32 [rows, cols]
+  at::Tensor visits;              ///< int64 [cols]: columns in the order visited
+  std::vector<int64_t> group_of;  ///< [cols], in the order visited
+  Factor factor;
+  at::Tensor importance;  ///< diag(H), float32 [cols], weighs squared errors (Range::kGram)
+  at::Tensor gram;        ///< H, float32 [cols, cols], weighs errors (Range::kGramBlock)
+  Grid grid;              ///< to solve on; undefined tensors: to be fitted, as options say
   GptqOptions options;
 };
 
 struct GptqSolution {
-  at::Tensor codes;   ///< uint8 [rows, cols], in the order visited
+  at::Tensor codes;   ///< uint8 [rows, cols]
   at::Tensor energy;  ///< float64 [rows], the diagonal of D H Dᵀ
   at::Tensor square;  ///< float64 [rows], ‖D‖² of each row
   Grid grid;

@@ -17,11 +17,11 @@ bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
 }
 
 enum class Values { kNormal, kZeros, kTiny, kSubnormal, kLarge, kTies, kNegative, kMixed };
-constexpr std::array kAllValues{Values::kNormal,    Values::kZeros, Values::kTiny,
-                                Values::kSubnormal, Values::kLarge, Values::kTies,
-                                Values::kNegative,  Values::kMixed};
-constexpr std::array kNames{"Normal", "Zeros", "Tiny",     "Subnormal",
-                            "Large",  "Ties",  "Negative", "Mixed"};
+inline constexpr std::array kAllValues{Values::kNormal,    Values::kZeros, Values::kTiny,
+                                       Values::kSubnormal, Values::kLarge, Values::kTies,
+                                       Values::kNegative,  Values::kMixed};
+inline constexpr std::array kNames{"Normal", "Zeros", "Tiny",     "Subnormal",
+                                   "Large",  "Ties",  "Negative", "Mixed"};
 
 inline std::vector<float> draw(Values values, int64_t count, uint32_t seed) {
   std::mt19937 engine(seed);

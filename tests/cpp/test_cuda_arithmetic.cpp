@@ -101,9 +101,7 @@ TEST_P(CudaArithmetic, RangeSearch) {
                         .gram = group.gram,
                         .gram_stride = columns,
                         .scratch = scratch.data(),
-                        .columns = columns,
-                        .rows = kRowTile,
-                        .stride = kRowTile},
+                        .columns = columns},
                        {max_code, symmetric, candidates}, wanted.data(), wanted_zero.data());
         for (int64_t row = 0; row < kRowTile; ++row) {
           const Level best = search(group, row, {max_code, symmetric, candidates});
@@ -117,7 +115,7 @@ TEST_P(CudaArithmetic, RangeSearch) {
   }
 }
 
-// Right-looking, as a team does it, against the left-looking loop.
+// Right-looking, as a team does it, against the left-looking loop, which stands in reverse order.
 TEST_P(CudaArithmetic, DecideAndFeedBack) {
   constexpr int64_t kColumns = 32;
   const std::vector<float> weight = weights(kColumns * kRowTile, 4);
@@ -126,16 +124,30 @@ TEST_P(CudaArithmetic, DecideAndFeedBack) {
   std::vector<float> factor = draw(Values::kNormal, kColumns * kColumns, 6);
   for (float& each : factor) each /= 8;
   const std::vector<float> diagonal = draw(Values::kNormal, kColumns, 7);
-  const std::vector<float> scales(kRowTile, 0.5F), zeros(kRowTile, 8);
-  const std::vector<const float*> scale(kColumns, scales.data()), zero(kColumns, zeros.data());
+  const std::vector<float> scale(kRowTile, 0.5F), zero(kRowTile, 8);
+  const std::vector<int64_t> group(kColumns, 0);
+  std::vector<int64_t> column(kColumns);
+  for (int64_t k = 0; k < kColumns; ++k) column[k] = kColumns - 1 - k;
+  const std::vector<float> reversed_factor(factor.rbegin(), factor.rend());
+  const std::vector<float> reversed_diagonal(diagonal.rbegin(), diagonal.rend());
+  const auto reversed = [&](const std::vector<float>& panel) {
+    std::vector<float> result(panel.size());
+    for (int64_t k = 0; k < kColumns; ++k) {
+      std::copy_n(panel.begin() + column[k] * kRowTile, kRowTile, result.begin() + k * kRowTile);
+    }
+    return result;
+  };
+  const std::vector<float> reversed_target = reversed(target);
   std::vector<float> error(weight.size()), wanted_error(weight.size());
   std::vector<uint8_t> codes(weight.size()), wanted_codes(weight.size());
   std::vector<double> energy(kRowTile), square(kRowTile), wanted_energy(kRowTile),
       wanted_square(kRowTile);
   cpu_.gptq_block({.weight = weight.data(),
-                   .target = target.data(),
-                   .factor = factor.data(),
-                   .diagonal = diagonal.data(),
+                   .column = column.data(),
+                   .group = group.data(),
+                   .target = reversed_target.data(),
+                   .factor = reversed_factor.data(),
+                   .diagonal = reversed_diagonal.data(),
                    .scale = scale.data(),
                    .zero = zero.data(),
                    .error = wanted_error.data(),
@@ -143,8 +155,6 @@ TEST_P(CudaArithmetic, DecideAndFeedBack) {
                    .energy = wanted_energy.data(),
                    .square = wanted_square.data(),
                    .columns = kColumns,
-                   .rows = kRowTile,
-                   .stride = kRowTile,
                    .max_code = 15});
   for (int64_t row = 0; row < kRowTile; ++row) {
     float energies = 0, squares = 0;
@@ -163,7 +173,7 @@ TEST_P(CudaArithmetic, DecideAndFeedBack) {
     energy[row] = static_cast<double>(energies);
     square[row] = static_cast<double>(squares);
   }
-  EXPECT_TRUE(same_bits(error, wanted_error));
+  EXPECT_TRUE(same_bits(error, reversed(wanted_error)));
   EXPECT_TRUE(same_bits(codes, wanted_codes));
   EXPECT_TRUE(same_bits(energy, wanted_energy));
   EXPECT_TRUE(same_bits(square, wanted_square));
@@ -190,8 +200,6 @@ TEST_P(CudaArithmetic, ScaledError) {
                             .error = wanted.data(),
                             .sum = wanted_sum.data(),
                             .columns = kColumns,
-                            .rows = kRowTile,
-                            .stride = kRowTile,
                             .error_stride = kRowTile},
                            {15, symmetric, 14});
     for (int64_t c = 0; c < kColumns; ++c) {

@@ -11,6 +11,7 @@
 
 #include <limits>
 
+#include "cpu/kernels/kernels.hpp"
 #include "cuda/kernels/kernels.hpp"
 #include "reference.hpp"
 #include "stubs.hpp"
@@ -102,6 +103,22 @@ TEST(CudaKernels, QuantizeAndDequantize) {
   }
 }
 
+// As the CPU backend lays it out: R_kj / R_kk is M_jk, in reversed order and in tiles. Exact where
+// the diagonal holds powers of two.
+Factor cpu_factor(const at::Tensor& unit, const at::Tensor& diagonal) {
+  const int64_t columns = unit.size(0), tile = cpu::kRowTile;
+  const int64_t tiles = (columns + tile - 1) / tile;
+  const at::Tensor matrix = at::zeros({tiles, tiles * tile, tile});
+  for (int64_t k = 0; k < columns; ++k) {
+    for (int64_t j = k; j < columns; ++j) {
+      const int64_t a = columns - 1 - j, b = columns - 1 - k;
+      const at::Tensor value = j == k ? diagonal[b] : unit[a][b] * diagonal[b];
+      matrix[j / tile][k][j % tile] = value;
+    }
+  }
+  return {matrix, diagonal.flip(0)};
+}
+
 // A whole solve of one block, so that the CPU backend has no products between blocks to add.
 TEST(CudaKernels, GptqBlock) {
   for (const auto& [rows, columns] : {std::pair{5, 128}, {40, 128}, {33, 77}, {1, 1}}) {
@@ -109,16 +126,16 @@ TEST(CudaKernels, GptqBlock) {
     const at::Tensor weight = random_weight(rows, columns, 1);
     const at::Tensor lower = random_weight(columns, columns, 2).tril() / 16;
     const at::Tensor factor = lower.tril(-1).t().contiguous();
-    const at::Tensor diagonal = lower.diagonal().abs();
+    const at::Tensor diagonal = lower.diagonal().mul(16).round().exp2();
     const Grid grid = fit_grid(weight, spec);
     std::vector<int64_t> group_of;  // not in order: as after a permutation
     for (int64_t c = 0; c < columns; ++c) group_of.push_back(c * 7 % columns / 16);
     const GptqSolution wanted = gptq_stub(at::kCPU, {.weight = weight,
-                                                     .factor = factor,
-                                                     .diagonal = diagonal,
+                                                     .visits = at::arange(columns),
+                                                     .group_of = group_of,
+                                                     .factor = cpu_factor(factor, diagonal),
                                                      .importance = diagonal,
                                                      .gram = {},
-                                                     .group_of = group_of,
                                                      .grid = grid,
                                                      .options = {.grid = spec, .block = 128}});
     const at::Tensor zero = grid.zero.to(at::kFloat);

@@ -29,9 +29,8 @@ class KernelTest : public testing::TestWithParam<std::tuple<const KernelTable*, 
 };
 
 TEST_P(KernelTest, FitGroup) {
-  constexpr int64_t kRows = 2 * kRowTile, kStride = 3 * kRowTile;
   for (const int64_t columns : {1, 3, 64}) {
-    const std::vector<float> weight = draw(values_, columns * kStride, 1);
+    const std::vector<float> weight = draw(values_, columns * kRowTile, 1);
     const std::vector<float> gram = draw_gram(columns);
     std::vector<float> importance(columns), scratch(columns * kRowTile);
     for (int64_t c = 0; c < columns; ++c) importance[c] = gram[c * columns + c];
@@ -40,9 +39,7 @@ TEST_P(KernelTest, FitGroup) {
                      .gram = nullptr,
                      .gram_stride = columns,
                      .scratch = scratch.data(),
-                     .columns = columns,
-                     .rows = kRows,
-                     .stride = kStride};
+                     .columns = columns};
     for (const auto& [by_importance, by_block] :
          {std::pair{false, false}, std::pair{true, false}, std::pair{false, true}}) {
       group.importance = by_importance ? importance.data() : nullptr;
@@ -51,13 +48,14 @@ TEST_P(KernelTest, FitGroup) {
         for (const int candidates : {1, 14}) {
           for (const int bits : {2, 3, 4, 8}) {
             const GridShape shape{std::exp2f(static_cast<float>(bits)) - 1, symmetric, candidates};
-            std::vector<float> scale(kRows), zero(kRows), wanted_scale(kRows), wanted_zero(kRows);
+            std::vector<float> scale(kRowTile), zero(kRowTile), wanted_scale(kRowTile),
+                wanted_zero(kRowTile);
             table_.fit_group(group, shape, scale.data(), zero.data());
             generic().fit_group(group, shape, wanted_scale.data(), wanted_zero.data());
             EXPECT_TRUE(same_bits(scale, wanted_scale))
                 << columns << " columns, " << bits << " bits";
             EXPECT_TRUE(same_bits(zero, wanted_zero)) << columns << " columns, " << bits << " bits";
-            for (int64_t r = 0; r < kRows; ++r) {
+            for (int64_t r = 0; r < kRowTile; ++r) {
               ASSERT_GT(scale[r], 0);
               ASSERT_TRUE(0 <= zero[r] && zero[r] <= shape.max_code + symmetric);
             }
@@ -69,9 +67,8 @@ TEST_P(KernelTest, FitGroup) {
 }
 
 TEST_P(KernelTest, RoundScaled) {
-  constexpr int64_t kRows = 2 * kRowTile, kStride = 3 * kRowTile;
   for (const int64_t columns : {1, 3, 64}) {
-    const std::vector<float> weight = draw(values_, columns * kStride, 1);
+    const std::vector<float> weight = draw(values_, columns * kRowTile, 1);
     std::vector<float> factor = draw(Values::kNormal, columns, 2), inverse(columns);
     for (int64_t c = 0; c < columns; ++c) {
       factor[c] = std::exp(factor[c]);
@@ -82,7 +79,8 @@ TEST_P(KernelTest, RoundScaled) {
       for (const int candidates : {1, 14}) {
         const GridShape shape{15, symmetric, candidates};
         const auto round = [&](const KernelTable& table) {
-          std::vector<float> scaled(columns * kRowTile), error(columns * kRows), sum(kRows, 0.5F);
+          std::vector<float> scaled(columns * kRowTile), error(columns * kRowTile),
+              sum(kRowTile, 0.5F);
           table.awq->round_scaled({.weight = weight.data(),
                                    .factor = factor.data(),
                                    .inverse = inverse.data(),
@@ -92,9 +90,7 @@ TEST_P(KernelTest, RoundScaled) {
                                    .error = error.data(),
                                    .sum = sum.data(),
                                    .columns = columns,
-                                   .rows = kRows,
-                                   .stride = kStride,
-                                   .error_stride = kRows},
+                                   .error_stride = kRowTile},
                                   shape);
           return std::pair{error, sum};
         };
@@ -127,10 +123,9 @@ TEST_P(KernelTest, QuantizeAndDequantizeRun) {
 }
 
 TEST_P(KernelTest, GptqBlock) {
-  constexpr int64_t kRows = 2 * kRowTile, kStride = 3 * kRowTile;
   for (const int64_t columns : {1, 5, 32}) {
-    const std::vector<float> weight = draw(values_, columns * kStride, 4);
-    std::vector<float> target = draw(values_, columns * kStride, 5);
+    const std::vector<float> weight = draw(values_, columns * kRowTile, 4);
+    std::vector<float> target = draw(values_, columns * kRowTile, 5);
     for (size_t i = 0; i < target.size(); ++i) target[i] = weight[i] + target[i] / 4;
     std::vector<float> factor = draw(Values::kNormal, columns * columns, 6);
     for (float& each : factor) each /= 8;
@@ -138,20 +133,18 @@ TEST_P(KernelTest, GptqBlock) {
     for (float& each : diagonal) each = std::abs(each);
 
     // Two groups: scales from the columns' own range, and powers of two that make ties.
-    std::vector<float> scales(2 * kStride, 0.5F), zeros(2 * kStride, 8);
-    const GroupPanel group{.weight = weight.data(),
+    std::vector<float> scale(2 * kRowTile, 0.5F), zero(2 * kRowTile, 8);
+    const GroupPanel panel{.weight = weight.data(),
                            .importance = nullptr,
                            .gram = nullptr,
                            .gram_stride = 0,
                            .scratch = nullptr,
-                           .columns = columns,
-                           .rows = kRows,
-                           .stride = kStride};
-    generic().fit_group(group, {15, false, 14}, scales.data(), zeros.data());
-    std::vector<const float*> scale, zero;
+                           .columns = columns};
+    generic().fit_group(panel, {15, false, 14}, scale.data(), zero.data());
+    std::vector<int64_t> column, group;
     for (int64_t k = 0; k < columns; ++k) {
-      scale.push_back(scales.data() + (k % 2) * kStride);
-      zero.push_back(zeros.data() + (k % 2) * kStride);
+      column.push_back(columns - 1 - k);
+      group.push_back(k % 2);
     }
 
     struct Output {
@@ -160,9 +153,11 @@ TEST_P(KernelTest, GptqBlock) {
       std::vector<double> energy, square;
     };
     const auto solve = [&](const KernelTable& table) {
-      Output out{std::vector<float>(columns * kStride), std::vector<uint8_t>(columns * kStride),
-                 std::vector<double>(kStride, 0.25), std::vector<double>(kStride, 0.5)};
+      Output out{std::vector<float>(columns * kRowTile), std::vector<uint8_t>(columns * kRowTile),
+                 std::vector<double>(kRowTile, 0.25), std::vector<double>(kRowTile, 0.5)};
       table.gptq_block({.weight = weight.data(),
+                        .column = column.data(),
+                        .group = group.data(),
                         .target = target.data(),
                         .factor = factor.data(),
                         .diagonal = diagonal.data(),
@@ -173,8 +168,6 @@ TEST_P(KernelTest, GptqBlock) {
                         .energy = out.energy.data(),
                         .square = out.square.data(),
                         .columns = columns,
-                        .rows = kRows,
-                        .stride = kStride,
                         .max_code = 15});
       return out;
     };
@@ -184,11 +177,14 @@ TEST_P(KernelTest, GptqBlock) {
     EXPECT_TRUE(same_bits(found.energy, wanted.energy)) << columns << " columns";
     EXPECT_TRUE(same_bits(found.square, wanted.square)) << columns << " columns";
     EXPECT_LE(*std::max_element(found.codes.begin(), found.codes.end()), 15);
-    // Rows beyond `rows` are not touched.
-    for (int64_t r = kRows; r < kStride; ++r) {
-      EXPECT_EQ(found.energy[r], 0.25);
-      EXPECT_EQ(found.square[r], 0.5);
-      EXPECT_EQ(found.error[r], 0);
+    // Codes stand where the weight's columns do: of column k is what error k says.
+    for (int64_t k = 0; k < columns; ++k) {
+      for (int64_t r = 0; r < kRowTile; ++r) {
+        const float level = static_cast<float>(found.codes[column[k] * kRowTile + r]) -
+                            zero[group[k] * kRowTile + r];
+        ASSERT_EQ(found.error[k * kRowTile + r],
+                  weight[column[k] * kRowTile + r] - scale[group[k] * kRowTile + r] * level);
+      }
     }
   }
 }

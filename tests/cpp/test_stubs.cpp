@@ -33,6 +33,7 @@ const StubCase kStubs[] = {
     {"awq_scores", [](c10::DeviceType d) { awq_scores_stub(d, AwqProblem{}); }},
     {"quantize", [](c10::DeviceType d) { quantize_stub(d, at::Tensor(), Grid{}); }},
     {"dequantize", [](c10::DeviceType d) { dequantize_stub(d, at::Tensor(), Grid{}); }},
+    {"factorize", [](c10::DeviceType d) { factorize_stub(d, at::Tensor(), at::Tensor(), 0.01); }},
     {"gptq", [](c10::DeviceType d) { gptq_stub(d, GptqProblem{}); }},
     {"dot", [](c10::DeviceType d) { dot_stub(d, at::Tensor(), at::Tensor()); }},
     {"pack", [](c10::DeviceType d) { pack_stub(d, at::Tensor(), 4); }},
@@ -64,7 +65,7 @@ TEST(Fronts, NameTheKernelThatTheDeviceLacks) {
   };
   expect("fit_grid", [&] { fit_grid(weight, {}); });
   expect("fit_grid", [&] { rtn(weight, {}); });
-  expect("fit_grid", [&] { gptq(weight, reference::random_gram(64, 1)); });
+  expect("gptq", [&] { gptq(weight, reference::random_gram(64, 1)); });
   expect("quantize", [&] { quantize(weight, grid); });
   expect("dequantize", [&] { dequantize(codes, grid); });
   expect("pack", [&] { pack(codes, 4); });

@@ -107,7 +107,7 @@ META = W.to("meta")
 MISSING_KERNELS = [
     (lambda: core.fit_grid(META, SPEC), "fit_grid"),
     (lambda: core.rtn(META, SPEC), "fit_grid"),
-    (lambda: core.gptq(META, G), "fit_grid"),
+    (lambda: core.gptq(META, G), "gptq"),
     (lambda: core.quantize(META, GRID), "quantize"),
     (lambda: core.dequantize(CODES.to("meta"), GRID), "dequantize"),
     (lambda: core.pack(CODES.to("meta"), 4), "pack"),

@@ -17,9 +17,9 @@ namespace mlcalib {
 namespace {
 
 // Rows whose errors are held at a time: a matrix product's worth, not the whole weight.
-constexpr int64_t kChunkTiles = 16;
+constexpr int64_t kChunkTiles = 21;
 
-/// The scores of one weight's candidates; panels are [column][row].
+/// The scores of one weight's candidates.
 class Search {
  public:
   explicit Search(const AwqProblem& problem)
@@ -27,8 +27,7 @@ class Search {
         shape_(cpu::grid_shape(problem.spec)),
         columns_(problem.weight.size(1)),
         width_(problem.spec.group_size == kWholeRow ? columns_ : problem.spec.group_size),
-        tiles_(cpu::row_tiles(problem.weight.size(0))),
-        weight_(cpu::to_panel(problem.weight)),
+        weight_(cpu::to_panel<float>(problem.weight)),
         error_(at::empty({columns_, kChunkTiles * cpu::kRowTile}, weight_.options())) {}
 
   double score(const at::Tensor& factor) {
@@ -36,8 +35,9 @@ class Search {
     inverse_ = factor.reciprocal();
     if (problem_.importance.defined()) importance_ = problem_.importance * inverse_.square();
     double total = 0;
-    for (int64_t tile = 0; tile < tiles_; tile += kChunkTiles) {
-      total += score_chunk(tile, std::min(kChunkTiles, tiles_ - tile));
+    const int64_t tiles = weight_.size(0);
+    for (int64_t tile = 0; tile < tiles; tile += kChunkTiles) {
+      total += score_chunk(tile, std::min(kChunkTiles, tiles - tile));
     }
     return total;
   }
@@ -47,9 +47,11 @@ class Search {
     const at::Tensor sums = at::zeros({tiles * cpu::kRowTile}, weight_.options());
     at::parallel_for(0, tiles, 1, [&](int64_t begin, int64_t end) {
       std::vector<float> scaled(std::min(width_, columns_) * cpu::kRowTile);
-      for (int64_t group = 0; group < columns_; group += width_) {
-        round_group(group, (first + begin) * cpu::kRowTile, begin * cpu::kRowTile,
-                    (end - begin) * cpu::kRowTile, scaled.data(), sums.data_ptr<float>());
+      for (int64_t tile = begin; tile < end; ++tile) {
+        for (int64_t group = 0; group < columns_; group += width_) {
+          round_group(group, first + tile, tile * cpu::kRowTile, scaled.data(),
+                      sums.data_ptr<float>());
+        }
       }
     });
     const at::Tensor errors = error_.narrow(1, 0, tiles * cpu::kRowTile);
@@ -58,14 +60,13 @@ class Search {
            sums.sum(at::kDouble).item<double>();
   }
 
-  // Rows [row, row + rows) of the weight, which are rows from `at` on of the chunk.
-  void round_group(int64_t first, int64_t row, int64_t at, int64_t rows, float* scaled,
-                   float* sums) const {
+  // A tile of the weight, which stands from row `at` on in the chunk.
+  void round_group(int64_t first, int64_t tile, int64_t at, float* scaled, float* sums) const {
     const auto from = [first](const at::Tensor& tensor) {
       return tensor.defined() ? tensor.const_data_ptr<float>() + first : nullptr;
     };
     cpu::kernels().awq->round_scaled(
-        {.weight = weight_.const_data_ptr<float>() + first * weight_.size(1) + row,
+        {.weight = weight_.const_data_ptr<float>() + (tile * columns_ + first) * cpu::kRowTile,
          .factor = from(factor_),
          .inverse = from(inverse_),
          .importance = from(importance_),
@@ -74,15 +75,13 @@ class Search {
          .error = error_.data_ptr<float>() + first * error_.size(1) + at,
          .sum = sums + at,
          .columns = std::min(width_, columns_ - first),
-         .rows = rows,
-         .stride = weight_.size(1),
          .error_stride = error_.size(1)},
         shape_);
   }
 
   const AwqProblem& problem_;
   cpu::GridShape shape_;
-  int64_t columns_, width_, tiles_;
+  int64_t columns_, width_;
   at::Tensor weight_, error_, factor_, inverse_, importance_;
 };
 

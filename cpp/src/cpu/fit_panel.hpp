@@ -18,9 +18,9 @@ struct ErrorWeights {
   at::Tensor gram;        ///< float32 [columns, columns], a view of a larger one, or undefined
 };
 
-/// Fits one group: panel float32 [columns, stride] (a view of whole panel rows). Writes scale and
-/// zero, float32 [stride].
+/// Fits one group to its columns: panel float32 [tiles, columns, kRowTile], a view of whole
+/// columns. Writes scale and zero, float32 [tiles, groups, kRowTile].
 void fit_panel(const at::Tensor& panel, const ErrorWeights& weights, const GridSpec& spec,
-               int64_t rows, const at::Tensor& scale, const at::Tensor& zero);
+               int64_t group, const at::Tensor& scale, const at::Tensor& zero);
 
 }  // namespace mlcalib::cpu

@@ -1,10 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <ATen/Parallel.h>
 #include <ATen/TensorOperators.h>
-#include <ATen/ops/addmm.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/linalg_solve_triangular.h>
-#include <ATen/ops/mm.h>
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
@@ -19,125 +17,210 @@
 namespace mlcalib {
 namespace {
 
-/// The state of one solve; panels are [column][row], columns in the order visited.
+constexpr int64_t kTile = cpu::kRowTile;
+constexpr int64_t kSteps = 256;  // errors that stay near the first-level cache
+
+/// The state of one solve. Panels are [tile][column][kTile]; errors and the factor have their
+/// columns in the reverse of the order visited: `last` is visited first.
 class Solve {
  public:
   explicit Solve(const GptqProblem& problem)
       : problem_(problem),
         spec_(problem.options.grid),
+        kernels_(cpu::kernels()),
         rows_(problem.weight.size(0)),
         columns_(problem.weight.size(1)),
-        weight_(cpu::to_panel(problem.weight)),
-        error_(at::zeros(weight_.sizes(), weight_.options())),
-        codes_(at::empty(weight_.sizes(), weight_.options().dtype(at::kByte))),
-        energy_(at::zeros({weight_.size(1)}, weight_.options().dtype(at::kDouble))),
-        square_(at::zeros({weight_.size(1)}, weight_.options().dtype(at::kDouble))) {
-    if (problem.options.static_grid) {
-      scale_ = cpu::to_panel(problem.grid.scale);
-      zero_ = cpu::to_panel(problem.grid.zero);
-      scale_.narrow(1, rows_, scale_.size(1) - rows_).fill_(1);  // padding must divide
-    } else {
-      scale_ = at::empty({spec_.groups(columns_), weight_.size(1)}, weight_.options());
-      zero_ = at::empty(scale_.sizes(), scale_.options());
+        padded_(cpu::row_tiles(columns_) * kTile),
+        weight_(cpu::to_panel<float>(problem.weight)),
+        error_(at::empty({weight_.size(0), padded_, kTile}, at::kFloat)),
+        codes_(at::empty(weight_.sizes(), at::kByte)),
+        energy_(at::zeros({weight_.size(0) * kTile}, weight_.options().dtype(at::kDouble))),
+        square_(at::zeros(energy_.sizes(), energy_.options())),
+        columns_of_(columns_),
+        groups_of_(problem.group_of.rbegin(), problem.group_of.rend()) {
+    const int64_t* visits = problem.visits.const_data_ptr<int64_t>();
+    std::reverse_copy(visits, visits + columns_, columns_of_.begin());
+    error_.narrow(1, columns_, padded_ - columns_).zero_();
+    if (problem.grid.scale.defined()) {
+      scale_ = cpu::to_panel<float>(problem.grid.scale.contiguous());
+      zero_ = cpu::to_panel<uint8_t>(problem.grid.zero.contiguous());
+      const int64_t padding = weight_.size(0) * kTile - rows_;
+      scale_.select(0, -1).narrow(1, kTile - padding, padding).fill_(1);  // it must divide
+      return;
     }
+    scale_ = at::empty({weight_.size(0), spec_.groups(columns_), kTile}, weight_.options());
+    zero_ = at::empty(scale_.sizes(), scale_.options());
+    if (problem.options.static_grid) fit_static();
   }
 
   GptqSolution run() {
-    for (int64_t first = 0; first < columns_;) {
-      const int64_t group_end = end_of_group(first);
-      if (!problem_.options.static_grid && starts_group(first)) fit_running(first, group_end);
-      const int64_t block_end = first + problem_.options.block;
-      const int64_t last = std::min(problem_.options.static_grid ? columns_ : group_end,
-                                    std::min(block_end, columns_));
-      solve_block(first, last - first);
-      first = last;
+    for (int64_t last = columns_; last > 0;) {
+      const int64_t group_begin = begin_of_group(last);
+      if (!problem_.options.static_grid && starts_group(last)) fit_running(group_begin, last);
+      const int64_t block_begin = std::max<int64_t>(last - problem_.options.block, 0);
+      const int64_t first =
+          problem_.options.static_grid ? block_begin : std::max(block_begin, group_begin);
+      solve_block(first, last);
+      last = first;
     }
-    return {.codes = cpu::from_panel(codes_, rows_),
+    return {.codes = cpu::from_panel<uint8_t, uint8_t>(codes_, rows_),
             .energy = energy_.narrow(0, 0, rows_),
             .square = square_.narrow(0, 0, rows_),
-            .grid = {cpu::from_panel(scale_, rows_), cpu::from_panel(zero_, rows_).to(at::kByte),
-                     spec_}};
+            .grid = {cpu::from_panel<float, float>(scale_, rows_),
+                     cpu::from_panel<float, uint8_t>(zero_, rows_), spec_}};
   }
 
  private:
-  bool starts_group(int64_t column) const {
-    return column == 0 || problem_.group_of[column] != problem_.group_of[column - 1];
+  bool starts_group(int64_t last) const {
+    return last == columns_ || groups_of_[last - 1] != groups_of_[last];
   }
 
   // In natural order groups are consecutive.
-  int64_t end_of_group(int64_t column) const {
+  int64_t begin_of_group(int64_t last) const {
     return spec_.group_size == kWholeRow
-               ? columns_
-               : std::min(columns_, (problem_.group_of[column] + 1) * spec_.group_size);
+               ? 0
+               : std::max<int64_t>(columns_ - (groups_of_[last - 1] + 1) * spec_.group_size, 0);
   }
 
-  // (D_{<first} M_{<first, first…})ᵀ for `count` columns.
-  at::Tensor feedback(int64_t first, int64_t count) const {
-    return at::mm(problem_.factor.narrow(0, 0, first).narrow(1, first, count).t(),
-                  error_.narrow(0, 0, first));
+  // R_kj, and of the same tile all columns after it.
+  const float* factor(int64_t k, int64_t j) const {
+    return factor_ + (j / kTile * padded_ + k) * kTile + j % kTile;
   }
 
-  // Fits the group to the weights that GPTQ holds when it gets there: w_G + D_{<G} M_{<G,G} M_GG⁻¹.
-  void fit_running(int64_t first, int64_t last) {
-    const int64_t count = last - first, group = problem_.group_of[first];
-    at::Tensor held = weight_.narrow(0, first, count);
-    if (first > 0) {
-      const at::Tensor unit = problem_.factor.narrow(0, first, count).narrow(1, first, count);
-      held = held + at::linalg_solve_triangular(unit.t(), feedback(first, count), /*upper=*/false,
-                                                /*left=*/true, /*unitriangular=*/true);
+  // R_kj / R_kk of the columns [first, last), zero where j < k.
+  at::Tensor unit(int64_t first, int64_t last) const {
+    const at::Tensor unit = at::zeros({last - first, last - first}, weight_.options());
+    float* row = unit.data_ptr<float>();
+    for (int64_t k = first; k < last; ++k, row += last - first) {
+      for (int64_t j = k; j < last; ++j) row[j - first] = *factor(k, j) / *factor(k, k);
     }
-    const at::Tensor scale = scale_[group], zero = zero_[group];
-    cpu::ErrorWeights weights;
-    if (spec_.range == Range::kGram)
-      weights.importance = problem_.importance.narrow(0, first, count);
-    if (spec_.range == Range::kGramBlock) {
-      weights.gram = problem_.gram.narrow(0, first, count).narrow(1, first, count);
-    }
-    zero.zero_();
-    scale.fill_(1);
-    cpu::fit_panel(held.contiguous(), weights, spec_, rows_, scale, zero);
-    scale.copy_(round_grid(scale, zero, spec_).scale);
+    return unit;
   }
 
-  void solve_block(int64_t first, int64_t count) {
-    const at::Tensor weight = weight_.narrow(0, first, count);
-    const at::Tensor target =
-        first == 0
-            ? weight
-            : at::addmm(weight, problem_.factor.narrow(0, 0, first).narrow(1, first, count).t(),
-                        error_.narrow(0, 0, first));
-    const at::Tensor factor =
-        problem_.factor.narrow(0, first, count).narrow(1, first, count).t().contiguous();
-    const int64_t stride = weight_.size(1);
-    at::parallel_for(0, cpu::row_tiles(rows_), 1, [&](int64_t begin, int64_t end) {
-      const int64_t r = begin * cpu::kRowTile;
-      std::vector<const float*> scale, zero;
-      for (int64_t k = first; k < first + count; ++k) {
-        const int64_t at = problem_.group_of[k] * stride + r;
-        scale.push_back(scale_.const_data_ptr<float>() + at);
-        zero.push_back(zero_.const_data_ptr<float>() + at);
+  // R_kj / R_kk of k in [first, last) and of all j that have been visited, for the products:
+  // [k / rows][j][rows of one product], of which the last may be fewer.
+  at::Tensor pack_factor(int64_t first, int64_t last) const {
+    const int64_t rows = kernels_.factor->rows, steps = padded_ - last;
+    const int64_t blocks = (last - first + rows - 1) / rows;
+    const at::Tensor packed = at::empty({blocks, steps, rows}, at::kFloat);
+    at::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t block = begin; block < end; ++block) {
+        const int64_t row = first + block * rows, count = std::min(rows, last - row);
+        float* to = packed.data_ptr<float>() + block * steps * rows;
+        for (int64_t j = last; j < padded_; j = (j / kTile + 1) * kTile) {
+          pack_tile(row, count, j, to + (j - last) * rows);
+        }
       }
-      cpu::kernels().gptq_block({.weight = weight.const_data_ptr<float>() + r,
-                                 .target = target.const_data_ptr<float>() + r,
-                                 .factor = factor.const_data_ptr<float>(),
-                                 .diagonal = problem_.diagonal.const_data_ptr<float>() + first,
-                                 .scale = scale.data(),
-                                 .zero = zero.data(),
-                                 .error = error_.data_ptr<float>() + first * stride + r,
-                                 .codes = codes_.data_ptr<uint8_t>() + first * stride + r,
-                                 .energy = energy_.data_ptr<double>() + r,
-                                 .square = square_.data_ptr<double>() + r,
-                                 .columns = count,
-                                 .rows = (end - begin) * cpu::kRowTile,
-                                 .stride = stride,
-                                 .max_code = static_cast<float>(spec_.max_code())});
+    });
+    return packed;
+  }
+
+  // The columns from j on that lie in one tile, of `count` rows.
+  void pack_tile(int64_t row, int64_t count, int64_t j, float* to) const {
+    const int64_t rows = kernels_.factor->rows, columns = kTile - j % kTile;
+    for (int64_t r = 0; r < count; ++r) {
+      const float* from = factor(row + r, j);
+      const float diagonal = *factor(row + r, row + r);
+      for (int64_t c = 0; c < columns; ++c) to[c * rows + r] = from[c] / diagonal;
+    }
+  }
+
+  // out [last − first][kTile] += Σ_j (R_kj / R_kk) D_j of all columns j visited, for one tile.
+  void feed_back(const at::Tensor& packed, int64_t tile, int64_t first, int64_t last,
+                 float* out) const {
+    const int64_t rows = kernels_.factor->rows, steps = padded_ - last;
+    const float* factors = packed.const_data_ptr<float>();
+    const float* errors = error_.const_data_ptr<float>() + (tile * padded_ + last) * kTile;
+    for (int64_t step = 0; step < steps; step += kSteps) {
+      for (int64_t k = 0; k < last - first; k += rows) {
+        kernels_.factor->add_product(factors + k * steps + step * rows, rows, errors + step * kTile,
+                                     std::min(kSteps, steps - step), 1,
+                                     std::min(rows, last - first - k), out + k * kTile);
+      }
+    }
+  }
+
+  // Columns stand in the weight's own order.
+  cpu::ErrorWeights error_weights(int64_t column, int64_t count) const {
+    cpu::ErrorWeights weights;
+    if (spec_.range == Range::kGram) {
+      weights.importance = problem_.importance.narrow(0, column, count);
+    }
+    if (spec_.range == Range::kGramBlock) {
+      weights.gram = problem_.gram.narrow(0, column, count).narrow(1, column, count);
+    }
+    return weights;
+  }
+
+  void fit_static() {
+    const int64_t width = spec_.group_size == kWholeRow ? columns_ : spec_.group_size;
+    for (int64_t group = 0; group < scale_.size(1); ++group) {
+      const int64_t column = group * width, count = std::min(width, columns_ - column);
+      cpu::fit_panel(weight_.narrow(1, column, count), error_weights(column, count), spec_, group,
+                     scale_, zero_);
+    }
+    scale_ = round_grid(scale_, zero_, spec_).scale;
+  }
+
+  // Fits the group to the weights that GPTQ holds when it gets there: with F, the feedback of all
+  // earlier groups, W_G + R_GG'⁻¹ F, where R' has the unit diagonal.
+  void fit_running(int64_t first, int64_t last) {
+    const int64_t count = last - first, group = groups_of_[last - 1];
+    at::Tensor held = at::zeros({weight_.size(0), count, kTile}, weight_.options());
+    if (last < columns_) {
+      const at::Tensor packed = pack_factor(first, last);
+      at::parallel_for(0, weight_.size(0), 1, [&](int64_t begin, int64_t end) {
+        for (int64_t tile = begin; tile < end; ++tile) {
+          feed_back(packed, tile, first, last, held[tile].data_ptr<float>());
+        }
+      });
+      held = at::linalg_solve_triangular(unit(first, last), held, /*upper=*/true, /*left=*/true,
+                                         /*unitriangular=*/true);
+    }
+    const int64_t column = columns_ - last;  // the order is natural
+    held = (held.flip(1) + weight_.narrow(1, column, count)).contiguous();
+    cpu::fit_panel(held, error_weights(column, count), spec_, group, scale_, zero_);
+    const at::Tensor scale = scale_.select(1, group);
+    scale.copy_(round_grid(scale, zero_.select(1, group), spec_).scale);
+  }
+
+  void solve_block(int64_t first, int64_t last) {
+    const int64_t count = last - first, groups = scale_.size(1);
+    const at::Tensor packed = pack_factor(first, last), own = unit(first, last);
+    at::parallel_for(0, weight_.size(0), 1, [&](int64_t begin, int64_t end) {
+      std::vector<float> target(count * kTile);
+      for (int64_t tile = begin; tile < end; ++tile) {
+        const float* weight = weight_.const_data_ptr<float>() + tile * columns_ * kTile;
+        for (int64_t k = 0; k < count; ++k) {
+          const float* column = weight + columns_of_[first + k] * kTile;
+          std::copy(column, column + kTile, target.begin() + k * kTile);
+        }
+        feed_back(packed, tile, first, last, target.data());
+        kernels_.gptq_block({.weight = weight,
+                             .column = columns_of_.data() + first,
+                             .group = groups_of_.data() + first,
+                             .target = target.data(),
+                             .factor = own.const_data_ptr<float>(),
+                             .diagonal = problem_.factor.diagonal.const_data_ptr<float>() + first,
+                             .scale = scale_.const_data_ptr<float>() + tile * groups * kTile,
+                             .zero = zero_.const_data_ptr<float>() + tile * groups * kTile,
+                             .error = error_.data_ptr<float>() + (tile * padded_ + first) * kTile,
+                             .codes = codes_.data_ptr<uint8_t>() + tile * columns_ * kTile,
+                             .energy = energy_.data_ptr<double>() + tile * kTile,
+                             .square = square_.data_ptr<double>() + tile * kTile,
+                             .columns = count,
+                             .max_code = static_cast<float>(spec_.max_code())});
+      }
     });
   }
 
   const GptqProblem& problem_;
   const GridSpec& spec_;
-  int64_t rows_, columns_;
+  const cpu::KernelTable& kernels_;
+  int64_t rows_, columns_, padded_;
   at::Tensor weight_, error_, codes_, energy_, square_, scale_, zero_;
+  std::vector<int64_t> columns_of_, groups_of_;
+  const float* factor_ = problem_.factor.matrix.const_data_ptr<float>();
 };
 
 GptqSolution gptq_cpu(const GptqProblem& problem) { return Solve(problem).run(); }

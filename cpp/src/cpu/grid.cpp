@@ -24,26 +24,24 @@ GridShape grid_shape(const GridSpec& spec) {
 }
 
 void fit_panel(const at::Tensor& panel, const ErrorWeights& weights, const GridSpec& spec,
-               int64_t rows, const at::Tensor& scale, const at::Tensor& zero) {
+               int64_t group, const at::Tensor& scale, const at::Tensor& zero) {
   const GridShape shape = grid_shape(spec);
   const auto data = [](const at::Tensor& tensor) {
     return tensor.defined() ? tensor.const_data_ptr<float>() : nullptr;
   };
   const bool by_block = weights.gram.defined();
-  float* scales = scale.data_ptr<float>();
-  float* zeros = zero.data_ptr<float>();
-  at::parallel_for(0, row_tiles(rows), 1, [&](int64_t begin, int64_t end) {
-    const int64_t first = begin * kRowTile;
-    std::vector<float> scratch(by_block ? panel.size(0) * kRowTile : 0);
-    const GroupPanel group{.weight = panel.const_data_ptr<float>() + first,
+  at::parallel_for(0, panel.size(0), 1, [&](int64_t begin, int64_t end) {
+    std::vector<float> scratch(by_block ? panel.size(1) * kRowTile : 0);
+    for (int64_t tile = begin; tile < end; ++tile) {
+      const int64_t at = (tile * scale.size(1) + group) * kRowTile;
+      kernels().fit_group({.weight = panel.const_data_ptr<float>() + tile * panel.stride(0),
                            .importance = data(weights.importance),
                            .gram = data(weights.gram),
                            .gram_stride = by_block ? weights.gram.stride(0) : 0,
                            .scratch = scratch.data(),
-                           .columns = panel.size(0),
-                           .rows = (end - begin) * kRowTile,
-                           .stride = panel.size(1)};
-    kernels().fit_group(group, shape, scales + first, zeros + first);
+                           .columns = panel.size(1)},
+                          shape, scale.data_ptr<float>() + at, zero.data_ptr<float>() + at);
+    }
   });
 }
 
@@ -56,17 +54,17 @@ std::tuple<at::Tensor, at::Tensor> fit_grid_cpu(const at::Tensor& weight,
                                                 const at::Tensor& gram, const GridSpec& spec) {
   const int64_t rows = weight.size(0), columns = weight.size(1), groups = spec.groups(columns);
   const int64_t width = spec.group_size == kWholeRow ? columns : spec.group_size;
-  const at::Tensor panel = cpu::to_panel(weight);
-  const at::Tensor scale = at::empty({groups, panel.size(1)}, weight.options());
+  const at::Tensor panel = cpu::to_panel<float>(weight);
+  const at::Tensor scale = at::empty({panel.size(0), groups, cpu::kRowTile}, weight.options());
   const at::Tensor zero = at::empty_like(scale);
   for (int64_t g = 0; g < groups; ++g) {
     const int64_t first = g * width, size = std::min(width, columns - first);
     cpu::ErrorWeights weights;
     if (importance.defined()) weights.importance = importance.narrow(0, first, size);
     if (gram.defined()) weights.gram = gram.narrow(0, first, size).narrow(1, first, size);
-    cpu::fit_panel(panel.narrow(0, first, size), weights, spec, rows, scale[g], zero[g]);
+    cpu::fit_panel(panel.narrow(1, first, size), weights, spec, g, scale, zero);
   }
-  return {cpu::from_panel(scale, rows), cpu::from_panel(zero, rows)};
+  return {cpu::from_panel<float, float>(scale, rows), cpu::from_panel<float, float>(zero, rows)};
 }
 
 // Calls run(offset, length, scale, zero) for every row's every group.

@@ -3,6 +3,8 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/linalg_cholesky_ex.h>
 #include <ATen/ops/linalg_solve_triangular.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/tensor.h>
@@ -25,15 +27,19 @@ class Solve {
         spec_(problem.options.grid),
         rows_(problem.weight.size(0)),
         columns_(problem.weight.size(1)),
-        weight_(problem.weight.contiguous()),
+        weight_(problem.weight.index_select(1, problem.visits)),
         error_(at::empty({rows_, columns_}, weight_.options())),
         codes_(at::empty({rows_, columns_}, weight_.options().dtype(at::kByte))),
         energy_(at::zeros({rows_}, weight_.options().dtype(at::kDouble))),
         square_(at::zeros({rows_}, weight_.options().dtype(at::kDouble))),
         group_of_(at::tensor(problem.group_of).to(weight_.device())) {
-    if (problem.options.static_grid) {
+    if (problem.grid.scale.defined()) {
       scale_ = problem.grid.scale.contiguous();
       zero_ = problem.grid.zero.to(at::kFloat).contiguous();
+    } else if (problem.options.static_grid) {
+      const auto [scale, zero] = cuda::fit(problem.weight, error_weights(0, columns_), spec_);
+      scale_ = round_grid(scale, zero, spec_).scale;
+      zero_ = zero;
     } else {
       scale_ = at::empty({rows_, spec_.groups(columns_)}, weight_.options());
       zero_ = at::empty(scale_.sizes(), scale_.options());
@@ -51,7 +57,7 @@ class Solve {
       solve_block(first, last - first);
       first = last;
     }
-    return {.codes = codes_,
+    return {.codes = at::empty_like(codes_).index_copy_(1, problem_.visits, codes_),
             .energy = energy_,
             .square = square_,
             .grid = {scale_, zero_.to(at::kByte), spec_}};
@@ -69,8 +75,20 @@ class Solve {
                : std::min(columns_, (problem_.group_of[column] + 1) * spec_.group_size);
   }
 
+  // Columns stand in the weight's own order.
+  cuda::ErrorWeights error_weights(int64_t column, int64_t count) const {
+    cuda::ErrorWeights weights;
+    if (spec_.range == Range::kGram) {
+      weights.importance = problem_.importance.narrow(0, column, count).contiguous();
+    }
+    if (spec_.range == Range::kGramBlock) {
+      weights.gram = problem_.gram.narrow(0, column, count).narrow(1, column, count).contiguous();
+    }
+    return weights;
+  }
+
   at::Tensor factor(int64_t row, int64_t rows, int64_t column, int64_t columns) const {
-    return problem_.factor.narrow(0, row, rows).narrow(1, column, columns);
+    return problem_.factor.matrix.narrow(0, row, rows).narrow(1, column, columns);
   }
 
   // Fits the group to the weights that GPTQ holds when it gets there: w_G + D_{<G} M_{<G,G} M_GG⁻¹.
@@ -84,15 +102,9 @@ class Solve {
                                                 /*upper=*/true, /*left=*/false,
                                                 /*unitriangular=*/true);
     }
-    cuda::ErrorWeights weights;
-    if (spec_.range == Range::kGram)
-      weights.importance = problem_.importance.narrow(0, first, count);
-    if (spec_.range == Range::kGramBlock) {
-      weights.gram = problem_.gram.narrow(0, first, count).narrow(1, first, count).contiguous();
-    }
     GridSpec row = spec_;
     row.group_size = kWholeRow;  // the columns held are one group
-    const auto [scale, zero] = cuda::fit(held.contiguous(), weights, row);
+    const auto [scale, zero] = cuda::fit(held.contiguous(), error_weights(first, count), row);
     scale_.narrow(1, group, 1).copy_(round_grid(scale, zero, spec_).scale);
     zero_.narrow(1, group, 1).copy_(zero);
   }
@@ -107,7 +119,7 @@ class Solve {
       cuda::gptq_block({.weight = cuda::data(weight),
                         .target = cuda::data(target),
                         .factor = cuda::data(own),
-                        .diagonal = cuda::data(problem_.diagonal) + first,
+                        .diagonal = cuda::data(problem_.factor.diagonal) + first,
                         .scale = cuda::data(scale_),
                         .zero = cuda::data(zero_),
                         .group_of = group_of_.const_data_ptr<int64_t>() + first,
@@ -132,9 +144,23 @@ class Solve {
   at::Tensor weight_, error_, codes_, energy_, square_, group_of_, scale_, zero_;
 };
 
+// Cholesky of the row- and column-reversed H gives the upper factor without an inverse; its rows
+// are divided by their diagonal.
+Factor factorize_cuda(const at::Tensor& gram, const at::Tensor& visits, double added) {
+  const at::Tensor reversed = visits.flip(0);
+  at::Tensor ordered = gram.index_select(0, reversed).index_select(1, reversed);
+  ordered.diagonal().add_(added);
+  const auto [lower, info] = at::linalg_cholesky_ex(ordered);
+  if (info.item<int64_t>() != 0) return {};
+  ordered.reset();  // two matrices of the Gram's size at a time are enough
+  const at::Tensor unit = lower.flip({0, 1}), diagonal = unit.diagonal().clone();
+  return {unit.div_(diagonal), diagonal};
+}
+
 GptqSolution gptq_cuda(const GptqProblem& problem) { return Solve(problem).run(); }
 
-const bool installed = gptq_stub.install(at::kCUDA, &gptq_cuda);
+const bool installed =
+    factorize_stub.install(at::kCUDA, &factorize_cuda) && gptq_stub.install(at::kCUDA, &gptq_cuda);
 
 }  // namespace
 }  // namespace mlcalib

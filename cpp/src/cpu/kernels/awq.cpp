@@ -9,33 +9,29 @@ namespace {
 // error = (w·f − Q(w·f)) / f, and sum += Σ_c square[c] · error_c².
 void round_scaled(const ScaledGroup& g, const GridShape& shape) {
   const Vec max_code = broadcast(shape.max_code);
+  for (int64_t c = 0; c < g.columns; ++c) {
+    for (int64_t v = c * kRowTile; v < (c + 1) * kRowTile; v += kLanes) {
+      store(g.scaled + v, load(g.weight + v) * g.factor[c]);
+    }
+  }
   float scale[kRowTile], zero[kRowTile];
-  for (int64_t r = 0; r < g.rows; r += kRowTile) {
+  fit_group({.weight = g.scaled,
+             .importance = g.importance,
+             .gram = nullptr,
+             .gram_stride = 0,
+             .scratch = nullptr,
+             .columns = g.columns},
+            shape, scale, zero);
+  for (int64_t v = 0; v < kRowTile; v += kLanes) {
+    const Vec s = load(scale + v), z = load(zero + v);
+    Vec sum = load(g.sum + v);
     for (int64_t c = 0; c < g.columns; ++c) {
-      for (int64_t v = 0; v < kRowTile; v += kLanes) {
-        store(g.scaled + c * kRowTile + v, load(g.weight + c * g.stride + r + v) * g.factor[c]);
-      }
+      const Vec w = load(g.scaled + c * kRowTile + v);
+      const Vec error = (w - s * nearest_level(w, s, z, max_code)) * g.inverse[c];
+      sum += error * error * g.square[c];
+      store(g.error + c * g.error_stride + v, error);
     }
-    fit_group({.weight = g.scaled,
-               .importance = g.importance,
-               .gram = nullptr,
-               .gram_stride = 0,
-               .scratch = nullptr,
-               .columns = g.columns,
-               .rows = kRowTile,
-               .stride = kRowTile},
-              shape, scale, zero);
-    for (int64_t v = 0; v < kRowTile; v += kLanes) {
-      const Vec s = load(scale + v), z = load(zero + v);
-      Vec sum = load(g.sum + r + v);
-      for (int64_t c = 0; c < g.columns; ++c) {
-        const Vec w = load(g.scaled + c * kRowTile + v);
-        const Vec error = (w - s * nearest_level(w, s, z, max_code)) * g.inverse[c];
-        sum += error * error * g.square[c];
-        store(g.error + c * g.error_stride + r + v, error);
-      }
-      store(g.sum + r + v, sum);
-    }
+    store(g.sum + v, sum);
   }
 }
 

@@ -1,18 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 // The Gram's matrix product. Both operands are the same activations, packed once: strips of as many
 // channels as a vector holds, [strip][step][channel]; a step is one token, or two where bfloat16 is
-// multiplied in pairs. A tile's columns are three strips, loaded as
-// vectors; its rows are half a strip, broadcast one by one. 24 accumulators (AVX-512) or 12 (AVX2),
-// with three column vectors and a broadcast, fill the register file.
+// multiplied in pairs. A tile's columns are three strips, loaded as vectors; its rows are half a
+// strip, broadcast one by one.
 #include "element.hpp"
 #include "product.hpp"
 
 namespace mlcalib::cpu::MLCALIB_ISA {
 namespace {
 
-constexpr int64_t kStrips = 3;
-constexpr int64_t kColumns = kStrips * kLanes;
-constexpr int64_t kRows = kLanes / 2;
+constexpr int64_t kColumns = kProductColumns;
+constexpr int64_t kRows = kProductRows;
 
 // A step of bfloat16 pairs is two tokens: one 32-bit element holds both of a channel.
 inline bool in_pairs(Element element) { return kPairs && element == Element::kBFloat16; }
@@ -61,30 +59,13 @@ void pack(const Activations& x, int64_t first, int64_t last, void* packed) {
   });
 }
 
-template <class Product>
-inline void tile(const float* row, const float* const* columns, int64_t count,
-                 Vec (&sum)[kRows][kStrips]) {
-  for (int64_t t = 0; t < count; ++t) {
-    Vec right[kStrips];
-#pragma GCC unroll 3
-    for (int64_t s = 0; s < kStrips; ++s) right[s] = load(columns[s] + t * kLanes);
-#pragma GCC unroll 8
-    for (int64_t r = 0; r < kRows; ++r) {
-#pragma GCC unroll 3
-      for (int64_t s = 0; s < kStrips; ++s) {
-        sum[r][s] = Product::multiply_add(sum[r][s], row[t * kLanes + r], right[s]);
-      }
-    }
-  }
-}
-
 // Adds a tile to the Gram, as far as it lies inside.
-inline void add(const Vec (&sum)[kRows][kStrips], int64_t channels, int64_t row, int64_t column,
-                float* gram) {
+inline void add(const Vec (&sum)[kRows][kProductStrips], int64_t channels, int64_t row,
+                int64_t column, float* gram) {
   if (row + kRows <= channels && column + kColumns <= channels) {
     for (int64_t r = 0; r < kRows; ++r) {
       float* to = gram + (row + r) * channels + column;
-      for (int64_t s = 0; s < kStrips; ++s) {
+      for (int64_t s = 0; s < kProductStrips; ++s) {
         store(to + s * kLanes, load(to + s * kLanes) + sum[r][s]);
       }
     }
@@ -101,13 +82,14 @@ template <class Product>
 void tiles_of(const float* packed, int64_t count, int64_t channels, int64_t group, int64_t first,
               int64_t last, float* gram) {
   const int64_t strip = count * kLanes;
-  const float* columns[kStrips];
-  for (int64_t s = 0; s < kStrips; ++s) columns[s] = packed + (group * kStrips + s) * strip;
+  const float* columns[kProductStrips];
+  for (int64_t s = 0; s < kProductStrips; ++s)
+    columns[s] = packed + (group * kProductStrips + s) * strip;
   for (int64_t t = first; t < last; ++t) {
     const int64_t row = t * kRows;
     const float* rows = packed + row / kLanes * strip + row % kLanes;
-    Vec sum[kRows][kStrips] = {};
-    tile<Product>(rows, columns, count, sum);
+    Vec sum[kRows][kProductStrips] = {};
+    multiply<Product>(rows, kLanes, columns, kLanes, count, sum);
     add(sum, channels, row, group * kColumns, gram);
   }
 }

@@ -7,8 +7,9 @@
 
 namespace mlcalib::cpu {
 
-/// Row counts of transposed panels are multiples of this, so that no kernel has a tail.
-inline constexpr int64_t kRowTile = 64;
+/// Rows of a tile. Panels are transposed, [tile][column][kRowTile], and padded, so that loops
+/// vectorise across rows and have no tail.
+inline constexpr int64_t kRowTile = 48;
 
 /// Levels are 0 … max_code; weight ≈ scale · (code − zero).
 struct GridShape {
@@ -17,50 +18,46 @@ struct GridShape {
   int candidates;  ///< shrunk ranges tried per group; 1 is the group's own extremes
 };
 
-/// The columns of one group, transposed: weight[c * stride + r].
+/// The columns of one group, for one row tile.
 struct GroupPanel {
-  const float* weight;
+  const float* weight;      ///< [columns][kRowTile]
   const float* importance;  ///< [columns], the weight of each column's squared error; may be null
   const float* gram;        ///< [columns][gram_stride], weighs products of errors; null: importance
   int64_t gram_stride;
   float* scratch;  ///< [columns][kRowTile] where gram is given
   int64_t columns;
-  int64_t rows;  ///< a multiple of kRowTile
-  int64_t stride;
 };
 
-/// A group whose input channels are scaled before they are rounded.
+/// A group whose input channels are scaled before they are rounded, for one row tile.
 struct ScaledGroup {
-  const float* weight;      ///< weight[c * stride + r]
+  const float* weight;      ///< [columns][kRowTile]
   const float* factor;      ///< [columns]
   const float* inverse;     ///< [columns]: 1 / factor
   const float* importance;  ///< [columns], of the scaled columns; may be null
   const float* square;      ///< [columns], weights of the squared errors in sum
   float* scaled;            ///< scratch, [columns][kRowTile]
   float* error;             ///< error[c * error_stride + r], written
-  float* sum;               ///< [rows] += Σ_c square[c] · error_c²
+  float* sum;               ///< [kRowTile] += Σ_c square[c] · error_c²
   int64_t columns;
-  int64_t rows;  ///< a multiple of kRowTile
-  int64_t stride;
   int64_t error_stride;
 };
 
-/// One block of columns of the GPTQ solve, for `rows` rows; all panels are transposed,
-/// [column][row].
+/// One block of columns of the GPTQ solve, for one row tile. Columns stand in the reverse of the
+/// order in which they are visited: the last is the first.
 struct GptqBlock {
-  const float* weight;        ///< original weights
-  const float* target;        ///< weights plus the feedback of all earlier blocks
-  const float* factor;        ///< [columns][columns]: row k holds M_jk for j < k, contiguous in j
-  const float* diagonal;      ///< [columns]: R_kk
-  const float* const* scale;  ///< [columns] pointers to the [rows] scales of each column's group
-  const float* const* zero;
-  float* error;    ///< D = W − Ŵ, written
-  uint8_t* codes;  ///< written
-  double* energy;  ///< [rows] += Σ_k (R_kk · (target_k − ŵ_k))², the damped loss
-  double* square;  ///< [rows] += Σ_k D_k²
+  const float* weight;    ///< original weights, [cols][kRowTile]
+  const int64_t* column;  ///< [columns]: of weight and codes
+  const int64_t* group;   ///< [columns]: of scale and zero
+  const float* target;    ///< [columns][kRowTile]: weights plus the feedback of earlier blocks
+  const float* factor;    ///< [columns][columns]: row k holds R_kj / R_kk, j > k
+  const float* diagonal;  ///< [columns]: R_kk
+  const float* scale;     ///< [groups][kRowTile]
+  const float* zero;      ///< [groups][kRowTile]
+  float* error;           ///< [columns][kRowTile]: D = W − Ŵ, written
+  uint8_t* codes;         ///< [cols][kRowTile], written
+  double* energy;         ///< [kRowTile] += Σ_k (R_kk · (target_k − ŵ_k))², the damped loss
+  double* square;         ///< [kRowTile] += Σ_k D_k²
   int64_t columns;
-  int64_t rows;    ///< a multiple of kRowTile
-  int64_t stride;  ///< elements between two columns of every panel
   float max_code;
 };
 
@@ -98,6 +95,24 @@ struct GramKernels {
   /// they lie in [channels, channels]; gram has rows of `channels` floats.
   void (*tiles)(const void* packed, Element element, int64_t steps, int64_t channels, int64_t group,
                 int64_t first, int64_t last, float* gram);
+};
+
+/// The Cholesky factorisation RᵀR of a matrix in tiles of kRowTile columns, [tile][row][kRowTile],
+/// of which the upper triangle counts; and the products that GPTQ makes with R.
+struct FactorKernels {
+  int64_t rows;  ///< of one product; divides kRowTile
+
+  /// out[m][c] += sign · Σ_t left[t * left_step + m] · right[t][c] for m < count ≤ rows and
+  /// c < kRowTile; right and out are [*][kRowTile].
+  void (*add_product)(const float* left, int64_t left_step, const float* right, int64_t steps,
+                      float sign, int64_t count, float* out);
+
+  /// R of a tile [kRowTile][kRowTile] on the diagonal, in place; false where it is not positive
+  /// definite.
+  bool (*factorize)(float* tile);
+
+  /// tile ← R⁻ᵀ · tile, both [kRowTile][kRowTile].
+  void (*solve)(const float* factor, float* tile);
 };
 
 /// Per-channel summaries of activations, for strips [first, last) of `strip` channels each.
@@ -210,6 +225,7 @@ struct KernelTable {
   double (*dot)(const float* a, const float* b, int64_t n);
 
   const GramKernels* gram;
+  const FactorKernels* factor;
   const ChannelKernels* channels;
   const AwqKernels* awq;
   const PackedRowKernels* packed_row;

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// One step of a matrix product: a vector of floats, or of pairs of bfloat16, times an element of
-// its kind.
+// A matrix product's inner loop. Elements are floats, or pairs of bfloat16.
 #pragma once
 
 #include "vec.hpp"
@@ -11,6 +10,11 @@
 
 namespace mlcalib::cpu::MLCALIB_ISA {
 namespace {
+
+// 24 sums (AVX-512) or 12 (AVX2), with three vectors and a broadcast, fill the register file.
+constexpr int64_t kProductStrips = 3;
+constexpr int64_t kProductColumns = kProductStrips * kLanes;
+constexpr int64_t kProductRows = kLanes / 2;
 
 /// Whether bfloat16 is multiplied in pairs.
 #ifdef __AVX512BF16__
@@ -34,6 +38,24 @@ struct Pairs {
   }
 };
 #endif
+
+/// sum[r][s] += Σ_t left[t * left_step + r] · right[s][t * right_step …].
+template <class Product>
+inline void multiply(const float* left, int64_t left_step, const float* const* right,
+                     int64_t right_step, int64_t steps, Vec (&sum)[kProductRows][kProductStrips]) {
+  for (int64_t t = 0; t < steps; ++t) {
+    Vec vectors[kProductStrips];
+#pragma GCC unroll 3
+    for (int64_t s = 0; s < kProductStrips; ++s) vectors[s] = load(right[s] + t * right_step);
+#pragma GCC unroll 8
+    for (int64_t r = 0; r < kProductRows; ++r) {
+#pragma GCC unroll 3
+      for (int64_t s = 0; s < kProductStrips; ++s) {
+        sum[r][s] = Product::multiply_add(sum[r][s], left[t * left_step + r], vectors[s]);
+      }
+    }
+  }
+}
 
 }  // namespace
 }  // namespace mlcalib::cpu::MLCALIB_ISA

@@ -17,40 +17,41 @@ void dequantize_run(const uint8_t* codes, int64_t n, float scale, float zero, fl
   for (int64_t i = 0; i < n; ++i) weight[i] = scale * (static_cast<float>(codes[i]) - zero);
 }
 
-// Left-looking inside the block too: column k gathers M_jk · D_j of the columns before it, with the
-// row tile's sum in registers and D in the first-level cache.
+// Left-looking inside the block too: column k gathers R_kj / R_kk · D_j of the columns visited
+// before it, with the row tile's sum in registers and D in the first-level cache.
 void gptq_block(const GptqBlock& b) {
   const Vec max_code = broadcast(b.max_code);
-  for (int64_t r = 0; r < b.rows; r += kRowTile) {
-    Vec energy[kVectors] = {}, square[kVectors] = {};
-    for (int64_t k = 0; k < b.columns; ++k) {
-      const int64_t at = k * b.stride + r;
-      const float* factor = b.factor + k * b.columns;
-      Vec target[kVectors];
-      for (int64_t v = 0; v < kVectors; ++v) target[v] = load(b.target + at + v * kLanes);
-      for (int64_t j = 0; j < k; ++j) {
-        const float* error = b.error + j * b.stride + r;
-        for (int64_t v = 0; v < kVectors; ++v) target[v] += load(error + v * kLanes) * factor[j];
-      }
-      for (int64_t v = 0; v < kVectors; ++v) {
-        const int64_t lane = v * kLanes;
-        const Vec s = load(b.scale[k] + r + lane);
-        const Vec z = load(b.zero[k] + r + lane);
-        const Vec level = nearest_level(target[v], s, z, max_code);
-        const Vec quantized = s * level;
-        const Vec error = load(b.weight + at + lane) - quantized;
-        const Vec residual = (target[v] - quantized) * b.diagonal[k];
-        energy[v] += residual * residual;
-        square[v] += error * error;
-        store(b.error + at + lane, error);
-        const Bytes codes = __builtin_convertvector(level + z, Bytes);
-        __builtin_memcpy(b.codes + at + lane, &codes, sizeof codes);
-      }
+  Vec energy[kVectors] = {}, square[kVectors] = {};
+  for (int64_t k = b.columns - 1; k >= 0; --k) {
+    const float* factor = b.factor + k * b.columns;
+    Vec target[kVectors];
+    for (int64_t v = 0; v < kVectors; ++v) target[v] = load(b.target + k * kRowTile + v * kLanes);
+    for (int64_t j = b.columns - 1; j > k; --j) {
+      const float* error = b.error + j * kRowTile;
+      for (int64_t v = 0; v < kVectors; ++v) target[v] += load(error + v * kLanes) * factor[j];
     }
-    for (int64_t i = 0; i < kRowTile; ++i) {
-      b.energy[r + i] += static_cast<double>(energy[i / kLanes][i % kLanes]);
-      b.square[r + i] += static_cast<double>(square[i / kLanes][i % kLanes]);
+    const float* weight = b.weight + b.column[k] * kRowTile;
+    const float* scale = b.scale + b.group[k] * kRowTile;
+    const float* zero = b.zero + b.group[k] * kRowTile;
+    uint8_t* codes = b.codes + b.column[k] * kRowTile;
+    for (int64_t v = 0; v < kVectors; ++v) {
+      const int64_t lane = v * kLanes;
+      const Vec s = load(scale + lane), z = load(zero + lane);
+      const Vec level = nearest_level(target[v], s, z, max_code);
+      const Vec quantized = s * level;
+      const Vec error = load(weight + lane) - quantized;
+      const Vec residual = (target[v] - quantized) * b.diagonal[k];
+      energy[v] += residual * residual;
+      square[v] += error * error;
+      store(b.error + k * kRowTile + lane, error);
+      // By way of integers: GCC 12 would convert one by one.
+      const Bytes bytes = __builtin_convertvector(__builtin_convertvector(level + z, Mask), Bytes);
+      __builtin_memcpy(codes + lane, &bytes, sizeof bytes);
     }
+  }
+  for (int64_t i = 0; i < kRowTile; ++i) {
+    b.energy[i] += static_cast<double>(energy[i / kLanes][i % kLanes]);
+    b.square[i] += static_cast<double>(square[i / kLanes][i % kLanes]);
   }
 }
 
@@ -74,6 +75,7 @@ double dot(const float* a, const float* b, int64_t n) {
 #define MLCALIB_TEXT(x) MLCALIB_TEXT_(x)
 
 extern const GramKernels gram_kernels;
+extern const FactorKernels factor_kernels;
 extern const ChannelKernels channel_kernels;
 extern const AwqKernels awq_kernels;
 extern const PackedRowKernels packed_row_kernels;
@@ -86,6 +88,7 @@ const KernelTable table = {MLCALIB_TEXT(MLCALIB_ISA),
                            &gptq_block,
                            &dot,
                            &gram_kernels,
+                           &factor_kernels,
                            &channel_kernels,
                            &awq_kernels,
                            &packed_row_kernels,

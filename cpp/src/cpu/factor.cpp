@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+// H = RᵀR in tiles of kRowTile columns, [tile][row][kRowTile], left-looking: every product reads
+// what lies together, and R is never packed again.
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "../stubs.hpp"
+#include "kernels/kernels.hpp"
+#include "panel.hpp"
+
+namespace mlcalib {
+namespace {
+
+constexpr int64_t kTile = cpu::kRowTile;
+constexpr int64_t kSteps = 256;  // a tile's rows that stay near the first-level cache
+
+/// A square matrix in tiles of columns, padded with the identity to whole tiles.
+class Tiles {
+ public:
+  Tiles(const at::Tensor& gram, const std::vector<int64_t>& order, float added)
+      : count_(cpu::row_tiles(gram.size(0))),
+        matrix_(at::empty({count_, count_ * kTile, kTile}, at::kFloat)) {
+    const int64_t columns = gram.size(0);
+    at::parallel_for(0, columns, kTile, [&](int64_t begin, int64_t end) {
+      for (int64_t p = begin; p < end; ++p) {
+        const float* from = gram.const_data_ptr<float>() + order[p] * columns;
+        for (int64_t first = p / kTile * kTile; first < columns; first += kTile) {
+          const int64_t count = std::min(kTile, columns - first);
+          float* to = at(p, first);
+          for (int64_t q = 0; q < count; ++q) to[q] = from[order[first + q]];
+          std::fill(to + count, to + kTile, 0.0F);
+        }
+        *at(p, p) += added;
+      }
+    });
+    for (int64_t p = columns; p < count_ * kTile; ++p) {
+      float* to = at(p, columns / kTile * kTile);
+      std::fill(to, to + kTile, 0.0F);
+      *at(p, p) = 1;
+    }
+  }
+
+  /// False where the matrix is not positive definite.
+  bool factorize() {
+    const cpu::FactorKernels& kernels = *cpu::kernels().factor;
+    for (int64_t tile = 0; tile < count_; ++tile) {
+      const int64_t row = tile * kTile;
+      at::parallel_for(tile, count_, 1,
+                       [&](int64_t begin, int64_t end) { subtract(tile, begin, end); });
+      if (!kernels.factorize(at(row, row))) return false;
+      at::parallel_for(tile + 1, count_, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t t = begin; t < end; ++t) kernels.solve(at(row, row), at(row, t * kTile));
+      });
+    }
+    return true;
+  }
+
+  at::Tensor matrix() const { return matrix_; }
+
+  at::Tensor diagonal(int64_t columns) const {
+    at::Tensor diagonal = at::empty({columns}, matrix_.options());
+    float* to = diagonal.data_ptr<float>();
+    for (int64_t p = 0; p < columns; ++p) to[p] = *at(p, p);
+    return diagonal;
+  }
+
+ private:
+  float* at(int64_t row, int64_t column) const {
+    return data_ + (column / kTile * count_ * kTile + row) * kTile + column % kTile;
+  }
+
+  // The rows of `tile` less the products of all rows above, for the columns of tiles [first, last).
+  void subtract(int64_t tile, int64_t first, int64_t last) const {
+    const cpu::FactorKernels& kernels = *cpu::kernels().factor;
+    const int64_t row = tile * kTile;
+    for (int64_t step = 0; step < row; step += kSteps) {
+      const int64_t steps = std::min(kSteps, row - step);
+      for (int64_t t = first; t < last; ++t) {
+        for (int64_t r = 0; r < kTile; r += kernels.rows) {
+          kernels.add_product(at(step, row + r), kTile, at(step, t * kTile), steps, -1,
+                              kernels.rows, at(row + r, t * kTile));
+        }
+      }
+    }
+  }
+
+  int64_t count_;
+  at::Tensor matrix_;
+  float* data_ = matrix_.data_ptr<float>();
+};
+
+Factor factorize_cpu(const at::Tensor& gram, const at::Tensor& visits, double added) {
+  const int64_t* visited = visits.const_data_ptr<int64_t>();
+  const std::vector<int64_t> order(std::reverse_iterator(visited + visits.numel()),
+                                   std::reverse_iterator(visited));
+  Tiles tiles(gram.contiguous(), order, static_cast<float>(added));
+  if (!tiles.factorize()) return {};
+  return {tiles.matrix(), tiles.diagonal(gram.size(0))};
+}
+
+const bool installed = factorize_stub.install(at::kCPU, &factorize_cpu);
+
+}  // namespace
+}  // namespace mlcalib

@@ -31,6 +31,12 @@ void register_linear(py::module_& m) {
       },
       py::arg("change"), py::arg("grams"), NoGil(),
       "tr(D G Dᵀ) for each Gram, of a change D [rows, cols] that is given.");
+  m.def(
+      "losses",
+      [](const at::Tensor& change, const std::vector<const Statistic*>& grams) {
+        return losses(change, grams);
+      },
+      py::arg("change"), py::arg("grams"), NoGil(), "The same with statistics 'gram'.");
 }
 
 }  // namespace mlcalib

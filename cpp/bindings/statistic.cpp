@@ -28,7 +28,8 @@ void register_statistic(py::module_& m) {
            "As if every activation had been multiplied by factors [channels].")
       .def("state", &Statistic::state, NoGil(), "Copies of the named tensors, with 'tokens'.")
       .def("view", &Statistic::view, NoGil(),
-           "As state(), without a copy: good until the statistic changes; not to be written to.")
+           "As state(), without a copy of tensors that are kept so: good until the statistic "
+           "changes; not to be written to.")
       .def("load", &Statistic::load, py::arg("state"), NoGil(), "Replaces the state.");
   m.def(
       "make_statistic",

@@ -19,6 +19,7 @@
 
 #include "check.hpp"
 #include "cholesky.hpp"
+#include "gram.hpp"
 #include "round_grid.hpp"
 #include "stubs.hpp"
 
@@ -119,10 +120,7 @@ double exact_loss(const Problem& problem, const at::Tensor& scale, const GridSpe
   const Grid grid = round_grid(step, zero, spec);
   const at::Tensor quantized = dequantize_stub(device, quantize_stub(device, scaled, grid), grid);
   const at::Tensor error = (scaled - quantized).div_(scale);
-  const at::Tensor error_gram = at::zeros_like(problem.gram, at::MemoryFormat::Contiguous);
-  gram_update_stub(device, error_gram, error);
-  mirror_stub(device, error_gram);
-  return dot_stub(device, error_gram, problem.gram.contiguous());
+  return dot_stub(device, gram_of(error), problem.gram.contiguous());
 }
 
 }  // namespace

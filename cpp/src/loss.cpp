@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <ATen/TensorOperators.h>
-#include <ATen/ops/zeros.h>
 #include <c10/util/Exception.h>
 
 #include <mlcalib/linear.hpp>
 
 #include "check.hpp"
+#include "gram.hpp"
 #include "stubs.hpp"
 
 namespace mlcalib {
@@ -28,14 +28,31 @@ std::vector<double> losses(const at::Tensor& change, at::TensorList grams) {
     check_device(gram, "gram", checked, "weight");
   }
 
-  const at::DeviceType device = checked.device().type();
-  const at::Tensor error_gram = at::zeros({channels, channels}, checked.options());
-  gram_update_stub(device, error_gram, checked);
-  mirror_stub(device, error_gram);
-
+  const at::Tensor error_gram = gram_of(checked);
   std::vector<double> result;
   for (const at::Tensor& gram : grams) {
-    result.push_back(dot_stub(device, error_gram, gram.contiguous()));
+    result.push_back(dot_stub(checked.device().type(), error_gram, gram.contiguous()));
+  }
+  return result;
+}
+
+std::vector<double> losses(const at::Tensor& change, const std::vector<const Statistic*>& grams) {
+  const at::Tensor checked = check_weight(change);
+  std::vector<at::Tensor> sums;
+  for (const Statistic* each : grams) {
+    const auto* gram = dynamic_cast<const Gram*>(each);
+    TORCH_CHECK_VALUE(gram != nullptr, "the statistic ", each->name(), " is not a Gram; expected ",
+                      "those made with make_statistic('gram', channels).");
+    TORCH_CHECK_VALUE(gram->channels() == checked.size(1), "a Gram has ", gram->channels(),
+                      " channels, expected ", checked.size(1), ", those of the change.");
+    check_device(gram->sums(), "a Gram", checked, "the change");
+    sums.push_back(gram->sums());
+  }
+  const at::DeviceType device = checked.device().type();
+  const at::Tensor error_sums = gram_sums_of(checked);
+  std::vector<double> result;
+  for (const at::Tensor& each : sums) {
+    result.push_back(gram_dot_stub(device, error_sums, each, checked.size(1)));
   }
   return result;
 }

@@ -14,13 +14,25 @@
 
 namespace mlcalib {
 
-/// Adds xᵀx of x [tokens, channels] to the upper triangle of gram [channels, channels], float32.
-/// What stands below the diagonal is undefined.
-inline constinit DeviceStub<void(const at::Tensor& gram, const at::Tensor& x)> gram_update_stub{
+/// The sums of a Gram of no tokens, float32: one triangle, in the device's own layout, the same for
+/// one number of channels; zero where there are no channels.
+inline constinit DeviceStub<at::Tensor(int64_t channels, at::Device device)> gram_sums_stub{
+    "gram_sums"};
+
+/// Adds xᵀx of x [tokens, channels] to sums.
+inline constinit DeviceStub<void(const at::Tensor& sums, const at::Tensor& x)> gram_update_stub{
     "gram_update"};
 
-/// Copies the upper triangle of gram into the lower.
-inline constinit DeviceStub<void(const at::Tensor& gram)> mirror_stub{"mirror"};
+/// The sums of a Gram [channels, channels].
+inline constinit DeviceStub<at::Tensor(const at::Tensor& gram)> gram_pack_stub{"gram_pack"};
+
+/// The Gram [channels, channels], new memory, of its sums.
+inline constinit DeviceStub<at::Tensor(const at::Tensor& sums, int64_t channels)> gram_unpack_stub{
+    "gram_unpack"};
+
+/// ⟨A, B⟩ of two Grams by their sums, summed in float64.
+inline constinit DeviceStub<double(const at::Tensor& a, const at::Tensor& b, int64_t channels)>
+    gram_dot_stub{"gram_dot"};
 
 /// sum += Σ x, absolute += Σ |x|, square += Σ x² over the tokens of x [tokens, channels]; float64
 /// [channels].

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from mlcalib import _core
 from mlcalib._core import QuantizedLinear
 from mlcalib.errors import named
 from mlcalib.flow import BlockStatistics, Mixture, Prefix
 from mlcalib.models import Adapter
 from mlcalib.quantizers import Quantizer
-from mlcalib.statistics import StatisticSet, mix
+from mlcalib.statistics import StatisticSet, losses, mix
 from mlcalib.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
@@ -39,11 +38,8 @@ class SolvedBlock(Generic[Key]):
     loss: float = 0.0
 
 
-Reference = tuple[Tensor, float]
-"""A Gram to measure losses with, and the tokens that it holds."""
-
-References = dict[str, dict[Key, Reference]]
-"""Input → whose text → its Gram."""
+References = dict[str, dict[Key, StatisticSet]]
+"""Input → whose text → its statistics, whose Grams losses are measured with."""
 
 
 def input_ranges(
@@ -77,11 +73,7 @@ def references(statistics: BlockStatistics) -> References[str]:
     A language of which no token reached an input is left out there.
     """
     return {
-        name: {
-            language: (each.gram(), each.tokens)
-            for language, each in longest(by_prefix).items()
-            if each.tokens
-        }
+        name: {language: each for language, each in longest(by_prefix).items() if each.tokens}
         for name, by_prefix in statistics.items()
     }
 
@@ -109,7 +101,7 @@ def solve_block(
         block_name: name of the block in the model.
         block: its linears get new weights.
         mixed: input → statistics to solve with; empty without calibration.
-        measured: Grams that the losses are measured with, of inputs without scales.
+        measured: statistics whose Grams losses are measured with, of inputs without scales.
         quantizer: what solves.
         exceptions: linear (its name in the model) → what solves it instead; None leaves it alone.
         stopwatch: gets the times.
@@ -142,15 +134,15 @@ def solve_block(
     return solved
 
 
-def losses_per_token(change: Tensor, grams: Mapping[Key, Reference]) -> dict[Key, float]:
+def losses_per_token(change: Tensor, measured: Mapping[Key, StatisticSet]) -> dict[Key, float]:
     """Return key → tr(D G Dᵀ) per token.
 
     Args:
         change: D [out, in], float32.
-        grams: each with at least one token.
+        measured: statistics with a Gram, each with at least one token.
     """
-    sums = _core.losses(change, [gram for gram, _ in grams.values()]) if grams else []
-    return {key: loss / grams[key][1] for key, loss in zip(grams, sums, strict=True)}
+    sums = losses(change, measured.values()) if measured else []
+    return {key: loss / measured[key].tokens for key, loss in zip(measured, sums, strict=True)}
 
 
 def expert_tokens(

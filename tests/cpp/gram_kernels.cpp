@@ -31,13 +31,18 @@ Gram run(const GramKernels& kernels, const at::Tensor& x, float start, int64_t a
   for (int64_t strip = 0; strip < strips; ++strip) {
     kernels.pack(given, strip, strip + 1, packed.data());
   }
-  Gram gram(channels * channels, start);
+  const int64_t rows = (channels + kGramTile - 1) / kGramTile;
+  Gram sums(gram_tile(0, rows), start);
   for (int64_t group = 0; group < groups; ++group) {
     const int64_t tiles = (group + 1) * (kernels.columns / kernels.rows);
     for (int64_t first = 0; first < tiles; first += at_once) {
       kernels.tiles(packed.data(), given.element, steps, channels, group, first,
-                    std::min(first + at_once, tiles), gram.data());
+                    std::min(first + at_once, tiles), sums.data());
     }
+  }
+  Gram gram(channels * channels);
+  for (int64_t i = 0; i < channels; ++i) {
+    for (int64_t j = i; j < channels; ++j) gram[i * channels + j] = sums[gram_index(i, j)];
   }
   return gram;
 }

@@ -271,9 +271,9 @@ TEST(CudaKernels, MomentsRangeAndHistogram) {
 
 TEST(CudaKernels, Mirror) {
   for (const int64_t channels : {1, 31, 32, 100}) {
-    const at::Tensor upper = random_weight(channels, channels, 1), wanted = upper.clone();
+    const at::Tensor upper = random_weight(channels, channels, 1);
+    const at::Tensor wanted = upper.triu() + upper.triu(1).t();
     mirror(upper.data_ptr<float>(), channels, nullptr);
-    mirror_stub(at::kCPU, wanted);
     EXPECT_TRUE(same_bits(upper, wanted)) << channels;
   }
 }

@@ -48,6 +48,34 @@ INSTANTIATE_TEST_SUITE_P(Shapes, LossTest,
                                          LossCase{"TallFp16", 200, 192, at::kHalf}),
                          reference::name_of<LossCase>);
 
+// Of Grams as they are summed, which is not how they are shown; a tile has 96 channels.
+TEST(Loss, IsTheSameOfStatistics) {
+  for (const int64_t columns : {1, 95, 96, 97, 200}) {
+    const at::Tensor change = random_weight(30, columns, 1);
+    const std::unique_ptr<Statistic> one = make_statistic("gram", columns);
+    const std::unique_ptr<Statistic> other = make_statistic("gram", columns);
+    one->update(random_weight(300, columns, 2));
+    other->update(random_weight(40, columns, 3).to(at::kBFloat16));
+    other->merge(*one, 0.5);
+    const std::vector<double> found =
+        losses(change, std::vector<const Statistic*>{one.get(), other.get()});
+    const std::vector<double> wanted =
+        losses(change, {one->state().at("gram"), other->state().at("gram")});
+    ASSERT_EQ(found.size(), 2);
+    for (size_t i = 0; i < 2; ++i) EXPECT_NEAR(found[i], wanted[i], 1e-12 * wanted[i]) << columns;
+  }
+}
+
+TEST(Loss, RefusesStatisticsThatAreNoGramOfItsChannels) {
+  const at::Tensor change = random_weight(4, 32, 1);
+  const auto measured = [&](const char* name, int64_t channels) {
+    const std::unique_ptr<Statistic> statistic = make_statistic(name, channels);
+    losses(change, std::vector<const Statistic*>{statistic.get()});
+  };
+  expect_error<c10::ValueError>([&] { measured("range", 32); }, {"range is not a Gram"});
+  expect_error<c10::ValueError>([&] { measured("gram", 31); }, {"31 channels, expected 32"});
+}
+
 TEST(Loss, OfAWeightOnItsGridIsZero) {
   const at::Tensor weight = random_weight(20, 64, 5);
   const Grid grid = fit_grid(weight, {.group_size = 32});

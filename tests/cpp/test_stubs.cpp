@@ -19,7 +19,10 @@ struct StubCase : reference::Named {
 
 const StubCase kStubs[] = {
     {"gram_update", [](c10::DeviceType d) { gram_update_stub(d, at::Tensor(), at::Tensor()); }},
-    {"mirror", [](c10::DeviceType d) { mirror_stub(d, at::Tensor()); }},
+    {"gram_sums", [](c10::DeviceType d) { gram_sums_stub(d, 4, at::kMeta); }},
+    {"gram_pack", [](c10::DeviceType d) { gram_pack_stub(d, at::Tensor()); }},
+    {"gram_unpack", [](c10::DeviceType d) { gram_unpack_stub(d, at::Tensor(), 4); }},
+    {"gram_dot", [](c10::DeviceType d) { gram_dot_stub(d, at::Tensor(), at::Tensor(), 4); }},
     {"fit_grid",
      [](c10::DeviceType d) {
        fit_grid_stub(d, at::Tensor(), at::Tensor(), at::Tensor(), GridSpec{});
@@ -71,7 +74,7 @@ TEST(Fronts, NameTheKernelThatTheDeviceLacks) {
   expect("pack", [&] { pack(codes, 4); });
   expect("unpack", [&] { unpack(codes.narrow(1, 0, 8).to(at::kInt), 4, 64); });
   const std::unique_ptr<Statistic> statistic = make_statistic("gram", 64);
-  expect("gram_update", [&] { statistic->update(weight); });
+  expect("gram_pack", [&] { statistic->update(weight); });
   EXPECT_EQ(statistic->tokens(), 0);
 }
 

@@ -112,7 +112,7 @@ MISSING_KERNELS = [
     (lambda: core.dequantize(CODES.to("meta"), GRID), "dequantize"),
     (lambda: core.pack(CODES.to("meta"), 4), "pack"),
     (lambda: core.unpack(PACKED.to("meta"), 4, 64), "unpack"),
-    (lambda: gram_statistic().update(META), "gram_update"),
+    (lambda: gram_statistic().update(META), "gram_pack"),
 ]
 
 LINALG_ERRORS = [

@@ -6,6 +6,7 @@
 
 #include <mlcalib/export.hpp>
 #include <mlcalib/grid.hpp>
+#include <mlcalib/statistic.hpp>
 #include <optional>
 #include <vector>
 
@@ -29,5 +30,8 @@ std::vector<double> losses(const at::Tensor& weight, const QuantizedLinear& quan
 
 /// tr(D G Dᵀ) for each Gram, of a change D [rows, cols] that is given.
 std::vector<double> losses(const at::Tensor& change, at::TensorList grams);
+
+/// The same with statistics "gram", which stay as they are summed. Throws ValueError for others.
+std::vector<double> losses(const at::Tensor& change, const std::vector<const Statistic*>& grams);
 
 }  // namespace mlcalib

@@ -42,8 +42,8 @@ class Statistic {
   void rescale(const at::Tensor& factors);
   /// Copies: the named tensors of the statistic, and "tokens" (float64, no dimensions).
   TensorMap state() const;
-  /// As state(), without a copy: the statistic's own tensors, good until it changes; not to be
-  /// written to.
+  /// As state(), without a copy of tensors that the statistic keeps as they are: good until it
+  /// changes; not to be written to.
   TensorMap view() const;
   /// Replaces the state. Throws ValueError for missing, foreign or misshapen tensors.
   void load(const TensorMap& state);
@@ -56,7 +56,7 @@ class Statistic {
   virtual void multiply(const at::Tensor& factors) = 0;         ///< float32 [channels], positive
   virtual at::Device device() const = 0;
   virtual void move(at::Device device) = 0;
-  virtual TensorMap tensors() const = 0;  ///< the statistic's own, not copies
+  virtual TensorMap tensors() const = 0;  ///< its own, or made from what it keeps
   virtual void set_tensors(const TensorMap& tensors) = 0;
 
  private:

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
 
 #include <algorithm>
 #include <numeric>
@@ -13,60 +14,126 @@
 namespace mlcalib {
 namespace {
 
-void add_tokens(const cpu::Activations& x, void* packed, float* gram) {
+constexpr int64_t kTile = cpu::kGramTile;
+constexpr int64_t kBlockChannels = 4 * kTile;  // whose packed tokens stay in the second-level cache
+
+int64_t tiles_of(int64_t channels) { return (channels + kTile - 1) / kTile; }
+
+int64_t sums_of(int64_t channels) { return cpu::gram_tile(0, tiles_of(channels)); }
+
+void add_tokens(const cpu::Activations& x, void* packed, float* sums) {
   const cpu::GramKernels& kernels = *cpu::kernels().gram;
   const int64_t groups = (x.channels + kernels.columns - 1) / kernels.columns;
   const int64_t strips = groups * (kernels.columns / kernels.strip);
   at::parallel_for(0, strips, 1,
                    [&](int64_t begin, int64_t end) { kernels.pack(x, begin, end, packed); });
 
-  // Row tiles on or above the diagonal, counted over the groups, in equal shares.
-  const int64_t height = kernels.columns / kernels.rows;
+  // Rows of tiles on or above the diagonal, counted over blocks of rows and the groups to their
+  // right, in equal shares.
   const int64_t steps = kernels.steps(x.element, x.tokens);
+  const int64_t height = kernels.columns / kernels.rows, block = kBlockChannels / kernels.rows;
   at::parallel_for(0, height * groups * (groups + 1) / 2, 1, [&](int64_t begin, int64_t end) {
-    int64_t start = 0;  // of the group, in the count
-    for (int64_t group = 0; start < end; ++group) {
-      const int64_t tiles = height * (group + 1);
-      const int64_t first = std::max<int64_t>(begin - start, 0);
-      const int64_t last = std::min(end - start, tiles);
-      if (first < last) {
-        kernels.tiles(packed, x.element, steps, x.channels, group, first, last, gram);
+    int64_t start = 0;  // of the block and group, in the count
+    for (int64_t row = 0; row < height * groups; row += block) {
+      for (int64_t group = row / height; group < groups && start < end; ++group) {
+        const int64_t count = std::min(block, height * (group + 1) - row);
+        const int64_t first = std::max<int64_t>(begin - start, 0);
+        const int64_t last = std::min(end - start, count);
+        if (first < last) {
+          kernels.tiles(packed, x.element, steps, x.channels, group, row + first, row + last, sums);
+        }
+        start += count;
       }
-      start += tiles;
     }
   });
 }
 
-void gram_update_cpu(const at::Tensor& gram, const at::Tensor& x) {
+at::Tensor gram_sums_cpu(int64_t channels, at::Device /*device*/) {
+  return at::zeros({sums_of(channels)}, at::kFloat);
+}
+
+void gram_update_cpu(const at::Tensor& sums, const at::Tensor& x) {
   const at::Tensor rows = x.stride(1) == 1 ? x : x.contiguous();
   const cpu::GramKernels& kernels = *cpu::kernels().gram;
-  const int64_t channels = gram.size(0), tokens = rows.size(0);
+  const int64_t channels = rows.size(1), tokens = rows.size(0);
   const int64_t groups = (channels + kernels.columns - 1) / kernels.columns;
   const cpu::Element element = cpu::element_of(rows);
   const int64_t at_once = std::min(tokens, kernels.tokens(element));
   const at::Tensor packed =
-      at::empty({kernels.steps(element, at_once), groups * kernels.columns}, gram.options());
+      at::empty({kernels.steps(element, at_once), groups * kernels.columns}, sums.options());
   for (int64_t first = 0; first < tokens; first += at_once) {
     add_tokens(cpu::activations(rows, first, std::min(at_once, tokens - first)), packed.data_ptr(),
-               gram.data_ptr<float>());
+               sums.data_ptr<float>());
   }
 }
 
-void mirror_cpu(const at::Tensor& gram) {
-  const int64_t channels = gram.size(0);
-  float* data = gram.data_ptr<float>();
-  constexpr int64_t kTile = 64;  // both sides of a tile pair stay in the first-level cache
-  at::parallel_for(0, (channels + kTile - 1) / kTile, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i0 = begin * kTile; i0 < std::min(end * kTile, channels); i0 += kTile) {
-      for (int64_t j0 = i0; j0 < channels; j0 += kTile) {
-        for (int64_t i = i0; i < std::min(i0 + kTile, channels); ++i) {
-          for (int64_t j = std::max(i + 1, j0); j < std::min(j0 + kTile, channels); ++j) {
-            data[j * channels + i] = data[i * channels + j];
-          }
-        }
+// Calls run(tile, row, rows, column, columns) for each tile of the upper triangle.
+template <class Run>
+void for_each_tile(int64_t channels, const Run& run) {
+  at::parallel_for(0, tiles_of(channels), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t j = begin; j < end; ++j) {
+      const int64_t column = j * kTile, columns = std::min(kTile, channels - column);
+      for (int64_t i = 0; i <= j; ++i) {
+        run(cpu::gram_tile(i, j), i * kTile, std::min(kTile, channels - i * kTile), column,
+            columns);
       }
     }
   });
+}
+
+at::Tensor gram_pack_cpu(const at::Tensor& gram) {
+  const int64_t channels = gram.size(0);
+  const at::Tensor sums = gram_sums_cpu(channels, gram.device()), source = gram.contiguous();
+  const float* from = source.const_data_ptr<float>();
+  float* to = sums.data_ptr<float>();
+  for_each_tile(channels, [=](int64_t tile, int64_t row, int64_t rows, int64_t column, int64_t n) {
+    for (int64_t r = 0; r < rows; ++r) {
+      std::copy_n(from + (row + r) * channels + column, n, to + tile + r * kTile);
+    }
+  });
+  return sums;
+}
+
+at::Tensor gram_unpack_cpu(const at::Tensor& sums, int64_t channels) {
+  at::Tensor gram = at::empty({channels, channels}, sums.options());
+  const float* from = sums.const_data_ptr<float>();
+  float* to = gram.data_ptr<float>();
+  for_each_tile(channels, [=](int64_t tile, int64_t row, int64_t rows, int64_t column, int64_t n) {
+    const float* source = from + tile;
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t first = row == column ? r : 0;
+      std::copy(source + r * kTile + first, source + r * kTile + n,
+                to + (row + r) * channels + column + first);
+    }
+    // Its mirror image, along the rows that are written.
+    for (int64_t c = 0; c < n; ++c) {
+      float* line = to + (column + c) * channels + row;
+      const int64_t count = row == column ? c : rows;
+      for (int64_t r = 0; r < count; ++r) line[r] = source[r * kTile + c];
+    }
+  });
+  return gram;
+}
+
+// Tiles off the diagonal count twice. Of those on it each row from the diagonal on: what stands
+// before is not kept.
+double gram_dot_cpu(const at::Tensor& a, const at::Tensor& b, int64_t channels) {
+  const float* left = a.const_data_ptr<float>();
+  const float* right = b.const_data_ptr<float>();
+  std::vector<double> sums(tiles_of(channels));
+  for_each_tile(channels, [&](int64_t tile, int64_t row, int64_t, int64_t column, int64_t) {
+    double& sum = sums[column / kTile];
+    if (row != column) {
+      sum += 2 * cpu::kernels().dot(left + tile, right + tile, kTile * kTile);
+      return;
+    }
+    for (int64_t r = 0; r < kTile; ++r) {
+      const int64_t at = tile + r * (kTile + 1);
+      sum += 2 * cpu::kernels().dot(left + at, right + at, kTile - r) -
+             static_cast<double>(left[at]) * static_cast<double>(right[at]);
+    }
+  });
+  return std::accumulate(sums.begin(), sums.end(), 0.0);
 }
 
 double dot_cpu(const at::Tensor& a, const at::Tensor& b) {
@@ -82,8 +149,11 @@ double dot_cpu(const at::Tensor& a, const at::Tensor& b) {
   return std::accumulate(sums.begin(), sums.end(), 0.0);
 }
 
-const bool installed = gram_update_stub.install(at::kCPU, &gram_update_cpu) &&
-                       mirror_stub.install(at::kCPU, &mirror_cpu) &&
+const bool installed = gram_sums_stub.install(at::kCPU, &gram_sums_cpu) &&
+                       gram_update_stub.install(at::kCPU, &gram_update_cpu) &&
+                       gram_pack_stub.install(at::kCPU, &gram_pack_cpu) &&
+                       gram_unpack_stub.install(at::kCPU, &gram_unpack_cpu) &&
+                       gram_dot_stub.install(at::kCPU, &gram_dot_cpu) &&
                        dot_stub.install(at::kCPU, &dot_cpu);
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
 
 #include <algorithm>
 
@@ -21,6 +22,10 @@ constexpr int64_t kTokens = 4096;
 // Rows of one product. Each covers the columns from its first row on: the part below the diagonal
 // that is computed too is a share of kRows / channels, and a product is large enough to fill a GPU.
 constexpr int64_t kRows = 1024;
+
+at::Tensor gram_sums_cuda(int64_t channels, at::Device device) {
+  return at::zeros({channels, channels}, at::TensorOptions(at::kFloat).device(device));
+}
 
 void gram_update_cuda(const at::Tensor& gram, const at::Tensor& x) {
   const at::NoTF32Guard full_precision;
@@ -41,10 +46,16 @@ void gram_update_cuda(const at::Tensor& gram, const at::Tensor& x) {
   }
 }
 
-void mirror_cuda(const at::Tensor& gram) {
-  cuda::on_device_of(gram, [&](cudaStream_t stream) {
-    cuda::mirror(gram.data_ptr<float>(), gram.size(0), stream);
-  });
+// Contiguous: the triangles are told apart by where they lie.
+at::Tensor gram_pack_cuda(const at::Tensor& gram) {
+  return gram.clone(at::MemoryFormat::Contiguous);
+}
+
+at::Tensor gram_unpack_cuda(const at::Tensor& sums, int64_t channels) {
+  at::Tensor gram = sums.clone();
+  cuda::on_device_of(
+      gram, [&](cudaStream_t stream) { cuda::mirror(gram.data_ptr<float>(), channels, stream); });
+  return gram;
 }
 
 double dot_cuda(const at::Tensor& a, const at::Tensor& b) {
@@ -55,8 +66,15 @@ double dot_cuda(const at::Tensor& a, const at::Tensor& b) {
   return sums.sum().item<double>();
 }
 
-const bool installed = gram_update_stub.install(at::kCUDA, &gram_update_cuda) &&
-                       mirror_stub.install(at::kCUDA, &mirror_cuda) &&
+double gram_dot_cuda(const at::Tensor& a, const at::Tensor& b, int64_t channels) {
+  return dot_cuda(gram_unpack_cuda(a, channels), gram_unpack_cuda(b, channels));
+}
+
+const bool installed = gram_sums_stub.install(at::kCUDA, &gram_sums_cuda) &&
+                       gram_update_stub.install(at::kCUDA, &gram_update_cuda) &&
+                       gram_pack_stub.install(at::kCUDA, &gram_pack_cuda) &&
+                       gram_unpack_stub.install(at::kCUDA, &gram_unpack_cuda) &&
+                       gram_dot_stub.install(at::kCUDA, &gram_dot_cuda) &&
                        dot_stub.install(at::kCUDA, &dot_cuda);
 
 }  // namespace

@@ -73,12 +73,28 @@ class StatisticSet:
         return self._statistics[name].state()
 
     def view(self, name: str) -> dict[str, Tensor]:
-        """Return the tensors of one kind; good until they change, and not to be written to."""
+        """Return the tensors of one kind; good until they change, and not to be written to.
+
+        A copy only of what is kept otherwise: a Gram is one triangle in tiles.
+        """
         return self._statistics[name].view()
 
     def gram(self) -> Tensor:
-        """Return the Gram, float32 [channels, channels]; not a copy: not to be written to."""
+        """Return the Gram, float32 [channels, channels], unpacked anew at every call."""
         return self._statistics["gram"].view()["gram"]
+
+
+def losses(change: Tensor, sets: Iterable[StatisticSet]) -> list[float]:
+    """Return tr(D G Dᵀ) with the Gram of each set, which stays packed.
+
+    Args:
+        change: D [out, channels], float32.
+        sets: each with a Gram.
+
+    Raises:
+        ValueError: other channels than the change has.
+    """
+    return _core.losses(change, [each._statistics["gram"] for each in sets])
 
 
 def compares(kinds: Iterable[str]) -> bool:

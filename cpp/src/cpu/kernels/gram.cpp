@@ -11,6 +11,7 @@ namespace {
 
 constexpr int64_t kColumns = kProductColumns;
 constexpr int64_t kRows = kProductRows;
+static_assert(kGramTile % kColumns == 0 && kGramTile % kRows == 0);
 
 // A step of bfloat16 pairs is two tokens: one 32-bit element holds both of a channel.
 inline bool in_pairs(Element element) { return kPairs && element == Element::kBFloat16; }
@@ -59,28 +60,17 @@ void pack(const Activations& x, int64_t first, int64_t last, void* packed) {
   });
 }
 
-// Adds a tile to the Gram, as far as it lies inside.
-inline void add(const Vec (&sum)[kRows][kProductStrips], int64_t channels, int64_t row,
-                int64_t column, float* gram) {
-  if (row + kRows <= channels && column + kColumns <= channels) {
-    for (int64_t r = 0; r < kRows; ++r) {
-      float* to = gram + (row + r) * channels + column;
-      for (int64_t s = 0; s < kProductStrips; ++s) {
-        store(to + s * kLanes, load(to + s * kLanes) + sum[r][s]);
-      }
-    }
-    return;
-  }
-  for (int64_t r = 0; r < kRows && row + r < channels; ++r) {
-    for (int64_t c = 0; c < kColumns && column + c < channels; ++c) {
-      gram[(row + r) * channels + column + c] += sum[r][c / kLanes][c % kLanes];
+inline void add(const Vec (&sum)[kRows][kProductStrips], float* to) {
+  for (int64_t r = 0; r < kRows; ++r, to += kGramTile) {
+    for (int64_t s = 0; s < kProductStrips; ++s) {
+      store(to + s * kLanes, load(to + s * kLanes) + sum[r][s]);
     }
   }
 }
 
 template <class Product>
-void tiles_of(const float* packed, int64_t count, int64_t channels, int64_t group, int64_t first,
-              int64_t last, float* gram) {
+void tiles_of(const float* packed, int64_t count, int64_t group, int64_t first, int64_t last,
+              float* sums) {
   const int64_t strip = count * kLanes;
   const float* columns[kProductStrips];
   for (int64_t s = 0; s < kProductStrips; ++s)
@@ -90,19 +80,19 @@ void tiles_of(const float* packed, int64_t count, int64_t channels, int64_t grou
     const float* rows = packed + row / kLanes * strip + row % kLanes;
     Vec sum[kRows][kProductStrips] = {};
     multiply<Product>(rows, kLanes, columns, kLanes, count, sum);
-    add(sum, channels, row, group * kColumns, gram);
+    add(sum, sums + gram_index(row, group * kColumns));
   }
 }
 
-void tiles(const void* packed, Element element, int64_t count, int64_t channels, int64_t group,
-           int64_t first, int64_t last, float* gram) {
+void tiles(const void* packed, Element element, int64_t count, int64_t /*channels*/, int64_t group,
+           int64_t first, int64_t last, float* sums) {
   const float* from = static_cast<const float*>(packed);
 #ifdef __AVX512BF16__
-  if (in_pairs(element)) return tiles_of<Pairs>(from, count, channels, group, first, last, gram);
+  if (in_pairs(element)) return tiles_of<Pairs>(from, count, group, first, last, sums);
 #else
   (void)element;
 #endif
-  tiles_of<Floats>(from, count, channels, group, first, last, gram);
+  tiles_of<Floats>(from, count, group, first, last, sums);
 }
 
 }  // namespace

@@ -31,6 +31,7 @@ constexpr int64_t kBlocks = 3;  // side by side: the rows are read once for all 
 constexpr int64_t kColumns = kBlocks * kBlock;
 constexpr int64_t kBlockBytes = 2 * kTileBytes;  // of one term and slice
 constexpr int64_t kBlockSums = kBlock * kBlock;
+static_assert(kGramTile % kBlock == 0);
 
 // Rows and columns of a block over as many slices as a chunk has take 16 KiB each. With the sums of
 // a block this fits the first-level cache, where the rows stay for all blocks of a row tile.
@@ -233,31 +234,25 @@ inline void store_sums(float* to) {
 }
 
 // The Gram's lines of a block come from memory while the block is computed.
-inline void prefetch(const float* gram, int64_t channels, int64_t row, int64_t column) {
-  for (int64_t r = row; r < row + kBlock && r < channels; ++r) {
-    __builtin_prefetch(gram + r * channels + column, 1, 2);
-    __builtin_prefetch(gram + r * channels + column + kLanes, 1, 2);
+inline void prefetch(const float* gram) {
+  for (int64_t r = 0; r < kBlock; ++r, gram += kGramTile) {
+    __builtin_prefetch(gram, 1, 2);
+    __builtin_prefetch(gram + kLanes, 1, 2);
   }
 }
 
-// Adds a block to the Gram, as far as it lies inside.
-inline void add(const float* sums, int64_t channels, int64_t row, int64_t column, float* gram) {
-  const int64_t height = min_of(kBlock, channels - row), width = min_of(kBlock, channels - column);
-  for (int64_t r = 0; r < height; ++r, sums += kBlock) {
-    float* to = gram + (row + r) * channels + column;
-    if (width == kBlock) {
-      store(to, load(to) + load(sums));
-      store(to + kLanes, load(to + kLanes) + load(sums + kLanes));
-    } else {
-      for (int64_t c = 0; c < width; ++c) to[c] += sums[c];
-    }
+// Adds a block to the Gram.
+inline void add(const float* sums, float* gram) {
+  for (int64_t r = 0; r < kBlock; ++r, sums += kBlock, gram += kGramTile) {
+    store(gram, load(gram) + load(sums));
+    store(gram + kLanes, load(gram + kLanes) + load(sums + kLanes));
   }
 }
 
 // One row tile of a group: its blocks [first, last).
 template <int kTerms>
-inline void row_tile(const char* packed, int64_t slices, int64_t channels, int64_t row,
-                     int64_t first, int64_t last, float* gram) {
+inline void row_tile(const char* packed, int64_t slices, int64_t row, int64_t first, int64_t last,
+                     float* gram) {
   constexpr int64_t kSliceBytes = kTerms * kBlockBytes;
   const int64_t operand = slices * kSliceBytes;
   const char* rows = packed + 2 * row * operand;
@@ -268,7 +263,7 @@ inline void row_tile(const char* packed, int64_t slices, int64_t channels, int64
       const char* columns = packed + (2 * block + 1) * operand;
       float* sum = sums[block - first];
       if (begin == 0) {
-        prefetch(gram, channels, row * kBlock, block * kBlock);
+        prefetch(gram + gram_index(row * kBlock, block * kBlock));
         clear_sums();
       } else {
         load_sums(sum);
@@ -280,7 +275,7 @@ inline void row_tile(const char* packed, int64_t slices, int64_t channels, int64
     }
   }
   for (int64_t block = first; block < last; ++block) {
-    add(sums[block - first], channels, row * kBlock, block * kBlock, gram);
+    add(sums[block - first], gram + gram_index(row * kBlock, block * kBlock));
   }
 }
 
@@ -292,7 +287,7 @@ void tiles_of(const char* packed, int64_t count, int64_t channels, int64_t group
   const int64_t blocks = min_of((group + 1) * kBlocks, (channels + kBlock - 1) / kBlock);
   for (int64_t row = first; row < last; ++row) {
     // Blocks below the diagonal are left out.
-    row_tile<kTerms>(packed, slices, channels, row, max_of(group * kBlocks, row), blocks, gram);
+    row_tile<kTerms>(packed, slices, row, max_of(group * kBlocks, row), blocks, gram);
   }
 }
 

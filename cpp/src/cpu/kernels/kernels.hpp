@@ -72,9 +72,24 @@ struct Activations {
   int64_t stride;
 };
 
-/// The Gram in tiles of `rows` × `columns` over packed activations. A tile's columns are `columns`
-/// consecutive channels. How tokens are packed is the kernel's own: `tiles` reads what `pack`
-/// wrote.
+/// Channels of a tile of the Gram while it is summed; a multiple of every kernel's rows and
+/// columns.
+inline constexpr int64_t kGramTile = 96;
+
+/// Tiles of the upper triangle: those of a column lie together, and a tile is
+/// [kGramTile][kGramTile].
+static inline int64_t gram_tile(int64_t row, int64_t column) {
+  return (column * (column + 1) / 2 + row) * kGramTile * kGramTile;
+}
+
+/// Where the sum of two channels stands; the row's tile is not after the column's.
+static inline int64_t gram_index(int64_t row, int64_t column) {
+  return gram_tile(row / kGramTile, column / kGramTile) + row % kGramTile * kGramTile +
+         column % kGramTile;
+}
+
+/// The Gram's sums, of `rows` × `columns` at a time, over packed activations. How tokens are packed
+/// is the kernel's own: `tiles` reads what `pack` wrote.
 struct GramKernels {
   int64_t rows;
   int64_t columns;
@@ -91,10 +106,10 @@ struct GramKernels {
   /// zeros. `packed` is aligned to 64 bytes.
   void (*pack)(const Activations& x, int64_t first, int64_t last, void* packed);
 
-  /// gram[i][j] += Σ x_i x_j for the columns of `group` and the row tiles [first, last), as far as
-  /// they lie in [channels, channels]; gram has rows of `channels` floats.
+  /// sums[gram_index(i, j)] += x_i x_j for the `columns` channels j of `group` and the channels i
+  /// of `rows` at a time, [first, last), of them all that are not after j.
   void (*tiles)(const void* packed, Element element, int64_t steps, int64_t channels, int64_t group,
-                int64_t first, int64_t last, float* gram);
+                int64_t first, int64_t last, float* sums);
 };
 
 /// The Cholesky factorisation RᵀR of a matrix in tiles of kRowTile columns, [tile][row][kRowTile],

@@ -34,8 +34,8 @@ struct GptqOptions {
 ///   ŵ_k = Q(w_k + Σ_{j<k} (w_j − ŵ_j) M_jk).
 /// One Cholesky factorisation; no inverse. Where H is not positive definite the damping rises
 /// tenfold at a time and is reported; past a limit LinAlgError is thrown.
-/// Scratch: two matrices of the Gram's size while it factorises, then one and five of the weights'
-/// (float32; `gram_block` one more of the Gram's).
+/// Scratch, in float32, on the CPU: one matrix of the Gram's size (`gram_block`: two) and three of
+/// the weights' (four where there are several linears).
 QuantizedLinear gptq(const at::Tensor& weight, const at::Tensor& gram,
                      const GptqOptions& options = {});
 

@@ -50,7 +50,10 @@ class Solve {
     }
     scale_ = at::empty({weight_.size(0), spec_.groups(columns_), kTile}, weight_.options());
     zero_ = at::empty(scale_.sizes(), scale_.options());
-    if (problem.options.static_grid) fit_static();
+    if (problem.options.static_grid) {
+      cpu::fit_groups(weight_, error_weights(), spec_, scale_, zero_);
+      scale_ = round_grid(scale_, zero_, spec_).scale;
+    }
   }
 
   GptqSolution run() {
@@ -115,9 +118,10 @@ class Solve {
     return packed;
   }
 
-  // The columns from j on that lie in one tile, of `count` rows.
+  // The columns from j on that lie in one tile, of `count` rows; the others are zero.
   void pack_tile(int64_t row, int64_t count, int64_t j, float* to) const {
     const int64_t rows = kernels_.factor->rows, columns = kTile - j % kTile;
+    if (count < rows) std::fill(to, to + columns * rows, 0.0F);
     for (int64_t r = 0; r < count; ++r) {
       const float* from = factor(row + r, j);
       const float diagonal = *factor(row + r, row + r);
@@ -141,25 +145,9 @@ class Solve {
   }
 
   // Columns stand in the weight's own order.
-  cpu::ErrorWeights error_weights(int64_t column, int64_t count) const {
-    cpu::ErrorWeights weights;
-    if (spec_.range == Range::kGram) {
-      weights.importance = problem_.importance.narrow(0, column, count);
-    }
-    if (spec_.range == Range::kGramBlock) {
-      weights.gram = problem_.gram.narrow(0, column, count).narrow(1, column, count);
-    }
-    return weights;
-  }
-
-  void fit_static() {
-    const int64_t width = spec_.group_size == kWholeRow ? columns_ : spec_.group_size;
-    for (int64_t group = 0; group < scale_.size(1); ++group) {
-      const int64_t column = group * width, count = std::min(width, columns_ - column);
-      cpu::fit_panel(weight_.narrow(1, column, count), error_weights(column, count), spec_, group,
-                     scale_, zero_);
-    }
-    scale_ = round_grid(scale_, zero_, spec_).scale;
+  cpu::ErrorWeights error_weights() const {
+    return {spec_.range == Range::kGram ? problem_.importance : at::Tensor(),
+            spec_.range == Range::kGramBlock ? problem_.gram : at::Tensor()};
   }
 
   // Fits the group to the weights that GPTQ holds when it gets there: with F, the feedback of all
@@ -179,7 +167,7 @@ class Solve {
     }
     const int64_t column = columns_ - last;  // the order is natural
     held = (held.flip(1) + weight_.narrow(1, column, count)).contiguous();
-    cpu::fit_panel(held, error_weights(column, count), spec_, group, scale_, zero_);
+    cpu::fit_panel(held, error_weights().narrow(column, count), spec_, group, scale_, zero_);
     const at::Tensor scale = scale_.select(1, group);
     scale.copy_(round_grid(scale, zero_.select(1, group), spec_).scale);
   }

@@ -23,6 +23,13 @@ GridShape grid_shape(const GridSpec& spec) {
           .candidates = spec.range == Range::kMinMax ? 1 : kCandidates};
 }
 
+ErrorWeights ErrorWeights::narrow(int64_t column, int64_t count) const {
+  ErrorWeights part;
+  if (importance.defined()) part.importance = importance.narrow(0, column, count);
+  if (gram.defined()) part.gram = gram.narrow(0, column, count).narrow(1, column, count);
+  return part;
+}
+
 void fit_panel(const at::Tensor& panel, const ErrorWeights& weights, const GridSpec& spec,
                int64_t group, const at::Tensor& scale, const at::Tensor& zero) {
   const GridShape shape = grid_shape(spec);
@@ -45,6 +52,17 @@ void fit_panel(const at::Tensor& panel, const ErrorWeights& weights, const GridS
   });
 }
 
+void fit_groups(const at::Tensor& panel, const ErrorWeights& weights, const GridSpec& spec,
+                const at::Tensor& scale, const at::Tensor& zero) {
+  const int64_t columns = panel.size(1);
+  const int64_t width = spec.group_size == kWholeRow ? columns : spec.group_size;
+  for (int64_t group = 0; group < scale.size(1); ++group) {
+    const int64_t column = group * width, count = std::min(width, columns - column);
+    fit_panel(panel.narrow(1, column, count), weights.narrow(column, count), spec, group, scale,
+              zero);
+  }
+}
+
 }  // namespace cpu
 
 namespace {
@@ -52,18 +70,11 @@ namespace {
 std::tuple<at::Tensor, at::Tensor> fit_grid_cpu(const at::Tensor& weight,
                                                 const at::Tensor& importance,
                                                 const at::Tensor& gram, const GridSpec& spec) {
-  const int64_t rows = weight.size(0), columns = weight.size(1), groups = spec.groups(columns);
-  const int64_t width = spec.group_size == kWholeRow ? columns : spec.group_size;
+  const int64_t rows = weight.size(0), groups = spec.groups(weight.size(1));
   const at::Tensor panel = cpu::to_panel<float>(weight);
   const at::Tensor scale = at::empty({panel.size(0), groups, cpu::kRowTile}, weight.options());
   const at::Tensor zero = at::empty_like(scale);
-  for (int64_t g = 0; g < groups; ++g) {
-    const int64_t first = g * width, size = std::min(width, columns - first);
-    cpu::ErrorWeights weights;
-    if (importance.defined()) weights.importance = importance.narrow(0, first, size);
-    if (gram.defined()) weights.gram = gram.narrow(0, first, size).narrow(1, first, size);
-    cpu::fit_panel(panel.narrow(1, first, size), weights, spec, g, scale, zero);
-  }
+  cpu::fit_groups(panel, {importance, gram}, spec, scale, zero);
   return {cpu::from_panel<float, float>(scale, rows), cpu::from_panel<float, float>(zero, rows)};
 }
 

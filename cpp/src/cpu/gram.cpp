@@ -19,8 +19,6 @@ constexpr int64_t kBlockChannels = 4 * kTile;  // whose packed tokens stay in th
 
 int64_t tiles_of(int64_t channels) { return (channels + kTile - 1) / kTile; }
 
-int64_t sums_of(int64_t channels) { return cpu::gram_tile(0, tiles_of(channels)); }
-
 void add_tokens(const cpu::Activations& x, void* packed, float* sums) {
   const cpu::GramKernels& kernels = *cpu::kernels().gram;
   const int64_t groups = (x.channels + kernels.columns - 1) / kernels.columns;
@@ -49,7 +47,7 @@ void add_tokens(const cpu::Activations& x, void* packed, float* sums) {
 }
 
 at::Tensor gram_sums_cpu(int64_t channels, at::Device /*device*/) {
-  return at::zeros({sums_of(channels)}, at::kFloat);
+  return at::zeros({cpu::gram_tile(0, tiles_of(channels))}, at::kFloat);
 }
 
 void gram_update_cpu(const at::Tensor& sums, const at::Tensor& x) {

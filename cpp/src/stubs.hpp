@@ -14,8 +14,8 @@
 
 namespace mlcalib {
 
-/// The sums of a Gram of no tokens, float32: one triangle, in the device's own layout, the same for
-/// one number of channels; zero where there are no channels.
+/// The sums of a Gram of no tokens, float32 zeros: one triangle, in the device's own layout, which
+/// depends on the channels alone, so that sums add up; its padding stays zero.
 inline constinit DeviceStub<at::Tensor(int64_t channels, at::Device device)> gram_sums_stub{
     "gram_sums"};
 

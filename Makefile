@@ -8,16 +8,22 @@ BIN := $(VENV)/bin
 JOBS ?= $(shell nproc)
 
 DEBIAN := libeigen3-dev libgtest-dev libbenchmark-dev ccache clang-format
+# Of Python, what needs no model.
+export CORE_TESTS := $(wildcard tests/python/test_core_*.py) tests/python/test_install.py
 CPP := $(shell find cpp tests/cpp benchmarks/cpp examples/cpp -name '*.[ch]pp' -o -name '*.cu' -o -name '*.cuh')
 
 # Objects of one clone serve the next, and the sdist that test-wheel builds.
 export CCACHE_BASEDIR := $(CURDIR)
 
-.PHONY: help demo test test-cpp test-asan test-python test-browser test-interop example-cpp wheel test-wheel lint tidy cuda-check bench install clean
+.PHONY: help demo test test-cpp test-python test-isa test-asan test-oldest test-newest test-torch test-browser \
+        test-interop example-cpp wheel test-wheel lint tidy cuda-check bench lock install clean
 
 help:
 	@echo "make demo   quantize SmolLM2-135M three ways and compare per language (into demo/)"
 	@echo "make test   all tests (C++ and Python)"
+	@echo "make test-isa     the core's tests on AVX2 and on the baseline"
+	@echo "make test-oldest  the Python tests with the lowest versions that pyproject.toml admits; also test-newest"
+	@echo "make test-torch TORCH=2.12.1  the core's tests with another torch (gigabytes)"
 	@echo "make test-browser  the rating page in chromium (fetched where it is missing)"
 	@echo "make test-interop  foreign readers on checkpoints in every format, as a table"
 	@echo "make lint   formatters, linters, types, layers, stubs"
@@ -26,35 +32,59 @@ help:
 	@echo "make example-cpp  install the C++ library under build/, build and run examples/cpp against it"
 	@echo "make cuda-check  compile the CUDA kernels with nvcc, without a GPU"
 	@echo "make bench  benchmarks"
+	@echo "make lock   renew constraints.txt, the versions that these commands install"
 	@echo "make clean  remove what was built (not .venv)"
 
-# Everything that is not Python. apt-get only as root.
+# Libraries of the C++ tests, the formatter and the compiler cache. apt-get only as root.
 build/debian: Makefile scripts/install_debian.sh
 	scripts/install_debian.sh $(DEBIAN)
 	mkdir -p build && touch $@
 
-# torch first: its CPU wheel, before anything could ask for another.
-$(VENV)/ready: pyproject.toml scripts/make_venv.sh
-	scripts/make_venv.sh $(PYTHON) $(VENV)
+$(VENV)/demo $(VENV)/dev: $(VENV)/%: pyproject.toml constraints.txt scripts/make_venv.sh
+	scripts/make_venv.sh $(PYTHON) $(VENV) $*
 	touch $@
 
 # Editable: Python changes count at once; C++ changes are compiled here, incrementally. The C++ tests
 # are part of the same build, so that they test the objects that are shipped.
-install: build/debian $(VENV)/ready
-	$(BIN)/pip install --quiet --no-build-isolation --no-deps --config-settings=cmake.define.MLCALIB_TESTS=ON --editable . 2>&1 | (grep -v WARNING || true)
+BUILD = scripts/build_extension.sh $(VENV) --config-settings=cmake.define.MLCALIB_TESTS
+install: build/debian $(VENV)/dev
+	$(BUILD)=ON
 
-demo: install
+# The extension and what it runs with; no tests, and nothing from Debian.
+demo: $(VENV)/demo
+	$(BUILD)=OFF
 	rm -rf demo
 	$(BIN)/mlcalib demo --out demo
+
+# Renews constraints.txt and prints what changed.
+lock: $(VENV)/demo
+	$(BIN)/python scripts/lock.py
 
 test: test-cpp test-python
 
 test-cpp: install
-	$(BIN)/ctest --test-dir build/release --output-on-failure --parallel $(JOBS)
+	$(BIN)/ctest --test-dir build/release --output-on-failure
 
 # Processes of one thread each: most tests are too small for threads.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 test-python: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	$(PYTEST)
+
+# The core's tests on lesser instruction sets than the processor's own.
+test-isa: install
+	for isa in $$($(BIN)/python -c "from mlcalib import _core; print(*{'avx2', 'baseline'} & {*_core.available_isas()})"); do \
+	  echo "== MLCALIB_ISA=$$isa"; export MLCALIB_ISA=$$isa; \
+	  $(BIN)/ctest --test-dir build/release --output-on-failure; \
+	  $(PYTEST) $(CORE_TESTS); \
+	done
+
+# The Python tests with the lowest and the newest versions that pyproject.toml admits.
+test-oldest test-newest: test-%: wheel
+	scripts/test_window.sh $(PYTHON) $* dist .venv-$*
+
+# The core's tests with another torch, in an environment of its own: make test-torch TORCH=2.12.1
+test-torch: build/debian
+	scripts/test_torch.sh $(PYTHON) $(TORCH) .venv-torch-$(TORCH)
 
 test-browser: install
 	scripts/install_debian.sh chromium chromium-driver
@@ -90,12 +120,12 @@ lint: install
 	$(BIN)/python scripts/check_includes.py
 	$(BIN)/python -m mypy.stubtest mlcalib._core mlcalib._build --mypy-config-file pyproject.toml --allowlist tests/stubtest_allowlist.txt
 
-tidy: build/debian $(VENV)/ready
+tidy: build/debian $(VENV)/dev
 	$(BIN)/cmake --preset tidy
 	$(BIN)/cmake --build --preset tidy --parallel $(JOBS)
 
 # Python alone: nvcc is fetched where it is missing.
-cuda-check: $(VENV)/ready
+cuda-check: $(VENV)/dev
 	$(BIN)/python scripts/check_cuda.py
 
 # What it measured is kept by commit; benchmarks/compare.py compares the kernels of two.

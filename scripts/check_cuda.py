@@ -21,13 +21,6 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 CUDA = ROOT / "cpp/src/cuda"
 WHEELS = ROOT / "build/nvcc"
-PACKAGES = [
-    "nvidia-cuda-nvcc==13.0.88",
-    "nvidia-cuda-crt==13.0.88",
-    "nvidia-nvvm==13.0.88",
-    "nvidia-cuda-cccl==13.0.85",
-    "nvidia-cuda-runtime==13.0.96",
-]
 # What ptxas -v says of one kernel.
 KERNEL = re.compile(
     r"Compiling entry function '(?P<name>\w+)' for 'sm_(?P<arch>\w+)'.*?"
@@ -45,8 +38,10 @@ def find_nvcc() -> str | None:
     installed = WHEELS / "nvidia/cu13/bin/nvcc"
     if not installed.exists():
         print("check_cuda: no nvcc on the path; installing NVIDIA's wheels into build/nvcc")
+        command = [sys.executable, "scripts/requirements.py", "nvcc"]
+        packages = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
-        done = subprocess.run([*pip, "--target", str(WHEELS), *PACKAGES], check=False)
+        done = subprocess.run([*pip, "--target", str(WHEELS), *packages.split()], check=False)
         if done.returncode != 0:
             return None
         for program in [*installed.parent.iterdir(), *WHEELS.glob("nvidia/cu13/nvvm/bin/*")]:

@@ -33,11 +33,11 @@ tr -s ' \n' ' ' <"$work/mismatch.log" | grep -q 'built with Torch .* but Torch 1
 
 # The extension refuses a Python whose torch the wheel could not ask for, before it compiles.
 mkdir -p "$work/foreign/torch"
-printf '__version__ = "2.14.1+cpu"\nclass utils:\n    cmake_prefix_path = "none"\n' \
+printf '__version__ = "3.0.0+cpu"\nclass utils:\n    cmake_prefix_path = "none"\n' \
   >"$work/foreign/torch/__init__.py"
 PYTHONPATH=$work/foreign "$cmake" -S . -B "$work/extension" -G Ninja -DPython_EXECUTABLE="$python" \
   >"$work/extension.log" 2>&1 && fail "the extension was configured with a foreign torch"
-tr -s ' \n' ' ' <"$work/extension.log" | grep -q "torch 2.14.1+cpu was found .* pip install 'torch>=" || {
+tr -s ' \n' ' ' <"$work/extension.log" | grep -q "torch 3.0.0+cpu was found .* pip install 'torch>=" || {
   cat "$work/extension.log" && fail "the message for a foreign torch does not say what to do"
 }
 

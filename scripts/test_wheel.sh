@@ -14,11 +14,12 @@ rm -rf "$work" && mkdir -p "$work"
 tar --extract --gzip --file "$dist"/*.tar.gz --directory "$work" --strip-components=1
 "$python" -m venv "$work/.venv"
 venv=$PWD/$work/.venv
+export PIP_CONSTRAINT=$PWD/constraints.txt
 pip() { "$venv/bin/python" -m pip --disable-pip-version-check --quiet "$@"; }
 # What a replaced torch would change, whatever its version.
 torch() { stat --format='%i %Y %s' "$venv"/lib/python3*/site-packages/torch/lib/libtorch_cpu.so; }
 
-pip install torch==2.13.0
+pip install "$("$python" scripts/requirements.py torch)"
 before=$(torch)
 pip install "$dist"/*.whl
 [ "$before" = "$(torch)" ] || fail "installing the wheel replaced torch"

@@ -11,7 +11,7 @@ bool register_statistic(const char* name, StatisticFactory factory);
 
 /// Ends the file of a statistic: registers its class under `name`.
 #define MLCALIB_STATISTIC(name, Class)                                                 \
-  const bool registered = register_statistic(                                          \
+  const bool registered_##Class = register_statistic(                                  \
       name, [](std::string own_name, int64_t channels) -> std::unique_ptr<Statistic> { \
         return std::make_unique<Class>(std::move(own_name), channels);                 \
       })

@@ -24,7 +24,7 @@ def _check_torch(built: str, found: str) -> None:
         raise ImportError(
             f"mlcalib was built with torch {built}, but torch {found} is installed. Build it again "
             "with this torch; in mlcalib's folder:\n"
-            "    pip install scikit-build-core 'pybind11>=3.0,<3.1' cmake ninja\n"
+            "    pip install scikit-build-core cmake ninja\n"
             "    pip install --no-build-isolation --force-reinstall --no-deps .\n"
             "or install the torch that it was built with:\n"
             f"    pip install torch=={built.partition('+')[0]}"

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Every instruction set that this machine has gives the bits of the generic one.
+// Every instruction set that this machine has gives the bits of the baseline.
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -20,7 +20,7 @@ namespace {
 
 using namespace kernel_data;
 
-const KernelTable& generic() { return **(available_kernels().end() - 1); }
+const KernelTable& baseline() { return **(available_kernels().end() - 1); }
 
 class KernelTest : public testing::TestWithParam<std::tuple<const KernelTable*, Values>> {
  protected:
@@ -51,7 +51,7 @@ TEST_P(KernelTest, FitGroup) {
             std::vector<float> scale(kRowTile), zero(kRowTile), wanted_scale(kRowTile),
                 wanted_zero(kRowTile);
             table_.fit_group(group, shape, scale.data(), zero.data());
-            generic().fit_group(group, shape, wanted_scale.data(), wanted_zero.data());
+            baseline().fit_group(group, shape, wanted_scale.data(), wanted_zero.data());
             EXPECT_TRUE(same_bits(scale, wanted_scale))
                 << columns << " columns, " << bits << " bits";
             EXPECT_TRUE(same_bits(zero, wanted_zero)) << columns << " columns, " << bits << " bits";
@@ -95,7 +95,7 @@ TEST_P(KernelTest, RoundScaled) {
           return std::pair{error, sum};
         };
         const auto [error, sum] = round(table_);
-        const auto [wanted_error, wanted_sum] = round(generic());
+        const auto [wanted_error, wanted_sum] = round(baseline());
         EXPECT_TRUE(same_bits(error, wanted_error)) << columns << " columns";
         EXPECT_TRUE(same_bits(sum, wanted_sum)) << columns << " columns";
       }
@@ -110,12 +110,12 @@ TEST_P(KernelTest, QuantizeAndDequantizeRun) {
       for (const float zero : {0.0F, 7.0F, 8.0F, 15.0F}) {
         std::vector<uint8_t> codes(n), wanted(n);
         table_.quantize_run(weight.data(), n, scale, zero, 15, codes.data());
-        generic().quantize_run(weight.data(), n, scale, zero, 15, wanted.data());
+        baseline().quantize_run(weight.data(), n, scale, zero, 15, wanted.data());
         ASSERT_TRUE(same_bits(codes, wanted)) << n << " weights of scale " << scale;
         ASSERT_LE(*std::max_element(codes.begin(), codes.end()), 15);
         std::vector<float> values(n), wanted_values(n);
         table_.dequantize_run(codes.data(), n, scale, zero, values.data());
-        generic().dequantize_run(codes.data(), n, scale, zero, wanted_values.data());
+        baseline().dequantize_run(codes.data(), n, scale, zero, wanted_values.data());
         ASSERT_TRUE(same_bits(values, wanted_values)) << n << " codes of scale " << scale;
       }
     }
@@ -140,7 +140,7 @@ TEST_P(KernelTest, GptqBlock) {
                            .gram_stride = 0,
                            .scratch = nullptr,
                            .columns = columns};
-    generic().fit_group(panel, {15, false, 14}, scale.data(), zero.data());
+    baseline().fit_group(panel, {15, false, 14}, scale.data(), zero.data());
     std::vector<int64_t> column, group;
     for (int64_t k = 0; k < columns; ++k) {
       column.push_back(columns - 1 - k);
@@ -171,7 +171,7 @@ TEST_P(KernelTest, GptqBlock) {
                         .max_code = 15});
       return out;
     };
-    const Output found = solve(table_), wanted = solve(generic());
+    const Output found = solve(table_), wanted = solve(baseline());
     EXPECT_TRUE(same_bits(found.error, wanted.error)) << columns << " columns";
     EXPECT_TRUE(same_bits(found.codes, wanted.codes)) << columns << " columns";
     EXPECT_TRUE(same_bits(found.energy, wanted.energy)) << columns << " columns";
@@ -193,7 +193,7 @@ TEST_P(KernelTest, Dot) {
   for (const int64_t n : {0, 1, 7, 8, 9, 100, 1000}) {
     const std::vector<float> a = draw(values_, n, 8), b = draw(values_, n, 9);
     const std::vector<double> found{table_.dot(a.data(), b.data(), n)};
-    const std::vector<double> wanted{generic().dot(a.data(), b.data(), n)};
+    const std::vector<double> wanted{baseline().dot(a.data(), b.data(), n)};
     EXPECT_TRUE(same_bits(found, wanted)) << n;
     const double expected =
         std::inner_product(a.begin(), a.end(), b.begin(), 0.0, std::plus<>(),
@@ -227,7 +227,7 @@ TEST(Kernels, TiesGoToEven) {
 }
 
 TEST(Kernels, GenericIsTheLastResort) {
-  EXPECT_STREQ(generic().name, "generic");
+  EXPECT_STREQ(baseline().name, "baseline");
   const std::vector<std::string> names = available_isas();
   EXPECT_EQ(std::set<std::string>(names.begin(), names.end()).size(), names.size());
   EXPECT_NE(std::find(names.begin(), names.end(), isa()), names.end());

@@ -71,7 +71,7 @@ def test_the_variable_chooses(results, isa):
 @pytest.mark.parametrize("isa", core.available_isas())
 @pytest.mark.parametrize("bits", [3, 4])
 def test_rounding_is_the_same_bit_for_bit(results, isa, bits):
-    found, wanted = results[isa][bits]["rtn"], results["generic"][bits]["rtn"]
+    found, wanted = results[isa][bits]["rtn"], results["baseline"][bits]["rtn"]
     for one, other in zip(found[:3], wanted[:3], strict=True):
         assert torch.equal(one, other)
     assert found[3] == pytest.approx(wanted[3], rel=1e-5)
@@ -81,7 +81,7 @@ def test_rounding_is_the_same_bit_for_bit(results, isa, bits):
 @pytest.mark.parametrize("isa", core.available_isas())
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_grams_are_nearly_the_same(results, isa, dtype):
-    found, wanted = results[isa][dtype], results["generic"][dtype]
+    found, wanted = results[isa][dtype], results["baseline"][dtype]
     size = wanted.diagonal().sqrt()
     assert ((found - wanted).abs() <= 1e-5 * size[:, None] * size).all()
 
@@ -91,7 +91,7 @@ def test_grams_are_nearly_the_same(results, isa, dtype):
 @pytest.mark.parametrize("bits", [3, 4])
 @pytest.mark.parametrize("mode", ["activation", "running"])
 def test_gptq_is_nearly_the_same(results, isa, bits, mode):
-    found, wanted = results[isa][bits][mode], results["generic"][bits][mode]
+    found, wanted = results[isa][bits][mode], results["baseline"][bits][mode]
     assert share_equal(found[0], wanted[0]) >= 0.999
     assert found[3] == pytest.approx(wanted[3], rel=2e-3)
 
@@ -99,7 +99,7 @@ def test_gptq_is_nearly_the_same(results, isa, bits, mode):
 def test_the_best_is_the_default():
     done = run("import torch; from mlcalib import _core; print(_core.isa())", "")
     assert done.stdout.strip() == core.available_isas()[0]
-    assert core.available_isas()[-1] == "generic"
+    assert core.available_isas()[-1] == "baseline"
 
 
 @pytest.mark.parametrize(

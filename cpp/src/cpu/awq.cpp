@@ -95,7 +95,7 @@ at::Tensor awq_scores_cpu(const AwqProblem& problem) {
   return scores;
 }
 
-const bool installed = awq_scores_stub.install(at::kCPU, &awq_scores_cpu);
+const bool awq_installed = awq_scores_stub.install(at::kCPU, &awq_scores_cpu);
 
 }  // namespace
 }  // namespace mlcalib

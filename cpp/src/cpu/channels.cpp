@@ -49,9 +49,9 @@ void histogram_update_cpu(const at::Tensor& counts, const at::Tensor& unit, cons
   });
 }
 
-const bool installed = moments_update_stub.install(at::kCPU, &moments_update_cpu) &&
-                       range_update_stub.install(at::kCPU, &range_update_cpu) &&
-                       histogram_update_stub.install(at::kCPU, &histogram_update_cpu);
+const bool channels_installed = moments_update_stub.install(at::kCPU, &moments_update_cpu) &&
+                                range_update_stub.install(at::kCPU, &range_update_cpu) &&
+                                histogram_update_stub.install(at::kCPU, &histogram_update_cpu);
 
 }  // namespace
 }  // namespace mlcalib

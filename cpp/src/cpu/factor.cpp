@@ -15,31 +15,31 @@
 namespace mlcalib {
 namespace {
 
-constexpr int64_t kTile = cpu::kRowTile;
-constexpr int64_t kSteps = 256;  // a tile's rows that stay near the first-level cache
+using cpu::kRowTile;
+constexpr int64_t kFactorSteps = 256;  // a tile's rows that stay near the first-level cache
 
 /// A square matrix in tiles of columns, padded with the identity to whole tiles.
 class Tiles {
  public:
   Tiles(const at::Tensor& gram, const std::vector<int64_t>& order, float added)
       : count_(cpu::row_tiles(gram.size(0))),
-        matrix_(at::empty({count_, count_ * kTile, kTile}, at::kFloat)) {
+        matrix_(at::empty({count_, count_ * kRowTile, kRowTile}, at::kFloat)) {
     const int64_t columns = gram.size(0);
-    at::parallel_for(0, columns, kTile, [&](int64_t begin, int64_t end) {
+    at::parallel_for(0, columns, kRowTile, [&](int64_t begin, int64_t end) {
       for (int64_t p = begin; p < end; ++p) {
         const float* from = gram.const_data_ptr<float>() + order[p] * columns;
-        for (int64_t first = p / kTile * kTile; first < columns; first += kTile) {
-          const int64_t count = std::min(kTile, columns - first);
+        for (int64_t first = p / kRowTile * kRowTile; first < columns; first += kRowTile) {
+          const int64_t count = std::min(kRowTile, columns - first);
           float* to = at(p, first);
           for (int64_t q = 0; q < count; ++q) to[q] = from[order[first + q]];
-          std::fill(to + count, to + kTile, 0.0F);
+          std::fill(to + count, to + kRowTile, 0.0F);
         }
         *at(p, p) += added;
       }
     });
-    for (int64_t p = columns; p < count_ * kTile; ++p) {
-      float* to = at(p, columns / kTile * kTile);
-      std::fill(to, to + kTile, 0.0F);
+    for (int64_t p = columns; p < count_ * kRowTile; ++p) {
+      float* to = at(p, columns / kRowTile * kRowTile);
+      std::fill(to, to + kRowTile, 0.0F);
       *at(p, p) = 1;
     }
   }
@@ -48,12 +48,12 @@ class Tiles {
   bool factorize() {
     const cpu::FactorKernels& kernels = *cpu::kernels().factor;
     for (int64_t tile = 0; tile < count_; ++tile) {
-      const int64_t row = tile * kTile;
+      const int64_t row = tile * kRowTile;
       at::parallel_for(tile, count_, 1,
                        [&](int64_t begin, int64_t end) { subtract(tile, begin, end); });
       if (!kernels.factorize(at(row, row))) return false;
       at::parallel_for(tile + 1, count_, 1, [&](int64_t begin, int64_t end) {
-        for (int64_t t = begin; t < end; ++t) kernels.solve(at(row, row), at(row, t * kTile));
+        for (int64_t t = begin; t < end; ++t) kernels.solve(at(row, row), at(row, t * kRowTile));
       });
     }
     return true;
@@ -70,19 +70,19 @@ class Tiles {
 
  private:
   float* at(int64_t row, int64_t column) const {
-    return data_ + (column / kTile * count_ * kTile + row) * kTile + column % kTile;
+    return data_ + (column / kRowTile * count_ * kRowTile + row) * kRowTile + column % kRowTile;
   }
 
   // The rows of `tile` less the products of all rows above, for the columns of tiles [first, last).
   void subtract(int64_t tile, int64_t first, int64_t last) const {
     const cpu::FactorKernels& kernels = *cpu::kernels().factor;
-    const int64_t row = tile * kTile;
-    for (int64_t step = 0; step < row; step += kSteps) {
-      const int64_t steps = std::min(kSteps, row - step);
+    const int64_t row = tile * kRowTile;
+    for (int64_t step = 0; step < row; step += kFactorSteps) {
+      const int64_t steps = std::min(kFactorSteps, row - step);
       for (int64_t t = first; t < last; ++t) {
-        for (int64_t r = 0; r < kTile; r += kernels.rows) {
-          kernels.add_product(at(step, row + r), kTile, at(step, t * kTile), steps, -1,
-                              kernels.rows, at(row + r, t * kTile));
+        for (int64_t r = 0; r < kRowTile; r += kernels.rows) {
+          kernels.add_product(at(step, row + r), kRowTile, at(step, t * kRowTile), steps, -1,
+                              kernels.rows, at(row + r, t * kRowTile));
         }
       }
     }
@@ -102,7 +102,7 @@ Factor factorize_cpu(const at::Tensor& gram, const at::Tensor& visits, double ad
   return {tiles.matrix(), tiles.diagonal(gram.size(0))};
 }
 
-const bool installed = factorize_stub.install(at::kCPU, &factorize_cpu);
+const bool factor_installed = factorize_stub.install(at::kCPU, &factorize_cpu);
 
 }  // namespace
 }  // namespace mlcalib

@@ -17,10 +17,10 @@
 namespace mlcalib {
 namespace {
 
-constexpr int64_t kTile = cpu::kRowTile;
-constexpr int64_t kSteps = 256;  // errors that stay near the first-level cache
+using cpu::kRowTile;
+constexpr int64_t kErrorSteps = 256;  // errors that stay near the first-level cache
 
-/// The state of one solve. Panels are [tile][column][kTile]; errors and the factor have their
+/// The state of one solve. Panels are [tile][column][kRowTile]; errors and the factor have their
 /// columns in the reverse of the order visited: `last` is visited first.
 class Solve {
  public:
@@ -30,11 +30,11 @@ class Solve {
         kernels_(cpu::kernels()),
         rows_(problem.weight.size(0)),
         columns_(problem.weight.size(1)),
-        padded_(cpu::row_tiles(columns_) * kTile),
+        padded_(cpu::row_tiles(columns_) * kRowTile),
         weight_(cpu::to_panel<float>(problem.weight)),
-        error_(at::empty({weight_.size(0), padded_, kTile}, at::kFloat)),
+        error_(at::empty({weight_.size(0), padded_, kRowTile}, at::kFloat)),
         codes_(at::empty(weight_.sizes(), at::kByte)),
-        energy_(at::zeros({weight_.size(0) * kTile}, weight_.options().dtype(at::kDouble))),
+        energy_(at::zeros({weight_.size(0) * kRowTile}, weight_.options().dtype(at::kDouble))),
         square_(at::zeros(energy_.sizes(), energy_.options())),
         columns_of_(columns_),
         groups_of_(problem.group_of.rbegin(), problem.group_of.rend()) {
@@ -44,11 +44,11 @@ class Solve {
     if (problem.grid.scale.defined()) {
       scale_ = cpu::to_panel<float>(problem.grid.scale.contiguous());
       zero_ = cpu::to_panel<uint8_t>(problem.grid.zero.contiguous());
-      const int64_t padding = weight_.size(0) * kTile - rows_;
-      scale_.select(0, -1).narrow(1, kTile - padding, padding).fill_(1);  // it must divide
+      const int64_t padding = weight_.size(0) * kRowTile - rows_;
+      scale_.select(0, -1).narrow(1, kRowTile - padding, padding).fill_(1);  // it must divide
       return;
     }
-    scale_ = at::empty({weight_.size(0), spec_.groups(columns_), kTile}, weight_.options());
+    scale_ = at::empty({weight_.size(0), spec_.groups(columns_), kRowTile}, weight_.options());
     zero_ = at::empty(scale_.sizes(), scale_.options());
     if (problem.options.static_grid) {
       cpu::fit_groups(weight_, error_weights(), spec_, scale_, zero_);
@@ -87,7 +87,7 @@ class Solve {
 
   // R_kj, and of the same tile all columns after it.
   const float* factor(int64_t k, int64_t j) const {
-    return factor_ + (j / kTile * padded_ + k) * kTile + j % kTile;
+    return factor_ + (j / kRowTile * padded_ + k) * kRowTile + j % kRowTile;
   }
 
   // R_kj / R_kk of the columns [first, last), zero where j < k.
@@ -110,7 +110,7 @@ class Solve {
       for (int64_t block = begin; block < end; ++block) {
         const int64_t row = first + block * rows, count = std::min(rows, last - row);
         float* to = packed.data_ptr<float>() + block * steps * rows;
-        for (int64_t j = last; j < padded_; j = (j / kTile + 1) * kTile) {
+        for (int64_t j = last; j < padded_; j = (j / kRowTile + 1) * kRowTile) {
           pack_tile(row, count, j, to + (j - last) * rows);
         }
       }
@@ -120,7 +120,7 @@ class Solve {
 
   // The columns from j on that lie in one tile, of `count` rows; the others are zero.
   void pack_tile(int64_t row, int64_t count, int64_t j, float* to) const {
-    const int64_t rows = kernels_.factor->rows, columns = kTile - j % kTile;
+    const int64_t rows = kernels_.factor->rows, columns = kRowTile - j % kRowTile;
     if (count < rows) std::fill(to, to + columns * rows, 0.0F);
     for (int64_t r = 0; r < count; ++r) {
       const float* from = factor(row + r, j);
@@ -129,17 +129,17 @@ class Solve {
     }
   }
 
-  // out [last − first][kTile] += Σ_j (R_kj / R_kk) D_j of all columns j visited, for one tile.
+  // out [last − first][kRowTile] += Σ_j (R_kj / R_kk) D_j of all columns j visited, for one tile.
   void feed_back(const at::Tensor& packed, int64_t tile, int64_t first, int64_t last,
                  float* out) const {
     const int64_t rows = kernels_.factor->rows, steps = padded_ - last;
     const float* factors = packed.const_data_ptr<float>();
-    const float* errors = error_.const_data_ptr<float>() + (tile * padded_ + last) * kTile;
-    for (int64_t step = 0; step < steps; step += kSteps) {
+    const float* errors = error_.const_data_ptr<float>() + (tile * padded_ + last) * kRowTile;
+    for (int64_t step = 0; step < steps; step += kErrorSteps) {
       for (int64_t k = 0; k < last - first; k += rows) {
-        kernels_.factor->add_product(factors + k * steps + step * rows, rows, errors + step * kTile,
-                                     std::min(kSteps, steps - step), 1,
-                                     std::min(rows, last - first - k), out + k * kTile);
+        kernels_.factor->add_product(factors + k * steps + step * rows, rows,
+                                     errors + step * kRowTile, std::min(kErrorSteps, steps - step),
+                                     1, std::min(rows, last - first - k), out + k * kRowTile);
       }
     }
   }
@@ -154,7 +154,7 @@ class Solve {
   // earlier groups, W_G + R_GG'⁻¹ F, where R' has the unit diagonal.
   void fit_running(int64_t first, int64_t last) {
     const int64_t count = last - first, group = groups_of_[last - 1];
-    at::Tensor held = at::zeros({weight_.size(0), count, kTile}, weight_.options());
+    at::Tensor held = at::zeros({weight_.size(0), count, kRowTile}, weight_.options());
     if (last < columns_) {
       const at::Tensor packed = pack_factor(first, last);
       at::parallel_for(0, weight_.size(0), 1, [&](int64_t begin, int64_t end) {
@@ -176,28 +176,29 @@ class Solve {
     const int64_t count = last - first, groups = scale_.size(1);
     const at::Tensor packed = pack_factor(first, last), own = unit(first, last);
     at::parallel_for(0, weight_.size(0), 1, [&](int64_t begin, int64_t end) {
-      std::vector<float> target(count * kTile);
+      std::vector<float> target(count * kRowTile);
       for (int64_t tile = begin; tile < end; ++tile) {
-        const float* weight = weight_.const_data_ptr<float>() + tile * columns_ * kTile;
+        const float* weight = weight_.const_data_ptr<float>() + tile * columns_ * kRowTile;
         for (int64_t k = 0; k < count; ++k) {
-          const float* column = weight + columns_of_[first + k] * kTile;
-          std::copy(column, column + kTile, target.begin() + k * kTile);
+          const float* column = weight + columns_of_[first + k] * kRowTile;
+          std::copy(column, column + kRowTile, target.begin() + k * kRowTile);
         }
         feed_back(packed, tile, first, last, target.data());
-        kernels_.gptq_block({.weight = weight,
-                             .column = columns_of_.data() + first,
-                             .group = groups_of_.data() + first,
-                             .target = target.data(),
-                             .factor = own.const_data_ptr<float>(),
-                             .diagonal = problem_.factor.diagonal.const_data_ptr<float>() + first,
-                             .scale = scale_.const_data_ptr<float>() + tile * groups * kTile,
-                             .zero = zero_.const_data_ptr<float>() + tile * groups * kTile,
-                             .error = error_.data_ptr<float>() + (tile * padded_ + first) * kTile,
-                             .codes = codes_.data_ptr<uint8_t>() + tile * columns_ * kTile,
-                             .energy = energy_.data_ptr<double>() + tile * kTile,
-                             .square = square_.data_ptr<double>() + tile * kTile,
-                             .columns = count,
-                             .max_code = static_cast<float>(spec_.max_code())});
+        kernels_.gptq_block(
+            {.weight = weight,
+             .column = columns_of_.data() + first,
+             .group = groups_of_.data() + first,
+             .target = target.data(),
+             .factor = own.const_data_ptr<float>(),
+             .diagonal = problem_.factor.diagonal.const_data_ptr<float>() + first,
+             .scale = scale_.const_data_ptr<float>() + tile * groups * kRowTile,
+             .zero = zero_.const_data_ptr<float>() + tile * groups * kRowTile,
+             .error = error_.data_ptr<float>() + (tile * padded_ + first) * kRowTile,
+             .codes = codes_.data_ptr<uint8_t>() + tile * columns_ * kRowTile,
+             .energy = energy_.data_ptr<double>() + tile * kRowTile,
+             .square = square_.data_ptr<double>() + tile * kRowTile,
+             .columns = count,
+             .max_code = static_cast<float>(spec_.max_code())});
       }
     });
   }
@@ -213,7 +214,7 @@ class Solve {
 
 GptqSolution gptq_cpu(const GptqProblem& problem) { return Solve(problem).run(); }
 
-const bool installed = gptq_stub.install(at::kCPU, &gptq_cpu);
+const bool gptq_installed = gptq_stub.install(at::kCPU, &gptq_cpu);
 
 }  // namespace
 }  // namespace mlcalib

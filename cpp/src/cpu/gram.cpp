@@ -14,10 +14,11 @@
 namespace mlcalib {
 namespace {
 
-constexpr int64_t kTile = cpu::kGramTile;
-constexpr int64_t kBlockChannels = 4 * kTile;  // whose packed tokens stay in the second-level cache
+using cpu::kGramTile;
+constexpr int64_t kBlockChannels =
+    4 * kGramTile;  // whose packed tokens stay in the second-level cache
 
-int64_t tiles_of(int64_t channels) { return (channels + kTile - 1) / kTile; }
+int64_t tiles_of(int64_t channels) { return (channels + kGramTile - 1) / kGramTile; }
 
 void add_tokens(const cpu::Activations& x, void* packed, float* sums) {
   const cpu::GramKernels& kernels = *cpu::kernels().gram;
@@ -70,10 +71,10 @@ template <class Run>
 void for_each_tile(int64_t channels, const Run& run) {
   at::parallel_for(0, tiles_of(channels), 1, [&](int64_t begin, int64_t end) {
     for (int64_t j = begin; j < end; ++j) {
-      const int64_t column = j * kTile, columns = std::min(kTile, channels - column);
+      const int64_t column = j * kGramTile, columns = std::min(kGramTile, channels - column);
       for (int64_t i = 0; i <= j; ++i) {
-        run(cpu::gram_tile(i, j), i * kTile, std::min(kTile, channels - i * kTile), column,
-            columns);
+        run(cpu::gram_tile(i, j), i * kGramTile, std::min(kGramTile, channels - i * kGramTile),
+            column, columns);
       }
     }
   });
@@ -86,7 +87,7 @@ at::Tensor gram_pack_cpu(const at::Tensor& gram) {
   float* to = sums.data_ptr<float>();
   for_each_tile(channels, [=](int64_t tile, int64_t row, int64_t rows, int64_t column, int64_t n) {
     for (int64_t r = 0; r < rows; ++r) {
-      std::copy_n(from + (row + r) * channels + column, n, to + tile + r * kTile);
+      std::copy_n(from + (row + r) * channels + column, n, to + tile + r * kGramTile);
     }
   });
   return sums;
@@ -100,14 +101,14 @@ at::Tensor gram_unpack_cpu(const at::Tensor& sums, int64_t channels) {
     const float* source = from + tile;
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t first = row == column ? r : 0;
-      std::copy(source + r * kTile + first, source + r * kTile + n,
+      std::copy(source + r * kGramTile + first, source + r * kGramTile + n,
                 to + (row + r) * channels + column + first);
     }
     // Its mirror image, along the rows that are written.
     for (int64_t c = 0; c < n; ++c) {
       float* line = to + (column + c) * channels + row;
       const int64_t count = row == column ? c : rows;
-      for (int64_t r = 0; r < count; ++r) line[r] = source[r * kTile + c];
+      for (int64_t r = 0; r < count; ++r) line[r] = source[r * kGramTile + c];
     }
   });
   return gram;
@@ -120,14 +121,14 @@ double gram_dot_cpu(const at::Tensor& a, const at::Tensor& b, int64_t channels) 
   const float* right = b.const_data_ptr<float>();
   std::vector<double> sums(tiles_of(channels));
   for_each_tile(channels, [&](int64_t tile, int64_t row, int64_t, int64_t column, int64_t) {
-    double& sum = sums[column / kTile];
+    double& sum = sums[column / kGramTile];
     if (row != column) {
-      sum += 2 * cpu::kernels().dot(left + tile, right + tile, kTile * kTile);
+      sum += 2 * cpu::kernels().dot(left + tile, right + tile, kGramTile * kGramTile);
       return;
     }
-    for (int64_t r = 0; r < kTile; ++r) {
-      const int64_t at = tile + r * (kTile + 1);
-      sum += 2 * cpu::kernels().dot(left + at, right + at, kTile - r) -
+    for (int64_t r = 0; r < kGramTile; ++r) {
+      const int64_t at = tile + r * (kGramTile + 1);
+      sum += 2 * cpu::kernels().dot(left + at, right + at, kGramTile - r) -
              static_cast<double>(left[at]) * static_cast<double>(right[at]);
     }
   });
@@ -147,12 +148,12 @@ double dot_cpu(const at::Tensor& a, const at::Tensor& b) {
   return std::accumulate(sums.begin(), sums.end(), 0.0);
 }
 
-const bool installed = gram_sums_stub.install(at::kCPU, &gram_sums_cpu) &&
-                       gram_update_stub.install(at::kCPU, &gram_update_cpu) &&
-                       gram_pack_stub.install(at::kCPU, &gram_pack_cpu) &&
-                       gram_unpack_stub.install(at::kCPU, &gram_unpack_cpu) &&
-                       gram_dot_stub.install(at::kCPU, &gram_dot_cpu) &&
-                       dot_stub.install(at::kCPU, &dot_cpu);
+const bool gram_installed = gram_sums_stub.install(at::kCPU, &gram_sums_cpu) &&
+                            gram_update_stub.install(at::kCPU, &gram_update_cpu) &&
+                            gram_pack_stub.install(at::kCPU, &gram_pack_cpu) &&
+                            gram_unpack_stub.install(at::kCPU, &gram_unpack_cpu) &&
+                            gram_dot_stub.install(at::kCPU, &gram_dot_cpu) &&
+                            dot_stub.install(at::kCPU, &dot_cpu);
 
 }  // namespace
 }  // namespace mlcalib

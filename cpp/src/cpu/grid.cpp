@@ -119,9 +119,9 @@ at::Tensor dequantize_cpu(const at::Tensor& codes, const Grid& grid) {
   return weight;
 }
 
-const bool installed = fit_grid_stub.install(at::kCPU, &fit_grid_cpu) &&
-                       quantize_stub.install(at::kCPU, &quantize_cpu) &&
-                       dequantize_stub.install(at::kCPU, &dequantize_cpu);
+const bool grid_installed = fit_grid_stub.install(at::kCPU, &fit_grid_cpu) &&
+                            quantize_stub.install(at::kCPU, &quantize_cpu) &&
+                            dequantize_stub.install(at::kCPU, &dequantize_cpu);
 
 }  // namespace
 }  // namespace mlcalib

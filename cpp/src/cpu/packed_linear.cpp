@@ -161,9 +161,9 @@ at::Tensor packed_linear_cpu(const at::Tensor& x, const at::Tensor& packed, int6
   return y;
 }
 
-const bool installed = pack_linear_stub.install(at::kCPU, &pack_linear_cpu) &&
-                       unpack_linear_stub.install(at::kCPU, &unpack_linear_cpu) &&
-                       packed_linear_stub.install(at::kCPU, &packed_linear_cpu);
+const bool packed_linear_installed = pack_linear_stub.install(at::kCPU, &pack_linear_cpu) &&
+                                     unpack_linear_stub.install(at::kCPU, &unpack_linear_cpu) &&
+                                     packed_linear_stub.install(at::kCPU, &packed_linear_cpu);
 
 }  // namespace
 }  // namespace mlcalib

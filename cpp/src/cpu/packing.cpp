@@ -55,7 +55,7 @@ at::Tensor unpack_cpu(const at::Tensor& packed, int64_t bits, int64_t columns) {
   return codes;
 }
 
-const bool installed =
+const bool packing_installed =
     pack_stub.install(at::kCPU, &pack_cpu) && unpack_stub.install(at::kCPU, &unpack_cpu);
 
 }  // namespace

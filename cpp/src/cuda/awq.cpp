@@ -73,7 +73,7 @@ at::Tensor awq_scores_cuda(const AwqProblem& problem) {
   return scores.to(at::kCPU);
 }
 
-const bool installed = awq_scores_stub.install(at::kCUDA, &awq_scores_cuda);
+const bool awq_installed = awq_scores_stub.install(at::kCUDA, &awq_scores_cuda);
 
 }  // namespace
 }  // namespace mlcalib

@@ -53,9 +53,9 @@ void histogram_update_cuda(const at::Tensor& counts, const at::Tensor& unit, con
   });
 }
 
-const bool installed = moments_update_stub.install(at::kCUDA, &moments_update_cuda) &&
-                       range_update_stub.install(at::kCUDA, &range_update_cuda) &&
-                       histogram_update_stub.install(at::kCUDA, &histogram_update_cuda);
+const bool channels_installed = moments_update_stub.install(at::kCUDA, &moments_update_cuda) &&
+                                range_update_stub.install(at::kCUDA, &range_update_cuda) &&
+                                histogram_update_stub.install(at::kCUDA, &histogram_update_cuda);
 
 }  // namespace
 }  // namespace mlcalib

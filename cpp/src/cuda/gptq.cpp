@@ -159,7 +159,7 @@ Factor factorize_cuda(const at::Tensor& gram, const at::Tensor& visits, double a
 
 GptqSolution gptq_cuda(const GptqProblem& problem) { return Solve(problem).run(); }
 
-const bool installed =
+const bool gptq_installed =
     factorize_stub.install(at::kCUDA, &factorize_cuda) && gptq_stub.install(at::kCUDA, &gptq_cuda);
 
 }  // namespace

@@ -70,12 +70,12 @@ double gram_dot_cuda(const at::Tensor& a, const at::Tensor& b, int64_t channels)
   return dot_cuda(gram_unpack_cuda(a, channels), gram_unpack_cuda(b, channels));
 }
 
-const bool installed = gram_sums_stub.install(at::kCUDA, &gram_sums_cuda) &&
-                       gram_update_stub.install(at::kCUDA, &gram_update_cuda) &&
-                       gram_pack_stub.install(at::kCUDA, &gram_pack_cuda) &&
-                       gram_unpack_stub.install(at::kCUDA, &gram_unpack_cuda) &&
-                       gram_dot_stub.install(at::kCUDA, &gram_dot_cuda) &&
-                       dot_stub.install(at::kCUDA, &dot_cuda);
+const bool gram_installed = gram_sums_stub.install(at::kCUDA, &gram_sums_cuda) &&
+                            gram_update_stub.install(at::kCUDA, &gram_update_cuda) &&
+                            gram_pack_stub.install(at::kCUDA, &gram_pack_cuda) &&
+                            gram_unpack_stub.install(at::kCUDA, &gram_unpack_cuda) &&
+                            gram_dot_stub.install(at::kCUDA, &gram_dot_cuda) &&
+                            dot_stub.install(at::kCUDA, &dot_cuda);
 
 }  // namespace
 }  // namespace mlcalib

@@ -84,9 +84,9 @@ at::Tensor dequantize_cuda(const at::Tensor& codes, const Grid& grid) {
   return weight;
 }
 
-const bool installed = fit_grid_stub.install(at::kCUDA, &fit_grid_cuda) &&
-                       quantize_stub.install(at::kCUDA, &quantize_cuda) &&
-                       dequantize_stub.install(at::kCUDA, &dequantize_cuda);
+const bool grid_installed = fit_grid_stub.install(at::kCUDA, &fit_grid_cuda) &&
+                            quantize_stub.install(at::kCUDA, &quantize_cuda) &&
+                            dequantize_stub.install(at::kCUDA, &dequantize_cuda);
 
 }  // namespace
 }  // namespace mlcalib

@@ -28,7 +28,7 @@ at::Tensor unpack_cuda(const at::Tensor& packed, int64_t bits, int64_t columns) 
   return codes;
 }
 
-const bool installed =
+const bool packing_installed =
     pack_stub.install(at::kCUDA, &pack_cuda) && unpack_stub.install(at::kCUDA, &unpack_cuda);
 
 }  // namespace

@@ -15,7 +15,7 @@
 
 namespace mlcalib::cpu {
 
-namespace generic {
+namespace baseline {
 extern const KernelTable table;
 }
 #ifdef MLCALIB_X86
@@ -80,7 +80,7 @@ const std::vector<const KernelTable*>& tables() {
       list.push_back(&avx2::table);
     }
 #endif
-    list.push_back(&generic::table);
+    list.push_back(&baseline::table);
     return list;
   }();
   return found;

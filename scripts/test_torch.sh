@@ -16,9 +16,6 @@ done
 
 echo "== pip install --no-build-isolation ."
 before=$(libraries)
-# Without --upgrade pip leaves alone what satisfies mlcalib, and torch must.
-pip install --no-build-isolation --force-reinstall --no-deps --config-settings=build-dir="$build" \
-  --config-settings=cmake.define.MLCALIB_TESTS=ON --config-settings=cmake.define.MLCALIB_CUDA=OFF .
 pip install --no-build-isolation --config-settings=build-dir="$build" \
   --config-settings=cmake.define.MLCALIB_TESTS=ON --config-settings=cmake.define.MLCALIB_CUDA=OFF .
 [ "$before" = "$(libraries)" ] || { echo "test_torch: installing mlcalib replaced torch" >&2 && exit 1; }

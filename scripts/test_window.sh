@@ -12,8 +12,7 @@ work=$(mktemp -d) && trap 'rm -rf "$work"' EXIT
 {
   requirements torch
   # Of the lock only the tools: what mlcalib runs with is what is tried.
-  requirements core-tests | sed 's/[>=].*//' | grep -xFf - <(sed 's/==.*//' constraints.txt) |
-    sed 's/.*/^&==/' | grep -f - constraints.txt
+  requirements core-tests | sed 's/\([^>]*\)>.*/^\1==/' | grep --file=- constraints.txt
   [ "$edge" = newest ] || requirements oldest
 } >"$work/constraints.txt"
 requirements tests >"$work/requirements.txt"

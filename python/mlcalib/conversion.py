@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from mlcalib import compat
 from mlcalib._core import Grid, GridSpec, QuantizedLinear
 from mlcalib.files import atomic_folder
 from mlcalib.formats import (
@@ -137,9 +138,7 @@ def _convert_file(
     specs: dict[str, GridSpec],
     dtype: torch.dtype,
 ) -> None:
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-
-    config = CONFIG_MAPPING[checkpoint.config["model_type"]].from_dict(checkpoint.config)
+    config = compat.config_from(checkpoint.config)
     tokenizer = load_tokenizer(str(source))
     (architecture,) = config.architectures or ["?"]
     form.check_model(config, architecture, tokenizer)

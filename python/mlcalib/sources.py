@@ -12,6 +12,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from mlcalib import compat
 from mlcalib.layer_names import saved_name
 from mlcalib.models import Adapter, find_adapter
 from mlcalib.models.experts import unfuse
@@ -90,7 +91,7 @@ class StreamedSource(Source):
         adapter = find_adapter(architecture(str(folder)))
         model = skeleton(str(folder), stored_dtype(folder, dtype))
         unfuse(model, adapter)
-        _fill_buffers(model)
+        compat.fill_buffers(model)
         model.config.use_cache = False
         model.config.name_or_path = name
         if model.can_generate() and (folder / "generation_config.json").is_file():
@@ -169,7 +170,7 @@ class StreamedSource(Source):
             for key, _ in module.named_parameters(recurse=False)
         }
         empty = {name: getattr(*owner) for name, owner in owners.items()}
-        tied = self.model.all_tied_weights_keys
+        tied = compat.tied_weights(self.model)
         try:
             loaded = self._read([name for name in owners if name not in tied])
             for name, tensor in loaded.items():
@@ -239,18 +240,6 @@ def copied(block: nn.Module) -> nn.Module:
 
 def outside_names(model: "PreTrainedModel", adapter: Adapter) -> list[str]:
     """Return the tensors outside of blocks that a checkpoint holds: tied ones are left out."""
-    tied = model.all_tied_weights_keys if model.config.tie_word_embeddings else {}
+    tied = compat.tied_weights(model) if model.config.tie_word_embeddings else {}
     blocks = f"{adapter.blocks}."
     return [key for key in model.state_dict() if not key.startswith(blocks) and key not in tied]
-
-
-def _fill_buffers(model: "PreTrainedModel") -> None:
-    """Compute the buffers that no checkpoint holds, as ``from_pretrained`` does."""
-    for module in model.modules():
-        own = dict(module.named_buffers(recurse=False))
-        if any(buffer.is_meta for buffer in own.values()):
-            for key, buffer in own.items():
-                module.register_buffer(
-                    key, torch.empty_like(buffer, device="cpu"), persistent=False
-                )
-            model._init_weights(module)

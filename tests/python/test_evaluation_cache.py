@@ -10,6 +10,7 @@ import torch
 from small_models import tiny_llama
 
 import mlcalib
+from mlcalib import compat
 from mlcalib.evaluation import Cache, scoring, subject
 from mlcalib.evaluation.cache import fingerprint, tensors_sha256
 from mlcalib.results import read_rows
@@ -145,7 +146,7 @@ def test_fidelity_after_perplexity_runs_what_it_needs(folders, tmp_path, scored)
 
 
 def test_what_changes_results_is_noticed(folders, tokenizer, tmp_path, scored):
-    options = {**OPTIONS, "cache": tmp_path / "cache"}
+    options = {**OPTIONS, "dtype": "float32", "cache": tmp_path / "cache"}
 
     def scored_again(**changed):
         mlcalib.evaluate(folders[0], "en", **{**options, **changed})
@@ -192,13 +193,11 @@ def test_other_versions_are_other_results(folders, tmp_path, scored, monkeypatch
 
 
 def test_a_hub_name_is_known_by_its_commit(tmp_path, monkeypatch):
-    commit = "0123456789" * 4
-    path = tmp_path / "snapshots" / commit / "config.json"
-    monkeypatch.setattr("transformers.utils.hub.cached_file", lambda *_: str(path))
+    monkeypatch.setattr(compat, "hub_commit", lambda _: "0123456789" * 4)
     cache = Cache(tmp_path / "cache")
     found = {subject.Subject(name).fingerprint(cache) for name in ("org/a", "org/b", "org/a")}
     assert len(found) == 2
-    monkeypatch.setattr("transformers.utils.hub.cached_file", lambda *_: "elsewhere/config.json")
+    monkeypatch.setattr(compat, "hub_commit", lambda _: None)
     with pytest.raises(ValueError, match="'org/a' comes from the hub without a commit"):
         subject.Subject("org/a").fingerprint(cache)
 

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 import mlcalib
 from mlcalib._core import GridSpec, rtn
+from mlcalib.compat import cache_name
 from mlcalib.formats import formats, save_checkpoint
 from mlcalib.models import find_adapter
 from mlcalib.models.experts import unfuse
@@ -53,8 +54,8 @@ def logits(model):
     whole = model(IDS).logits.float()
     cache, steps = None, []
     for token in IDS[0]:
-        given = model(token.view(1, 1), past_key_values=cache, use_cache=True)
-        cache = given.past_key_values
+        given = model(token.view(1, 1), use_cache=True, **{cache_name(): cache})
+        cache = given[cache_name()]
         steps.append(given.logits.float())
     return whole, torch.cat(steps, 1)
 

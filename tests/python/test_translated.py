@@ -5,9 +5,10 @@ import json
 import pytest
 import torch
 from small_translators import make_m2m100, make_madlad, make_nllb, say_always
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer
 
 import mlcalib
+from mlcalib import compat
 from mlcalib.corpora import _translator, open_corpus
 from mlcalib.corpora._translator import Translator
 from mlcalib.documents import Tally
@@ -203,10 +204,12 @@ def test_the_record_names_the_model(models, text, tokenizer):
 
 def test_a_model_on_the_hub_is_named_by_its_commit(models, monkeypatch):
     translator = Translator("facebook/nllb-200-distilled-600M")
-    monkeypatch.setattr(
-        Translator, "_config", type("Config", (), {"_commit_hash": "c0ffee"}), raising=False
-    )
+    folder, asked = str(models["nllb"]), []
+    monkeypatch.setattr(compat, "hub_commit", lambda name: asked.append(name) or "c0ffee")
+    read = AutoConfig.from_pretrained
+    monkeypatch.setattr(AutoConfig, "from_pretrained", lambda name, revision: read(folder))
     assert translator.version == "facebook/nllb-200-distilled-600M at commit c0ffee"
+    assert asked == ["facebook/nllb-200-distilled-600M"]
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from mlcalib import compat
 from mlcalib.languages import Language
 
 PIECE = 128  # source tokens; the models were trained on sentences
@@ -88,9 +89,7 @@ class Translator:
         Raises:
             ValueError: the model does not know one of the languages.
         """
-        # M2M100's tokenizer keeps its language tokens apart.
-        apart = getattr(self._tokenizer, "lang_token_to_id", {})
-        vocabulary = {**self._tokenizer.get_vocab(), **apart}
+        vocabulary = {**self._tokenizer.get_vocab(), **compat.language_tokens(self._tokenizer)}
         joiner = "" if target.script in _WITHOUT_SPACES else " "
         if prefix := _first(vocabulary, "<2{}>", target):
             return Direction(None, f"{prefix} ", None, joiner)
@@ -185,20 +184,18 @@ class Translator:
         ]
 
     @cached_property
-    def _config(self) -> Any:
+    def _commit(self) -> str | None:
+        """The commit of a model on the hub; None for a folder. Refuses what does not translate."""
         from transformers import AutoConfig
 
-        config = AutoConfig.from_pretrained(self._name)
+        commit = None if Path(self._name).is_dir() else compat.hub_commit(self._name)
+        config = AutoConfig.from_pretrained(self._name, revision=commit)
         if not config.is_encoder_decoder:
             raise ValueError(
                 f"'{self._name}' is a model of type '{config.model_type}', which does not "
                 "translate; give NLLB, M2M100, MADLAD-400 or another of their kind."
             )
-        return config
-
-    @property
-    def _commit(self) -> str | None:
-        return getattr(self._config, "_commit_hash", None)  # a folder has none
+        return commit
 
     @cached_property
     def _tokenizer(self) -> Any:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
+from mlcalib import compat
 from mlcalib.evaluation.cache import Cache, fingerprint, tensors_sha256
 from mlcalib.models.loading import check_source, load_model, load_tokenizer
 from mlcalib.quantized_model import QuantizedModel
@@ -129,15 +130,13 @@ def evaluation_dtype(models: "Sequence[Model]", dtype: str = "auto") -> str:
 
 
 def _commit(name: str) -> str:
-    from transformers.utils.hub import cached_file, extract_commit_hash
-
-    commit = extract_commit_hash(cached_file(name, "config.json"), None)
+    commit = compat.hub_commit(name)
     if commit is None:
         raise ValueError(
             f"'{name}' comes from the hub without a commit, so a cache cannot tell whether it is "
             "the model that was measured before; give a folder, or evaluate without --cache."
         )
-    return str(commit)
+    return commit
 
 
 def _checked(

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mlcalib import compat
 from mlcalib._core import GridSpec
 from mlcalib.optional import optional
 
@@ -154,13 +155,12 @@ def _check_architecture(file: Path, values: dict[str, Any], stored: dict[str, An
 
 
 def _config(file: Path, arch: str, values: dict[str, Any], stored: dict[str, Any]) -> Any:
-    """Return transformers' own reading of a config, with what it (5.23) leaves out."""
+    """Return transformers' own reading of a config, with what it (5.24) leaves out."""
     from transformers import AutoConfig
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
     config.name_or_path = str(file)
-    config.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[arch]]
+    config.architectures = [compat.causal_architecture(arch)]
     heads = config.num_attention_heads
     config.head_dim = values.get(f"{arch}.attention.key_length", config.hidden_size // heads)
     config.tie_word_embeddings = "output.weight" not in stored

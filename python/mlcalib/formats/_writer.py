@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from mlcalib import compat
 from mlcalib._core import GridSpec, QuantizedLinear
 from mlcalib.files import atomic_folder
 from mlcalib.formats.base import Format
@@ -194,7 +195,7 @@ def _tied(model: Any) -> set[str]:
     state = model.state_dict()
     return {
         target
-        for target, source in model.all_tied_weights_keys.items()
+        for target, source in compat.tied_weights(model).items()
         if target in state and state[target].data_ptr() == state[source].data_ptr()
     }
 
@@ -257,7 +258,7 @@ def _tensors(
         raise ValueError(f"the model has no weight for {', '.join(missing)}")
     tied = _tied(model)
     tensors: dict[str, Tensor] = {}
-    shared = tied | {model.all_tied_weights_keys[target] for target in tied}
+    shared = tied | {compat.tied_weights(model)[target] for target in tied}
     for key, value in state.items():
         name = key.removesuffix(".weight")
         if name == key or name not in quantized:

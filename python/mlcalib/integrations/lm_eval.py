@@ -11,8 +11,8 @@ import logging
 from typing import Any
 
 import torch
-from lm_eval.api.registry import model_registry
 
+from mlcalib import compat
 from mlcalib.evaluation import evaluation_dtype
 from mlcalib.evaluation.tasks.model import TaskModel
 from mlcalib.models.loading import load_model, load_tokenizer
@@ -20,7 +20,7 @@ from mlcalib.models.loading import load_model, load_tokenizer
 _log = logging.getLogger(__name__)
 
 # By its place, not as a class: run as a program, this module is there twice.
-model_registry.register("mlcalib", target="mlcalib.integrations.lm_eval:LoadedModel")
+compat.register_harness_model("mlcalib", "mlcalib.integrations.lm_eval:LoadedModel")
 
 
 class LoadedModel(TaskModel):
@@ -65,6 +65,4 @@ class LoadedModel(TaskModel):
 
 
 if __name__ == "__main__":
-    from lm_eval.__main__ import cli_evaluate
-
-    cli_evaluate()
+    compat.harness_command()

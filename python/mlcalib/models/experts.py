@@ -1,11 +1,12 @@
 """Experts as linears of their own; transformers 5 fuses those of a block into two parameters."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from mlcalib import compat
 from mlcalib.models.base import Adapter, Experts
 
 if TYPE_CHECKING:
@@ -58,14 +59,13 @@ class ExpertList(nn.Module):
             NotImplementedError: they are not fused as in transformers' Mixtral.
         """
         super().__init__()
-        gate_up, down = (getattr(fused, name, None) for name in ("gate_up_proj", "down_proj"))
-        if gate_up is None or down is None or gate_up.shape[1] != 2 * down.shape[2]:
+        if (parts := compat.fused_experts(fused)) is None:
             raise NotImplementedError(
                 f"{type(fused).__name__} does not hold gate_up_proj [experts, 2 · intermediate, "
-                "hidden] and down_proj [experts, hidden, intermediate], as in transformers 5.23; "
+                "hidden] and down_proj [experts, hidden, intermediate], as in transformers 5.24; "
                 "this release fuses experts in another way."
             )
-        activation = cast(Callable[[Tensor], Tensor], fused.act_fn)
+        gate_up, down, activation = parts
         for index in range(gate_up.shape[0]):
             expert = Expert(family, gate_up.detach()[index], down.detach()[index], activation)
             self.add_module(str(index), expert)

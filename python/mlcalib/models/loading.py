@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from mlcalib import compat
 from mlcalib.safetensors_files import read_header, validate_folder
 
 if TYPE_CHECKING:
@@ -70,19 +71,18 @@ def architecture(source: str) -> str:
         ValueError: the config names no causal language model.
     """
     from transformers import AutoConfig
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     folder, options = _where(source)
     config = AutoConfig.from_pretrained(folder, **options)
     if config.architectures:
         return str(config.architectures[0])
-    name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
+    name = compat.causal_architecture(config.model_type)
     if name is None:
         raise ValueError(
             f"'{source}' is a model of type '{config.model_type}', which is no causal language "
             "model; mlcalib quantizes models that predict the next token."
         )
-    return str(name)
+    return name
 
 
 def skeleton(source: str, dtype: torch.dtype | None = None) -> "PreTrainedModel":
@@ -172,9 +172,7 @@ def load_model(
         **options,
     )
     if "gguf_file" in options:
-        # The weights are floating point now; what is left in the config would refuse to be saved.
-        del model.config.quantization_config
-        model.hf_quantizer = None
+        compat.forget_quantizer(model)  # the weights are floating point now
     model.config.name_or_path = source  # not the folder of a GGUF file
     model.config.use_cache = False
     return model.eval()

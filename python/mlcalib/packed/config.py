@@ -12,14 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers.quantizers.auto import (
-    AutoHfQuantizer,
-    register_quantization_config,
-    register_quantizer,
-)
-from transformers.quantizers.base import HfQuantizer
+from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from mlcalib import compat
 from mlcalib.errors import named
 from mlcalib.formats import Checkpoint, open_checkpoint
 from mlcalib.models import find_adapter
@@ -76,7 +72,7 @@ def _left_to_transformers(config: Any, section: dict[str, Any], device_map: Any)
         named = place in ("auto", "balanced", "balanced_low_0", "sequential")
         if place != "cpu" and (not named or torch.accelerator.is_available()):
             return f"it goes to {place}, and packed weights run on the CPU"
-    if getattr(config, "distributed_config", None) is not None:
+    if compat.is_distributed(config):
         return "it is distributed"
     groups = section.get("config_groups")
     for group in groups.values() if isinstance(groups, dict) else ():
@@ -140,8 +136,7 @@ class PackedQuantizer(HfQuantizer):  # type: ignore[misc]  # transformers is not
             if section is None:
                 raise
             _log.info("%s is read by transformers after all: %s", model.name_or_path, error)
-            theirs = AutoHfQuantizer.from_config(section, pre_quantized=True)
-            theirs.validate_environment(device_map=named.get("device_map"), weights_only=True)
+            theirs = compat.their_reader(section, named.get("device_map"))
             model.config.quantization_config = theirs.quantization_config
             # from_pretrained goes on with the object that it has.
             self.__class__, self.__dict__ = type(theirs), theirs.__dict__
@@ -170,13 +165,11 @@ class PackedQuantizer(HfQuantizer):  # type: ignore[misc]  # transformers is not
             )
             model.set_submodule(module, packed)
         self._modules = {name: module for module, name in linears.items()}
-        # Not unexpected: they are read below.
         parts = {
             re.escape(tensor.rpartition(".")[2])
             for tensor in self._checkpoint.files.keys() - set(self._checkpoint.others)
         }
-        known = set(model._keys_to_ignore_on_load_unexpected or ())
-        model._keys_to_ignore_on_load_unexpected = known | {rf"\.({'|'.join(sorted(parts))})$"}
+        compat.expect_unread(model, rf"\.({'|'.join(sorted(parts))})$")  # they are read below
 
     def _process_model_after_weight_loading(
         self, model: "PreTrainedModel", **_: Any

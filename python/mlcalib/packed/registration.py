@@ -1,10 +1,9 @@
 """Lets ``from_pretrained`` of transformers keep weights packed, without importing transformers.
 
-transformers (5.20 to 5.23) chooses the reader of a quantized checkpoint in ``get_hf_quantizer`` and
-has no hook in it, so that function is wrapped: as soon as its module is imported, or at once.
+What chooses the reader of a quantized checkpoint is wrapped: as soon as its module is imported, or
+at once.
 """
 
-import functools
 import sys
 from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
@@ -12,14 +11,13 @@ from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
 
-_MODULE = "transformers.quantizers.auto"
-_CALLER = "transformers.modeling_utils"  # has the function by its own name
+from mlcalib import compat
 
 
 def register() -> None:
-    """Wrap ``get_hf_quantizer``, now or when transformers is imported."""
-    if (module := sys.modules.get(_MODULE)) is not None:
-        _wrap(module)
+    """Have checkpoints read by mlcalib, from now on or once transformers is imported."""
+    if compat.READERS in sys.modules:
+        compat.before_reader(_choose)
     else:
         sys.meta_path.insert(0, _Finder())
 
@@ -30,7 +28,7 @@ class _Finder(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname != _MODULE:
+        if fullname != compat.READERS:
             return None
         spec = PathFinder.find_spec(fullname, path, target)
         if spec is None or spec.loader is None:
@@ -40,26 +38,13 @@ class _Finder(MetaPathFinder):
         def exec_module(module: ModuleType) -> None:
             run(module)
             sys.meta_path.remove(self)
-            _wrap(module)
+            compat.before_reader(_choose)
 
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
 
 
-def _wrap(module: ModuleType) -> None:
-    original = module.get_hf_quantizer
+def _choose(config: Any, given: Any, device_map: Any) -> compat.Section | None:
+    from mlcalib.packed.config import packed_section  # imports transformers
 
-    @functools.wraps(original)
-    def get_hf_quantizer(
-        config: Any, quantization_config: Any, device_map: Any, *rest: Any, **named: Any
-    ) -> Any:
-        from mlcalib.packed.config import packed_section
-
-        section = packed_section(config, quantization_config, device_map)
-        if section is not None:
-            config.quantization_config, quantization_config = section, None
-        return original(config, quantization_config, device_map, *rest, **named)
-
-    for user in (module, sys.modules.get(_CALLER)):
-        if getattr(user, "get_hf_quantizer", None) is original:
-            user.get_hf_quantizer = get_hf_quantizer  # type: ignore[union-attr]
+    return packed_section(config, given, device_map)

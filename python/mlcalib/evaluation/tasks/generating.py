@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
-from transformers.cache_utils import Cache, DynamicLayer
+
+from mlcalib import compat
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -48,18 +49,18 @@ def generate(
     prompt = ids.shape[1]
     found = torch.full((len(ids), max_length), tokenizer.pad_token_id, device=ids.device)
     rows = torch.arange(len(ids), device=ids.device)
-    cache = Cache(layer_class_to_replicate=_RoomyLayer)
+    cache = compat.cache_of(_RoomyLayer)
     while len(rows):
         ended = _Ended(model, tokenizer, stop, prompt, len(ids))
         ids = model.generate(
             input_ids=ids,
             attention_mask=mask,
-            past_key_values=cache,
             max_length=max_length,
             stopping_criteria=StoppingCriteriaList([ended]),
             pad_token_id=tokenizer.pad_token_id,
             use_cache=True,
             do_sample=False,
+            **{compat.cache_name(): cache},
         )
         found[rows, : ids.shape[1]] = ids
         if ids.shape[1] >= max_length:
@@ -71,7 +72,7 @@ def generate(
     return found
 
 
-class _RoomyLayer(DynamicLayer):  # type: ignore[misc]  # transformers' own is not typed
+class _RoomyLayer(compat.cache_layer()):  # type: ignore[misc]  # transformers' own is not typed
     """A layer's cache with room for tokens to come: a token is written, and not all copied."""
 
     _room: tuple[Tensor, Tensor] | None = None  # keys and values, longer than what is held

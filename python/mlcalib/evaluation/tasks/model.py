@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm.auto import tqdm
 
+from mlcalib import compat
 from mlcalib.evaluation.tasks.generating import generate
 from mlcalib.evaluation.tasks.prefixes import Group, Tokens, batches, group
 from mlcalib.models import find_adapter
@@ -170,7 +171,7 @@ class TaskModel(HFLM):  # type: ignore[misc]  # lm_eval has no types
             logits_to_keep=prefix.shape[1] - first,
         )
         none: Iterator[_Read] = iter(())
-        rests = self._rests(batch, starts, out.past_key_values) if shared else none
+        rests = self._rests(batch, starts, out[compat.cache_name()]) if shared else none
         read = self._read(out.logits)
         for row, (each, start) in enumerate(zip(batch, starts, strict=True)):
             head = read.part(row, start - first, len(each.prefix) - first)
@@ -206,9 +207,9 @@ class TaskModel(HFLM):  # type: ignore[misc]  # lm_eval has no types
             input_ids=ids,
             attention_mask=mask,
             position_ids=lengths[:, None] + torch.arange(ids.shape[1], device=self.device),
-            past_key_values=cache,
             use_cache=True,
             logits_to_keep=ids.shape[1] - first,
+            **{compat.cache_name(): cache},
         )
         read = self._read(out.logits)
         for row, (rest, skipped) in enumerate(zip(rests, after, strict=True)):

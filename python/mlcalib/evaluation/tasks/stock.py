@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from mlcalib import compat
 from mlcalib.evaluation.tasks.catalogue import Task
 from mlcalib.evaluation.tasks.data import local_file, missing_file, read_rows
 from mlcalib.languages import Language
@@ -88,21 +89,10 @@ def run_stock(
         FileNotFoundError: a file is missing in ``data``.
         ValueError: a file is not what the task reads.
     """
-    import lm_eval
-    from lm_eval.tasks import TaskManager
-
     with TemporaryDirectory() as folder, _quiet():
         names = [_write(Path(folder), task, data) for task in tasks]
         flat = [name for each in names for name in each]
-        manager = TaskManager(include_path=folder, include_defaults=False)
-        found = lm_eval.evaluate(
-            lm=lm,
-            task_dict=manager.load(flat),
-            limit=limit,
-            bootstrap_iters=0,
-            log_samples=True,
-        )
-    samples = found["samples"]
+        samples = compat.run_task_files(lm, folder, flat, limit)
     return [[sample for name in each for sample in samples[name]] for each in names]
 
 
@@ -133,12 +123,9 @@ def _write(folder: Path, stock: StockTask, data: Path | None) -> list[str]:
 
 def _splits(file: Path) -> dict[str, str | None]:
     """Return which splits a task file of lm-eval names."""
-    from lm_eval.tasks import TaskManager
-
     with TemporaryDirectory() as alone:
         (Path(alone) / "task.yaml").write_text(yaml.safe_dump({"include": str(file)}))
-        index = TaskManager(include_path=alone, include_defaults=False).task_index
-    config = next(entry.cfg for entry in index.values() if entry.cfg)
+        config = compat.read_task_file(alone)
     return {key: config.get(key) for key in _SPLITS}
 
 
@@ -184,17 +171,13 @@ def _with_rows(stock: StockTask, given: Sequence[str], path: Path) -> list[Path]
 def _quiet() -> Iterator[None]:
     """Keep the harness and ``datasets`` from telling each of the many small things they do."""
     import datasets
-    from lm_eval.api import task
 
     bars = datasets.is_progress_bar_enabled()
-    tqdm = task.tqdm
-    task.tqdm = lambda items, **_: items  # a bar for each language, of milliseconds
     datasets.disable_progress_bars()
     try:
-        with quiet_harness():
+        with compat.no_task_bars(), quiet_harness():
             yield
     finally:
-        task.tqdm = tqdm
         if bars:
             datasets.enable_progress_bars()
 

@@ -1,0 +1,255 @@
+"""All that mlcalib uses of other libraries and they do not promise to keep, in one place.
+
+Tried with transformers 5.17, 5.20, 5.23 and 5.24, lm_eval 0.4.13 and datasets 4.8 to 5.2. Where a
+new release of one of them breaks mlcalib, this is the file to repair; a comment in each function
+says what in it is not public.
+
+Three classes of mlcalib also override what their bases do inside, and say so: ``_RoomyLayer`` in
+``evaluation.tasks.generating`` (the cache of a layer), ``TaskModel`` in ``evaluation.tasks.model``
+(lm_eval's ``hf``) and ``PackedQuantizer`` in ``packed.config`` (a reader of checkpoints). What the
+modules of a model family are called stands in its adapter, in ``mlcalib.models``.
+
+Importing this imports none of the libraries: functions do, when they are called.
+"""
+
+import functools
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+READERS = "transformers.quantizers.auto"
+"""The module that chooses the reader of a quantized checkpoint."""
+_READERS_USER = "transformers.modeling_utils"  # took the function when it was imported
+
+Section = dict[str, Any]
+"""The ``quantization_config`` of a config.json."""
+
+
+def causal_architecture(model_type: str) -> str | None:
+    """Return the class of a type of causal language models; None for another type."""
+    # The table behind AutoModelForCausalLM; public is only that class.
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    name: str | None = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type)
+    return name
+
+
+def config_from(content: Mapping[str, Any]) -> Any:
+    """Return the config that the content of a config.json describes."""
+    # The table behind AutoConfig, which reads files only; undocumented.
+    from transformers import CONFIG_MAPPING
+
+    return CONFIG_MAPPING[content["model_type"]].from_dict(dict(content))
+
+
+def hub_commit(name: str) -> str | None:
+    """Return the commit of the hub that a model's config comes from; None where there is none.
+
+    Args:
+        name: a model's name on the hub, of which a config.json is fetched, or a folder.
+
+    Raises:
+        OSError: there is no such model, or it cannot be reached.
+    """
+    # Both undocumented; a config knew its commit (_commit_hash) only before 5.20.
+    from transformers.utils.hub import cached_file, extract_commit_hash
+
+    commit: str | None = extract_commit_hash(cached_file(name, "config.json"), None)
+    return commit
+
+
+def tied_weights(model: "PreTrainedModel") -> Mapping[str, str]:
+    """Return name of a weight that may be tied → the one it is tied to."""
+    # An undocumented attribute.
+    tied: Mapping[str, str] = model.all_tied_weights_keys
+    return tied
+
+
+def fill_buffers(model: "PreTrainedModel") -> None:
+    """Compute the buffers that no checkpoint holds, as ``from_pretrained`` does."""
+    for module in model.modules():
+        own = dict(module.named_buffers(recurse=False))
+        if any(buffer.is_meta for buffer in own.values()):
+            for key, buffer in own.items():
+                module.register_buffer(
+                    key, torch.empty_like(buffer, device="cpu"), persistent=False
+                )
+            # Private; what from_pretrained calls for a module that was not loaded.
+            model._init_weights(module)
+
+
+def forget_quantizer(model: "PreTrainedModel") -> None:
+    """Let a model whose weights were dequantized be saved as any other."""
+    # Undocumented: the config keeps what the file was, and the model its reader.
+    del model.config.quantization_config
+    model.hf_quantizer = None
+
+
+def fused_experts(module: nn.Module) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]] | None:
+    """Return what transformers 5 keeps of all experts of a block; None where it is kept otherwise.
+
+    Returns:
+        gate_up_proj [experts, 2 · intermediate, hidden], down_proj [experts, hidden, intermediate],
+        and the activation.
+    """
+    # Names and layout are those of the models' code.
+    names = ("gate_up_proj", "down_proj", "act_fn")
+    gate_up, down, activation = (getattr(module, name, None) for name in names)
+    if not (isinstance(gate_up, Tensor) and isinstance(down, Tensor) and callable(activation)):
+        return None
+    return (gate_up, down, activation) if gate_up.shape[1] == 2 * down.shape[2] else None
+
+
+def language_tokens(tokenizer: "PreTrainedTokenizerBase") -> Mapping[str, int]:
+    """Return the language tokens that a tokenizer keeps apart from its vocabulary, as M2M100's."""
+    # An undocumented attribute of that tokenizer.
+    tokens: Mapping[str, int] = getattr(tokenizer, "lang_token_to_id", {})
+    return tokens
+
+
+def cache_name() -> str:
+    """Return what models call their cache, as an argument and in their output."""
+    from transformers.modeling_outputs import CausalLMOutputWithPast
+
+    # Renamed in 5.24, where the other name is deprecated.
+    renamed = "cache" in CausalLMOutputWithPast.__dataclass_fields__
+    return "cache" if renamed else "past_key_values"
+
+
+def cache_of(layer: type) -> Any:
+    """Return an empty cache that keeps what each layer of a model attends to in a ``layer``."""
+    from transformers import Cache
+
+    # An argument that only transformers' own caches give.
+    return Cache(layer_class_to_replicate=layer)
+
+
+def cache_layer() -> type:
+    """Return the class that keeps all of a layer's keys and values; a base for others.
+
+    It has ``keys`` and ``values`` [rows, heads, tokens, channels], ``get_seq_length()``,
+    ``lazy_initialization(keys, values)`` before the first of them, ``update(keys, values, …)``,
+    which takes more and returns all, and ``batch_select_indices(rows)``.
+    """
+    # Undocumented but for its name.
+    from transformers import DynamicLayer
+
+    layer: type = DynamicLayer
+    return layer
+
+
+def before_reader(choose: Callable[[Any, Any, Any], Section | None]) -> None:
+    """Ask ``choose`` which section a quantized checkpoint is read by; READERS is imported.
+
+    Args:
+        choose: called with the model's config, the ``quantization_config`` that ``from_pretrained``
+            was given, or None, and the device map. Returns None to leave all as it is.
+    """
+    # Private: from_pretrained calls it before anything is loaded, and there is no hook in it.
+    module = sys.modules[READERS]
+    original = module.get_hf_quantizer
+
+    @functools.wraps(original)
+    def get_hf_quantizer(
+        config: Any, quantization_config: Any, device_map: Any, *rest: Any, **named: Any
+    ) -> Any:
+        section = choose(config, quantization_config, device_map)
+        if section is not None:
+            config.quantization_config, quantization_config = section, None
+        return original(config, quantization_config, device_map, *rest, **named)
+
+    for user in (module, sys.modules.get(_READERS_USER)):
+        if getattr(user, "get_hf_quantizer", None) is original:
+            user.get_hf_quantizer = get_hf_quantizer  # type: ignore[union-attr]
+
+
+def their_reader(section: Section, device_map: Any) -> Any:
+    """Return the reader that transformers has for a quantized checkpoint."""
+    # As get_hf_quantizer makes it, which is private.
+    from transformers.quantizers import AutoHfQuantizer
+
+    reader = AutoHfQuantizer.from_config(section, pre_quantized=True)
+    reader.validate_environment(device_map=device_map, weights_only=True)
+    return reader
+
+
+def is_distributed(config: Any) -> bool:
+    """Return whether ``from_pretrained`` was asked to spread the model over several devices."""
+    # Undocumented: it keeps the request in the config.
+    return getattr(config, "distributed_config", None) is not None
+
+
+def expect_unread(model: "PreTrainedModel", names: str) -> None:
+    """Let no warning be given of tensors (a regular expression) that the model has no place for."""
+    # Private.
+    known = set(model._keys_to_ignore_on_load_unexpected or ())
+    model._keys_to_ignore_on_load_unexpected = known | {names}
+
+
+def register_harness_model(name: str, target: str) -> None:
+    """Let lm_eval know a model by a name.
+
+    Args:
+        name: of the model.
+        target: its class, ``MODULE:CLASS``, which is imported when it is asked for.
+    """
+    # Documented is only the decorator of a class that is imported already.
+    from lm_eval.api.registry import model_registry
+
+    model_registry.register(name, target=target)
+
+
+def harness_command() -> None:
+    """Run lm_eval's command."""
+    # What its script calls.
+    from lm_eval.__main__ import cli_evaluate
+
+    cli_evaluate()
+
+
+def read_task_file(folder: str | Path) -> dict[str, Any]:
+    """Return what the one task file in a folder says, with all that it includes."""
+    from lm_eval.tasks import TaskManager
+
+    # Entries of the index are undocumented.
+    index = TaskManager(include_path=str(folder), include_defaults=False).task_index
+    content: dict[str, Any] = next(entry.cfg for entry in index.values() if entry.cfg)
+    return content
+
+
+def run_task_files(
+    lm: Any, folder: str | Path, names: Sequence[str], limit: int | None
+) -> dict[str, list[dict[str, Any]]]:
+    """Run tasks whose files are in a folder; return of each what lm_eval records per item."""
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(include_path=str(folder), include_defaults=False)
+    # Both undocumented: loading by names alone, and what evaluate takes and gives.
+    found = lm_eval.evaluate(
+        lm=lm, task_dict=manager.load(list(names)), limit=limit, bootstrap_iters=0, log_samples=True
+    )
+    samples: dict[str, list[dict[str, Any]]] = found["samples"]
+    return samples
+
+
+@contextmanager
+def no_task_bars() -> Iterator[None]:
+    """Keep lm_eval from showing a bar of milliseconds for each task that it prepares."""
+    from lm_eval.api import task
+
+    # It asks nobody whether to show one.
+    tqdm = task.tqdm
+    task.tqdm = lambda items, **_: items
+    try:
+        yield
+    finally:
+        task.tqdm = tqdm

@@ -180,7 +180,7 @@ def test_evaluation_puts_its_results_beside_float(run, folder, checkpoint, tmp_p
     card = checkpoint / "README.md"
     card.write_text(card.read_text() + "\nWritten by hand.\n")
     before = card.read_text()
-    options = ["--languages", "en,sw", "--seq-len", 32, "--card"]
+    options = ["--languages", "en,sw", "--seq-len", 32, "--dtype", "float32", "--card"]
     code, out, err = run("evaluate", folder, checkpoint, "--tokens", 64, *options)
     assert code == 0, err
     assert f"written to {checkpoint}/README.md" in out

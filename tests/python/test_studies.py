@@ -445,7 +445,7 @@ def test_fidelity_is_that_of_evaluate(spec, model, text, tmp_path, forwards):
     folders = [tmp_path / "tiny" / "checkpoints" / name for name in names if name != "float"]
     rows = mlcalib.evaluate(
         [model, *folders], "en,sw", f"files:{text}", tokens=100, seq_len=32, fidelity=True,
-        progress=False,
+        dtype="float32", progress=False,
     )  # fmt: skip
     for folder in folders:
         measured = {

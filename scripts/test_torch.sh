@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # test_torch.sh PYTHON VERSION VENV: builds mlcalib against that torch, as `pip install
 # --no-build-isolation .` does, and runs the core's tests in C++ and in $CORE_TESTS. torch comes from pip's
-# index: of most versions a CUDA build of gigabytes. The CUDA backend is not built (MLCALIB_CUDA=OFF).
+# index: of most versions a CUDA build of gigabytes. $MLCALIB_CUDA=ON builds the CUDA backend too.
 set -euo pipefail
 python=$1 version=$2 venv=$3 build=build/torch-$2
 pip() { "$venv/bin/python" -m pip --disable-pip-version-check --quiet "$@"; }
@@ -17,7 +17,7 @@ done
 echo "== pip install --no-build-isolation ."
 before=$(libraries)
 pip install --no-build-isolation --config-settings=build-dir="$build" \
-  --config-settings=cmake.define.MLCALIB_TESTS=ON --config-settings=cmake.define.MLCALIB_CUDA=OFF .
+  --config-settings=cmake.define.MLCALIB_TESTS=ON --config-settings=cmake.define.MLCALIB_CUDA="${MLCALIB_CUDA:-OFF}" .
 [ "$before" = "$(libraries)" ] || { echo "test_torch: installing mlcalib replaced torch" >&2 && exit 1; }
 echo "torch's $(wc -l <<<"$before") libraries are the same files, by inode, time and size"
 

@@ -246,7 +246,8 @@ def _save_config(model: Any, section: dict[str, Any] | None, folder: Path) -> No
     config.architectures = [type(model).__name__]
     config.save_pretrained(folder)
     if model.can_generate():
-        copy.deepcopy(model.generation_config).save_pretrained(folder)
+        # Not save_pretrained: some releases of transformers refuse what published models have.
+        model.generation_config.to_json_file(folder / "generation_config.json")
 
 
 def _tensors(

@@ -18,14 +18,14 @@ import torch
 
 import mlcalib
 from mlcalib._core import losses
-from mlcalib.flow import Flow
+from mlcalib.common.stopwatch import Stopwatch
 from mlcalib.languages import language_set
 from mlcalib.models import find_adapter
 from mlcalib.models.loading import find_smollm2, load_model, load_tokenizer
+from mlcalib.quantization.propagation import Flow
+from mlcalib.quantization.solve import longest
 from mlcalib.quantizers import quantizers
-from mlcalib.solving import longest
 from mlcalib.statistics import mix
-from mlcalib.stopwatch import Stopwatch
 
 SET = Path(__file__).with_suffix(".yaml")
 BLOCKS = 2

@@ -34,13 +34,13 @@ def _register() -> None:
     try:
         from lm_eval.api.registry import model_registry
 
-        model_registry.register("mlcalib", target="mlcalib.integrations.lm_eval:LoadedModel")
+        model_registry.register("mlcalib", target="mlcalib.evaluation.lm_eval:LoadedModel")
     except Exception as error:  # whatever another release does, it works as without mlcalib
         import warnings
 
         warnings.warn(
             f"this lm-eval does not take the model mlcalib ({error!r}); "
-            "python -m mlcalib.integrations.lm_eval may still know it.",
+            "python -m mlcalib.evaluation.lm_eval may still know it.",
             stacklevel=2,
         )
 

@@ -2,8 +2,8 @@
 
     .venv/bin/python scripts/lock.py
 
-pip resolves all groups of pyproject.toml to the newest versions that they admit, beside the torch that
-is developed with; nothing is installed. Run it with Python 3.11, as `make lock` does.
+pip resolves all groups of pyproject.toml to the newest versions that they admit, beside the torch
+that is developed with; nothing is installed. Run it with Python 3.11, as `make lock` does.
 """
 
 import json

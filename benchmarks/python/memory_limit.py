@@ -21,8 +21,8 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, LlamaConfig
 
+from mlcalib.common.safetensors_write import Piece, tensor_piece, write_checkpoint_files
 from mlcalib.models.loading import find_smollm2, load_tokenizer, skeleton
-from mlcalib.safetensors_writing import Piece, tensor_piece, write_checkpoint_files
 
 SHAPE = {
     "hidden_size": 3072,

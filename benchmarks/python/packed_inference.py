@@ -147,8 +147,9 @@ def prepare(folder: Path) -> dict[str, str]:
     import torch
 
     from mlcalib._core import GridSpec, rtn
-    from mlcalib.demo import find_smollm2
-    from mlcalib.formats import formats, save_checkpoint
+    from mlcalib.checkpoints import save_checkpoint
+    from mlcalib.cli.demo import find_smollm2
+    from mlcalib.formats import formats
     from mlcalib.models.loading import load_model, load_tokenizer
 
     source = str(find_smollm2())

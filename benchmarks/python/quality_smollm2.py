@@ -33,7 +33,7 @@ from mlcalib.models.loading import find_smollm2, load_model, load_tokenizer
 from mlcalib.quantizers.awq import Awq
 from mlcalib.quantizers.base import ChannelScales
 from mlcalib.report import markdown, metric_table, rise_table
-from mlcalib.results import Row, write_rows
+from mlcalib.results.rows import Row, write_rows
 
 TOKENS, SEQ_LEN, SCORED = 40_960, 512, 3_072
 VARIANTS = [

@@ -26,9 +26,9 @@ import torch
 import yaml
 
 from mlcalib import _core
+from mlcalib.common.safetensors_read import fingerprint
 from mlcalib.languages import language_set
 from mlcalib.models.loading import find_smollm2, load_model, load_tokenizer
-from mlcalib.safetensors_files import fingerprint
 from mlcalib.studies import read_study, settings_of, variants_of
 
 MLCALIB = str(Path(sys.executable).with_name("mlcalib"))

@@ -17,14 +17,14 @@ from pathlib import Path
 import torch
 from lm_eval.models.huggingface import HFLM
 
-from mlcalib.demo import find_smollm2
+from mlcalib.checkpoints.packed.linear import PackedLinear
+from mlcalib.cli.demo import find_smollm2
 from mlcalib.evaluation.tasks.catalogue import find_task
 from mlcalib.evaluation.tasks.data import local_file
 from mlcalib.evaluation.tasks.model import TaskModel
 from mlcalib.evaluation.tasks.stock import quiet_harness, run_stock, stock_task
 from mlcalib.languages import languages
 from mlcalib.models.loading import load_model, load_tokenizer
-from mlcalib.packed.linear import PackedLinear
 
 TOLERANCE = 1e-3
 XNLI = ("en", "fr", "sw", "zh")

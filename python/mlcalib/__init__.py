@@ -34,23 +34,23 @@ def _check_torch(built: str, found: str) -> None:
 _check_torch(TORCH_VERSION, torch.__version__)
 
 from mlcalib._core import build_info  # noqa: E402 - only after the check
-from mlcalib.api import calibration  # noqa: E402
 from mlcalib.calibration_sets import CalibrationSet  # noqa: E402
-from mlcalib.checking import check  # noqa: E402
-from mlcalib.checkpoints import quantize_checkpoint  # noqa: E402
-from mlcalib.conversion import convert  # noqa: E402
+from mlcalib.calibration_sets.calibrate import calibration  # noqa: E402
+from mlcalib.checkpoints.check import check  # noqa: E402
+from mlcalib.checkpoints.convert import convert  # noqa: E402
+from mlcalib.checkpoints.imatrix_file import ImportanceFile  # noqa: E402
+from mlcalib.checkpoints.packed import load  # noqa: E402
+from mlcalib.checkpoints.packed.registration import register as _register  # noqa: E402
 from mlcalib.evaluation import evaluate  # noqa: E402
-from mlcalib.importance import ImportanceMatrix, imatrix  # noqa: E402
-from mlcalib.importance_files import ImportanceFile  # noqa: E402
 from mlcalib.languages import LanguageSet  # noqa: E402
-from mlcalib.packed import load  # noqa: E402
-from mlcalib.packed.registration import register as _register  # noqa: E402
-from mlcalib.pipeline import quantize  # noqa: E402
-from mlcalib.quantized_model import QuantizedModel  # noqa: E402
+from mlcalib.quantization.imatrix import ImportanceMatrix, imatrix  # noqa: E402
+from mlcalib.quantization.quantize import quantize  # noqa: E402
+from mlcalib.quantization.quantize_checkpoint import quantize_checkpoint  # noqa: E402
+from mlcalib.quantization.quantized_model import QuantizedModel  # noqa: E402
 from mlcalib.studies import study  # noqa: E402
 
 if TYPE_CHECKING:
-    from mlcalib.packed.config import PackedConfig
+    from mlcalib.checkpoints.packed.config import PackedConfig
 
 __version__ = build_info()["version"]
 _register()
@@ -78,7 +78,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Import ``PackedConfig``, a class of transformers', when it is asked for."""
     if name == "PackedConfig":
-        from mlcalib.packed.config import PackedConfig
+        from mlcalib.checkpoints.packed.config import PackedConfig
 
         return PackedConfig
     raise AttributeError(f"module 'mlcalib' has no attribute '{name}'")

@@ -16,8 +16,9 @@ from typing import Any
 import torch
 
 from mlcalib._core import GridSpec, rtn
-from mlcalib.demo import find_smollm2
-from mlcalib.formats import formats, save_checkpoint
+from mlcalib.checkpoints import save_checkpoint
+from mlcalib.cli.demo import find_smollm2
+from mlcalib.formats import formats
 from mlcalib.models.loading import load_model, load_tokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests/python"))

@@ -2,7 +2,7 @@
 
 import math
 
-from mlcalib.results import ItemScores, Results, Row
+from mlcalib.results.rows import ItemScores, Results, Row
 
 FLOAT, GPTQ = ("m", "float", "none"), ("out/q", "gptq", "en")
 # task, language → items, right by the float model, lost by the quantized one, gained by it

@@ -8,7 +8,7 @@ from foreign_reader import from_transformers
 from small_models import ARCHITECTURES, tiny_model
 
 import mlcalib
-from mlcalib.formats import load_quantized
+from mlcalib.checkpoints import load_quantized
 
 IDS = torch.arange(48)[None] * 7 % 128
 TEXT = {

@@ -6,10 +6,7 @@ from hypothesis import strategies as st
 from small_tokenizer import make_tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from mlcalib.calibration_sets import (
-    build,
-    from_ids,
-)
+from mlcalib.calibration_sets import build, from_ids
 from mlcalib.languages import LanguageSet, language_set
 
 EN = [f"The market number {i} opens before sunrise, {'and again ' * (i % 5)}." for i in range(40)]

@@ -6,8 +6,7 @@ import pytest
 from small_tokenizer import make_tokenizer
 
 import mlcalib
-from mlcalib.corpora import open_corpus
-from mlcalib.documents import Tally
+from mlcalib.corpora import Tally, open_corpus
 
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"

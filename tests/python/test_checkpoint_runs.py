@@ -15,7 +15,7 @@ from small_models import ARCHITECTURES, tiny_llama, tiny_model
 from small_text import IDS
 
 import mlcalib
-from mlcalib.parts import Parts
+from mlcalib.quantization.block_files import Parts
 
 
 @pytest.fixture
@@ -152,7 +152,9 @@ def touch(path):
 def test_changed_inputs_are_named(message, saved, calibration, tmp_path, monkeypatch):
     source = saved(tiny_llama(vocabulary=384))
     given = {"calibration": calibration, "group_size": 32, "progress": False}
-    monkeypatch.setattr("mlcalib.checkpoints.finish", lambda *_: (_ for _ in ()).throw(Killed))
+    monkeypatch.setattr(
+        "mlcalib.quantization.quantize_checkpoint.finish", lambda *_: (_ for _ in ()).throw(Killed)
+    )
     with pytest.raises(Killed):
         mlcalib.quantize_checkpoint(source, tmp_path / "out", **given)
     monkeypatch.undo()
@@ -161,7 +163,7 @@ def test_changed_inputs_are_named(message, saved, calibration, tmp_path, monkeyp
 
 
 def test_two_at_once_are_refused(saved, calibration, tmp_path):
-    from mlcalib.files import locked
+    from mlcalib.common.files import locked
 
     source = saved(tiny_llama(vocabulary=384))
     with (
@@ -179,7 +181,7 @@ def test_a_full_disk_loses_nothing(saved, calibration, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mlcalib.safetensors_writing._copy", full)
+    monkeypatch.setattr("mlcalib.common.safetensors_write._copy", full)
     with pytest.raises(OSError, match=r"cannot write .*layers\.0\.safetensors: No space left"):
         mlcalib.quantize_checkpoint(source, tmp_path / "b", calibration, **options)
     assert not list(tmp_path.rglob("*.partial*"))
@@ -225,7 +227,7 @@ def test_killed_processes_leave_the_same_bytes(saved, tmp_path):
 
 def test_buffers_are_those_of_transformers(saved):
     from mlcalib.models.loading import load_model
-    from mlcalib.sources import open_source
+    from mlcalib.quantization.source import open_source
 
     for family in ARCHITECTURES:
         folder = saved(tiny_model(family, dtype=torch.bfloat16, vocabulary=384), family)

@@ -11,8 +11,9 @@ from small_models import tiny_llama
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from mlcalib._core import GridSpec, rtn
-from mlcalib.formats import formats, load_quantized, save_checkpoint
-from mlcalib.safetensors_files import validate_folder
+from mlcalib.checkpoints import load_quantized, save_checkpoint
+from mlcalib.common.safetensors_read import validate_folder
+from mlcalib.formats import formats
 
 IDS = torch.arange(40)[None] * 3 % 128
 
@@ -193,7 +194,7 @@ def test_a_model_loaded_from_gguf_is_saved(save, small, name):
 
 
 def test_a_failure_while_writing_leaves_nothing(save, small, tmp_path, monkeypatch):
-    from mlcalib import safetensors_writing
+    from mlcalib.common import safetensors_write as safetensors_writing
 
     written = []
     write = safetensors_writing.write_safetensors

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 import mlcalib
 from mlcalib.cli import COMMANDS, app, main
 from mlcalib.languages import languages
-from mlcalib.results import read_results, read_rows
+from mlcalib.results.rows import read_results, read_rows
 
 TEN = ["en", "fr", "sw", "zh", "xh", "st", "zu", "yo", "ig", "ha"]
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 from small_models import tiny_llama
 
-from mlcalib import compat
+from mlcalib.common import compat
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -24,7 +24,7 @@ def run(program, **environment):
 
 
 def test_nothing_is_imported_before_it_is_needed():
-    program = "import sys, mlcalib.compat; print(*sys.modules)"
+    program = "import sys, mlcalib.common.compat; print(*sys.modules)"
     assert not {"transformers", "lm_eval", "datasets", "huggingface_hub"} & {*run(program)}
 
 
@@ -38,7 +38,7 @@ def test_a_model_of_the_hub_has_a_commit_and_a_folder_has_none(tmp_path):
     (snapshot / "config.json").write_text(json.dumps({"model_type": "llama"}))
     (tmp_path / "config.json").write_text("{}")
     program = (
-        "from mlcalib.compat import hub_commit\n"
+        "from mlcalib.common.compat import hub_commit\n"
         f"print(hub_commit('org/a'), hub_commit({str(tmp_path)!r}))"
     )
     assert run(program, HF_HUB_CACHE=str(tmp_path / "hub")) == [COMMIT, "None"]

@@ -15,8 +15,9 @@ from transformers import AutoModelForCausalLM
 
 import mlcalib
 from mlcalib._core import GridSpec
-from mlcalib.formats import formats, load_quantized, save_checkpoint, save_tensors
-from mlcalib.safetensors_files import validate_folder
+from mlcalib.checkpoints import load_quantized, save_checkpoint, save_tensors
+from mlcalib.common.safetensors_read import validate_folder
+from mlcalib.formats import formats
 
 HALF = torch.float16
 

@@ -5,8 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mlcalib.corpora import open_corpus, registry
-from mlcalib.documents import Tally, shuffled, window_shuffled
+from mlcalib.corpora import Tally, open_corpus, registry, shuffled, window_shuffled
 from mlcalib.languages import language_set
 
 

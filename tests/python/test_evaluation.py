@@ -13,7 +13,7 @@ from mlcalib.calibration_sets import stream
 from mlcalib.evaluation import definition, eval_text, evaluation_dtype, perplexity_of, rows_of
 from mlcalib.evaluation.perplexity import Scores, score
 from mlcalib.report import markdown, metric_table, perplexity_table, rise_table
-from mlcalib.results import Row, read_rows, write_rows
+from mlcalib.results.rows import Row, read_rows, write_rows
 
 TEXT = ["Soko hufunguliwa kabla ya jua kuchomoza.", "市场在日出前开门。", "one more", "and another"]
 

@@ -10,10 +10,11 @@ import torch
 from small_models import tiny_llama
 
 import mlcalib
-from mlcalib import compat
-from mlcalib.evaluation import Cache, scoring, subject
+from mlcalib.common import compat
+from mlcalib.evaluation import Cache, subject
+from mlcalib.evaluation import scorer as scoring
 from mlcalib.evaluation.cache import fingerprint, tensors_sha256
-from mlcalib.results import read_rows
+from mlcalib.results.rows import read_rows
 
 KEY = {"task": "perplexity", "language": "sw", "model": "a", "tokens": 9}
 OPTIONS = {"tokens": 150, "seq_len": 32, "progress": False}

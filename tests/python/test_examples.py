@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from small_models import tiny_llama
 
-from mlcalib.results import read_rows
+from mlcalib.results.rows import read_rows
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 BIN = Path(sys.executable).parent

@@ -26,9 +26,9 @@ from mlcalib.evaluation import (
 from mlcalib.evaluation.fidelity import worst_share
 from mlcalib.evaluation.perplexity import _divergence
 from mlcalib.evaluation.reference import head_of
-from mlcalib.report.fidelity import fidelity_table
-from mlcalib.results import Row
-from mlcalib.significance import paired_ratio
+from mlcalib.report.tables.fidelity import fidelity_table
+from mlcalib.results.rows import Row
+from mlcalib.results.significance import paired_ratio
 
 SCALE = {"tokens": 200, "seq_len": 32}
 

@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 from small_models import tiny_llama, tiny_model
 
 import mlcalib
-from mlcalib.flow import Flow, Prefix
-from mlcalib.hidden_states import HiddenStates, HiddenStatesOnDisk
+from mlcalib.common.stopwatch import Stopwatch
 from mlcalib.models import find_adapter
 from mlcalib.models.experts import unfuse
-from mlcalib.stopwatch import Stopwatch
+from mlcalib.quantization.hidden_states import HiddenStates, HiddenStatesOnDisk
+from mlcalib.quantization.propagation import Flow, Prefix
 
 IDS = {
     "en": [[(7 * i + j * j) % 100 for j in range(16)] for i in range(5)],

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlcalib._core import Grid, GridSpec, QuantizedLinear
-from mlcalib.files import atomic_folder, check_output
+from mlcalib.common.files import atomic_folder, check_output
 from mlcalib.formats import formats
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]

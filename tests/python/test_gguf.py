@@ -17,7 +17,8 @@ from test_packed_formats import same
 from transformers import AutoModelForCausalLM
 
 from mlcalib._core import Grid, GridSpec, QuantizedLinear
-from mlcalib.formats import formats, save_checkpoint
+from mlcalib.checkpoints import save_checkpoint
+from mlcalib.formats import formats
 from mlcalib.formats.gguf import block_type
 
 GGUF = formats.get("gguf")()

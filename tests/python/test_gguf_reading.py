@@ -16,7 +16,7 @@ from test_packed_formats import same
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import mlcalib
-from mlcalib.formats import load_quantized, open_checkpoint
+from mlcalib.checkpoints import load_quantized, open_checkpoint
 
 FAMILIES = ["llama", "llama-bias", "mistral", "qwen2", "qwen3"]
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from mlcalib.report.groups import (
+from mlcalib.report.comparison.groups import (
     GROUPINGS,
     as_data,
     by_script,
@@ -14,11 +14,11 @@ from mlcalib.report.groups import (
     grouped,
     language_table,
 )
-from mlcalib.report.items import Items
-from mlcalib.report.relative_changes import relative_changes
-from mlcalib.report.tables import markdown
-from mlcalib.results import Row
-from mlcalib.significance import mcnemar
+from mlcalib.report.comparison.items import Items
+from mlcalib.report.comparison.relative_changes import relative_changes
+from mlcalib.report.tables.perplexity import markdown
+from mlcalib.results.rows import Row
+from mlcalib.results.significance import mcnemar
 
 FLOAT, GPTQ = ("m", "float", "none"), ("m-q", "gptq", "en")
 # task, language → float, quantized

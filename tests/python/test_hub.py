@@ -9,9 +9,8 @@ import pytest
 from small_datasets import make_c4, make_wikipedia, sentences, write_card
 
 import mlcalib
-from mlcalib import documents as documents_module
-from mlcalib.corpora import open_corpus
-from mlcalib.documents import Tally
+from mlcalib.corpora import Tally, open_corpus
+from mlcalib.corpora import _documents as documents_module
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from small_models import tiny_llama, tiny_model
 from test_imatrix import calibration, read_dat
 
 import mlcalib
-from mlcalib.importance_files import Importance, ImportanceFile
+from mlcalib.checkpoints.imatrix_file import Importance, ImportanceFile
 
 
 def entries_equal(left, right):

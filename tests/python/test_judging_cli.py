@@ -10,9 +10,9 @@ from small_tasks import write_all
 from transformers import LlamaForSequenceClassification
 
 from mlcalib.cli import main
-from mlcalib.generations import write_generations
 from mlcalib.judging import Source, read_generations, read_key, read_source
-from mlcalib.results import read_rows
+from mlcalib.results.generations import write_generations
+from mlcalib.results.rows import read_rows
 
 
 @pytest.fixture(scope="module")

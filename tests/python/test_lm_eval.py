@@ -14,8 +14,8 @@ pytest.importorskip("lm_eval")
 import lm_eval
 from lm_eval.tasks import TaskManager
 
+from mlcalib.evaluation.lm_eval import LoadedModel
 from mlcalib.evaluation.tasks import run_tasks
-from mlcalib.integrations.lm_eval import LoadedModel
 from mlcalib.models.loading import load_model
 
 
@@ -82,7 +82,7 @@ sys.argv[0] = "lm_eval"
 # What the script lm_eval does, and what is needed where mlcalib lies in a plain folder.
 RUNS = {
     "lm_eval": "from lm_eval.__main__ import cli_evaluate; cli_evaluate()",
-    "module": "runpy.run_module('mlcalib.integrations.lm_eval', run_name='__main__')",
+    "module": "runpy.run_module('mlcalib.evaluation.lm_eval', run_name='__main__')",
 }
 
 

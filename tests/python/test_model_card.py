@@ -10,11 +10,11 @@ from huggingface_hub import ModelCard
 from small_models import tiny_llama
 
 import mlcalib
+from mlcalib.checkpoints.card import check_card, model_card, write_results
 from mlcalib.cli import main
 from mlcalib.languages import languages, script_name
-from mlcalib.model_card import check_card, model_card, write_results
 from mlcalib.report import write_model_card
-from mlcalib.results import Row
+from mlcalib.results.rows import Row
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,12 @@ from foreign_reader import from_transformers
 from small_models import tiny_llama
 
 import mlcalib
-from mlcalib import flow, pipeline
-from mlcalib.formats import load_quantized
-from mlcalib.layer_names import fused_groups, patterns
+from mlcalib.checkpoints import load_quantized
+from mlcalib.common.layer_names import fused_groups, patterns
 from mlcalib.models import find_adapter
-from mlcalib.overrides import resolve
+from mlcalib.quantization import propagation as flow
+from mlcalib.quantization import quantize as pipeline
+from mlcalib.quantization.overrides import resolve
 from mlcalib.quantizers import quantizers
 from mlcalib.statistics import StatisticSet
 

@@ -13,11 +13,12 @@ from transformers import AutoModelForCausalLM
 
 import mlcalib
 from mlcalib._core import GridSpec, rtn
-from mlcalib.compat import cache_name
-from mlcalib.formats import formats, save_checkpoint
+from mlcalib.checkpoints import save_checkpoint
+from mlcalib.checkpoints.packed import PackedLinear
+from mlcalib.common.compat import cache_name
+from mlcalib.formats import formats
 from mlcalib.models import find_adapter
 from mlcalib.models.experts import unfuse
-from mlcalib.packed import PackedLinear
 
 IDS = torch.arange(40)[None] * 3 % 128
 

@@ -67,8 +67,8 @@ def test_perplexity_and_fidelity(form, checkpoints, float_folder):
 
 def test_tasks(checkpoints, tmp_path):
     pytest.importorskip("lm_eval")
+    from mlcalib.evaluation.lm_eval import LoadedModel
     from mlcalib.evaluation.tasks import run_tasks
-    from mlcalib.integrations.lm_eval import LoadedModel
 
     data = write_all(tmp_path / "data")
     quantized, folder = checkpoints["compressed-tensors"]

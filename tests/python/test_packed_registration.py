@@ -15,10 +15,11 @@ from transformers import AutoModel, AutoModelForCausalLM, GPTQConfig, LlamaConfi
 
 import mlcalib
 from mlcalib._core import GridSpec, rtn
-from mlcalib.formats import formats, save_checkpoint
+from mlcalib.checkpoints import save_checkpoint
+from mlcalib.checkpoints.packed.config import packed_section
+from mlcalib.formats import formats
 from mlcalib.models import find_adapter
 from mlcalib.models.experts import unfuse
-from mlcalib.packed.config import packed_section
 
 HALF = torch.float16
 FORMS = ["compressed-tensors", "gptq", "awq"]

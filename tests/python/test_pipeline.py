@@ -9,7 +9,7 @@ from small_models import tiny_llama
 import mlcalib
 from mlcalib import _core
 from mlcalib.models import find_adapter
-from mlcalib.pipeline import quantize_blocks
+from mlcalib.quantization.quantize import quantize_blocks
 from mlcalib.quantizers import Quantizer, quantizers
 from mlcalib.quantizers.base import QuantizerOptions
 from mlcalib.statistics import StatisticSet

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError, deserialize
 from safetensors.torch import save, save_file
 
-from mlcalib.formats import load_quantized
-from mlcalib.safetensors_files import read_header, validate_folder
+from mlcalib.checkpoints import load_quantized
+from mlcalib.common.safetensors_read import read_header, validate_folder
 
 TENSORS = {
     "a": torch.arange(6, dtype=torch.float32).reshape(2, 3),

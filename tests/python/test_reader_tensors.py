@@ -10,7 +10,7 @@ import torch
 from test_formats import random_linear
 
 from mlcalib._core import GridSpec
-from mlcalib.checking import Facts, verdicts
+from mlcalib.checkpoints.check import Facts, verdicts
 from mlcalib.formats import formats
 
 HALF, INT = torch.float16, torch.int32

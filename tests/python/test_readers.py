@@ -12,8 +12,8 @@ from small_models import tiny_llama, tiny_model
 
 import mlcalib
 from mlcalib._core import GridSpec
-from mlcalib.checking import Facts, verdicts
-from mlcalib.checking.readers import marlin, tile_note
+from mlcalib.checkpoints.check import Facts, verdicts
+from mlcalib.checkpoints.check.readers import marlin, tile_note
 from mlcalib.formats import formats
 
 HALF = torch.float16

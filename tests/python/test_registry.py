@@ -4,8 +4,8 @@ from importlib.metadata import EntryPoint, EntryPoints
 import pytest
 from pydantic import ValidationError
 
-from mlcalib.config import Config
-from mlcalib.registry import Registry, unknown
+from mlcalib.common.config import Config
+from mlcalib.common.registry import Registry, unknown
 
 
 @pytest.fixture
@@ -15,7 +15,7 @@ def package(tmp_path, monkeypatch):
     (folder / "big_one").mkdir(parents=True)
     (folder / "__init__.py").write_text("")
     (folder / "base.py").write_text(
-        "from mlcalib.registry import Registry\n"
+        "from mlcalib.common.registry import Registry\n"
         "registry = Registry('plug', package='plugs', group='test.plugs')\n"
     )
     plugin = "from plugs.base import registry\n@registry.register\nclass Plug: pass\n"
@@ -35,7 +35,7 @@ def with_entry_points(monkeypatch, *points):
     def entry_points(**wanted):
         return EntryPoints(points).select(**wanted)
 
-    monkeypatch.setattr("mlcalib.registry.entry_points", entry_points)
+    monkeypatch.setattr("mlcalib.common.registry.entry_points", entry_points)
 
 
 def test_name_is_module_name_with_dashes_and_import_is_lazy(package):

@@ -4,18 +4,11 @@ import numpy as np
 import pytest
 import small_study
 
-from mlcalib.report.page.colours import (
-    CATEGORIES,
-    diverging,
-    faded,
-    ink,
-    ratio_share,
-    sequential,
-)
+from mlcalib.report.page.colours import CATEGORIES, diverging, faded, ink, ratio_share, sequential
 from mlcalib.report.page.words import full_name, hint, listed, seconds, signed, size
-from mlcalib.report.study.comparison import grids, measure
-from mlcalib.report.study.folder import StudyFile, read_study
-from mlcalib.report.study.layers import activations, by_block, place, short, spearman
+from mlcalib.report.study_report.comparison import grids, measure
+from mlcalib.report.study_report.folder import StudyFile, read_study
+from mlcalib.report.study_report.layers import activations, by_block, place, short, spearman
 
 SHARES = np.linspace(0, 1, 21)
 
@@ -59,7 +52,7 @@ def test_what_is_not_significant_turns_pale_and_grey():
 
 
 def test_markers_and_colours_of_many_languages_differ():
-    from mlcalib.report.study.curve_figures import MARKERS
+    from mlcalib.report.study_report.curve_figures import MARKERS
 
     pairs = [(CATEGORIES[at % len(CATEGORIES)], MARKERS[at % len(MARKERS)]) for at in range(50)]
     assert len(set(pairs)) == 50

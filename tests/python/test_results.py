@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_evaluation import FLOAT, GPTQ, results
 
-from mlcalib.results import (
+from mlcalib.results.rows import (
     ItemScores,
     Results,
     Row,

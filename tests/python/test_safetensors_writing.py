@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from mlcalib.safetensors_writing import (
+from mlcalib.common.safetensors_write import (
     file_pieces,
     tensor_piece,
     write_checkpoint_files,

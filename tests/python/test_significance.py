@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis.extra.numpy import arrays
 
-from mlcalib.significance import (
+from mlcalib.results.significance import (
     _t_quantile,
     _t_two_sided,
     combine,

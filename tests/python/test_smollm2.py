@@ -7,7 +7,7 @@ from test_packed_formats import same
 
 import mlcalib
 from mlcalib import _core
-from mlcalib.formats import load_quantized, open_checkpoint
+from mlcalib.checkpoints import load_quantized, open_checkpoint
 from mlcalib.models import find_adapter
 from mlcalib.models.loading import find_smollm2, load_model, load_tokenizer
 from mlcalib.models.running import embed, run_block, watching

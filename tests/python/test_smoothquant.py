@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM
 
 import mlcalib
 from mlcalib._core import GridSpec
-from mlcalib.formats import formats, load_quantized
+from mlcalib.checkpoints import load_quantized
+from mlcalib.formats import formats
 from mlcalib.quantizers import quantizers
 from mlcalib.quantizers.base import ScaledInput
 from mlcalib.statistics import StatisticSet

@@ -9,9 +9,9 @@ from small_models import tiny_llama
 from small_tasks import write_all
 
 import mlcalib
-from mlcalib.evaluation import scoring
+from mlcalib.evaluation import scorer as scoring
 from mlcalib.judging import pair, read_generations
-from mlcalib.parts import Parts
+from mlcalib.quantization.block_files import Parts
 from mlcalib.studies import read_study, settings_of, variants_of
 
 SENTENCES = {

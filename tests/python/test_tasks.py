@@ -24,8 +24,8 @@ from mlcalib.evaluation.tasks import run_tasks, task_names
 from mlcalib.evaluation.tasks.catalogue import find_task, task_languages
 from mlcalib.evaluation.tasks.model import TaskModel
 from mlcalib.evaluation.tasks.stock import stock_task
-from mlcalib.report.tasks import task_table
-from mlcalib.results import read_results, read_rows
+from mlcalib.report.tables.tasks import task_table
+from mlcalib.results.rows import read_results, read_rows
 
 STOCK = "xnli,xstorycloze,xcopa,belebele,afrixnli,afrimmlu,global_mmlu,global_mmlu_full,mmmlu"
 LANGUAGES = ["sw", "st", "xh", "ig"]

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from mlcalib.judging import Generation, Prompt, pair, read_generations, read_prompts
-from mlcalib.judging.codes import find_code
 from mlcalib.judging.journal import Journal
+from mlcalib.judging.language_codes import find_code
 
 # Rows as of CohereLabs/aya_evaluation_suite, dolly_machine_translated: id is an integer that is the
 # same in all languages, languages are ISO 639-3, often macrolanguages.

@@ -8,10 +8,9 @@ from small_translators import make_m2m100, make_madlad, make_nllb, say_always
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer
 
 import mlcalib
-from mlcalib import compat
-from mlcalib.corpora import _translator, open_corpus
+from mlcalib.common import compat
+from mlcalib.corpora import Tally, _translator, open_corpus
 from mlcalib.corpora._translator import Translator
-from mlcalib.documents import Tally
 from mlcalib.languages import language
 
 KINDS = {"nllb": make_nllb, "m2m100": make_m2m100, "madlad": make_madlad}

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mlcalib.documents import left_out
+from mlcalib.corpora import left_out
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlcalib.documents import Document, Tally
+from mlcalib.corpora import Document, Tally
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

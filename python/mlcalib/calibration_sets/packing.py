@@ -18,7 +18,7 @@ from mlcalib.calibration_sets.tokens import (
     encode,
     tokenizer_fingerprint,
 )
-from mlcalib.documents import Document, Documents, Tally, left_out, shuffled
+from mlcalib.corpora import Document, Documents, Tally, left_out, shuffled
 from mlcalib.languages import LanguageSet, language
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mlcalib.documents import Document
+from mlcalib.corpora import Document
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

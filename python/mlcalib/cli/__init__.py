@@ -37,7 +37,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder to write; must not exist.")] = Path("demo"),
 ) -> None:
     """Quantize SmolLM2-135M with English and with ten languages, and compare per language."""
-    from mlcalib.demo import run
+    from mlcalib.cli.demo import run
 
     run(out, echo=typer.echo)
 

@@ -91,7 +91,7 @@ def _score(files: list[str], key_path: Path | None, out: Path | None, rows: Path
     from mlcalib.judging import DEFINITION, left_share, read_key, read_ratings, score_ratings
     from mlcalib.judging.tables import rating_table, win_rate_rows, write_json
     from mlcalib.report import markdown
-    from mlcalib.results import write_rows
+    from mlcalib.results.rows import write_rows
 
     if key_path is None:
         raise ValueError("--score needs --key, the NAME.key.json that was written with the page.")

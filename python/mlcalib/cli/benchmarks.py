@@ -61,7 +61,7 @@ def check_needs(tasks: str, *, needing: Sequence[str]) -> bool:
 def benchmark_table(results: "Evaluation") -> str:
     """Return what benchmark tasks gave, as a table."""
     from mlcalib.report import markdown
-    from mlcalib.report.tasks import task_table
+    from mlcalib.report.tables.tasks import task_table
 
     missing = {
         (cell.task, cell.language, cell.metric): str(cell)

@@ -72,8 +72,8 @@ def evaluate(
     from mlcalib.evaluation.fidelity import DEFINITION
     from mlcalib.models.loading import load_tokenizer
     from mlcalib.report import markdown, perplexity_table, rise_table, write_model_card
-    from mlcalib.report.fidelity import fidelity_table
-    from mlcalib.results import write_results
+    from mlcalib.report.tables.fidelity import fidelity_table
+    from mlcalib.results.rows import write_results
 
     separator = unescape(separator)
     needing = [name for name, on in (("--fidelity", fidelity), ("--card", card)) if on]
@@ -128,7 +128,7 @@ def evaluate(
 
 def _carded(models: list[str]) -> list[str]:
     """Return the checkpoints that mlcalib wrote, after a look at their cards."""
-    from mlcalib.model_card import check_card
+    from mlcalib.checkpoints.card import check_card
 
     folders = [model for model in models if (Path(model) / "mlcalib.json").is_file()]
     if not folders:

@@ -75,7 +75,7 @@ def judge(
     from mlcalib.judging import judge as run
     from mlcalib.judging.tables import win_rate_rows, win_rate_table, write_json
     from mlcalib.report import markdown
-    from mlcalib.results import write_rows
+    from mlcalib.results.rows import write_rows
 
     pairs = pair(read_generations(first), read_generations(second))
     question = read_template(template)

@@ -96,10 +96,10 @@ def quantize(
     --corpus files:TEXT --tokens 40960
     """
     import mlcalib
-    from mlcalib.files import check_output
-    from mlcalib.overrides import parse_bits
+    from mlcalib.checkpoints.record import summary
+    from mlcalib.common.files import check_output
+    from mlcalib.quantization.overrides import parse_bits
     from mlcalib.quantizers import quantizers
-    from mlcalib.records import summary
 
     if not out.with_name(f".{out.name}.parts").is_dir():  # an unfinished run may be there
         check_output(out)

@@ -1,5 +1,24 @@
 """Where text comes from: a corpus gives the documents of a language, by split."""
 
+from mlcalib.corpora._documents import (
+    Document,
+    Documents,
+    Tally,
+    left_out,
+    shuffled,
+    window_shuffled,
+)
 from mlcalib.corpora.base import Corpus, Split, open_corpus, registry
 
-__all__ = ["Corpus", "Split", "open_corpus", "registry"]
+__all__ = [
+    "Corpus",
+    "Document",
+    "Documents",
+    "Split",
+    "Tally",
+    "left_out",
+    "open_corpus",
+    "registry",
+    "shuffled",
+    "window_shuffled",
+]

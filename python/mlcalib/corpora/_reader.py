@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from importlib.resources.abc import Traversable
 from typing import Any
 
+from mlcalib.common.optional import optional
+from mlcalib.corpora._documents import Document, Documents, Tally, left_out, shuffled
 from mlcalib.corpora._rows import choose_field, read_value
 from mlcalib.corpora.base import Split
-from mlcalib.documents import Document, Documents, Tally, left_out, shuffled
-from mlcalib.optional import optional
 
 KINDS = ("txt", "jsonl", "parquet")
 

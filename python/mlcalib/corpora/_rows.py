@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from mlcalib.documents import Conversation, Document, Tally
+from mlcalib.corpora._documents import Conversation, Document, Tally
 
 FIELDS = ("text", "messages", "conversations")
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from mlcalib import compat
+from mlcalib.common import compat
 from mlcalib.languages import Language
 
 PIECE = 128  # source tokens; the models were trained on sentences

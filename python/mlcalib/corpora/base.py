@@ -4,8 +4,8 @@ import inspect
 from typing import Literal, Protocol
 from urllib.parse import unquote
 
-from mlcalib.documents import Documents
-from mlcalib.registry import Registry, unknown
+from mlcalib.common.registry import Registry, unknown
+from mlcalib.corpora._documents import Documents
 
 Split = Literal["calib", "eval"]
 

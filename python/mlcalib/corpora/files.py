@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+from mlcalib.corpora._documents import Documents
 from mlcalib.corpora._reader import read_documents
 from mlcalib.corpora.base import Split, registry
-from mlcalib.documents import Documents
 
 
 @registry.register

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+from mlcalib.common.optional import optional
+from mlcalib.corpora._documents import Document, Documents, Tally, generator, window_shuffled
 from mlcalib.corpora._rows import choose_field, read_value
 from mlcalib.corpora.base import Split, registry
-from mlcalib.documents import Document, Documents, Tally, generator, window_shuffled
 from mlcalib.languages import language as find_language
-from mlcalib.optional import optional
 
 # Where a data set has no split for evaluation, one document in so many is kept for it.
 HELD_OUT = 10

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
+from mlcalib.common.files import atomic_file
 from mlcalib.corpora import _translator
+from mlcalib.corpora._documents import Document, Documents, Tally
 from mlcalib.corpora._translator import Direction, Translation, Translator
 from mlcalib.corpora.base import Split, open_corpus, registry
-from mlcalib.documents import Document, Documents, Tally
-from mlcalib.files import atomic_file
 from mlcalib.languages import language as find_language
 
 

@@ -1,9 +1,9 @@
 """What quantization did to each language."""
 
-from mlcalib.evaluation.api import Evaluation, evaluate
 from mlcalib.evaluation.cache import Cache
+from mlcalib.evaluation.evaluate import Evaluation, evaluate
 from mlcalib.evaluation.fidelity import fidelity_rows
-from mlcalib.evaluation.layers import layer_losses
+from mlcalib.evaluation.layer_losses import layer_losses
 from mlcalib.evaluation.perplexity import (
     DocumentScores,
     Scores,
@@ -14,11 +14,11 @@ from mlcalib.evaluation.perplexity import (
     score,
 )
 from mlcalib.evaluation.reference import Reference, fidelity_of, reference_of
-from mlcalib.evaluation.scoring import Scorer
+from mlcalib.evaluation.scorer import Scorer
 from mlcalib.evaluation.subject import Subject, evaluation_dtype
 from mlcalib.evaluation.text import eval_text
-from mlcalib.flips import flips
-from mlcalib.results import Results, Row, read_results, read_rows, write_results, write_rows
+from mlcalib.results.flips import flips
+from mlcalib.results.rows import Results, Row, read_results, read_rows, write_results, write_rows
 
 __all__ = [
     "Cache",

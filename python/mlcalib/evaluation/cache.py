@@ -15,8 +15,8 @@ from typing import Any
 
 from torch import Tensor
 
-from mlcalib.files import atomic_bytes, atomic_file
-from mlcalib.safetensors_files import fingerprint as file_sha256
+from mlcalib.common.files import atomic_bytes, atomic_file
+from mlcalib.common.safetensors_read import fingerprint as file_sha256
 
 Key = Mapping[str, Any]
 """JSON types; ``task``, a string, is among them."""

@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from mlcalib.evaluation.perplexity import DocumentScores, Scores
-from mlcalib.results import Row, versions
-from mlcalib.significance import paired_ratio
+from mlcalib.results.rows import Row, versions
+from mlcalib.results.significance import paired_ratio
 
 WORST = 0.05
 """The share of documents whose part in the rise of the loss is told."""

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from mlcalib.calibration_sets import Stream, describe_separator
-from mlcalib.errors import named
-from mlcalib.results import ItemScores, Row, versions
+from mlcalib.common.errors import named
+from mlcalib.results.rows import ItemScores, Row, versions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mlcalib.calibration_sets import Stream
-from mlcalib.errors import named
+from mlcalib.common.errors import named
 from mlcalib.evaluation.perplexity import Scores, score
 from mlcalib.models.loading import shared_copy
 

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
-from mlcalib import compat
+from mlcalib.checkpoints.record import origin
+from mlcalib.common import compat
+from mlcalib.common.safetensors_read import validate_folder
 from mlcalib.evaluation.cache import Cache, fingerprint, tensors_sha256
 from mlcalib.models.loading import check_source, load_model, load_tokenizer
-from mlcalib.quantized_model import QuantizedModel
-from mlcalib.records import origin
-from mlcalib.safetensors_files import validate_folder
+from mlcalib.quantization.quantized_model import QuantizedModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

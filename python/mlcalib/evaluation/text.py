@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING
 
 from mlcalib.calibration_sets import Stream, stream
 from mlcalib.calibration_sets.chat import render
-from mlcalib.corpora import open_corpus
-from mlcalib.documents import Documents, Tally, left_out
+from mlcalib.corpora import Documents, Tally, left_out, open_corpus
 from mlcalib.languages import LanguageSet, language_set
 
 if TYPE_CHECKING:

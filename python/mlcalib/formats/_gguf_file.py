@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from mlcalib._core import build_info
+from mlcalib.common.optional import optional
 from mlcalib.formats._gguf_tokenizer import add_tokenizer, check_tokenizer
-from mlcalib.optional import optional
 
 _ARCHITECTURES = {
     "LlamaForCausalLM": "LLAMA",

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mlcalib import compat
 from mlcalib._core import GridSpec
-from mlcalib.optional import optional
+from mlcalib.common import compat
+from mlcalib.common.optional import optional
 
 _ARCHITECTURES = ("llama", "qwen2", "qwen3")
 GGUF_GRIDS = {

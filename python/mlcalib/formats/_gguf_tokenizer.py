@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from mlcalib.optional import optional
+from mlcalib.common.optional import optional
 
 # How text is split → llama.cpp's name (``llama_vocab::impl::load`` in src/llama-vocab.cpp).
 _SPLIT = (

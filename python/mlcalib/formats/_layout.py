@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mlcalib._core import Grid, GridSpec
-from mlcalib.layer_names import fused_groups
+from mlcalib.common.layer_names import fused_groups
 
 SCALE_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _FUSED_NAMES = dict.fromkeys(("q_proj", "k_proj", "v_proj"), "qkv_proj")

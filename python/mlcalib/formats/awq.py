@@ -35,7 +35,7 @@ from mlcalib.formats._layout import (
 from mlcalib.formats.base import Format, formats
 
 if TYPE_CHECKING:
-    from mlcalib._core import Order  # the stub knows it, the compiled module does not
+    from mlcalib._core import Order
 
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 _INVERSE = (0, 4, 1, 5, 2, 6, 3, 7)

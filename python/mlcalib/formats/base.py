@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from mlcalib._core import GridSpec, QuantizedLinear
-from mlcalib.registry import Registry
+from mlcalib.common.registry import Registry
 
 if TYPE_CHECKING:
-    from mlcalib._core import Order  # the stub knows it, the compiled module does not
+    from mlcalib._core import Order
 
 
 class Format(ABC):

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from mlcalib import _core
 from mlcalib._core import Grid, GridSpec, QuantizedLinear
+from mlcalib.common.layer_names import patterns
 from mlcalib.formats._layout import (
     by_grid,
     check_groups,
@@ -32,10 +33,9 @@ from mlcalib.formats._layout import (
     tensor,
 )
 from mlcalib.formats.base import Format, formats
-from mlcalib.layer_names import patterns
 
 if TYPE_CHECKING:
-    from mlcalib._core import Order  # the stub knows it, the compiled module does not
+    from mlcalib._core import Order
 
 _BITS = (4, 8)
 _EXPERT = re.compile(r"\.experts\.\d+\.")

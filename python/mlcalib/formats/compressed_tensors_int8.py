@@ -23,7 +23,7 @@ from mlcalib.formats._layout import check_zeros, describe, stored_scale, tensor
 from mlcalib.formats.base import Format, formats
 
 if TYPE_CHECKING:
-    from mlcalib._core import Order  # the stub knows it, the compiled module does not
+    from mlcalib._core import Order
 
 
 @formats.register

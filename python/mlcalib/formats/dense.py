@@ -10,7 +10,7 @@ from mlcalib._core import GridSpec, QuantizedLinear
 from mlcalib.formats.base import Format, formats
 
 if TYPE_CHECKING:
-    from mlcalib._core import Order  # the stub knows it, the compiled module does not
+    from mlcalib._core import Order
 
 
 @formats.register

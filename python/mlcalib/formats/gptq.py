@@ -30,6 +30,7 @@ from torch import Tensor
 
 from mlcalib import _core
 from mlcalib._core import Grid, GridSpec, QuantizedLinear
+from mlcalib.common.layer_names import patterns
 from mlcalib.formats._layout import (
     SCALE_DTYPES,
     by_grid,
@@ -42,10 +43,9 @@ from mlcalib.formats._layout import (
     with_fused,
 )
 from mlcalib.formats.base import Format, formats
-from mlcalib.layer_names import patterns
 
 if TYPE_CHECKING:
-    from mlcalib._core import Order  # the stub knows it, the compiled module does not
+    from mlcalib._core import Order
 
 BITS = (2, 3, 4, 8)
 _VERSIONS = {"gptq": 1, "gptq_v2": 2}

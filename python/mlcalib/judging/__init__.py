@@ -1,8 +1,7 @@
 """Which of two models gives better answers, as people and other models say."""
 
-from mlcalib.generations import Generation, Prompt, Source
 from mlcalib.judging.agreement import krippendorff_alpha
-from mlcalib.judging.generating import generate
+from mlcalib.judging.answers import generate
 from mlcalib.judging.judges import (
     Judge,
     LanguageModelJudge,
@@ -11,24 +10,13 @@ from mlcalib.judging.judges import (
     is_reward_model,
     read_template,
 )
-from mlcalib.judging.judging import (
-    Judgement,
-    PositionBias,
-    judge,
-    judged_win_rates,
-    position_bias,
-)
 from mlcalib.judging.page import QUESTION, Key, read_key, write_page
 from mlcalib.judging.ratings import Rating, Score, left_share, read_ratings, score_ratings
-from mlcalib.judging.texts import (
-    Pair,
-    pair,
-    read_generations,
-    read_prompts,
-    read_source,
-)
+from mlcalib.judging.run import Judgement, PositionBias, judge, judged_win_rates, position_bias
+from mlcalib.judging.texts import Pair, pair, read_generations, read_prompts, read_source
 from mlcalib.judging.url_judge import UrlJudge
 from mlcalib.judging.win_rates import DEFINITION, Verdict, WinRate, wilson, win_rate
+from mlcalib.results.generations import Generation, Prompt, Source
 
 __all__ = [
     "DEFINITION",

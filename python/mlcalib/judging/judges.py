@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from mlcalib.judging.chat import as_chat
-from mlcalib.judging.sources import identity
 from mlcalib.judging.texts import Pair
 from mlcalib.languages import language
+from mlcalib.models.identity import identity
 from mlcalib.models.loading import check_source, load_model, load_tokenizer
 
 if TYPE_CHECKING:

@@ -6,11 +6,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mlcalib.files import atomic_file
-from mlcalib.generations import Source
+from mlcalib.common.files import atomic_file
 from mlcalib.judging.ratings import Score
 from mlcalib.judging.win_rates import ALL, WinRate
-from mlcalib.results import Row
+from mlcalib.results.generations import Source
+from mlcalib.results.rows import Row
 
 Table = list[list[str]]
 """Cells as text: the header, then the rows."""

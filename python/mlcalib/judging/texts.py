@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mlcalib.documents import shuffled
-from mlcalib.generations import Generation, Prompt, Source
-from mlcalib.judging.codes import find_code
+from mlcalib.common.optional import optional
+from mlcalib.corpora import shuffled
+from mlcalib.judging.language_codes import find_code
 from mlcalib.languages import LanguageSet, language_set
-from mlcalib.optional import optional
+from mlcalib.results.generations import Generation, Prompt, Source
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def read_prompts(
 
 
 def read_generations(path: str | Path) -> list[Generation]:
-    """Read what ``generate`` or an evaluation wrote: see ``mlcalib.generations``.
+    """Read what ``generate`` or an evaluation wrote: see ``mlcalib.results.generations``.
 
     Of a row ``id``, ``language``, ``prompt`` and ``output`` are read, and needed.
 

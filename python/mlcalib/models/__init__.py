@@ -3,17 +3,16 @@
 import importlib
 import pkgutil
 
+from mlcalib.models import families
 from mlcalib.models.base import Adapter, ScaleGroup
 
 __all__ = ["Adapter", "ScaleGroup", "find_adapter"]
 
-_NOT_FAMILIES = {"base", "experts", "folding", "loading", "running"}
-
 
 def adapters() -> list[Adapter]:
-    """Return the adapter of every family: each module of this package that has one."""
-    families = [m.name for m in pkgutil.iter_modules(__path__) if m.name not in _NOT_FAMILIES]
-    return [importlib.import_module(f"{__name__}.{family}").adapter for family in families]
+    """Return the adapter of every family: each module of ``families`` has one."""
+    found = pkgutil.iter_modules(families.__path__, f"{families.__name__}.")
+    return [importlib.import_module(module.name).adapter for module in found]
 
 
 def find_adapter(architecture: str) -> Adapter:
@@ -29,6 +28,6 @@ def find_adapter(architecture: str) -> Adapter:
         known += adapter.architectures
     raise NotImplementedError(
         f"The architecture {architecture} is not supported; supported are: {', '.join(known)}. "
-        "To add it, write python/mlcalib/models/<family>.py with one Adapter literal, as in "
-        "python/mlcalib/models/llama.py."
+        "To add it, write python/mlcalib/models/families/<family>.py with one Adapter literal, as "
+        "in python/mlcalib/models/families/llama.py."
     )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from mlcalib import compat
+from mlcalib.common import compat
 from mlcalib.models.base import Adapter, Experts
 
 if TYPE_CHECKING:

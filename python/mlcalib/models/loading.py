@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from mlcalib import compat
-from mlcalib.safetensors_files import read_header, validate_folder
+from mlcalib.common import compat
+from mlcalib.common.safetensors_read import read_header, validate_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -148,8 +148,9 @@ def load_model(
 ) -> "PreTrainedModel":
     """Load a model in evaluation mode.
 
-    Quantized checkpoints keep packed weights on the CPU (``mlcalib.packed.registration``), so that
-    they are evaluated within their own memory; W8A8 ones round activations as transformers does.
+    Quantized checkpoints keep packed weights on the CPU (``checkpoints/packed/registration.py``),
+    so that they are evaluated within their own memory; W8A8 ones round activations as
+    transformers does.
 
     Args:
         source: a folder, a hub name or a GGUF file (whose weights are dequantized).

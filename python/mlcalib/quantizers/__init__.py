@@ -1,7 +1,7 @@
 """Quantizers: one file each."""
 
+from mlcalib.common.registry import Registry
 from mlcalib.quantizers.base import Quantizer
-from mlcalib.registry import Registry
 
 __all__ = ["Quantizer", "quantizers"]
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mlcalib import _core
 from mlcalib._core import GridSpec, QuantizedLinear
-from mlcalib.config import Config
+from mlcalib.common.config import Config
 from mlcalib.statistics import StatisticSet
 
 

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from mlcalib.model_card import write_results
-from mlcalib.report.tables import markdown, perplexity_table, rise_table
-from mlcalib.results import Row
+from mlcalib.checkpoints.card import write_results
+from mlcalib.report.tables.perplexity import markdown, perplexity_table, rise_table
+from mlcalib.results.rows import Row
 
 
 def write_model_card(folder: str | Path, rows: Sequence[Row], definition: str) -> None:

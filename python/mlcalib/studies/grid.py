@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from itertools import product
 from typing import Any, Literal
 
-from mlcalib.config import Config
+from mlcalib.common.config import Config
 from mlcalib.languages import LanguageSet, language_set
+from mlcalib.quantization.recipe import check_method
 from mlcalib.quantizers import quantizers
-from mlcalib.recipes import check_method
 from mlcalib.studies.spec import StudySpec
 
 Many = tuple[Any, ...]

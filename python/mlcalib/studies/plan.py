@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from mlcalib.languages import language_set
-from mlcalib.studies.evaluating import FLOAT, evaluation_file
+from mlcalib.studies.evaluate import FLOAT, evaluation_file
 from mlcalib.studies.run import ModelStudy
 
 _FLOAT = 4  # bytes of an element of a Gram

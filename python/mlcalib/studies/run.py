@@ -9,24 +9,25 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlcalib.checkpoints import finish, machine, recipe_inputs
-from mlcalib.files import atomic_file, locked, remove_partial
-from mlcalib.flow import Mixture, mixture_of
-from mlcalib.hidden_states import HiddenStates, HiddenStatesOnDisk
-from mlcalib.jobs import Job
+from mlcalib.common.files import atomic_file, locked, remove_partial
+from mlcalib.common.safetensors_read import read_json
+from mlcalib.common.stopwatch import Stopwatch
 from mlcalib.languages import language_set
 from mlcalib.models.loading import find_smollm2, load_tokenizer
-from mlcalib.parts import Parts, claim
-from mlcalib.passes import run_pass
-from mlcalib.recipes import Recipe, make_recipe
-from mlcalib.safetensors_files import read_json
-from mlcalib.sources import Source, open_source
-from mlcalib.stopwatch import Stopwatch
+from mlcalib.quantization.block_files import Parts
+from mlcalib.quantization.block_pass import run_pass
+from mlcalib.quantization.finish import finish
+from mlcalib.quantization.hidden_states import HiddenStates, HiddenStatesOnDisk
+from mlcalib.quantization.job import Job
+from mlcalib.quantization.manifest import claim, machine, recipe_inputs
+from mlcalib.quantization.propagation import Mixture, mixture_of
+from mlcalib.quantization.recipe import Recipe, make_recipe
+from mlcalib.quantization.source import Source, open_source
+from mlcalib.quantization.variant import Variant
 from mlcalib.studies.grid import VariantSpec, variants_of
-from mlcalib.studies.layers import LayerMeasures
+from mlcalib.studies.layer_measures import LayerMeasures
 from mlcalib.studies.spec import StudySpec
 from mlcalib.studies.texts import StudyText, evaluation_text, study_text
-from mlcalib.variants import Variant
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -8,9 +8,9 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from mlcalib.config import Config
+from mlcalib.common.config import Config
+from mlcalib.common.registry import unknown
 from mlcalib.evaluation.tasks import PERPLEXITY, task_names
-from mlcalib.registry import unknown
 
 
 class SettingSpec(Config):

@@ -6,10 +6,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from mlcalib.calibration_sets import CalibrationSet, build, weighted
-from mlcalib.corpora import open_corpus
-from mlcalib.documents import Document, Documents, Tally
-from mlcalib.flow import Prefix, mixture_of
+from mlcalib.corpora import Document, Documents, Tally, open_corpus
 from mlcalib.languages import LanguageSet
+from mlcalib.quantization.propagation import Prefix, mixture_of
 from mlcalib.studies.grid import Setting, settings_of
 from mlcalib.studies.spec import StudySpec
 

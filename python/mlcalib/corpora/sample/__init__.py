@@ -2,9 +2,9 @@
 
 from importlib.resources import files
 
+from mlcalib.corpora import Documents
 from mlcalib.corpora._reader import read_documents
 from mlcalib.corpora.base import Split, registry
-from mlcalib.documents import Documents
 
 
 @registry.register

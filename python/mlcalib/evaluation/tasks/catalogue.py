@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from mlcalib.common.registry import unknown
 from mlcalib.languages import Language, languages
-from mlcalib.registry import unknown
 
 PERPLEXITY = "perplexity"
 """The task that is no benchmark: running text."""

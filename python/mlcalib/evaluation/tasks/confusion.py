@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from mlcalib.common.optional import optional
 from mlcalib.evaluation.tasks.text_metrics import unspaced
 from mlcalib.languages import Language
-from mlcalib.optional import optional
 
 MIN_WORDS = 5
 """Words of a line that is looked at; shorter ones say too little."""

@@ -5,9 +5,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from mlcalib.common.optional import optional
 from mlcalib.evaluation.tasks.catalogue import Task
 from mlcalib.languages import Language
-from mlcalib.optional import optional
 
 JsonRow = dict[str, Any]
 

@@ -11,7 +11,7 @@ from mlcalib.evaluation.subject import Subject
 from mlcalib.evaluation.tasks.catalogue import check_tasks, find_task
 from mlcalib.evaluation.tasks.outcome import Missing, TaskResults
 from mlcalib.evaluation.tasks.runner import NO_FILE, codes, lacking_data, listed, run_tasks
-from mlcalib.results import Row, versions
+from mlcalib.results.rows import Row, versions
 
 _log = logging.getLogger(__name__)
 

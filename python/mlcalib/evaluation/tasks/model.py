@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm.auto import tqdm
 
-from mlcalib import compat
+from mlcalib.common import compat
 from mlcalib.evaluation.tasks.generating import generate
 from mlcalib.evaluation.tasks.prefixes import Group, Tokens, batches, group
 from mlcalib.models import find_adapter

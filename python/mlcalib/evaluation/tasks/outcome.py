@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mlcalib.evaluation.tasks.text_metrics import Score
-from mlcalib.generations import Generation, Source, write_generations
-from mlcalib.results import ItemScores, Results, Row, versions
+from mlcalib.results.generations import Generation, Source, write_generations
+from mlcalib.results.rows import ItemScores, Results, Row, versions
 
 
 @dataclass(frozen=True)
@@ -113,8 +113,8 @@ class TaskResults:
     def write_generations(self, folder: str | Path) -> list[Path]:
         """Write what the model wrote as JSONL files, one per task; return their paths.
 
-        A row is as ``mlcalib.generations.generation_row`` says, with the ``task``; ``mlcalib
-        judge`` and ``mlcalib annotate`` read it.
+        A row is as ``mlcalib.results.generations.generation_row`` says, with the ``task``;
+        ``mlcalib judge`` and ``mlcalib annotate`` read it.
         """
         source = Source(self.model, self.method, self.calibration)
         paths = []

@@ -6,6 +6,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from mlcalib.common.optional import optional
 from mlcalib.evaluation.tasks.catalogue import Task, fillers, find_task
 from mlcalib.evaluation.tasks.outcome import Missing, TaskResults
 from mlcalib.evaluation.tasks.prompts import Prompts, prompt_files, prompts, worded
@@ -21,7 +22,6 @@ from mlcalib.evaluation.tasks.stock import (
 from mlcalib.evaluation.tasks.text_metrics import Score, mean, sentencepiece_encoder
 from mlcalib.languages import Language, language, language_set
 from mlcalib.models.loading import load_model, load_tokenizer
-from mlcalib.optional import optional
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from mlcalib import compat
+from mlcalib.common import compat
+from mlcalib.common.optional import optional
 from mlcalib.evaluation.tasks.catalogue import Task
 from mlcalib.evaluation.tasks.data import local_file, missing_file, read_rows
 from mlcalib.languages import Language
-from mlcalib.optional import optional
 
 if TYPE_CHECKING:
     from mlcalib.evaluation.tasks.model import TaskModel

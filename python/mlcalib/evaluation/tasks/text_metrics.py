@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from mlcalib.common.optional import optional
 from mlcalib.languages import Language
-from mlcalib.optional import optional
 
 SAMPLES = 1000
 """Bootstrap samples behind the error of a corpus score."""

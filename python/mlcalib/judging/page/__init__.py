@@ -12,10 +12,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from mlcalib.files import atomic_file
-from mlcalib.generations import Source
+from mlcalib.common.files import atomic_file
 from mlcalib.judging.texts import Pair, fingerprint
 from mlcalib.languages import language
+from mlcalib.results.generations import Source
 
 KEY_SUFFIX = ".key.json"
 QUESTION = "Which answer is better?"

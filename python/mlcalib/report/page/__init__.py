@@ -5,8 +5,8 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mlcalib.files import atomic_file, atomic_path
-from mlcalib.optional import optional
+from mlcalib.common.files import atomic_file, atomic_path
+from mlcalib.common.optional import optional
 from mlcalib.report.page.canvas import INK, Drawing, Records, pdf, svg
 from mlcalib.report.page.document import Section
 from mlcalib.report.page.html import render as html

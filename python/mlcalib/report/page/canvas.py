@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mlcalib.optional import optional
+from mlcalib.common.optional import optional
 from mlcalib.report.page.colours import NOTHING
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from mlcalib.report.page.document import (
     Scale,
     Section,
     Table,
-)  # fmt: skip
+)
 
 Figures = Callable[[str], str]
 """Name of a figure → its SVG."""

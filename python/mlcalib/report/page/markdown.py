@@ -14,8 +14,8 @@ from mlcalib.report.page.document import (
     Scale,
     Section,
     Table,
-)  # fmt: skip
-from mlcalib.report.tables import markdown as aligned
+)
+from mlcalib.report.tables.perplexity import markdown as aligned
 
 
 def render(title: str, sections: Sequence[Section]) -> str:

@@ -2,7 +2,7 @@
 
 from mlcalib.languages import language, languages, script_name
 from mlcalib.report.page.document import MISSING, Cell
-from mlcalib.significance import Difference
+from mlcalib.results.significance import Difference
 
 
 def signed(value: float, digits: int = 3) -> str:

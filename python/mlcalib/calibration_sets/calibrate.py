@@ -1,0 +1,116 @@
+"""``mlcalib.calibration``: text or token ids in, a calibration set out."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlcalib.calibration_sets import CalibrationSet, build, from_ids, weighted
+from mlcalib.corpora import Document, open_corpus
+from mlcalib.languages import LanguageSet, language_set
+from mlcalib.models.loading import check_source, load_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def calibration(  # noqa: PLR0913 - what a calibration set is made of
+    tokenizer: "str | Path | PreTrainedTokenizerBase | None",
+    languages: str | LanguageSet | None = None,
+    corpus: str
+    | Mapping[str, Sequence[Document]]
+    | Mapping[str, Sequence[Sequence[int]]] = "sample",
+    *,
+    tokens: int | None = None,
+    tokens_per_language: int | None = None,
+    seq_len: int = 512,
+    seed: int = 0,
+    separator: str | None = None,
+    chat_template: bool | str | Path = False,
+    allow_short: bool = False,
+) -> CalibrationSet:
+    r"""Make a calibration set.
+
+    Args:
+        tokenizer: a fast tokenizer, or the model it belongs to (folder, hub name, GGUF file). May
+            be None where ``corpus`` holds token ids.
+        languages: a set (``multi10``), languages (``en,sw``), shares (``en:0.7,sw:0.3``) or a
+            ``LanguageSet``. Default: ``multi10`` with a corpus by name, and otherwise the languages
+            of ``corpus`` in equal shares.
+        corpus: ``sample``, ``files:PATH``, ``c4``, ``wikipedia``, ``hub:NAME``,
+            ``translated:MODEL?source=en&corpus=SPEC`` (see ``mlcalib.corpora.open_corpus``); or
+            language → documents (strings or lists of messages), or language → sequences of token
+            ids, all of which are used.
+        tokens: tokens of the whole set; split by the shares. Needed unless ids are given.
+        tokens_per_language: in place of ``tokens``: every language gives so many, and its share
+            weighs its statistics.
+        seq_len: tokens of a sequence; a forward always has the shape [1, seq_len].
+        seed: what documents are shuffled with.
+        separator: what stands between documents: None for what the tokenizer adds by itself, or
+            ``eos``, ``bos`` or a text such as ``\n\n``.
+        chat_template: what makes text of conversations: True for the tokenizer's template, the path
+            of a Jinja file (a ``Path``), or a template (``str``). Nothing but what it writes is
+            added to a conversation: no second BOS.
+        allow_short: use what there is where a language has too little text.
+
+    Raises:
+        FileNotFoundError: no such folder, or no text in a language.
+        ImportError: a package that the corpus needs is not installed.
+        ValueError: see ``mlcalib.calibration_sets.build``.
+    """
+    nothing: Mapping[str, Any] = {}
+    name, given = (corpus, nothing) if isinstance(corpus, str) else ("given", corpus)
+    if ids := _token_ids(given):
+        return from_ids(ids, seq_len=seq_len)
+    if tokenizer is None or (tokens is None) == (tokens_per_language is None):
+        missing = "a tokenizer" if tokenizer is None else "one of tokens= and tokens_per_language="
+        raise ValueError(f"Text was given without {missing}; pass it.")
+    if isinstance(languages, LanguageSet):
+        spelled = ",".join(f"{code}:{share!r}" for code, share in languages.weights.items())
+    else:
+        spelled = languages or (",".join(given) if given else "multi10")
+        languages = language_set(spelled)
+    if isinstance(corpus, str):
+        source = open_corpus(corpus)
+        given = {code: source.documents(code, "calib", seed) for code in languages.weights}
+    if isinstance(tokenizer, str | Path):
+        check_source(str(tokenizer))
+        loaded = load_tokenizer(str(tokenizer))
+    else:
+        loaded = tokenizer
+    options = {
+        "seq_len": seq_len,
+        "seed": seed,
+        "separator": separator,
+        "chat_template": chat_template,
+        "allow_short": allow_short,
+    }
+    make, size, budget = (
+        (build, "tokens", tokens)
+        if tokens_per_language is None
+        else (weighted, "tokens_per_language", tokens_per_language)
+    )
+    built = make(
+        loaded,
+        given,  # type: ignore[arg-type]  # ids were dealt with above
+        languages,
+        tokens=budget,  # type: ignore[arg-type]  # one of the two was given
+        corpus=name,
+        **options,  # type: ignore[arg-type]  # a dict's values have one type
+    )
+    if not (isinstance(corpus, str) and loaded.name_or_path and isinstance(chat_template, bool)):
+        return built
+    where = {"tokenizer": loaded.name_or_path, "languages": spelled, "corpus": corpus}
+    return replace(built, arguments={**where, size: budget, **options})
+
+
+def _token_ids(given: Mapping[str, Any]) -> Mapping[str, Sequence[Sequence[int]]] | None:
+    """Return ``given`` if it holds token ids rather than text or conversations."""
+    kinds = {
+        isinstance(document, str) or isinstance(next(iter(document), None), Mapping)
+        for documents in given.values()
+        for document in ([documents] if isinstance(documents, str) else documents)
+    }
+    if kinds == {True, False}:
+        raise ValueError("Some languages have text and others token ids; give one or the other.")
+    return given if kinds == {False} else None

@@ -1,0 +1,253 @@
+"""The model card: ``README.md`` of a checkpoint, made from its ``mlcalib.json`` alone."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import yaml
+
+from mlcalib.common.files import atomic_file
+from mlcalib.languages import language, script_name
+
+CARD = "README.md"
+_BEGIN = "<!-- results: mlcalib evaluate --card writes what stands from here -->"
+_END = "<!-- results: to here -->"
+_NOT_MEASURED = (
+    "Nothing has been measured yet. `mlcalib evaluate BASE_MODEL THIS_FOLDER --card` measures "
+    "perplexity and bits per byte per language, and writes them here."
+)
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def model_card(record: Mapping[str, Any]) -> str:
+    """Return the card of a checkpoint, without measured results.
+
+    Args:
+        record: content of its ``mlcalib.json``; see ``QuantizedModel.metadata``.
+    """
+    recipe = record["recipe"]
+    name = Path(recipe["model"]).name
+    sections = {
+        "": f"# {name}: {_title(record)}\n\n{_summary(record)}",
+        "Results": f"{_BEGIN}\n{_NOT_MEASURED}\n{_END}",
+        "Calibration": _calibration(record),
+        "Layers": _layers(record),
+        "To look at": "\n".join(f"- {warning}" for warning in record["warnings"]),
+        "Load it": _loading(recipe["format"]),
+        "Make it again": _again(record),
+    }
+    header = yaml.safe_dump(_front_matter(record), sort_keys=False, allow_unicode=True)
+    body = "\n\n".join(
+        f"## {title}\n\n{text}" if title else text for title, text in sections.items() if text
+    )
+    return f"---\n{header}---\n\n{body}\n"
+
+
+def check_card(folder: str | Path) -> str:
+    """Return the text of a folder's card, which has a place for results.
+
+    Raises:
+        ValueError: there is no card, or it has no such place.
+    """
+    path = Path(folder) / CARD
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    if text.count(_BEGIN) != 1 or _END not in text.partition(_BEGIN)[2]:
+        problem = f"has no lines '{_BEGIN}' and '{_END}'" if text else "does not exist"
+        raise ValueError(
+            f"{path} {problem}, between which results go: it is not a card that mlcalib wrote. "
+            "Put the two lines where results should stand, or leave --card out."
+        )
+    return text
+
+
+def write_results(folder: str | Path, results: str) -> None:
+    """Put results into a folder's card, in place of those that were there; all of it or nothing.
+
+    Args:
+        folder: a checkpoint that mlcalib wrote. What else its card says is kept.
+        results: Markdown.
+
+    Raises:
+        ValueError: see ``check_card``.
+    """
+    before, _, rest = check_card(folder).partition(_BEGIN)
+    after = rest.partition(_END)[2]
+    with atomic_file(Path(folder) / CARD) as file:
+        file.write(f"{before}{_BEGIN}\n{results.strip()}\n{_END}{after}")
+
+
+def _front_matter(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the hub reads (https://huggingface.co/docs/hub/model-cards)."""
+    recipe = record["recipe"]
+    model, options = recipe["model"], recipe["options"]
+    matter: dict[str, Any] = {}
+    if _HUB_NAME.fullmatch(model) and not Path(model).exists():
+        matter |= {"base_model": model, "base_model_relation": "quantized"}
+    natural = [code for code in _languages(record) if language(code).kind == "natural"]
+    if natural:  # the hub knows languages, but not scripts (zh-Hant)
+        matter["language"] = list(dict.fromkeys(code.partition("-")[0] for code in natural))
+    return matter | {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["mlcalib", recipe["method"], f"{options['bits']}-bit", recipe["format"]],
+    }
+
+
+def _title(record: Mapping[str, Any]) -> str:
+    calibration = record["calibration"]
+    bits = f"{record['recipe']['method']}, {record['recipe']['options']['bits']} bits"
+    return bits if calibration is None else f"{bits}, calibrated on {calibration['set']}"
+
+
+def _summary(record: Mapping[str, Any]) -> str:
+    recipe = record["recipe"]
+    options = {**recipe["options"]}
+    bits, size = options.pop("bits"), options.pop("group_size")
+    kind = "symmetric" if options.pop("symmetric") else "asymmetric"
+    groups = "one scale for each row" if size == -1 else f"groups of {size} input channels"
+    stored = {
+        "compressed-tensors": "packed (compressed-tensors, pack-quantized)",
+        "gptq": "packed (GPTQ layout)",
+        "gptq-v2": "packed (GPTQ layout, checkpoint_format gptq_v2)",
+        "awq": "packed (AWQ layout, gemm)",
+        "compressed-tensors-int8": "int8 (compressed-tensors, int-quantized); W8A8",
+        "gguf": "model.gguf, packed (Q4_0, Q4_1 or Q8_0)",
+        "dense": "dequantized: nothing is smaller than in the base model",
+    }
+    lines = [
+        f"- Base model: `{recipe['model']}`, quantized in {recipe['dtype']}",
+        f"- Method: {recipe['method']} of mlcalib {record['mlcalib']}; "
+        f"{', '.join(f'{name} {value}' for name, value in options.items())}",
+        f"- Weights: {bits} bits, {kind}, {groups}",
+        f"- Stored: {stored.get(recipe['format'], recipe['format'])}",
+        f"- Versions: {', '.join(f'{name} {at}' for name, at in record['versions'].items())}; "
+        f"{record['isa']}, {record['threads']} threads",
+    ]
+    if recipe["model"].endswith(".gguf"):
+        lines.append(
+            "- The base model is a GGUF file. Where this page says float, it means the weights of "
+            "that file, dequantized, which need not be the original ones."
+        )
+    return "\n".join(lines)
+
+
+def _calibration(record: Mapping[str, Any]) -> str:
+    calibration = record["calibration"]
+    if calibration is None:
+        return "None: no text was used."
+    losses = _losses(record)
+    mean = fmean(losses.values()) if losses else 0.0
+    table = [["language", "name", "script", "tokens asked", "got", "loss per token", "of the mean"]]
+    for code, report in calibration["languages"].items():
+        row = [code, language(code).name, script_name(language(code).script)]
+        row += [f"{report['asked']:,}", f"{report['got']:,}"]
+        row += [f"{losses[code]:.4g}", f"{losses[code] / mean:.2f}" if mean else "1.00"]
+        table.append(row)
+    behind = {
+        "quantized": "behind blocks that were quantized already (`propagate=quantized`)",
+        "float": "behind floating-point blocks (`propagate=float`)",
+    }
+    got = sum(report["got"] for report in calibration["languages"].values())
+    return (
+        f"{got:,} tokens of the corpus `{calibration['corpus']}`, set `{calibration['set']}`, in "
+        f"sequences of {calibration['seq_len']}; between documents: {calibration['separator']}. "
+        f"Statistics were gathered {behind[record['recipe']['propagate']]}.\n\n"
+        f"{_markdown(table)}\n\n"
+        "The loss is what quantization does to the outputs of linears on the calibration text "
+        "itself: the squared error ‖x(W - Ŵ)ᵀ‖² per token, summed over all quantized linears, and "
+        "as a share of the mean over languages. It compares languages, not models."
+    )
+
+
+def _layers(record: Mapping[str, Any]) -> str:
+    lines = [f"{len(record['layers'])} linears are quantized. The rest of the model is not."]
+    for override in record["recipe"]["overrides"]:
+        options = override["options"]
+        done = "in floating point" if options is None else _words(options)
+        lines.append(f"- `{override['pattern']}` ({len(override['linears'])} linears): {done}")
+    return "\n\n".join([lines[0], "\n".join(lines[1:])]).strip()
+
+
+_PACKED = (
+    "With `import mlcalib` before it, the weights stay packed on a CPU; of the packages above only "
+    "transformers is needed then.\n\n"
+)
+
+
+def _loading(form: str) -> str:
+    if form == "gguf":
+        return (
+            "```bash\nllama-cli -m THIS_FOLDER/model.gguf\n```\n\n"
+            'or `AutoModelForCausalLM.from_pretrained("THIS_FOLDER", gguf_file="model.gguf")` of '
+            "transformers."
+        )
+    packages = {"gptq": " gptqmodel optimum", "awq": " gptqmodel", "dense": ""}
+    packages["compressed-tensors-int8"] = " compressed-tensors"
+    needs = "pip install transformers" + packages.get(form.removesuffix("-v2"), f" {form}")
+    return (
+        f"```python\n# {needs}\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        'model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER")\n'
+        'tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")\n```\n\n'
+        f"{_PACKED if form not in ('dense', 'compressed-tensors-int8') else ''}"
+        "vLLM reads the format too (`vllm serve THIS_FOLDER`); this checkpoint was not tried there."
+    )
+
+
+def _again(record: Mapping[str, Any]) -> str:
+    recipe, calibration = record["recipe"], record["calibration"]
+    lines = ["import mlcalib", ""]
+    in_memory = not (_HUB_NAME.fullmatch(recipe["model"]) or Path(recipe["model"]).exists())
+    if in_memory:
+        lines.append(f"model, tokenizer = ...  # {recipe['model']}, given in memory")
+    if calibration is not None and calibration["arguments"]:
+        lines.append(f"calibration = mlcalib.calibration({_arguments(calibration['arguments'])})")
+    elif calibration is not None:
+        lines.append("calibration = ...  # text or token ids were given in memory")
+    if calibration is not None:
+        lines.append(f"assert calibration.fingerprint == {calibration['fingerprint']!r}")
+    keywords = {key: recipe[key] for key in ("method", "propagate", "format", "dtype")}
+    skip = [each["pattern"] for each in recipe["overrides"] if each["options"] is None]
+    own = {
+        each["pattern"]: each["options"]
+        for each in recipe["overrides"]
+        if each["options"] is not None
+    }
+    keywords |= {"skip": skip} if skip else {}
+    keywords |= {"overrides": own} if own else {}
+    keywords |= recipe["options"]
+    if calibration is None:
+        del keywords["propagate"]
+    given = ["model" if in_memory else repr(recipe["model"])]
+    given += [] if calibration is None else ["calibration"]
+    given += ["tokenizer=tokenizer"] if in_memory else []
+    lines.append(f"quantized = mlcalib.quantize({', '.join([*given, _arguments(keywords)])})")
+    lines.append(f"quantized.save('OUT', {recipe['format']!r})")
+    return "```python\n" + "\n".join(lines) + "\n```"
+
+
+def _arguments(given: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in given.items())
+
+
+def _words(options: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in options.items())
+
+
+def _languages(record: Mapping[str, Any]) -> list[str]:
+    return list(record["calibration"]["languages"]) if record["calibration"] else []
+
+
+def _losses(record: Mapping[str, Any]) -> dict[str, float]:
+    """Return language → loss per token, summed over layers; 0 in experts that it never reached."""
+    return {
+        code: sum(layer["loss_per_token"].get(code, 0.0) for layer in record["layers"].values())
+        for code in _languages(record)
+    }
+
+
+def _markdown(table: Sequence[Sequence[str]]) -> str:
+    header, *body = table
+    rule = ["---"] * 3 + ["--:"] * (len(header) - 3)
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [header, rule, *body])

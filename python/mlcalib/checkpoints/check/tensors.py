@@ -1,0 +1,168 @@
+"""Tensors of a checkpoint: names and shapes from headers, values one tensor at a time."""
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mlcalib.checkpoints import Checkpoint
+from mlcalib.common.safetensors_read import TensorEntry, read_header
+
+_LAYER = re.compile(r"\.(?:layers|h)\.(\d+)\.")
+Shapes = dict[str, tuple[int, ...]]
+
+
+def shapes_of(files: Mapping[str, Path], linears: Collection[str]) -> Shapes:
+    """Return the shape of each tensor, and of quantized linears as ``name.weight`` (out, in)."""
+    headers: dict[Path, dict[str, TensorEntry]] = {file: {} for file in files.values()}
+    for file in headers:
+        headers[file] = read_header(file)
+    found = {name: headers[file][name].shape for name, file in files.items()}
+    shapes = dict(found)
+    for name in linears:
+        if (shape := _weight_shape(name, found)) is not None:
+            shapes[f"{name}.weight"] = shape
+    return shapes
+
+
+def _weight_shape(name: str, shapes: Shapes) -> tuple[int, int] | None:
+    """Return (out, in), as far as scales and codes tell before the codes are read."""
+    scales, codes = shapes.get(f"{name}.scales"), shapes.get(f"{name}.qweight")
+    if scales is not None and codes is not None and len(scales) == len(codes) == 2:
+        if scales[1] != codes[1]:  # AWQ packs the outputs
+            return scales[1], codes[0]
+        if (g_idx := shapes.get(f"{name}.g_idx")) is not None and len(g_idx) == 1:
+            return scales[1], g_idx[0]
+    packed = shapes.get(f"{name}.weight_packed")
+    scale = shapes.get(f"{name}.weight_scale")
+    if packed is not None and scale is not None and len(packed) == 2:
+        return packed[0], -1  # weight_shape, a tensor, knows the inputs
+    return None
+
+
+def linear_names(shapes: Shapes) -> list[str]:
+    """Return the names of all matrices."""
+    return [
+        name.removesuffix(".weight")
+        for name, shape in shapes.items()
+        if name.endswith(".weight") and len(shape) == 2
+    ]
+
+
+def check_names(
+    config: Mapping[str, Any], shapes: Shapes, linears: Collection[str]
+) -> Iterator[str]:
+    """Yield what the config promises otherwise than the tensors are."""
+    layers = config.get("num_hidden_layers")
+    found = {int(match[1]) for name in shapes if (match := _LAYER.search(name))}
+    if type(layers) is int and 1 <= layers <= 10_000 and found:
+        if missing := sorted(set(range(layers)) - found):
+            yield f"config.json has {layers} layers, but layer {missing[0]} has no tensors"
+        if strange := sorted(found - set(range(layers))):
+            yield f"config.json has {layers} layers, but there are tensors of layer {strange[0]}"
+    yield from _check_shapes(config, shapes)
+    yield from _check_head(config, shapes, linears)
+
+
+def _check_shapes(config: Mapping[str, Any], shapes: Shapes) -> Iterator[str]:
+    sizes = {key: config.get(key) for key in ("hidden_size", "intermediate_size", "vocab_size")}
+    heads, groups = config.get("num_attention_heads"), config.get("num_key_value_heads")
+    if any(type(value) is not int for value in (*sizes.values(), heads)):
+        return
+    hidden, inner, words = (int(size or 0) for size in sizes.values())
+    count = int(heads or 1)
+    head = config.get("head_dim") or hidden // count
+    if type(head) is not int:
+        return
+    kv = (groups if type(groups) is int else count) * head
+    expected = {
+        "self_attn.q_proj": (count * head, hidden),
+        "self_attn.k_proj": (kv, hidden),
+        "self_attn.v_proj": (kv, hidden),
+        "self_attn.o_proj": (hidden, count * head),
+        "mlp.gate_proj": (inner, hidden),
+        "mlp.up_proj": (inner, hidden),
+        "mlp.down_proj": (hidden, inner),
+        "model.embed_tokens": (words, hidden),
+        "lm_head": (words, hidden),
+    }
+    for name, shape in shapes.items():
+        for part, (rows, columns) in expected.items():
+            if name != f"{part}.weight" and not name.endswith(f".{part}.weight"):
+                continue
+            if len(shape) != 2 or shape[0] != rows or shape[1] not in (-1, columns):
+                shown = [size for size in shape if size != -1]
+                yield f"{name} has shape {shown}, but config.json says {[rows, columns]}"
+
+
+def _check_head(
+    config: Mapping[str, Any], shapes: Shapes, linears: Collection[str]
+) -> Iterator[str]:
+    embedding = next((name for name in shapes if name.endswith("embed_tokens.weight")), None)
+    if embedding is None:
+        return
+    tied = config.get("tie_word_embeddings")
+    if tied is False and "lm_head.weight" not in shapes:
+        yield (
+            "there is no lm_head, and config.json says it is not tied to the embedding "
+            "(tie_word_embeddings false): readers would start it at random"
+        )
+    if tied and "lm_head" in linears:
+        yield (
+            "lm_head is quantized, but config.json ties it to the embedding "
+            "(tie_word_embeddings true): readers would use the embedding"
+        )
+
+
+def check_values(checkpoint: Checkpoint, read: dict[str, tuple[int, int]]) -> Iterator[str]:
+    """Yield what is wrong with the values of tensors, read one linear or tensor at a time.
+
+    Args:
+        checkpoint: to read.
+        read: gets the shape (out, in) of each linear that could be read.
+    """
+    for name in checkpoint.linears:
+        try:
+            linear = checkpoint.linear(name)
+        except (ValueError, TypeError, RuntimeError) as error:
+            yield str(error)
+            continue
+        rows, columns = linear.codes.shape
+        read[name] = (rows, columns)
+        scale = linear.grid.scale
+        if not scale.isfinite().all():
+            yield f"{name} has scales that are not finite"
+        expected = _columns(checkpoint.config, name)
+        if expected is not None and columns != expected:
+            yield f"{name} has {columns} input channels, but config.json says {expected}"
+    for name in checkpoint.others:
+        tensor = checkpoint.tensor(name)
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            yield f"{name} has values that are not finite"
+    yield from _check_copies(checkpoint)
+
+
+def _columns(config: Mapping[str, Any], name: str) -> int | None:
+    """Return the input channels of a linear by the config, or None where it does not tell."""
+    leaf = name.rpartition(".")[2]
+    key = {"down_proj": "intermediate_size", "o_proj": None}.get(leaf, "hidden_size")
+    known = leaf in ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "down_proj")
+    value = config.get(key) if key and known and ".experts." not in name else None
+    return value if type(value) is int and ".shared_expert" not in name else None
+
+
+def _check_copies(checkpoint: Checkpoint) -> Iterator[str]:
+    """Compare a head that is stored with the embedding that it is tied to."""
+    if not checkpoint.config.get("tie_word_embeddings"):
+        return
+    embedding = next(
+        (name for name in checkpoint.others if name.endswith("embed_tokens.weight")), ""
+    )
+    if "lm_head.weight" not in checkpoint.others or not embedding:
+        return
+    head, embedded = checkpoint.tensor("lm_head.weight"), checkpoint.tensor(embedding)
+    if head.shape != embedded.shape or not bool((head == embedded).all()):
+        yield (
+            "lm_head.weight differs from the embedding, but config.json ties the two "
+            "(tie_word_embeddings true): readers would lose the head"
+        )

@@ -1,0 +1,194 @@
+"""``mlcalib.convert``: codes from one checkpoint format into another, as they are."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from mlcalib._core import Grid, GridSpec, QuantizedLinear
+from mlcalib.checkpoints import Checkpoint, open_checkpoint, save_tensors
+from mlcalib.common import compat
+from mlcalib.common.files import atomic_folder
+from mlcalib.formats import Format, find_gguf, formats
+from mlcalib.models.loading import load_tokenizer
+
+if TYPE_CHECKING:
+    from mlcalib._core import Order
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_COPIED = (".json", ".txt", ".jinja", ".model", ".tiktoken")
+_LEFT = ("config.json", "quantize_config.json", "quant_config.json", "model.safetensors.index.json")
+
+
+def convert(source: str | Path, out: str | Path, format: str, *, dtype: str = "auto") -> None:  # noqa: A002
+    """Write a quantized checkpoint in another format without quantizing again.
+
+    Codes, scales and zero points are the same after it. An asymmetric checkpoint whose zero points
+    are all mid-range becomes a symmetric one. Tensors are read and written one after another.
+
+    Args:
+        source: a folder with a quantized checkpoint of mlcalib or another tool, or a GGUF file.
+        out: a folder that does not exist.
+        format: ``compressed-tensors``, ``gptq``, ``gptq-v2``, ``awq`` or ``gguf``.
+        dtype: of everything that is not quantized: ``auto`` (as it is), ``float32``, ``bfloat16``
+            or ``float16``. Scales must be exact in what the format then holds them in.
+
+    Raises:
+        FileExistsError: ``out`` exists.
+        ValueError: the source is damaged or not quantized; the format cannot hold its grids, or
+            its scales exactly.
+        NotImplementedError: the format keeps no codes; GGUF cannot hold the model.
+    """
+    form = formats.get(format)()
+    if form.codes is None:
+        raise NotImplementedError(
+            f"{format} keeps no codes; load the checkpoint with transformers and save it instead"
+        )
+    checkpoint = open_checkpoint(source)
+    if dtype not in ("auto", *_DTYPES):
+        raise ValueError(f"dtype is '{dtype}', expected one of: auto, {', '.join(_DTYPES)}")
+    model_dtype = checkpoint.dtype if dtype == "auto" else _DTYPES[dtype]
+    file = find_gguf(Path(source))
+    specs = _specs(checkpoint, form, model_dtype)
+    form.check(specs, {name: _shape(checkpoint, name) for name in specs})
+    if form.file is not None:
+        _convert_file(checkpoint, file or Path(source), out, form, specs, model_dtype)
+        return
+    config = dict(checkpoint.config)
+    section = form.quantization_config(specs, _order(checkpoint.section), _ignore(checkpoint))
+    config["quantization_config"] = section
+    config.pop("torch_dtype", None)
+    config["dtype"] = str(model_dtype).removeprefix("torch.")
+    with atomic_folder(out) as folder:
+        if file is None:
+            _copy_files(Path(source), folder, format)
+        else:
+            load_tokenizer(str(file)).save_pretrained(folder)
+            _copy_record(file.parent, folder, format)
+        _write_json(folder / "config.json", config)
+        if form.config_file is not None:
+            _write_json(folder / form.config_file, section)
+        save_tensors(_packed(checkpoint, form, specs, model_dtype), folder)
+
+
+def _specs(checkpoint: Checkpoint, form: Format, dtype: torch.dtype) -> dict[str, GridSpec]:
+    """Return the grids as the other format holds them, after a look at all scales and zeros."""
+    scale_dtypes = [form.scale_dtype(dtype)]
+    if form.half_scales:
+        scale_dtypes.append(torch.float16)
+    specs, centred = {}, True
+    for name in checkpoint.linears:
+        grid = checkpoint.linear(name).grid
+        spec = grid.spec
+        exact = [
+            each for each in scale_dtypes if torch.equal(grid.scale.to(each).float(), grid.scale)
+        ]
+        if not exact:
+            raise ValueError(
+                f"{name}: its {spec.scale_dtype} scales are not exact in {scale_dtypes[0]}, in "
+                f"which {type(form).__name__} holds those of a model in {dtype}; convert with "
+                f"another dtype (--dtype {str(spec.scale_dtype).removeprefix('torch.')})"
+            )
+        centred = centred and bool((grid.zero == 1 << (spec.bits - 1)).all())
+        specs[name] = (spec, exact[0])
+    return {
+        name: GridSpec(spec.bits, spec.group_size, spec.symmetric or centred, spec.range, scale)
+        for name, (spec, scale) in specs.items()
+    }
+
+
+def _shape(checkpoint: Checkpoint, name: str) -> tuple[int, int]:
+    rows, columns = checkpoint.linear(name).codes.shape
+    return rows, columns
+
+
+def _linear(checkpoint: Checkpoint, name: str, spec: GridSpec) -> QuantizedLinear:
+    linear = checkpoint.linear(name)
+    return QuantizedLinear(linear.codes, Grid(linear.grid.scale, linear.grid.zero, spec))
+
+
+def _packed(
+    checkpoint: Checkpoint, form: Format, specs: dict[str, GridSpec], dtype: torch.dtype
+) -> Iterator[tuple[str, Tensor]]:
+    for name in checkpoint.others:
+        yield name, _cast(checkpoint.tensor(name), dtype)
+    for name, spec in specs.items():
+        yield from form.pack(name, _linear(checkpoint, name, spec)).items()
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
+def _convert_file(
+    checkpoint: Checkpoint,
+    source: Path,
+    out: str | Path,
+    form: Format,
+    specs: dict[str, GridSpec],
+    dtype: torch.dtype,
+) -> None:
+    config = compat.config_from(checkpoint.config)
+    tokenizer = load_tokenizer(str(source))
+    (architecture,) = config.architectures or ["?"]
+    form.check_model(config, architecture, tokenizer)
+    tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
+
+    def contents() -> Iterator[tuple[str, Tensor | QuantizedLinear]]:
+        for name in checkpoint.others:
+            if name not in tied:
+                yield name, _cast(checkpoint.tensor(name), dtype)
+        for name, spec in specs.items():
+            yield name, _linear(checkpoint, name, spec)
+
+    with atomic_folder(out) as folder:
+        form.write_file(folder, config, architecture, tokenizer, contents())
+        _copy_record(source if source.is_dir() else source.parent, folder, "gguf")
+
+
+def _order(section: dict[str, Any]) -> "Order":
+    """Return the order in which the solver visited channels, as far as the section tells."""
+    meta = section.get("meta") or {}
+    groups = (section.get("config_groups") or {}).values()
+    static = any((group.get("weights") or {}).get("actorder") == "static" for group in groups)
+    return "activation" if static or meta.get("static_groups") else "natural"
+
+
+def _ignore(checkpoint: Checkpoint) -> list[str]:
+    """Return the linears that stay unquantized: matrices but embeddings, and a tied head."""
+    listed = checkpoint.section.get("ignore") or []
+    ignored = [name for name in listed if not name.startswith("re:")]
+    for tensor in checkpoint.others:
+        name = tensor.removesuffix(".weight")
+        leaf = name.rpartition(".")[2]
+        embeds = "embed" in leaf or leaf in ("wte", "wpe")
+        if name != tensor and not embeds and checkpoint.tensor(tensor).dim() == 2:
+            ignored.append(name)
+    if "lm_head" not in checkpoint.linears:
+        ignored.append("lm_head")
+    return list(dict.fromkeys(ignored))
+
+
+def _copy_files(source: Path, folder: Path, format: str) -> None:  # noqa: A002
+    """Copy tokenizer, generation config and record; no weights, no code, no model card."""
+    for path in sorted(source.iterdir()):
+        if path.is_file() and path.suffix in _COPIED and path.name not in _LEFT:
+            shutil.copyfile(path, folder / path.name)
+    _copy_record(source, folder, format)
+
+
+def _copy_record(source: Path, folder: Path, format: str) -> None:  # noqa: A002
+    record = source / "mlcalib.json"
+    if record.is_file():
+        content = json.loads(record.read_text(encoding="utf-8"))
+        if isinstance(content.get("recipe"), dict):
+            content["recipe"]["format"] = format
+        _write_json(folder / record.name, content)
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

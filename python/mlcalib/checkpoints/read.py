@@ -1,0 +1,155 @@
+"""Quantized linears, read back from a checkpoint."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from mlcalib._core import GridSpec, QuantizedLinear
+from mlcalib.common.safetensors_read import read_json, validate_folder
+from mlcalib.formats._gguf_reader import GgufTensors, find_gguf, open_gguf
+from mlcalib.formats.base import Format, formats
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A quantized checkpoint on disk; tensors are read one at a time, when they are asked for.
+
+    Attributes:
+        files: tensor → the file that has it.
+        config: content of config.json.
+        format: what reads it.
+        linears: quantized linear → names of its tensors, a bias among them.
+        specs: quantized linear → its grid.
+        dtype: the model's.
+    """
+
+    files: dict[str, Path]
+    config: dict[str, Any]
+    format: Format
+    linears: dict[str, list[str]]
+    specs: dict[str, GridSpec]
+    dtype: torch.dtype
+
+    @property
+    def section(self) -> dict[str, Any]:
+        """The ``quantization_config``."""
+        section: dict[str, Any] = self.config["quantization_config"]
+        return section
+
+    @property
+    def others(self) -> list[str]:
+        """The tensors that are no codes nor belong to some."""
+        packed = {
+            tensor
+            for tensors in self.linears.values()
+            for tensor in tensors
+            if not tensor.endswith(".bias")
+        }
+        return [tensor for tensor in self.files if tensor not in packed]
+
+    def tensor(self, name: str) -> Tensor:
+        """Read a tensor."""
+        with safe_open(self.files[name], framework="pt") as file:
+            tensor: Tensor = file.get_tensor(name)
+            return tensor
+
+    def linear(self, name: str) -> QuantizedLinear:
+        """Read a quantized linear.
+
+        Raises:
+            ValueError: its tensors are not as the config describes them.
+        """
+        tensors = {tensor: self.tensor(tensor) for tensor in self.linears[name]}
+        return self.format.unpack(name, tensors, self.specs[name])
+
+
+@dataclass(frozen=True, eq=False)
+class GgufCheckpoint(Checkpoint):
+    """A GGUF file as a checkpoint, its tensors by transformers' names.
+
+    Attributes:
+        contents: the file.
+    """
+
+    contents: GgufTensors
+
+    def tensor(self, name: str) -> Tensor:
+        """Read a tensor; of a quantized linear, its blocks (uint8 [out, bytes of a row])."""
+        linear = name.removesuffix(".weight") in self.linears and name.endswith(".weight")
+        return self.contents.blocks(name) if linear else self.contents.tensor(name)
+
+
+def open_checkpoint(folder: str | Path) -> Checkpoint:
+    """Look at a checkpoint of mlcalib's or another tool's, without reading its tensors.
+
+    Args:
+        folder: in the Hugging Face layout, or with a GGUF file; or a GGUF file.
+
+    Raises:
+        ValueError: the folder is invalid, not quantized, or its config does not describe it.
+        NotImplementedError: its format keeps no codes; a GGUF file of an unknown architecture.
+    """
+    folder = Path(folder)
+    if (file := find_gguf(folder)) is not None:
+        return _open_file(file)
+    files = validate_folder(folder)
+    config = read_json(folder / "config.json")
+    section = config.get("quantization_config")
+    if not isinstance(section, dict):
+        raise ValueError(f"{folder}/config.json has no quantization_config: nothing to read back")
+    form = formats.get(str(section.get("quant_method"))).of_config(section)
+    linears = _linears(files, f".{form.codes}")
+    dtype = _config_dtype(folder, config)
+    specs = form.read_specs(section, linears, dtype)
+    return Checkpoint(files, config, form, linears, specs, dtype)
+
+
+def _open_file(file: Path) -> GgufCheckpoint:
+    contents = open_gguf(file)
+    if not contents.specs:
+        raise ValueError(f"{file} has no quantized linears: nothing to read back")
+    files = dict.fromkeys(contents.tensors, file)
+    owned = _linears(files, ".weight")
+    linears = {name: owned[name] for name in contents.specs}
+    config = {**contents.config.to_dict(), "dtype": str(contents.dtype).removeprefix("torch.")}
+    config["quantization_config"] = {"quant_method": "gguf"}
+    form = formats.get("gguf")()
+    return GgufCheckpoint(
+        files, config, form, linears, contents.specs, contents.dtype, contents=contents
+    )
+
+
+def load_quantized(folder: str | Path) -> dict[str, QuantizedLinear]:
+    """Read back the quantized linears of a checkpoint, by name.
+
+    Args:
+        folder: a folder that ``save_checkpoint`` wrote, or another tool's in the same format.
+
+    Raises:
+        ValueError: the folder is invalid, not quantized, or not as its config describes.
+        NotImplementedError: its format keeps no codes.
+    """
+    checkpoint = open_checkpoint(folder)
+    return {name: checkpoint.linear(name) for name in checkpoint.linears}
+
+
+def _config_dtype(folder: Path, config: Mapping[str, Any]) -> torch.dtype:
+    """Return the model's dtype; transformers before 5 called it torch_dtype."""
+    name = config.get("dtype", config.get("torch_dtype"))
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name not in dtypes:
+        raise ValueError(f"{folder}/config.json has dtype {name!r}; expected {', '.join(dtypes)}")
+    return dtypes[name]
+
+
+def _linears(files: Mapping[str, Path], suffix: str) -> dict[str, list[str]]:
+    """Return the linears that have codes, and the names of their tensors."""
+    tensors: dict[str, list[str]] = {}
+    for tensor in files:
+        tensors.setdefault(tensor.rpartition(".")[0], []).append(tensor)
+    return {name: owned for name, owned in tensors.items() if name + suffix in owned}

@@ -1,0 +1,68 @@
+"""The model ``mlcalib`` of lm-evaluation-harness: anything that mlcalib reads.
+
+    lm_eval run --model mlcalib --model_args pretrained=DIR --tasks xnli_sw
+
+and ``lm_eval.simple_evaluate("mlcalib", …)`` find it because installing mlcalib puts its name
+beside the harness's own (``_mlcalib_lm_eval``). Where mlcalib was not installed but lies on the
+path, import this module first, or run it: it is then lm-eval's command.
+"""
+
+import logging
+from typing import Any
+
+import torch
+
+from mlcalib.common import compat
+from mlcalib.evaluation import evaluation_dtype
+from mlcalib.evaluation.tasks.model import TaskModel
+from mlcalib.models.loading import load_model, load_tokenizer
+
+_log = logging.getLogger(__name__)
+
+# By its place, not as a class: run as a program, this module is there twice.
+compat.register_harness_model("mlcalib", "mlcalib.evaluation.lm_eval:LoadedModel")
+
+
+class LoadedModel(TaskModel):
+    """A model by its name, as lm-eval makes one from ``--model_args``.
+
+    Args:
+        pretrained: a folder in any format that mlcalib reads, a hub name, or a GGUF file.
+        dtype: ``auto`` (bfloat16 on a CPU with AMX, elsewhere as stored), ``float32``,
+            ``bfloat16`` or ``float16``.
+        device: e.g. ``cuda:0``. Default: the CPU, as where there is no such GPU.
+        batch_size: as for ``TaskModel``.
+        max_length: as for ``TaskModel``.
+        max_batch_size: of ``batch_size=auto``, as for ``hf``.
+        options: as for ``hf``: ``add_bos_token``, ``prefix_token_id``, ….
+
+    Raises:
+        FileNotFoundError, ValueError: see ``mlcalib.models.loading.load_model``.
+    """
+
+    def __init__(
+        self,
+        pretrained: str,
+        dtype: str = "auto",
+        device: str | None = None,
+        batch_size: Any = None,
+        max_length: int | None = None,
+        **options: Any,
+    ) -> None:
+        place = torch.device(device or "cpu")
+        if place.type == "cuda" and not torch.cuda.is_available():  # lm-eval's command asks for it
+            _log.warning("there is no CUDA device here; the model runs on the CPU")
+            place = torch.device("cpu")
+        if place.type == "cpu":
+            dtype = evaluation_dtype([pretrained], dtype)
+        super().__init__(
+            load_model(pretrained, dtype, place),
+            load_tokenizer(pretrained),
+            batch_size=batch_size,
+            max_length=max_length,
+            **options,
+        )
+
+
+if __name__ == "__main__":
+    compat.harness_command()

@@ -1,0 +1,230 @@
+"""Scores of models per language, from the cache where they are known."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from mlcalib.calibration_sets import Stream
+from mlcalib.common.errors import named
+from mlcalib.evaluation.cache import Cache, tensors_sha256
+from mlcalib.evaluation.perplexity import Scores, score
+from mlcalib.evaluation.reference import Reference, head_of, recording
+from mlcalib.evaluation.subject import Subject
+from mlcalib.results.rows import versions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+STATES = "states"
+"""The cache's word for the hidden states that others are compared with, its largest files."""
+
+_Key = dict[str, Any]
+
+
+class Scorer:
+    """Scores models one after another; with ``fidelity``, against the first of them.
+
+    Scores of a text are kept as soon as they are there. A model is not even loaded where all of its
+    scores are known; of the first one its head alone stays in memory.
+
+    Args:
+        tokens: tokens to score of each text.
+        seq_len: context.
+        fidelity: measure the divergence of all others from the first model.
+        allow_short: score what there is where a text has fewer tokens.
+        cache: where scores are kept, or None.
+
+    Attributes:
+        first: language → scores of the first model.
+    """
+
+    def __init__(
+        self,
+        *,
+        tokens: int,
+        seq_len: int,
+        fidelity: bool = False,
+        allow_short: bool = False,
+        cache: Cache | None = None,
+    ) -> None:
+        self.first: dict[str, Scores] = {}
+        self._tokens, self._seq_len = tokens, seq_len
+        self._fidelity = fidelity
+        self._allow_short = allow_short
+        self._cache = cache
+        self._reference: Subject | None = None
+        self._texts: dict[str, Stream] = {}  # that the reference was scored on
+        self._head: PreTrainedModel | None = None
+        self._states: dict[str, Tensor] = {}
+
+    def scores(self, subject: Subject, texts: Mapping[str, Stream]) -> Iterator[tuple[str, Scores]]:
+        """Score a model on texts, language → text; gives each language as soon as it is done.
+
+        Raises:
+            ValueError: see ``score``; or, with ``fidelity``, a model that has other tokens than the
+                first. Names language and model.
+        """
+        if self._fidelity and self._reference is None:
+            self._reference = subject
+        compared = self._fidelity and subject is not self._reference
+        if compared:
+            self._prepare(subject, texts)
+        for code, text in texts.items():
+            with named(f"language '{code}', model {subject.name}"):
+                if compared:
+                    found = self._compared(subject, code, text)
+                elif self._fidelity:
+                    found = self.first[code] = self._recorded(subject, code, text)
+                else:
+                    found = self._plain(subject, code, text)
+            yield code, found
+
+    def release(self, subject: Subject) -> None:
+        """Let go of a model of which everything was scored."""
+        if subject is self._reference and subject.loaded:
+            self._head = head_of(subject.model)
+        subject.unload()
+
+    def _plain(self, subject: Subject, code: str, text: Stream) -> Scores:
+        key = self._key(subject, code, text)
+        if (known := self._known(key)) is None:
+            return self._keep(key, self._score(subject, text))
+        return self._scores(text, known["loss"])
+
+    def _recorded(self, subject: Subject, code: str, text: Stream) -> Scores:
+        """Score the reference, and keep what others are compared with."""
+        self._texts[code] = text
+        if (known := self._known(self._key(subject, code, text))) is not None:
+            return self._scores(text, known["loss"])
+        return self._record(subject, code, text)
+
+    def _record(self, subject: Subject, code: str, text: Stream) -> Scores:
+        key = self._key(subject, code, text)
+        with recording(subject.model) as recorded:
+            found = self._score(subject, text)
+        if self._cache is None:
+            self._states[code] = torch.stack(recorded)
+        else:
+            self._cache.put_tensor({**key, "task": STATES}, torch.stack(recorded))
+        return self._keep(key, found)
+
+    def _prepare(self, subject: Subject, texts: Mapping[str, Stream]) -> None:
+        """Record the reference where that is needed, before another model is loaded.
+
+        Its own scores may be known from a time when nothing was compared with it.
+        """
+        first = self._reference
+        assert first is not None
+        recorded = False
+        for code, text in texts.items():
+            with named(f"language '{code}', model {subject.name}"):
+                if not torch.equal(text.ids, self._texts[code].ids):
+                    raise ValueError(
+                        f"its tokenizer makes other tokens of the text than that of {first.name}; "
+                        "next-token distributions are comparable over one vocabulary only."
+                    )
+            states = {**self._key(first, code, text), "task": STATES}
+            if self._cache is None or self._cache.has_tensor(states):
+                continue
+            if None in self._known_of(subject, code, text):
+                with named(f"language '{code}', model {first.name}"):
+                    self._record(first, code, text)
+                recorded = True
+        if recorded:
+            self.release(first)
+
+    def _compared(self, subject: Subject, code: str, text: Stream) -> Scores:
+        """Score a model against the reference."""
+        known, apart = self._known_of(subject, code, text)
+        if known is not None and apart is not None:
+            return self._scores(text, known["loss"], **apart)
+        assert self._reference is not None
+        against = self._key(self._reference, code, text)
+        reference = Reference(self._head_of_first(), lambda code: self._states_of(against, code))
+        found = self._score(subject, text, reference.logits(code))
+        key = self._key(subject, code, text)
+        return self._keep(key, found, self._divergence_key(subject, code, text))
+
+    def _score(
+        self, subject: Subject, text: Stream, reference: Iterable[Tensor] | None = None
+    ) -> Scores:
+        tokens = self._count(text)
+        return score(subject.model, text, tokens=tokens, seq_len=self._seq_len, reference=reference)
+
+    def _count(self, text: Stream) -> int:
+        """Return how many tokens of a text are scored."""
+        return min(self._tokens, len(text.ids) - 1) if self._allow_short else self._tokens
+
+    def _head_of_first(self) -> "PreTrainedModel":
+        """Return the reference's head; never loads it beside a model that is being compared."""
+        if self._head is None:
+            assert self._reference is not None
+            self._head = head_of(self._reference.model)
+            self._reference.unload()
+        return self._head
+
+    def _states_of(self, key: _Key, code: str) -> Tensor:
+        if self._cache is None:
+            return self._states[code]
+        return self._cache.get_tensor({**key, "task": STATES})
+
+    def _key(self, subject: Subject, code: str, text: Stream) -> _Key:
+        if self._cache is None:
+            return {}
+        tokens = self._count(text)
+        return {
+            "task": "perplexity",
+            "language": code,
+            "model": subject.fingerprint(self._cache),
+            "text": _text_sha256(text, tokens),
+            "tokens": tokens,
+            "seq_len": self._seq_len,
+            "versions": versions(),
+        }
+
+    def _divergence_key(self, subject: Subject, code: str, text: Stream) -> _Key:
+        assert self._reference is not None
+        against = self._key(self._reference, code, text)
+        key = self._key(subject, code, text)
+        return {**key, "task": "fidelity", "reference": against.get("model")}
+
+    def _known(self, key: _Key) -> dict[str, list[float]] | None:
+        return None if self._cache is None else self._cache.get(key)
+
+    def _known_of(
+        self, subject: Subject, code: str, text: Stream
+    ) -> tuple[dict[str, list[float]] | None, dict[str, list[float]] | None]:
+        """Return what is known of a model's own scores, and of its distance from the reference."""
+        own = self._known(self._key(subject, code, text))
+        return own, self._known(self._divergence_key(subject, code, text))
+
+    def _keep(self, key: _Key, found: Scores, divergence: _Key | None = None) -> Scores:
+        if self._cache is not None:
+            self._cache.put(key, {"loss": found.loss.tolist()})
+            if divergence is not None and found.kl is not None and found.agrees is not None:
+                value = {"kl": found.kl.tolist(), "agrees": found.agrees.int().tolist()}
+                self._cache.put(divergence, value)
+        return found
+
+    def _scores(
+        self,
+        text: Stream,
+        loss: list[float],
+        kl: list[float] | None = None,
+        agrees: list[float] | None = None,
+    ) -> Scores:
+        """Return scores as they were before they were kept."""
+        scored = slice(1, self._count(text) + 1)
+        return Scores(
+            torch.tensor(loss, dtype=torch.float64),
+            text.byte_counts[scored],
+            text.document[scored],
+            None if kl is None else torch.tensor(kl, dtype=torch.float64),
+            None if agrees is None else torch.tensor(agrees, dtype=torch.bool),
+        )
+
+
+def _text_sha256(text: Stream, tokens: int) -> str:
+    return tensors_sha256({name: part[: tokens + 1] for name, part in text._asdict().items()})

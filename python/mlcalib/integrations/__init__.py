@@ -1,1 +1,0 @@
-"""mlcalib inside other tools."""

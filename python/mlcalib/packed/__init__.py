@@ -1,6 +1,0 @@
-"""Models that run on packed weights, never made dense: ``load``, or ``from_pretrained`` itself."""
-
-from mlcalib.packed.linear import PackedLinear
-from mlcalib.packed.loading import load
-
-__all__ = ["PackedLinear", "load"]

@@ -1,0 +1,184 @@
+"""llama.cpp's importance matrix from per-language statistics.
+
+What ``llama-imatrix`` gathers from one text, here from a calibration set: of each linear's input
+the sum and the sum of squares of each channel, and the number of tokens. Languages are kept apart,
+so that any mixture can be written without another pass.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from mlcalib.calibration_sets import CalibrationSet
+from mlcalib.checkpoints.imatrix_file import Importance, ImportanceFile, Layout
+from mlcalib.common.optional import optional
+from mlcalib.common.stopwatch import Stopwatch
+from mlcalib.models import Adapter, find_adapter
+from mlcalib.models.experts import unfuse
+from mlcalib.models.loading import architecture, check_source, load_model, shared_copy
+from mlcalib.quantization.propagation import Flow
+from mlcalib.quantization.solve import longest
+from mlcalib.statistics import StatisticSet, mix
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_ARCHITECTURES = {
+    "LlamaForCausalLM": "LLAMA",
+    "MistralForCausalLM": "LLAMA",
+    "MixtralForCausalLM": "LLAMA",
+    "Qwen2ForCausalLM": "QWEN2",
+    "Qwen2MoeForCausalLM": "QWEN2MOE",
+    "Qwen3ForCausalLM": "QWEN3",
+    "Qwen3MoeForCausalLM": "QWEN3MOE",
+    "Gemma2ForCausalLM": "GEMMA2",
+    "CohereForCausalLM": "COMMAND_R",
+    "Cohere2ForCausalLM": "COHERE2",
+    "Olmo2ForCausalLM": "OLMO2",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class ImportanceMatrix:
+    """What importance matrices of all mixtures are made of.
+
+    Attributes:
+        statistics: tensor of a GGUF file → for each of its experts (or once), language → moments.
+        calibration: the text they come from.
+    """
+
+    statistics: dict[str, list[dict[str, StatisticSet]]]
+    calibration: CalibrationSet
+
+    def mix(self, weights: Mapping[str, float] | None = None) -> dict[str, Importance]:
+        """Return the entries of a mixture, by tensor.
+
+        Args:
+            weights: language → what each of its tokens counts; None counts every token once.
+
+        Raises:
+            ValueError: a language that was not gathered, or a weight that is not positive.
+        """
+        languages = list(self.calibration.ids)
+        weights = dict.fromkeys(languages, 1.0) if weights is None else weights
+        if (strange := set(weights) - set(languages)) or not all(
+            0 < weight < float("inf") for weight in weights.values()
+        ):
+            raise ValueError(
+                f"weights are {dict(weights)}; expected positive numbers for some of "
+                f"{', '.join(languages)}" + (f" (not {', '.join(strange)})" if strange else "")
+            )
+        return {
+            tensor: _importance([mix(each, weights) for each in experts])
+            for tensor, experts in self.statistics.items()
+        }
+
+    def save(
+        self,
+        path: str | Path,
+        weights: Mapping[str, float] | None = None,
+        *,
+        layout: Layout | None = None,
+    ) -> None:
+        """Write an importance matrix for ``llama-quantize --imatrix``; whole or not at all.
+
+        Args:
+            path: the file.
+            weights: as for ``mix``.
+            layout: ``gguf``, or ``dat`` (llama.cpp before July 2025); None takes ``dat`` for a name
+                that ends in .dat and ``gguf`` for others.
+
+        Raises:
+            ValueError: as ``mix``; an unknown layout.
+            OSError: the file cannot be written.
+        """
+        entries = self.mix(weights)
+        seen = int(max(entry.counts.max() for entry in entries.values()))
+        size = self.calibration.seq_len
+        dataset = f"{self.calibration.corpus}:{self.calibration.set_name}"
+        ImportanceFile(entries, (dataset,), -(-seen // size), size).save(path, layout=layout)
+
+
+@torch.no_grad()
+def imatrix(
+    model: "str | Path | PreTrainedModel",
+    calibration: CalibrationSet,
+    *,
+    dtype: str = "auto",
+    progress: bool = True,
+) -> ImportanceMatrix:
+    """Gather the importance of every linear of a model's blocks, in one pass for all languages.
+
+    Args:
+        model: a folder, a hub name, a GGUF file, or a transformers model, which is not changed.
+        calibration: the text.
+        dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``; of a model that is loaded here.
+        progress: show a bar.
+
+    Raises:
+        ValueError: NaN or Inf in activations; a damaged checkpoint.
+        NotImplementedError: an architecture without an adapter.
+        ImportError: the package gguf is missing.
+    """
+    gguf = optional("gguf", "gguf", "an importance matrix")
+    if isinstance(model, str | Path):
+        check_source(str(model))
+        name = architecture(str(model))
+        adapter, live = find_adapter(name), load_model(str(model), dtype)
+    else:
+        name = type(model).__name__
+        adapter, live = find_adapter(name), shared_copy(model).eval()
+    names = _tensor_names(gguf, name, adapter, live)
+    unfuse(live, adapter)
+    flow = Flow(live, adapter, calibration, Stopwatch())
+    found: dict[str, list[dict[str, StatisticSet]]] = {}
+    blocks = adapter.named_blocks(live)
+    for path, block in tqdm(blocks, desc="imatrix", unit="block", disable=not progress):
+        statistics = flow.collect(path, block, ("moments",), skipped=(), advance=True)
+        for key, members in adapter.linears_of(block).items():
+            for member in members:
+                tensor = names(f"{path}.{member}")
+                found.setdefault(tensor, []).append(longest(statistics[key]))
+        flow.turn()
+    return ImportanceMatrix(found, calibration)
+
+
+def _tensor_names(gguf: Any, name: str, adapter: Adapter, model: Any) -> Any:
+    """Return a function from a linear's name to its tensor's name in a GGUF file."""
+    if name not in _ARCHITECTURES:
+        raise NotImplementedError(
+            f"names of {name} in GGUF files are not known; known are {', '.join(_ARCHITECTURES)}"
+        )
+    arch = gguf.MODEL_ARCH[_ARCHITECTURES[name]]
+    known = gguf.get_tensor_name_map(arch, model.config.num_hidden_layers)
+
+    def find(linear: str) -> str:
+        together = re.sub(r"\.experts\.\d+\.", ".experts.", linear)
+        saved = known.get_name(together)
+        for part, other in adapter.saved_names.items():
+            saved = saved or known.get_name(together.replace(part, other))
+        if saved is None:
+            raise NotImplementedError(f"{linear} has no name in GGUF files of {name}")
+        return f"{saved}.weight"
+
+    return find
+
+
+def _importance(mixed: list[StatisticSet]) -> Importance:
+    """Return sums as if the number of tokens, which llama.cpp rounds, were whole."""
+    sums, squares, counts = [], [], []
+    for each in mixed:
+        # A few tokens of small weight are still some.
+        count = max(round(each.tokens), 1) if each.tokens > 0 else 0
+        factor = count / each.tokens if count else 0.0
+        moments = each.state("moments")
+        sums.append((moments["sum"] * factor).float().numpy())
+        squares.append((moments["square"] * factor).float().numpy())
+        counts.append(count)
+    return Importance(np.stack(sums), np.stack(squares), np.array(counts, np.float32))

@@ -1,0 +1,301 @@
+"""The calibration text on its way through the model, one block at a time."""
+
+import time
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from torch import Tensor, nn
+
+from mlcalib.calibration_sets import CalibrationSet
+from mlcalib.common.errors import named
+from mlcalib.common.stopwatch import Stopwatch
+from mlcalib.models import Adapter
+from mlcalib.models.running import (
+    BlockInputs,
+    embed,
+    first_output,
+    run_block,
+    run_to_last_input,
+    watching,
+)
+from mlcalib.quantization.hidden_states import HiddenStates
+from mlcalib.statistics import StatisticSet
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class Prefix(NamedTuple):
+    """The first so many tokens of a language's calibration text."""
+
+    language: str
+    tokens: int
+
+
+Mixture = Mapping[Prefix, float]
+"""What a calibration setting is made of: prefixes of text, and what their statistics weigh."""
+
+BlockStatistics = dict[str, dict[Prefix, StatisticSet]]
+"""Input of a block → prefix → its statistics."""
+
+Observe = Callable[[str, str, Tensor], None]
+"""Called with the key of an input, a language and activations [tokens, channels]."""
+
+
+class Probe:
+    """A sample of what a block reads, to tell what a change costs the output of a module in it."""
+
+    def __init__(self, hidden: list[Tensor], inputs: BlockInputs) -> None:
+        """Take hidden states [1, seq_len, hidden size] and the block's other arguments."""
+        self._hidden = hidden
+        self._inputs = inputs
+
+    def output_loss(self, block: nn.Module, name: str) -> Callable[[], float]:
+        """Run the block as it is, and return what measures the output of a module of it.
+
+        Args:
+            block: the block.
+            name: of the module; "" is the block.
+
+        Returns:
+            The mean squared difference between the module's output then and at the call, from the
+            same input.
+        """
+        module = block.get_submodule(name)
+        calls: list[tuple[tuple[Any, ...], dict[str, Any], Tensor]] = []
+
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            calls.append((args, kwargs, first_output(output)))
+
+        handle = module.register_forward_hook(hook, with_kwargs=True)
+        try:
+            for state in self._hidden:
+                run_block(block, state, self._inputs)
+        finally:
+            handle.remove()
+
+        def loss() -> float:
+            square = sum(
+                float((first_output(module(*args, **kwargs)) - output).float().square().sum())
+                for args, kwargs, output in calls
+            )
+            return square / sum(output.numel() for _, _, output in calls)
+
+        return loss
+
+
+def mixture_of(calibration: CalibrationSet) -> Mixture:
+    """Return what a calibration set mixes: all its text."""
+    return {
+        Prefix(language, tokens): calibration.weights.get(language, 1.0)
+        for language, tokens in calibration.tokens.items()
+    }
+
+
+class Flow:
+    """The hidden states of every sequence of some text, moving from block to block."""
+
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        adapter: Adapter,
+        calibration: CalibrationSet,
+        stopwatch: Stopwatch,
+        *,
+        prefixes: Iterable[Prefix] = (),
+        hidden: HiddenStates | None = None,
+        compares: bool = False,
+    ) -> None:
+        """Embed every sequence: the hidden states that the first block reads.
+
+        Args:
+            model: its embeddings are used; its blocks need no weights yet.
+            adapter: its family.
+            calibration: the text.
+            stopwatch: gets the times.
+            prefixes: what statistics are kept of; by default all the text of each language.
+            hidden: where hidden states live; those that are there already, of a run that goes on,
+                are kept. By default in memory.
+            compares: whether the float model's hidden states move beside, for statistics that
+                compare with them.
+
+        Raises:
+            NotImplementedError: ``compares`` with experts: the two models route tokens apart.
+        """
+        self._adapter = adapter
+        self._compares = compares
+        experts = (adapter.experts_of(block) for _, block in adapter.named_blocks(model))
+        if compares and any(experts):
+            raise NotImplementedError(
+                "What is compared with the float model's activations needs the same tokens in both "
+                "models, but experts of the two see different ones; leave out correction."
+            )
+        self._calibration = calibration
+        self._stopwatch = stopwatch
+        self._prefixes: dict[str, list[Prefix]] = {language: [] for language in calibration.ids}
+        wanted = set(prefixes or mixture_of(calibration))
+        for prefix in sorted(wanted, key=lambda each: each.tokens):
+            self._prefixes[prefix.language].append(prefix)
+        self._hidden = HiddenStates() if hidden is None else hidden
+        # Block → its other arguments, the same for every sequence: they have one shape.
+        self._inputs: dict[str, BlockInputs] = {}
+        fresh = self._hidden.position < 0
+        with stopwatch.timed("forward"):
+            for language in calibration.ids:
+                for index, (ids, _) in enumerate(calibration.sequences(language)):
+                    if fresh or not self._inputs:
+                        state, self._inputs = embed(model, adapter, ids)
+                    if fresh:
+                        self._hidden.write(language, index, state)
+                        if compares:
+                            self._hidden.write(_float(language), index, state)
+        if fresh:
+            self._hidden.turn()
+
+    @property
+    def position(self) -> int:
+        """Blocks that the hidden states are behind."""
+        return self._hidden.position
+
+    def turn(self) -> None:
+        """Go on to the next block: what this one wrote is read from now on."""
+        self._hidden.turn()
+
+    def probe(self, block_name: str, tokens: int, mixture: Mixture) -> Probe:
+        """Return a sample of at least ``tokens`` tokens, and a sequence of each language.
+
+        Sequences of the mixture's languages in turn. To be called before the hidden states move on.
+        """
+        counts = {each.language: self._sequences(each) for each in mixture}
+        rounds = zip_longest(*([(code, i) for i in range(n)] for code, n in counts.items()))
+        in_turn = [at for row in rounds for at in row if at is not None]
+        count = max(-(-tokens // self._calibration.seq_len), len(counts))
+        states = [self._hidden.read(*at) for at in in_turn[:count]]
+        return Probe(states, self._inputs[block_name])
+
+    def collect(
+        self,
+        block_name: str,
+        block: nn.Module,
+        kinds: Iterable[str],
+        *,
+        skipped: Container[str],
+        advance: bool,
+        observe: Observe | None = None,
+    ) -> BlockStatistics:
+        """Return the block's statistics; with ``advance`` its outputs are the next hidden states.
+
+        Inputs that only ``skipped`` linears (names in the model) read have none. ``observe`` sees
+        what the statistics of whole texts see.
+        """
+        linears = self._adapter.linears_of(block)
+        kept = {
+            name: self._adapter.linear(block, members[0]).in_features
+            for name, members in linears.items()
+            if any(f"{block_name}.{member}" not in skipped for member in members)
+        }
+        statistics: BlockStatistics = {name: {} for name in kept}
+        if not (kept or advance or self._compares):
+            return statistics
+        in_statistics = 0.0
+        language, running = "", dict[str, StatisticSet]()
+        reference: dict[str, Tensor] = {}  # input → the float model's activations
+        ending: list[tuple[int, Prefix]] = []  # tokens of the sequence that runs, prefix
+
+        def see(name: str, x: Tensor, positions: Tensor | None) -> None:
+            nonlocal in_statistics
+            if name not in statistics:
+                return
+            start = time.perf_counter()
+            with named(f"input of {block_name}.{linears[name][0]}, text in '{language}'"):
+                for counted, prefix in ending:
+                    seen = x[:counted] if positions is None else x[positions < counted]
+                    like = reference[name][:counted] if reference else None
+                    statistics[name][prefix].update(seen, like)
+                    if prefix == self._prefixes[language][-1] and observe is not None:
+                        observe(name, language, seen)
+                if name in running:
+                    running[name].update(x, reference.get(name))
+                    if observe is not None:
+                        observe(name, language, x)
+            in_statistics += time.perf_counter() - start
+
+        start = time.perf_counter()
+        for language, prefixes in self._prefixes.items():
+            running = {name: StatisticSet(kinds, size) for name, size in kept.items()}
+            for index in range(self._sequences(prefixes[-1])):
+                ending = self._ending(language, index)
+                last = bool(ending) and ending[-1][1] == prefixes[-1]
+                for _, prefix in ending:
+                    for name, each in running.items():
+                        # What goes on needs its own; the last prefix is all there is.
+                        done = last and prefix == prefixes[-1]
+                        statistics[name][prefix] = each if done else each.copy()
+                if last:
+                    running = {}
+                if self._compares:
+                    reference = self._run_float(block_name, block, language, index)
+                with watching(self._adapter, block, see):
+                    if advance:
+                        self._move(block_name, block, language, index)
+                    else:
+                        state = self._hidden.read(language, index)
+                        run_to_last_input(self._adapter, block, state, self._inputs[block_name])
+        self._stopwatch.add("gram", in_statistics)
+        self._stopwatch.add("forward", time.perf_counter() - start - in_statistics)
+        return statistics
+
+    def advance(self, block_name: str, block: nn.Module) -> None:
+        """Make the next hidden states: the outputs of the block as it is now."""
+        with self._stopwatch.timed("forward"):
+            for language, index in self._all():
+                self._move(block_name, block, language, index)
+
+    def advance_float(self, block_name: str, block: nn.Module) -> None:
+        """Make the next hidden states of the float model that moves beside, if there is one."""
+        if self._compares:
+            with self._stopwatch.timed("forward"):
+                for language, index in self._all():
+                    self._move(block_name, block, _float(language), index)
+
+    def _run_float(
+        self, block_name: str, block: nn.Module, language: str, index: int
+    ) -> dict[str, Tensor]:
+        """Take the float model's hidden states of a sequence on; return what each input reads."""
+        seen: dict[str, Tensor] = {}
+
+        def keep(name: str, x: Tensor, _: Tensor | None) -> None:
+            seen[name] = x
+
+        with watching(self._adapter, block, keep):
+            self._move(block_name, block, _float(language), index)
+        return seen
+
+    def _move(self, block_name: str, block: nn.Module, kept: str, index: int) -> None:
+        """Take the hidden states of a sequence, kept under a name, through a block."""
+        state = self._hidden.read(kept, index)
+        self._hidden.write(kept, index, run_block(block, state, self._inputs[block_name]))
+
+    def _all(self) -> Iterator[tuple[str, int]]:
+        """Give every sequence: language and index."""
+        for language, prefixes in self._prefixes.items():
+            for index in range(self._sequences(prefixes[-1])):
+                yield language, index
+
+    def _sequences(self, prefix: Prefix) -> int:
+        return -(-prefix.tokens // self._calibration.seq_len)
+
+    def _ending(self, language: str, index: int) -> list[tuple[int, Prefix]]:
+        """Return the prefixes that end in a sequence, and how many of its tokens they hold."""
+        size = self._calibration.seq_len
+        return [
+            (prefix.tokens - index * size, prefix)
+            for prefix in self._prefixes[language]
+            if index == self._sequences(prefix) - 1
+        ]
+
+
+def _float(language: str) -> str:
+    """Return under which name the float model's hidden states of a language are kept."""
+    return f"{language}.float"

@@ -1,0 +1,122 @@
+"""From a model's files to a checkpoint's files, a block at a time."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from mlcalib.calibration_sets import CalibrationSet
+from mlcalib.common.files import check_output, locked, remove_partial
+from mlcalib.common.safetensors_read import read_json
+from mlcalib.common.stopwatch import Stopwatch
+from mlcalib.models.loading import load_tokenizer
+from mlcalib.quantization.block_files import Parts
+from mlcalib.quantization.block_pass import Propagate, run_pass
+from mlcalib.quantization.finish import finish
+from mlcalib.quantization.hidden_states import HiddenStatesOnDisk
+from mlcalib.quantization.job import Job
+from mlcalib.quantization.manifest import claim, machine, recipe_inputs
+from mlcalib.quantization.propagation import mixture_of
+from mlcalib.quantization.recipe import check_method, make_recipe
+from mlcalib.quantization.source import open_source
+from mlcalib.quantization.variant import Variant
+
+if TYPE_CHECKING:
+    pass
+
+
+def quantize_checkpoint(  # noqa: PLR0913 - what a quantization is made of
+    model: str | Path,
+    out: str | Path,
+    calibration: CalibrationSet | None = None,
+    *,
+    method: str = "gptq",
+    propagate: Propagate = "quantized",
+    format: str = "compressed-tensors",  # noqa: A002
+    dtype: str = "auto",
+    hidden_states: Literal["memory", "disk"] = "memory",
+    progress: bool = True,
+    skip: Sequence[str] = (),
+    overrides: Mapping[str, Mapping[str, Any]] | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Quantize a model and write its checkpoint, with one block in memory at a time.
+
+    A run that is killed goes on where it stopped when it is called again with the same arguments;
+    until it is finished, its blocks lie in the folder ``.NAME.parts`` beside ``out``. The
+    checkpoint is the same, bit for bit, as that of a run nobody disturbed.
+
+    Args:
+        model: a folder with safetensors, a hub name, or a GGUF file (which is held in memory).
+        out: the folder to write; must not exist.
+        calibration: see ``mlcalib.calibration``; None for methods that need none.
+        method: see ``mlcalib.quantize``, as all that is not named here.
+        propagate: the same.
+        format: the same.
+        dtype: the same.
+        hidden_states: where the text lives between two blocks: ``memory``, or ``disk``, from where
+            a killed run goes on at once; otherwise it takes the text through the finished blocks.
+        progress: the same.
+        skip: the same.
+        overrides: the same.
+        options: the same.
+
+    Returns:
+        What ``mlcalib.json`` records.
+
+    Raises:
+        FileExistsError: ``out`` exists.
+        OSError: the disk is full; what is finished is kept.
+        ValueError: see ``mlcalib.quantize``; or an unfinished run that began with other inputs.
+        NotImplementedError, torch.linalg.LinAlgError: see ``mlcalib.quantize``.
+    """
+    check_method(method, propagate, calibrated=calibration is not None, options=options)
+    if hidden_states not in ("memory", "disk"):
+        raise ValueError(f"hidden_states is '{hidden_states}', expected 'memory' or 'disk'.")
+    out = Path(out).resolve()
+    folder = out.with_name(f".{out.name}.parts")
+    if not folder.is_dir():
+        check_output(out)
+    stopwatch = Stopwatch()
+    with stopwatch.timed("load"):
+        source = open_source(str(model), dtype)
+        tokenizer = load_tokenizer(str(model))
+    recipe = make_recipe(
+        source.model,
+        source.adapter,
+        tokenizer,
+        name=source.name,
+        dtype=source.dtype,
+        method=method,
+        propagate=propagate if calibration is not None else None,
+        format=format,
+        skip=skip,
+        overrides=overrides,
+        options=options,
+    )
+    with locked(folder):
+        inputs = machine() | {"model": source.fingerprint} | recipe_inputs(recipe, calibration)
+        if claim(folder, f"The quantization to {out}", inputs):
+            remove_partial(out)
+            if (out / "mlcalib.json").is_file():  # it was killed when all was written
+                shutil.rmtree(folder)
+                return read_json(out / "mlcalib.json")
+        variant = Variant(
+            recipe.quantizer,
+            recipe.exceptions,
+            {} if calibration is None else mixture_of(calibration),
+        )
+        job = Job(variant, recipe.checkpoint_format, recipe.specs, Parts(folder / "blocks"))
+        run_pass(
+            source,
+            [job],
+            calibration,
+            propagate=propagate,
+            hidden=HiddenStatesOnDisk(folder / "hidden") if hidden_states == "disk" else None,
+            stopwatch=stopwatch,
+            progress=progress,
+        )
+        seconds = stopwatch.seconds | job.stopwatch.seconds
+        record = finish(job, source, tokenizer, out, recipe, calibration, seconds)
+        shutil.rmtree(folder)
+    return record

@@ -1,0 +1,128 @@
+"""What a user asks of a quantization, checked against a model before any forward."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mlcalib._core import GridSpec
+from mlcalib.checkpoints.check import foresee
+from mlcalib.formats import Format, formats
+from mlcalib.models import Adapter
+from mlcalib.quantization.overrides import Override, resolve
+from mlcalib.quantizers import Quantizer, quantizers
+from mlcalib.statistics import compares
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is to be quantized.
+
+    Attributes:
+        quantizer: what solves.
+        exceptions: linear → what solves it instead, or None to leave it in floating point.
+        checkpoint_format: how linears are to be held.
+        specs: the grid of each linear that is quantized.
+        description: what was asked for, for the records; JSON types.
+    """
+
+    quantizer: Quantizer
+    exceptions: Mapping[str, Quantizer | None]
+    checkpoint_format: Format
+    specs: Mapping[str, GridSpec]
+    description: dict[str, Any]
+
+
+def make_recipe(  # noqa: PLR0913 - what a quantization is made of
+    model: "PreTrainedModel",
+    adapter: Adapter,
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    name: str,
+    dtype: torch.dtype,
+    method: str,
+    propagate: str | None,
+    format: str,  # noqa: A002
+    skip: Sequence[str] = (),
+    overrides: Mapping[str, Mapping[str, Any]] | None = None,
+    options: Mapping[str, Any],
+) -> Recipe:
+    """Check what a user asks for.
+
+    Args:
+        model: with experts unfused; its weights are not read.
+        adapter: its family.
+        tokenizer: its tokenizer.
+        name: of the model, for the records.
+        dtype: of its weights.
+        method: name of a quantizer.
+        propagate: ``quantized`` or ``float``; None without calibration.
+        format: the checkpoint format.
+        skip: patterns of linears that stay in floating point.
+        overrides: pattern → options of the linears that it matches.
+        options: of the quantizer.
+
+    Raises:
+        ValueError: see ``mlcalib.quantize``.
+    """
+    kind = quantizers.get(method)
+    checked = kind.Options(**options)
+    checkpoint_format = formats.get(format)()
+    shapes = {
+        layer: (linear.out_features, linear.in_features)
+        for layer, linear in adapter.named_linears(model)
+    }
+    found: list[Override] = []
+    if skip or overrides:
+        found = resolve(kind, options, skip, overrides or {}, list(shapes))
+    quantizer = kind(checked, checkpoint_format.scale_dtype(dtype))
+    exceptions: dict[str, Quantizer | None] = {}
+    for override in found:
+        own = None
+        if override.options is not None:
+            own = kind(override.options, quantizer.spec.scale_dtype)
+        exceptions.update(dict.fromkeys(override.linears, own))
+    solvers = {layer: exceptions.get(layer, quantizer) for layer in shapes}
+    specs = {layer: solver.spec for layer, solver in solvers.items() if solver is not None}
+    checkpoint_format.check(specs, shapes)
+    checkpoint_format.check_model(model.config, type(model).__name__, tokenizer)
+    left = [layer for layer in shapes if layer not in specs]
+    foresee(checkpoint_format, specs, shapes, quantizer.order, left, dtype)
+    description = {
+        "model": name,
+        "method": method,
+        "options": checked.model_dump(),
+        "overrides": [override.describe() for override in found],
+        "order": quantizer.order,
+        "propagate": propagate,
+        "format": format,
+        "dtype": str(dtype).removeprefix("torch."),
+    }
+    return Recipe(quantizer, exceptions, checkpoint_format, specs, description)
+
+
+def check_method(
+    method: str, propagate: str, *, calibrated: bool, options: Mapping[str, Any]
+) -> None:
+    """Refuse what no model could make right; reads no files.
+
+    Raises:
+        ValueError: an unknown method, option or propagation, or a method that needs calibration.
+    """
+    if propagate not in ("quantized", "float"):
+        raise ValueError(f"propagate is '{propagate}', expected 'quantized' or 'float'.")
+    kind = quantizers.get(method)
+    quantizer = kind(kind.Options(**options), torch.float32)
+    if kind.needs and not calibrated:
+        raise ValueError(
+            f"{method} needs calibration text; pass calibration=mlcalib.calibration(...)."
+        )
+    if propagate == "float" and compares(quantizer.kinds):
+        raise ValueError(
+            f"{method} with {options} compares the quantized model's activations with the float "
+            "model's, but propagate='float' gathers the latter alone; pass propagate='quantized'."
+        )

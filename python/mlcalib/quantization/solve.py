@@ -1,0 +1,213 @@
+"""Solve the linears of a block, and find beforehand what would spoil it."""
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from mlcalib._core import QuantizedLinear
+from mlcalib.common.errors import named
+from mlcalib.common.stopwatch import Stopwatch
+from mlcalib.models import Adapter
+from mlcalib.quantization.propagation import BlockStatistics, Mixture, Prefix
+from mlcalib.quantizers import Quantizer
+from mlcalib.statistics import StatisticSet, losses, mix
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+@dataclass
+class SolvedBlock(Generic[Key]):
+    """What became of a block.
+
+    Attributes:
+        linears: name → codes and grid.
+        losses: name → whose text → tr(D G Dᵀ) per token; without calibration none, nor of a text of
+            which an expert saw no token.
+        loss: sum of the losses per token on the mixture.
+    """
+
+    linears: dict[str, QuantizedLinear] = field(default_factory=dict)
+    losses: dict[str, dict[Key, float]] = field(default_factory=dict)
+    loss: float = 0.0
+
+
+References = dict[str, dict[Key, StatisticSet]]
+"""Input → whose text → its statistics, whose Grams losses are measured with."""
+
+
+def input_ranges(
+    adapter: Adapter, block_name: str, block: nn.Module, statistics: BlockStatistics
+) -> dict[str, dict[str, tuple[float, float]]]:
+    """Return linear (name in the model) → language → the extremes of its input over all channels.
+
+    Of the longest text of each language. A language of which no token reached the input has none.
+    """
+    found: dict[str, dict[str, tuple[float, float]]] = {}
+    linears = adapter.linears_of(block)
+    for name, by_prefix in statistics.items():
+        extremes = {}
+        for language, each in longest(by_prefix).items():
+            if each.tokens:
+                state = each.view("range")
+                extremes[language] = (float(state["low"].min()), float(state["high"].max()))
+        found |= {f"{block_name}.{member}": extremes for member in linears[name]}
+    return found
+
+
+def longest(by_prefix: Mapping[Prefix, StatisticSet]) -> dict[str, StatisticSet]:
+    """Return language → the statistics of the longest of its prefixes."""
+    ordered = sorted(by_prefix, key=lambda prefix: prefix.tokens)
+    return {prefix.language: by_prefix[prefix] for prefix in ordered}
+
+
+def references(statistics: BlockStatistics) -> References[str]:
+    """Return what losses per language are measured with: the longest text of each language.
+
+    A language of which no token reached an input is left out there.
+    """
+    return {
+        name: {language: each for language, each in longest(by_prefix).items() if each.tokens}
+        for name, by_prefix in statistics.items()
+    }
+
+
+def mix_block(statistics: BlockStatistics, mixture: Mixture) -> dict[str, StatisticSet]:
+    """Return input → the mixture of its statistics."""
+    return {name: mix(by_prefix, mixture) for name, by_prefix in statistics.items()}
+
+
+def solve_block(
+    adapter: Adapter,
+    block_name: str,
+    block: nn.Module,
+    mixed: Mapping[str, StatisticSet],
+    measured: References[Key],
+    quantizer: Quantizer,
+    exceptions: Mapping[str, Quantizer | None],
+    stopwatch: Stopwatch,
+    scales: Mapping[str, Tensor] = MappingProxyType({}),
+) -> SolvedBlock[Key]:
+    """Solve the linears of a block and replace their weights by the dequantized ones.
+
+    Args:
+        adapter: the model's family.
+        block_name: name of the block in the model.
+        block: its linears get new weights.
+        mixed: input → statistics to solve with; empty without calibration.
+        measured: statistics whose Grams losses are measured with, of inputs without scales.
+        quantizer: what solves.
+        exceptions: linear (its name in the model) → what solves it instead; None leaves it alone.
+        stopwatch: gets the times.
+        scales: input → what its channels were divided by, from ``scale_block``.
+    """
+    solved = SolvedBlock[Key]()
+    for name, members in adapter.linears_of(block).items():
+        together = _by_quantizer(block_name, members, quantizer, exceptions)
+        own, grams = mixed.get(name), measured.get(name, {})
+        unseen = own is not None and own.tokens == 0
+        for solver, alike in together:
+            linears = [adapter.linear(block, member) for member in alike]
+            weights = [linear.weight.detach() for linear in linears]
+            with stopwatch.timed("solve"), named(f"{block_name}.{alike[0]}"):
+                results = solver.round(weights) if unseen else solver.solve(weights, own)
+            for member, linear, weight, result in zip(
+                alike, linears, weights, results, strict=True
+            ):
+                layer = f"{block_name}.{member}"
+                solved.linears[layer] = result
+                dequantized = result.dequantize()
+                with stopwatch.timed("losses"):
+                    change = weight.float() - dequantized
+                    if name in scales:
+                        change /= scales[name]
+                    solved.losses[layer] = losses_per_token(change, grams)
+                if own is not None and result.loss is not None:
+                    solved.loss += result.loss / own.tokens
+                linear.weight = nn.Parameter(dequantized.to(weight.dtype), requires_grad=False)
+    return solved
+
+
+def losses_per_token(change: Tensor, measured: Mapping[Key, StatisticSet]) -> dict[Key, float]:
+    """Return key → tr(D G Dᵀ) per token.
+
+    Args:
+        change: D [out, in], float32.
+        measured: statistics with a Gram, each with at least one token.
+    """
+    sums = losses(change, measured.values()) if measured else []
+    return {key: loss / measured[key].tokens for key, loss in zip(measured, sums, strict=True)}
+
+
+def expert_tokens(
+    adapter: Adapter, block_name: str, block: nn.Module, statistics: BlockStatistics
+) -> dict[str, dict[str, int]]:
+    """Return expert (name in the model) → language → tokens that were routed to it."""
+    linears = adapter.linears_of(block)
+    return {
+        f"{block_name}.{expert}": {
+            language: round(each.tokens) for language, each in longest(by_prefix).items()
+        }
+        for name, by_prefix in statistics.items()
+        if (expert := adapter.expert_of(linears[name][0])) is not None
+    }
+
+
+def _by_quantizer(
+    block_name: str,
+    members: Sequence[str],
+    quantizer: Quantizer,
+    exceptions: Mapping[str, Quantizer | None],
+) -> list[tuple[Quantizer, list[str]]]:
+    """Return the linears of one input that are solved together, in one call of their quantizer."""
+    together: dict[int, tuple[Quantizer, list[str]]] = {}
+    for member in members:
+        if (solver := exceptions.get(f"{block_name}.{member}", quantizer)) is not None:
+            together.setdefault(id(solver), (solver, []))[1].append(member)
+    return list(together.values())
+
+
+def check_weights(model: "PreTrainedModel", adapter: Adapter) -> None:
+    """Find, before the first forward, what would spoil the run.
+
+    Raises:
+        ValueError: NaN or Inf in a weight, or a weight that two layers share; names the layer.
+    """
+    names = {
+        id(module.weight): name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Embedding)
+    }
+    for name, linear in adapter.named_linears(model):
+        other = names.setdefault(id(linear.weight), name)
+        if other != name:
+            raise ValueError(
+                f"{name} and {other} share one weight; quantizing one would change the other. "
+                "Untie them first."
+            )
+    for name, block in adapter.named_blocks(model):
+        check_block(adapter, name, block)
+
+
+def check_block(adapter: Adapter, block_name: str, block: nn.Module) -> None:
+    """Find NaN or Inf in the weights of a block's linears.
+
+    Raises:
+        ValueError: there are some; names the layer.
+    """
+    for members in adapter.linears_of(block).values():
+        for member in members:
+            weight = adapter.linear(block, member).weight
+            if not torch.isfinite(weight).all():
+                bad = int((~torch.isfinite(weight)).sum())
+                raise ValueError(
+                    f"{block_name}.{member}: the weight holds {bad} NaN or Inf; the model is "
+                    f"damaged, or its dtype ({weight.dtype}) cannot hold it. Get it again, or load "
+                    "it as float32."
+                )

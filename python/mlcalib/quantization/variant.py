@@ -1,0 +1,95 @@
+"""One way to quantize a model: what solves, and the mixture that it is calibrated on."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Generic
+
+from torch import nn
+
+from mlcalib.common.stopwatch import Stopwatch
+from mlcalib.models import Adapter
+from mlcalib.quantization.propagation import BlockStatistics, Flow, Mixture, Probe
+from mlcalib.quantization.scale import ScaledBlock, scale_block
+from mlcalib.quantization.solve import Key, References, SolvedBlock, mix_block, solve_block
+from mlcalib.quantizers import Quantizer
+
+
+@dataclass
+class VariantBlock(SolvedBlock[Key], Generic[Key]):
+    """What became of a block, and how its scales were found (source of a scale group → how)."""
+
+    scales: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to quantize a model.
+
+    Attributes:
+        quantizer: what solves.
+        exceptions: linear → what solves it instead, or None to leave it in floating point.
+        mixture: prefixes of text and their weights; empty without calibration.
+    """
+
+    quantizer: Quantizer
+    exceptions: Mapping[str, Quantizer | None]
+    mixture: Mixture
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Statistics to be kept: losses need the Gram, records ranges, the rest the quantizer."""
+        return tuple(dict.fromkeys(("gram", "range", *self.quantizer.kinds)))
+
+    @property
+    def skipped(self) -> set[str]:
+        """Linears that stay in floating point."""
+        return {name for name, solver in self.exceptions.items() if solver is None}
+
+    def probe(self, flow: Flow | None, block_name: str) -> Probe | None:
+        """Return hidden states to run a block on, where the quantizer asks for them."""
+        wanted = self.quantizer.probe_tokens
+        if flow is None or not (wanted and self.mixture):
+            return None
+        return flow.probe(block_name, wanted, self.mixture)
+
+    def solve(
+        self,
+        adapter: Adapter,
+        block_name: str,
+        block: nn.Module,
+        statistics: BlockStatistics,
+        measured: References[Key],
+        probe: Probe | None,
+        stopwatch: Stopwatch,
+    ) -> VariantBlock[Key]:
+        """Quantize a block; its linears get the dequantized weights.
+
+        Args:
+            adapter: the model's family.
+            block_name: name of the block in the model.
+            block: with its own weights.
+            statistics: with all prefixes of the mixture; not changed.
+            measured: Grams that the losses are measured with.
+            probe: from ``probe``.
+            stopwatch: gets the times.
+        """
+        with stopwatch.timed("mix"):
+            mixed = mix_block(statistics, self.mixture) if self.mixture else {}
+        scaled = ScaledBlock()
+        if mixed and self.quantizer.scales:
+            with stopwatch.timed("scale"):
+                scaled = scale_block(
+                    adapter, block_name, block, mixed, self.quantizer, self.skipped, probe
+                )
+        solved = solve_block(
+            adapter,
+            block_name,
+            block,
+            mixed,
+            measured,
+            self.quantizer,
+            self.exceptions,
+            stopwatch,
+            scaled.scales,
+        )
+        return VariantBlock(solved.linears, solved.losses, solved.loss, scaled.found)

@@ -1,0 +1,1 @@
+"""Models compared: item by item, relative to float, by groups of languages."""

@@ -1,0 +1,1 @@
+"""DataFrames and plots of losses and ranges, for notebooks."""

@@ -1,0 +1,1 @@
+"""Tables of rows: perplexity, tasks, fidelity."""

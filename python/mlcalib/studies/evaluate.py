@@ -1,0 +1,202 @@
+"""Evaluate the float model and every checkpoint of a study; what is done is not done again."""
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from mlcalib.calibration_sets import Stream
+from mlcalib.common.files import atomic_file
+from mlcalib.common.safetensors_read import read_json
+from mlcalib.evaluation import (
+    Cache,
+    Scorer,
+    Scores,
+    Subject,
+    definition,
+    eval_text,
+    fidelity_rows,
+    rows_of,
+)
+from mlcalib.evaluation.scorer import STATES
+from mlcalib.evaluation.tasks import PERPLEXITY, check_data
+from mlcalib.evaluation.tasks.kept import run_subject
+from mlcalib.languages import language_set
+from mlcalib.studies.run import ModelStudy, model_path
+from mlcalib.studies.spec import EvaluationSpec, StudySpec
+
+FLOAT = "float"
+"""What the unquantized model is called among the variants."""
+
+
+def check_evaluation(spec: StudySpec) -> None:
+    """Make sure, before anything is quantized, that what benchmark tasks need is there.
+
+    Raises:
+        FileNotFoundError, ImportError: see ``mlcalib.evaluate``.
+    """
+    if (asked := spec.evaluation) is not None:
+        check_data(_benchmarks(asked), list(language_set(asked.languages).weights), asked.data)
+
+
+def evaluate_model(study: ModelStudy, name: str, *, progress: bool) -> None:
+    """Evaluate the float model and its finished checkpoints.
+
+    Scores are kept under ``scores`` as soon as they are there, so that another task or language, or
+    a run that was killed, costs what is new alone. With fidelity the float model's hidden states
+    lie there too, until all checkpoints were compared with them.
+
+    Args:
+        study: a study on one model.
+        name: of the model, as the study spells it.
+        progress: show a bar.
+
+    Raises:
+        FileNotFoundError, ValueError: see ``mlcalib.evaluate``.
+    """
+    spec = study.spec.evaluation
+    if spec is None:
+        return
+    texts: dict[str, Stream] = {}
+    if PERPLEXITY in spec.tasks:
+        corpus = spec.corpus or study.spec.corpus
+        separator = study.spec.separator
+        texts = eval_text(study.tokenizer, spec.languages, corpus, separator, spec.tokens)
+    inputs = _inputs(study, spec, texts)
+    models = {FLOAT: Path(model_path(name))}
+    models |= {each: study.checkpoint(each) for each in study.variants if study.finished(each)}
+    todo = {}
+    for variant in models:
+        wanted = inputs | {"checkpoint": _checkpoint(study, variant)}
+        file = evaluation_file(study, variant)
+        if not file.is_file() or read_json(file).get("inputs") != wanted:
+            todo[variant] = wanted
+    cache = Cache(study.folder / "scores")
+    scorer = Scorer(
+        tokens=spec.tokens,
+        seq_len=study.spec.seq_len,
+        fidelity=spec.fidelity,
+        allow_short=study.spec.allow_short,
+        cache=cache,
+    )
+    for variant, path in tqdm(models.items(), desc="evaluating", disable=not progress):
+        # The others are compared with the float model, which comes first.
+        if variant not in todo and not (variant == FLOAT and todo and spec.fidelity):
+            continue
+        whole = path / "model.gguf"
+        subject = Subject(whole if whole.is_file() else path, study.spec.dtype)
+        start = time.perf_counter()
+        scores = dict(scorer.scores(subject, texts))
+        if variant in todo:
+            origin = _origin(study, name, variant)
+            found = _content(origin, scores, scorer.first if variant != FLOAT else {})
+            if _benchmarks(spec):
+                _add_benchmarks(study, spec, variant, subject, cache, origin, found)
+            found |= {"variant": variant, "seconds": time.perf_counter() - start}
+            with atomic_file(evaluation_file(study, variant)) as opened:
+                content = found | {"inputs": todo[variant]}
+                json.dump(content, opened, ensure_ascii=False, allow_nan=False)
+        scorer.release(subject)
+    cache.drop(STATES)
+
+
+def described(study: ModelStudy) -> dict[str, Any]:
+    """Return what ``study.json`` says of the evaluation."""
+    spec = study.spec.evaluation
+    if spec is None:
+        return {}
+    how = definition(
+        study.tokenizer,
+        tokens=spec.tokens,
+        seq_len=study.spec.seq_len,
+        separator=study.spec.separator,
+    )
+    return {
+        "tasks": list(spec.tasks),
+        "languages": list(language_set(spec.languages).weights),
+        "tokens": spec.tokens,
+        "seq_len": study.spec.seq_len,
+        "definition": how,
+    }
+
+
+def evaluation_file(study: ModelStudy, variant: str) -> Path:
+    """Return where the evaluation of a variant lies."""
+    return study.folder / "evaluations" / f"{variant}.json"
+
+
+def _benchmarks(spec: EvaluationSpec) -> list[str]:
+    return [task for task in spec.tasks if task != PERPLEXITY]
+
+
+def _origin(study: ModelStudy, name: str, variant: str) -> tuple[str, str, str]:
+    """Return model, method and calibration as rows call them."""
+    known = study.variants.get(variant)
+    if known is None:
+        return name, FLOAT, "none"
+    return name, known.method, known.setting or "none"
+
+
+def _content(
+    origin: tuple[str, str, str], scores: Mapping[str, Scores], reference: Mapping[str, Scores]
+) -> dict[str, Any]:
+    """Return what an evaluation file holds of running text; without a reference no fidelity."""
+    rows = rows_of(scores, *origin)
+    if reference:
+        rows += fidelity_rows(scores, reference, *origin)
+    documents = {code: each.by_document()._asdict() for code, each in scores.items()}
+    divergence = {code: each.sums(each.kl) for code, each in scores.items() if each.kl is not None}
+    return {
+        "rows": [asdict(row) for row in rows],
+        "documents": documents,
+        "divergence": divergence,
+    }
+
+
+def _add_benchmarks(
+    study: ModelStudy,
+    spec: EvaluationSpec,
+    variant: str,
+    subject: Subject,
+    cache: Cache,
+    origin: tuple[str, str, str],
+    found: dict[str, Any],
+) -> None:
+    """Run the benchmark tasks; add their rows, items and missing cells to an evaluation."""
+    name, method, calibration = origin
+    results = run_subject(
+        subject,
+        cache,
+        _benchmarks(spec),
+        list(language_set(spec.languages).weights),
+        data=spec.data,
+        limit=spec.limit,
+        seed=study.spec.seed,
+        name=name,
+        method=method,
+        calibration=calibration,
+        progress=False,
+    )
+    results.write_generations(study.folder / "generations" / variant)
+    found["rows"] += [asdict(row) for row in results.rows]
+    found["items"] = results.items
+    found["missing"] = [asdict(each) for each in results.missing]
+
+
+def _inputs(study: ModelStudy, spec: EvaluationSpec, texts: Mapping[str, Stream]) -> dict[str, Any]:
+    """Return what decides an evaluation beside the checkpoint; JSON types."""
+    sums = {
+        code: hashlib.sha256(text.ids.numpy().tobytes()).hexdigest() for code, text in texts.items()
+    }
+    asked = spec.model_dump(mode="json")
+    return {**asked, "seq_len": study.spec.seq_len, "text": sums, "model": study.source.fingerprint}
+
+
+def _checkpoint(study: ModelStudy, variant: str) -> Any:
+    manifest = study.folder / "parts" / variant / "manifest.json"
+    return read_json(manifest) if manifest.is_file() else None

@@ -1,0 +1,201 @@
+"""What evaluation text does in each layer, and how far calibration text prepared it for that."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mlcalib.calibration_sets import CalibrationSet
+from mlcalib.common.files import atomic_file
+from mlcalib.common.safetensors_read import read_json
+from mlcalib.common.stopwatch import Stopwatch
+from mlcalib.quantization.hidden_states import HiddenStates
+from mlcalib.quantization.propagation import BlockStatistics, Flow, Mixture
+from mlcalib.quantization.solve import References, input_ranges, losses_per_token, references
+from mlcalib.quantization.source import Source
+
+_WORST = 8  # channels that are named
+
+
+class LayerMeasures:
+    """Runs evaluation text beside the calibration text; see ``passes.Measure``.
+
+    Of each linear and language: the power of its output, the extremes of its input on calibration
+    and on evaluation text, and for each calibration setting the share of the evaluation activations
+    that lie outside of what the setting's text spans, channel by channel.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        text: CalibrationSet,
+        mixtures: Mapping[str, Mixture],
+        folder: Path,
+        hidden: HiddenStates | None,
+        stopwatch: Stopwatch,
+    ) -> None:
+        """Take what is there.
+
+        Args:
+            source: the model.
+            text: evaluation text.
+            mixtures: setting → prefixes of the calibration text.
+            folder: gets a file for each block.
+            hidden: where hidden states live; by default in memory.
+            stopwatch: gets the time.
+        """
+        self._source, self._adapter, self._text = source, source.adapter, text
+        self._mixtures = mixtures
+        self._folder = folder
+        self._stopwatch = stopwatch
+        folder.mkdir(parents=True, exist_ok=True)
+        self._hidden = hidden or HiddenStates()
+        self._flow: Flow | None = None
+        self._record: dict[str, Any] = {}
+
+    @property
+    def position(self) -> int:
+        """See ``passes.Measure``."""
+        return self._hidden.position
+
+    def start(self, index: int) -> None:
+        """See ``passes.Measure``."""
+        if self._hidden.position > index:
+            self._hidden.restart()
+        with self._stopwatch.timed("heldout"), self._source.embedding():
+            self._flow = Flow(
+                self._source.model, self._adapter, self._text, Stopwatch(), hidden=self._hidden
+            )
+
+    def has(self, block_name: str) -> bool:
+        """See ``passes.Measure``."""
+        return self._file(block_name).is_file()
+
+    def skip(self, block_name: str, block: nn.Module) -> None:
+        """See ``passes.Measure``."""
+        with self._stopwatch.timed("heldout"):
+            self._moving().advance(block_name, block)
+            self._moving().turn()
+
+    def begin(
+        self, block_name: str, block: nn.Module, statistics: BlockStatistics
+    ) -> References[str]:
+        """See ``passes.Measure``."""
+        with self._stopwatch.timed("heldout"):
+            bounds = {name: _bounds(statistics, mix) for name, mix in self._mixtures.items()}
+            outside = _Outside(bounds)
+            held = self._moving().collect(
+                block_name,
+                block,
+                ("gram", "range"),
+                skipped=(),
+                advance=True,
+                observe=outside.see,
+            )
+            measured = references(held)
+            self._record = {
+                "power": self._power(block_name, block, measured),
+                "ranges": input_ranges(self._adapter, block_name, block, statistics),
+                "heldout_ranges": input_ranges(self._adapter, block_name, block, held),
+                "outside": self._by_linear(block_name, block, outside.shares()),
+            }
+        return measured
+
+    def end(self, block_name: str) -> None:
+        """See ``passes.Measure``."""
+        with atomic_file(self._file(block_name)) as file:
+            json.dump(self._record, file, allow_nan=False)
+        self._moving().turn()
+
+    def merged(self, blocks: list[str]) -> dict[str, Any]:
+        """Return what was learnt of all blocks, as ``layers.json`` holds it."""
+        found: dict[str, Any] = {"power": {}, "ranges": {}, "heldout_ranges": {}, "outside": {}}
+        for name in blocks:
+            record = read_json(self._file(name))
+            for key in ("power", "ranges", "heldout_ranges"):
+                found[key] |= record[key]
+            for setting, by_linear in record["outside"].items():
+                found["outside"].setdefault(setting, {}).update(by_linear)
+        return found
+
+    def _moving(self) -> Flow:
+        if self._flow is None:
+            raise RuntimeError("start comes first")
+        return self._flow
+
+    def _power(
+        self, block_name: str, block: nn.Module, measured: References[str]
+    ) -> dict[str, dict[str, float]]:
+        """Return linear → language → tr(W G Wᵀ) per token."""
+        return {
+            f"{block_name}.{member}": losses_per_token(
+                self._adapter.linear(block, member).weight.detach().float(), measured[name]
+            )
+            for name, members in self._adapter.linears_of(block).items()
+            for member in members
+        }
+
+    def _by_linear(
+        self, block_name: str, block: nn.Module, shares: dict[str, dict[str, Any]]
+    ) -> dict[str, dict[str, Any]]:
+        linears = self._adapter.linears_of(block)
+        return {
+            setting: {
+                f"{block_name}.{member}": found
+                for name, found in by_input.items()
+                for member in linears[name]
+            }
+            for setting, by_input in shares.items()
+        }
+
+    def _file(self, block_name: str) -> Path:
+        return self._folder / f"{block_name}.json"
+
+
+class _Outside:
+    """Counts activations outside of bounds."""
+
+    def __init__(self, bounds: Mapping[str, Mapping[str, tuple[Tensor, Tensor]]]) -> None:
+        """Take setting → input → (low, high), [channels] each."""
+        self._bounds = bounds
+        self._counts: dict[tuple[str, str, str], Tensor] = {}  # setting, input, language
+        self._tokens: dict[tuple[str, str], int] = {}  # input, language
+
+    def see(self, name: str, language: str, x: Tensor) -> None:
+        """Count x [tokens, channels]; see ``flow.Observe``."""
+        self._tokens[name, language] = self._tokens.get((name, language), 0) + len(x)
+        x = x.float()
+        for setting, bounds in self._bounds.items():
+            if name in bounds:
+                low, high = bounds[name]
+                found = (x.clamp(low, high) != x).sum(0)
+                key = setting, name, language
+                self._counts[key] = self._counts.get(key, torch.zeros_like(found)) + found
+
+    def shares(self) -> dict[str, dict[str, Any]]:
+        """Return setting → input → language → share, and the worst channels' own shares."""
+        found: dict[str, dict[str, Any]] = {setting: {} for setting in self._bounds}
+        for (setting, name, language), counts in self._counts.items():
+            tokens = self._tokens[name, language]
+            worst = torch.topk(counts, min(_WORST, len(counts)))
+            pairs = zip(worst.indices.tolist(), worst.values.tolist(), strict=True)
+            found[setting].setdefault(name, {})[language] = {
+                "share": int(counts.sum()) / (tokens * len(counts)),
+                "channels": {str(channel): count / tokens for channel, count in pairs if count},
+            }
+        return found
+
+
+def _bounds(statistics: BlockStatistics, mixture: Mixture) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return input → the least and the largest value of each channel on a setting's text."""
+    found = {}
+    for name, by_prefix in statistics.items():
+        states = [by_prefix[prefix].view("range") for prefix in mixture if by_prefix[prefix].tokens]
+        if states:
+            low = torch.stack([state["low"] for state in states]).amin(0)
+            high = torch.stack([state["high"] for state in states]).amax(0)
+            found[name] = low, high
+    return found

@@ -1,0 +1,129 @@
+"""``mlcalib.study``: what a user calls."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mlcalib import _core
+from mlcalib.common.files import atomic_file
+from mlcalib.quantization.manifest import machine
+from mlcalib.studies.evaluate import check_evaluation, described, evaluate_model
+from mlcalib.studies.grid import variants_of
+from mlcalib.studies.plan import Plan, plan, table
+from mlcalib.studies.run import ModelStudy, open_model, quantize_model
+from mlcalib.studies.spec import StudySpec, read_study
+
+
+def study(
+    spec: StudySpec | str | Path | Mapping[str, Any],
+    out: str | Path,
+    *,
+    plan_only: bool = False,
+    progress: bool = True,
+    echo: Callable[[str], None] = print,
+    **changes: Any,
+) -> list[Plan]:
+    """Quantize and evaluate models in every combination of settings and quantizers.
+
+    Statistics add up, so with float propagation the model runs once for all settings. What is
+    finished is skipped: a study that is killed goes on when it is called again, and one that is
+    changed makes what is new. Its checkpoints are those of ``mlcalib.quantize_checkpoint`` with
+    ``propagate="float"``, bit for bit, on the same instruction set and number of threads.
+
+    Args:
+        spec: the name of a preset (``paper``, ``paper-small``), the path of a YAML file, its
+            content, or a ``StudySpec``.
+        out: the folder of the study; may hold an unfinished one.
+        plan_only: only say what would be done.
+        progress: show bars.
+        echo: where text goes.
+        changes: of single keys of the study, e.g. ``corpus`` or ``tokens``.
+
+    Returns:
+        For each model what was left to do.
+
+    Raises:
+        FileNotFoundError: no such study, model or text.
+        ValueError: a study that says something impossible, too little text, or a folder that
+            holds a variant made from other inputs; names it.
+        OSError: the disk is full; what is finished is kept.
+    """
+    if isinstance(spec, StudySpec):
+        spec = spec.model_dump(exclude_defaults=True)
+    found = read_study(spec, **changes)
+    variants_of(found)
+    check_evaluation(found)
+    out = Path(out).resolve()
+    plans = []
+    opened = []
+    for name in found.models:
+        model = open_model(found, name, out)
+        opened.append((name, model))
+        planned = plan(model)
+        plans.append(planned)
+        echo(table(planned, model))
+        for code, report in (model.text.union.report if model.text else {}).items():
+            if report.got < report.asked:
+                echo(f"  short: {code} has {report.got:,} of {report.asked:,} tokens asked for")
+    if plan_only:
+        return plans
+    _write_study(found, opened, out)
+    for _, model in opened:
+        quantize_model(model, progress=progress)
+    for name, model in opened:
+        evaluate_model(model, name, progress=progress)
+    echo(f"written to {out}; mlcalib report {out} shows it")
+    return plans
+
+
+def _write_study(spec: StudySpec, opened: list[tuple[str, ModelStudy]], out: Path) -> None:
+    first = opened[0][1]
+    settings = first.text.settings if first.text else {}
+    versions = {name: machine()[name] for name in ("torch", "transformers")}
+    content = {
+        "layout": 1,
+        "name": spec.name,
+        "source": spec.source,
+        "mlcalib": _core.build_info()["version"],
+        "versions": versions,
+        "isa": _core.isa(),
+        "threads": torch.get_num_threads(),
+        "corpus": spec.corpus,
+        "seq_len": spec.seq_len,
+        "seed": spec.seed,
+        "propagate": spec.propagate,
+        "models": {
+            model.slug: {
+                "source": name,
+                "parameters": sum(each.numel() for each in model.source.model.parameters()),
+                "dtype": str(model.source.dtype).removeprefix("torch."),
+            }
+            for name, model in opened
+        },
+        "settings": {
+            name: {
+                "set": each.set_name,
+                "tokens": sum(each.tokens.values()),
+                "languages": each.tokens,
+                "weights": {code: each.weights.get(code, 1.0) for code in each.tokens},
+            }
+            for name, each in settings.items()
+        },
+        "variants": {
+            name: {
+                "setting": each.setting,
+                "method": each.method,
+                "quantizer": each.quantizer,
+                "options": first.recipes[name].description["options"],
+                "propagate": each.propagate,
+            }
+            for name, each in variants_of(spec).items()
+        },
+        "evaluation": described(first),
+        "layers": spec.layers is not None,
+    }
+    with atomic_file(out / "study.json") as file:
+        json.dump(content, file, indent=2, ensure_ascii=False, allow_nan=False)

@@ -206,9 +206,9 @@ def test_a_hub_name_is_known_by_its_commit(tmp_path, monkeypatch):
 KILLED = """
 import os, signal, sys
 import mlcalib
-from mlcalib.evaluation import scoring, write_rows
+from mlcalib.evaluation import scorer, write_rows
 
-score, calls = scoring.score, []
+score, calls = scorer.score, []
 
 def deadly(*args, **kwargs):
     calls.append(args)
@@ -216,7 +216,7 @@ def deadly(*args, **kwargs):
         os.kill(os.getpid(), signal.SIGKILL)
     return score(*args, **kwargs)
 
-scoring.score = deadly
+scorer.score = deadly
 options = {"tokens": 150, "seq_len": 32, "progress": False, "fidelity": True}
 rows = mlcalib.evaluate(sys.argv[4:], "en,sw,fr", cache=sys.argv[2], **options)
 write_rows(rows, sys.argv[3])

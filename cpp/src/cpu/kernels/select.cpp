@@ -69,9 +69,8 @@ const std::vector<const KernelTable*>& tables() {
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
       if (__builtin_cpu_supports("avx512bf16")) {
-        list.push_back(&avx512_bf16::table);
-        // Behind what is known to work: it has been run on emulated tiles only. By name it is used.
         if (has_tiles()) list.push_back(&amx_table());
+        list.push_back(&avx512_bf16::table);
       }
       list.push_back(&avx512::table);
     }

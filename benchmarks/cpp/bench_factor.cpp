@@ -18,7 +18,7 @@ at::Tensor gram_of(int64_t channels) {
   return gram;
 }
 
-void count(benchmark::State& state) {
+void count_factor(benchmark::State& state) {
   const auto channels = static_cast<double>(state.range(0));
   state.counters["FLOP/s"] = benchmark::Counter(channels * channels * channels / 3,
                                                 benchmark::Counter::kIsIterationInvariantRate);
@@ -30,13 +30,13 @@ void mlcalib_factor(benchmark::State& state) {
   for (auto _ : state) {
     benchmark::DoNotOptimize(mlcalib::factorize_stub(at::kCPU, gram, visits, 0));
   }
-  count(state);
+  count_factor(state);
 }
 
 void lapack_factor(benchmark::State& state) {
   const at::Tensor gram = gram_of(state.range(0));
   for (auto _ : state) benchmark::DoNotOptimize(at::linalg_cholesky_ex(gram));
-  count(state);
+  count_factor(state);
 }
 
 #define MLCALIB_SIZES \

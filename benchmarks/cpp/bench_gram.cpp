@@ -11,7 +11,7 @@ namespace {
 
 constexpr int64_t kTokens = 2048;
 
-void count(benchmark::State& state) {
+void count_gram(benchmark::State& state) {
   // Of the full product, so that both ways are counted alike.
   const double operations = 2.0 * kTokens * static_cast<double>(state.range(0) * state.range(0));
   state.counters["FLOP/s"] =
@@ -22,7 +22,7 @@ void mlcalib_gram(benchmark::State& state, at::ScalarType type) {
   const at::Tensor x = at::randn({kTokens, state.range(0)}).to(type);
   const auto statistic = mlcalib::make_statistic("gram", state.range(0));
   for (auto _ : state) statistic->update(x);
-  count(state);
+  count_gram(state);
   state.SetLabel(mlcalib::isa());  // the best of this machine, or MLCALIB_ISA
 }
 
@@ -33,7 +33,7 @@ void naive_gram(benchmark::State& state, at::ScalarType type) {
     const at::Tensor rows = x.to(at::kFloat);
     gram.addmm_(rows.t(), rows);
   }
-  count(state);
+  count_gram(state);
 }
 
 #define MLCALIB_SIZES ->Arg(576)->Arg(1536)->Arg(4096)->Unit(benchmark::kMillisecond)->UseRealTime()

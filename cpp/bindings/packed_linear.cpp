@@ -11,8 +11,8 @@ void register_packed_linear(py::module_& m) {
   m.def("unpack_linear", &unpack_linear, py::arg("packed"), py::arg("rows"), py::arg("columns"),
         py::arg("spec"), NoGil(), "The inverse of pack_linear.");
   m.def("packed_linear", &packed_linear, py::arg("x"), py::arg("packed"), py::arg("rows"),
-        py::arg("spec"), py::arg("bias") = py::none(), NoGil(),
-        "x Wᵀ + bias [..., rows], of x's dtype, of x [..., cols] and a packed weight.");
+        py::arg("columns"), py::arg("spec"), py::arg("bias") = py::none(), NoGil(),
+        "x Wᵀ + bias [..., rows], of x's dtype, of x [..., columns] and a packed weight.");
 }
 
 }  // namespace mlcalib

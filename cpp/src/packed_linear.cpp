@@ -25,6 +25,11 @@ void check_codes(const at::Tensor& codes, const Grid& grid) {
       "; give a GridSpec with the scale_dtype that they were rounded to.");
 }
 
+void check_size(int64_t rows, int64_t columns) {
+  TORCH_CHECK_VALUE(rows > 0 && columns > 0, "rows is ", rows, " and columns ", columns,
+                    ", expected at least one of each.");
+}
+
 }  // namespace
 
 at::Tensor pack_linear(const QuantizedLinear& quantized) {
@@ -43,20 +48,21 @@ at::Tensor pack_linear(const QuantizedLinear& quantized) {
 QuantizedLinear unpack_linear(const at::Tensor& packed, int64_t rows, int64_t columns,
                               const GridSpec& spec) {
   spec.check();
-  TORCH_CHECK_VALUE(rows > 0 && columns > 0, "rows is ", rows, " and columns ", columns,
-                    ", expected at least one of each.");
+  check_size(rows, columns);
   auto [codes, grid] =
       unpack_linear_stub(packed.device().type(), packed.contiguous(), rows, columns, spec);
   return {.codes = std::move(codes), .grid = std::move(grid), .loss = {}};
 }
 
 at::Tensor packed_linear(const at::Tensor& x, const at::Tensor& packed, int64_t rows,
-                         const GridSpec& spec, const std::optional<at::Tensor>& bias) {
+                         int64_t columns, const GridSpec& spec,
+                         const std::optional<at::Tensor>& bias) {
   spec.check();
   check_floating(x, "x");
-  TORCH_CHECK_VALUE(rows > 0, "rows is ", rows, ", expected at least one.");
-  TORCH_CHECK_VALUE(x.dim() > 0 && x.size(-1) > 0, "x has shape ", x.sizes(),
-                    ", expected [..., cols].");
+  check_size(rows, columns);
+  // The packed bytes do not tell: groups are padded.
+  TORCH_CHECK_VALUE(x.dim() > 0 && x.size(-1) == columns, "x has shape ", x.sizes(),
+                    ", expected [..., ", columns, "], the columns of the packed weight.");
   check_device(packed, "the packed weight", x, "x");
   if (bias.has_value()) {
     TORCH_CHECK_VALUE(bias->dim() == 1 && bias->size(0) == rows, "bias has shape ", bias->sizes(),
@@ -67,7 +73,7 @@ at::Tensor packed_linear(const at::Tensor& x, const at::Tensor& packed, int64_t 
   }
   std::vector<int64_t> shape = x.sizes().vec();
   shape.back() = rows;
-  const at::Tensor matrix = x.reshape({-1, x.size(-1)});
+  const at::Tensor matrix = x.reshape({-1, columns});
   return packed_linear_stub(x.device().type(), matrix, packed, rows, spec,
                             bias.has_value() ? bias->contiguous() : at::Tensor())
       .view(shape);

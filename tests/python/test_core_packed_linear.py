@@ -52,7 +52,7 @@ def test_the_product_is_that_of_the_dequantized_weight(
     weight = linear.dequantize().double()
     x = activations(tokens, columns, seed).to(dtype)
     bias = random_weight(1, rows, seed + 1)[0].to(dtype) if has_bias else None
-    y = core.packed_linear(x, core.pack_linear(linear), rows, spec, bias)
+    y = core.packed_linear(x, core.pack_linear(linear), rows, columns, spec, bias)
     assert y.dtype == dtype
     assert y.shape == (tokens, rows)
     wanted = x.double() @ weight.T + (0 if bias is None else bias.double())
@@ -68,11 +68,11 @@ def test_threads_change_nothing(tokens):
     spec = core.GridSpec(4, 64)
     packed = core.pack_linear(quantized(700, 576, spec))
     x = activations(tokens, 576)
-    one = core.packed_linear(x, packed, 700, spec)
+    one = core.packed_linear(x, packed, 700, 576, spec)
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(3)
-        assert torch.equal(core.packed_linear(x, packed, 700, spec), one)
+        assert torch.equal(core.packed_linear(x, packed, 700, 576, spec), one)
     finally:
         torch.set_num_threads(threads)
 
@@ -82,10 +82,10 @@ def test_leading_dimensions_and_strides_are_kept():
     linear = quantized(10, 24, spec)
     packed = core.pack_linear(linear)
     x = activations(2 * 3 * 48, 24).view(2, 3, 48, 24)
-    y = core.packed_linear(x, packed, 10, spec)
+    y = core.packed_linear(x, packed, 10, 24, spec)
     assert y.shape == (2, 3, 48, 10)
     columns = x.flatten(0, 2).T.contiguous().T
-    assert torch.equal(core.packed_linear(columns, packed, 10, spec), y.flatten(0, 2))
+    assert torch.equal(core.packed_linear(columns, packed, 10, 24, spec), y.flatten(0, 2))
 
 
 @pytest.mark.parametrize("spec", [core.GridSpec(), core.GridSpec(8, -1, True, "mse")])
@@ -113,11 +113,18 @@ SPEC = core.GridSpec(4, 16)
 )
 def test_what_does_not_fit_is_refused(error, message, change):
     packed = core.pack_linear(quantized(10, 24, SPEC))
-    x = torch.zeros(2, change.pop("columns", 24), dtype=change.pop("dtype", None))
-    device = change.pop("device", "cpu")
-    arguments = {"rows": 10, "spec": SPEC, "bias": None} | change
+    arguments = {"rows": 10, "columns": 24, "spec": SPEC, "bias": None} | change
+    x = torch.zeros(2, arguments["columns"], dtype=arguments.pop("dtype", None))
+    device = arguments.pop("device", "cpu")
     with pytest.raises(error, match=message):
         core.packed_linear(x.to(device), packed.to(device), **arguments)
+
+
+@pytest.mark.parametrize("columns", [1, 17, 23, 25, 32])  # of no more bytes, and of more
+def test_tokens_of_other_columns_are_refused(columns):
+    packed = core.pack_linear(quantized(10, 24, SPEC))
+    with pytest.raises(ValueError, match=rf"x has shape \[2, {columns}\], expected \[..., 24\]"):
+        core.packed_linear(torch.zeros(2, columns), packed, 10, 24, SPEC)
 
 
 def test_a_grid_that_does_not_describe_its_codes_is_refused():

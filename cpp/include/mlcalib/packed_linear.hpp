@@ -21,11 +21,11 @@ QuantizedLinear unpack_linear(const at::Tensor& packed, int64_t rows, int64_t co
                               const GridSpec& spec);
 
 /// x Wᵀ + bias, of x's dtype [..., rows], where W = scale · (code − zero) is never made as a whole.
-/// x [..., cols] is float32, bfloat16 or float16, bias [rows] of the same type. Products and sums
-/// are float32's; only the result is rounded to x's dtype. Throws ValueError or TypeError where
-/// shapes, types or devices do not fit.
+/// x [..., columns] is float32, bfloat16 or float16, bias [rows] of the same type. Products and
+/// sums are float32's; only the result is rounded to x's dtype. Throws ValueError or TypeError
+/// where shapes, types or devices do not fit.
 at::Tensor packed_linear(const at::Tensor& x, const at::Tensor& packed, int64_t rows,
-                         const GridSpec& spec,
+                         int64_t columns, const GridSpec& spec,
                          const std::optional<at::Tensor>& bias = std::nullopt);
 
 }  // namespace mlcalib

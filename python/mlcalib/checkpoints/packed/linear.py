@@ -76,7 +76,8 @@ class PackedLinear(nn.Module):
                 "packed weights pass no gradient on; run the model under torch.no_grad(), or "
                 "train one in floating point"
             )
-        return _core.packed_linear(x, self.packed, self.out_features, self.spec, self.bias)
+        rows, columns = self.out_features, self.in_features
+        return _core.packed_linear(x, self.packed, rows, columns, self.spec, self.bias)
 
     def extra_repr(self) -> str:
         """Return sizes and grid."""

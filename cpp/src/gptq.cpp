@@ -73,17 +73,16 @@ class Solver {
   /// H, with the damping that the factorisation took.
   at::Tensor hessian() const { return damped(damp_); }
 
-  /// On a grid that is given, or on fitted ones: static grids to the weight's own columns, running
-  /// ones to what the solve holds.
-  GptqSolution run(const Grid& grid = {}) const {
+  GptqSolution run(GptqGrids grids) const {
     return gptq_stub(weight_.device().type(), {.weight = weight_,
                                                .visits = visits_,
                                                .group_of = groups_of(visits_, options_.grid),
                                                .factor = factor_,
                                                .importance = importance_,
                                                .gram = ranging_,
-                                               .grid = grid,
-                                               .options = options_});
+                                               .spec = options_.grid,
+                                               .grids = std::move(grids),
+                                               .block = options_.block});
   }
 
   /// tr(D G Dᵀ) = tr(D H Dᵀ) − λ‖D‖², row by row.
@@ -118,9 +117,13 @@ void keep_better(GptqSolution& best, const GptqSolution& other) {
   best.square = at::where(better, other.square, best.square);
 }
 
-// Scales refitted to the codes, and all solved again on these, `rounds` times; the best of it all.
-GptqSolution refine(const at::Tensor& weight, const Solver& solver, int64_t rounds) {
-  GptqSolution current = solver.run(), best = current;
+// Scales refitted to the codes, and all solved again on these, options.refit times; the best of it
+// all.
+GptqSolution refine(const at::Tensor& weight, const Solver& solver, const GptqOptions& options) {
+  GptqSolution current =
+      solver.run(options.static_grid ? GptqGrids(FittedBefore()) : FittedAsReached());
+  GptqSolution best = current;
+  const int64_t rounds = options.refit;
   const at::Tensor hessian = rounds > 0 ? solver.hessian() : at::Tensor();
   for (int64_t round = 0; round < rounds; ++round) {
     if (round > 0) {
@@ -148,7 +151,7 @@ std::vector<QuantizedLinear> gptq(at::TensorList weights, const at::Tensor& gram
   check_gram(gram, weight.size(1));
   check_device(gram, "gram", weight, "weight");
   const Solver solver(weight, gram, options);
-  const GptqSolution solution = refine(weight, solver, options.refit);
+  const GptqSolution solution = refine(weight, solver, options);
 
   const at::Tensor loss = solver.loss(solution);
   const int64_t dead = count_dead_channels(gram);

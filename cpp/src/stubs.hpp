@@ -5,14 +5,18 @@
 
 #include <ATen/core/Tensor.h>
 
-#include <mlcalib/gptq.hpp>
 #include <mlcalib/grid.hpp>
 #include <tuple>
+#include <variant>
 #include <vector>
 
 #include "device_stub.hpp"
 
 namespace mlcalib {
+
+/// How many tokens of x [tokens, channels] one call of the *_update stubs should get, so that all
+/// statistics see them while they are in the cache; 1 or more.
+inline constinit DeviceStub<int64_t(const at::Tensor& x)> piece_tokens_stub{"piece_tokens"};
 
 /// The sums of a Gram of no tokens, float32 zeros: one triangle, in the device's own layout, which
 /// depends on the channels alone, so that sums add up; its padding stays zero.
@@ -67,17 +71,24 @@ inline constinit DeviceStub<at::Tensor(const at::Tensor& weight, const Grid& gri
 inline constinit DeviceStub<at::Tensor(const at::Tensor& codes, const Grid& grid)> dequantize_stub{
     "dequantize"};
 
-/// R of H = R Rᵀ, upper triangular, columns in the order visited. In the device's own layout: only
-/// its gptq_stub reads it.
+/// M = R · diag(R)⁻¹ and the diagonal of R, where H = R Rᵀ, R is upper triangular and columns stand
+/// in the order visited.
 struct Factor {
-  at::Tensor matrix;
-  at::Tensor diagonal;
+  at::Tensor matrix;    ///< M, in the device's own layout: only its gptq_stub reads it
+  at::Tensor diagonal;  ///< R_kk, float32 [cols]
 };
 
 /// Of H = gram + added · I; visits int64 [cols], on the device, are the columns in the order
 /// visited. Undefined tensors where H is not positive definite.
 inline constinit DeviceStub<Factor(const at::Tensor& gram, const at::Tensor& visits, double added)>
     factorize_stub{"factorize"};
+
+/// Grids that are fitted to the weight's own columns, before the solve.
+struct FittedBefore {};
+/// Grids that are fitted to what the solve holds when it reaches a group; in natural order only.
+struct FittedAsReached {};
+/// What a solve stands on: a grid that is given is never fitted again.
+using GptqGrids = std::variant<Grid, FittedBefore, FittedAsReached>;
 
 /// What the GPTQ solve needs; columns stand in their own order.
 struct GptqProblem {
@@ -87,8 +98,9 @@ struct GptqProblem {
   Factor factor;
   at::Tensor importance;  ///< diag(H), float32 [cols], weighs squared errors (Range::kGram)
   at::Tensor gram;        ///< H, float32 [cols, cols], weighs errors (Range::kGramBlock)
-  Grid grid;              ///< to solve on; undefined tensors: to be fitted, as options say
-  GptqOptions options;
+  GridSpec spec;
+  GptqGrids grids;
+  int64_t block = 0;  ///< columns solved between two matrix products
 };
 
 struct GptqSolution {

@@ -103,8 +103,7 @@ TEST(CudaKernels, QuantizeAndDequantize) {
   }
 }
 
-// As the CPU backend lays it out: R_kj / R_kk is M_jk, in reversed order and in tiles. Exact where
-// the diagonal holds powers of two.
+// As the CPU backend lays it out: R_kj / R_kk is M_jk, in reversed order and in tiles.
 Factor cpu_factor(const at::Tensor& unit, const at::Tensor& diagonal) {
   const int64_t columns = unit.size(0), tile = cpu::kRowTile;
   const int64_t tiles = (columns + tile - 1) / tile;
@@ -112,11 +111,14 @@ Factor cpu_factor(const at::Tensor& unit, const at::Tensor& diagonal) {
   for (int64_t k = 0; k < columns; ++k) {
     for (int64_t j = k; j < columns; ++j) {
       const int64_t a = columns - 1 - j, b = columns - 1 - k;
-      const at::Tensor value = j == k ? diagonal[b] : unit[a][b] * diagonal[b];
-      matrix[j / tile][k][j % tile] = value;
+      if (j == k) {
+        matrix[j / tile][k][j % tile] = 1;
+      } else {
+        matrix[j / tile][k][j % tile] = unit[a][b];
+      }
     }
   }
-  return {matrix, diagonal.flip(0)};
+  return {matrix, diagonal};
 }
 
 // A whole solve of one block, so that the CPU backend has no products between blocks to add.
@@ -136,8 +138,9 @@ TEST(CudaKernels, GptqBlock) {
                                                      .factor = cpu_factor(factor, diagonal),
                                                      .importance = diagonal,
                                                      .gram = {},
-                                                     .grid = grid,
-                                                     .options = {.grid = spec, .block = 128}});
+                                                     .spec = spec,
+                                                     .grids = grid,
+                                                     .block = 128});
     const at::Tensor zero = grid.zero.to(at::kFloat);
     const at::Tensor error = garbage({rows, columns});
     const at::Tensor codes = at::full({rows, columns}, 99, at::kByte);

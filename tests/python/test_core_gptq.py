@@ -248,6 +248,15 @@ def test_a_refit_is_the_least_squares_solution(group_size, symmetric):
         assert torch.allclose(refitted.grid.scale[row].double(), scale[:, 0], rtol=1e-3)
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_later_rounds_solve_on_the_refitted_grids(mode):
+    """Each round is a refit and, but for the last, a solve: more rounds than one change codes."""
+    weight, gram = random_weight(64, 256), random_gram(256)
+    one, three = (core.gptq(weight, gram, options(mode | {"refit": rounds})) for rounds in (1, 3))
+    assert not torch.equal(three.codes, one.codes)
+    assert three.loss < one.loss
+
+
 @given(st.integers(0, 2**16), st.sampled_from([2, 3, 4]), st.booleans())
 @settings(max_examples=15)
 def test_more_rounds_never_lose_more(seed, bits, static_grid):

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// H = RᵀR in tiles of kRowTile columns, [tile][row][kRowTile], left-looking: every product reads
-// what lies together, and R is never packed again.
+// H = RᵀR of the columns in the reverse of the order visited, in tiles of kRowTile of them,
+// [tile][row][kRowTile], left-looking: every product reads what lies together. R_kj / R_kk is then
+// M_jk of the order visited, and is never packed again.
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 
@@ -61,10 +62,18 @@ class Tiles {
 
   at::Tensor matrix() const { return matrix_; }
 
-  at::Tensor diagonal(int64_t columns) const {
-    at::Tensor diagonal = at::empty({columns}, matrix_.options());
-    float* to = diagonal.data_ptr<float>();
-    for (int64_t p = 0; p < columns; ++p) to[p] = *at(p, p);
+  /// Divides every row by its diagonal, which is returned, its padding too.
+  std::vector<float> normalize() {
+    std::vector<float> diagonal(count_ * kRowTile);
+    for (int64_t p = 0; p < count_ * kRowTile; ++p) diagonal[p] = *at(p, p);
+    at::parallel_for(0, count_, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t tile = begin; tile < end; ++tile) {
+        for (int64_t p = 0; p < (tile + 1) * kRowTile; ++p) {
+          float* row = at(p, tile * kRowTile);
+          for (int64_t q = 0; q < kRowTile; ++q) row[q] /= diagonal[p];
+        }
+      }
+    });
     return diagonal;
   }
 
@@ -99,7 +108,11 @@ Factor factorize_cpu(const at::Tensor& gram, const at::Tensor& visits, double ad
                                    std::reverse_iterator(visited));
   Tiles tiles(gram.contiguous(), order, static_cast<float>(added));
   if (!tiles.factorize()) return {};
-  return {tiles.matrix(), tiles.diagonal(gram.size(0))};
+  const std::vector<float> diagonal = tiles.normalize();
+  at::Tensor visited_diagonal = at::empty({gram.size(0)}, at::kFloat);
+  std::reverse_copy(diagonal.begin(), diagonal.begin() + gram.size(0),
+                    visited_diagonal.data_ptr<float>());
+  return {tiles.matrix(), visited_diagonal};
 }
 
 const bool factor_installed = factorize_stub.install(at::kCPU, &factorize_cpu);

@@ -26,7 +26,8 @@ class Solve {
  public:
   explicit Solve(const GptqProblem& problem)
       : problem_(problem),
-        spec_(problem.options.grid),
+        spec_(problem.spec),
+        running_(std::holds_alternative<FittedAsReached>(problem.grids)),
         kernels_(cpu::kernels()),
         rows_(problem.weight.size(0)),
         columns_(problem.weight.size(1)),
@@ -36,21 +37,24 @@ class Solve {
         codes_(at::empty(weight_.sizes(), at::kByte)),
         energy_(at::zeros({weight_.size(0) * kRowTile}, weight_.options().dtype(at::kDouble))),
         square_(at::zeros(energy_.sizes(), energy_.options())),
+        diagonal_(columns_),
         columns_of_(columns_),
         groups_of_(problem.group_of.rbegin(), problem.group_of.rend()) {
     const int64_t* visits = problem.visits.const_data_ptr<int64_t>();
     std::reverse_copy(visits, visits + columns_, columns_of_.begin());
+    const float* diagonal = problem.factor.diagonal.const_data_ptr<float>();
+    std::reverse_copy(diagonal, diagonal + columns_, diagonal_.begin());
     error_.narrow(1, columns_, padded_ - columns_).zero_();
-    if (problem.grid.scale.defined()) {
-      scale_ = cpu::to_panel<float>(problem.grid.scale.contiguous());
-      zero_ = cpu::to_panel<uint8_t>(problem.grid.zero.contiguous());
+    if (const Grid* given = std::get_if<Grid>(&problem.grids)) {
+      scale_ = cpu::to_panel<float>(given->scale.contiguous());
+      zero_ = cpu::to_panel<uint8_t>(given->zero.contiguous());
       const int64_t padding = weight_.size(0) * kRowTile - rows_;
       scale_.select(0, -1).narrow(1, kRowTile - padding, padding).fill_(1);  // it must divide
       return;
     }
     scale_ = at::empty({weight_.size(0), spec_.groups(columns_), kRowTile}, weight_.options());
     zero_ = at::empty(scale_.sizes(), scale_.options());
-    if (problem.options.static_grid) {
+    if (!running_) {
       cpu::fit_groups(weight_, error_weights(), spec_, scale_, zero_);
       scale_ = round_grid(scale_, zero_, spec_).scale;
     }
@@ -59,10 +63,9 @@ class Solve {
   GptqSolution run() {
     for (int64_t last = columns_; last > 0;) {
       const int64_t group_begin = begin_of_group(last);
-      if (!problem_.options.static_grid && starts_group(last)) fit_running(group_begin, last);
-      const int64_t block_begin = std::max<int64_t>(last - problem_.options.block, 0);
-      const int64_t first =
-          problem_.options.static_grid ? block_begin : std::max(block_begin, group_begin);
+      if (running_ && starts_group(last)) fit_running(group_begin, last);
+      const int64_t block_begin = std::max<int64_t>(last - problem_.block, 0);
+      const int64_t first = running_ ? std::max(block_begin, group_begin) : block_begin;
       solve_block(first, last);
       last = first;
     }
@@ -85,7 +88,7 @@ class Solve {
                : std::max<int64_t>(columns_ - (groups_of_[last - 1] + 1) * spec_.group_size, 0);
   }
 
-  // R_kj, and of the same tile all columns after it.
+  // R_kj / R_kk, and of the same tile all columns after it.
   const float* factor(int64_t k, int64_t j) const {
     return factor_ + (j / kRowTile * padded_ + k) * kRowTile + j % kRowTile;
   }
@@ -95,7 +98,7 @@ class Solve {
     const at::Tensor unit = at::zeros({last - first, last - first}, weight_.options());
     float* row = unit.data_ptr<float>();
     for (int64_t k = first; k < last; ++k, row += last - first) {
-      for (int64_t j = k; j < last; ++j) row[j - first] = *factor(k, j) / *factor(k, k);
+      for (int64_t j = k; j < last; ++j) row[j - first] = *factor(k, j);
     }
     return unit;
   }
@@ -124,8 +127,7 @@ class Solve {
     if (count < rows) std::fill(to, to + columns * rows, 0.0F);
     for (int64_t r = 0; r < count; ++r) {
       const float* from = factor(row + r, j);
-      const float diagonal = *factor(row + r, row + r);
-      for (int64_t c = 0; c < columns; ++c) to[c * rows + r] = from[c] / diagonal;
+      for (int64_t c = 0; c < columns; ++c) to[c * rows + r] = from[c];
     }
   }
 
@@ -190,7 +192,7 @@ class Solve {
              .group = groups_of_.data() + first,
              .target = target.data(),
              .factor = own.const_data_ptr<float>(),
-             .diagonal = problem_.factor.diagonal.const_data_ptr<float>() + first,
+             .diagonal = diagonal_.data() + first,
              .scale = scale_.const_data_ptr<float>() + tile * groups * kRowTile,
              .zero = zero_.const_data_ptr<float>() + tile * groups * kRowTile,
              .error = error_.data_ptr<float>() + (tile * padded_ + first) * kRowTile,
@@ -205,9 +207,11 @@ class Solve {
 
   const GptqProblem& problem_;
   const GridSpec& spec_;
+  const bool running_;
   const cpu::KernelTable& kernels_;
   int64_t rows_, columns_, padded_;
   at::Tensor weight_, error_, codes_, energy_, square_, scale_, zero_;
+  std::vector<float> diagonal_;
   std::vector<int64_t> columns_of_, groups_of_;
   const float* factor_ = problem_.factor.matrix.const_data_ptr<float>();
 };

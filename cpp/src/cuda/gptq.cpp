@@ -24,7 +24,8 @@ class Solve {
  public:
   explicit Solve(const GptqProblem& problem)
       : problem_(problem),
-        spec_(problem.options.grid),
+        spec_(problem.spec),
+        running_(std::holds_alternative<FittedAsReached>(problem.grids)),
         rows_(problem.weight.size(0)),
         columns_(problem.weight.size(1)),
         weight_(problem.weight.index_select(1, problem.visits)),
@@ -33,10 +34,10 @@ class Solve {
         energy_(at::zeros({rows_}, weight_.options().dtype(at::kDouble))),
         square_(at::zeros({rows_}, weight_.options().dtype(at::kDouble))),
         group_of_(at::tensor(problem.group_of).to(weight_.device())) {
-    if (problem.grid.scale.defined()) {
-      scale_ = problem.grid.scale.contiguous();
-      zero_ = problem.grid.zero.to(at::kFloat).contiguous();
-    } else if (problem.options.static_grid) {
+    if (const Grid* given = std::get_if<Grid>(&problem.grids)) {
+      scale_ = given->scale.contiguous();
+      zero_ = given->zero.to(at::kFloat).contiguous();
+    } else if (!running_) {
       const auto [scale, zero] = cuda::fit(problem.weight, error_weights(0, columns_), spec_);
       scale_ = round_grid(scale, zero, spec_).scale;
       zero_ = zero;
@@ -47,13 +48,13 @@ class Solve {
   }
 
   GptqSolution run() {
-    // Blocks are at most as wide as the kernel's, whatever options.block is.
-    const int64_t block = std::min(problem_.options.block, cuda::GptqBlock::kColumns);
+    // Blocks are at most as wide as the kernel's, whatever problem.block is.
+    const int64_t block = std::min(problem_.block, cuda::GptqBlock::kColumns);
     for (int64_t first = 0; first < columns_;) {
       const int64_t group_end = end_of_group(first);
-      if (!problem_.options.static_grid && starts_group(first)) fit_running(first, group_end);
-      const int64_t last = std::min(problem_.options.static_grid ? columns_ : group_end,
-                                    std::min(first + block, columns_));
+      if (running_ && starts_group(first)) fit_running(first, group_end);
+      const int64_t last =
+          std::min(running_ ? group_end : columns_, std::min(first + block, columns_));
       solve_block(first, last - first);
       first = last;
     }
@@ -140,6 +141,7 @@ class Solve {
   const at::NoTF32Guard full_precision_;
   const GptqProblem& problem_;
   const GridSpec& spec_;
+  const bool running_;
   int64_t rows_, columns_;
   at::Tensor weight_, error_, codes_, energy_, square_, group_of_, scale_, zero_;
 };

@@ -39,9 +39,9 @@ void lapack_factor(benchmark::State& state) {
   count_factor(state);
 }
 
-#define MLCALIB_SIZES \
+#define FACTOR_SIZES \
   ->Arg(576)->Arg(1536)->Arg(4096)->Arg(14336)->Unit(benchmark::kMillisecond)->UseRealTime()
-BENCHMARK(lapack_factor) MLCALIB_SIZES;
-BENCHMARK(mlcalib_factor) MLCALIB_SIZES;
+BENCHMARK(lapack_factor) FACTOR_SIZES;
+BENCHMARK(mlcalib_factor) FACTOR_SIZES;
 
 }  // namespace

@@ -36,12 +36,12 @@ void naive_gram(benchmark::State& state, at::ScalarType type) {
   count_gram(state);
 }
 
-#define MLCALIB_SIZES ->Arg(576)->Arg(1536)->Arg(4096)->Unit(benchmark::kMillisecond)->UseRealTime()
-BENCHMARK_CAPTURE(naive_gram, float32, at::kFloat) MLCALIB_SIZES;
-BENCHMARK_CAPTURE(mlcalib_gram, float32, at::kFloat) MLCALIB_SIZES;
-BENCHMARK_CAPTURE(naive_gram, bfloat16, at::kBFloat16) MLCALIB_SIZES;
-BENCHMARK_CAPTURE(mlcalib_gram, bfloat16, at::kBFloat16) MLCALIB_SIZES;
-BENCHMARK_CAPTURE(naive_gram, float16, at::kHalf) MLCALIB_SIZES;
-BENCHMARK_CAPTURE(mlcalib_gram, float16, at::kHalf) MLCALIB_SIZES;
+#define GRAM_SIZES ->Arg(576)->Arg(1536)->Arg(4096)->Unit(benchmark::kMillisecond)->UseRealTime()
+BENCHMARK_CAPTURE(naive_gram, float32, at::kFloat) GRAM_SIZES;
+BENCHMARK_CAPTURE(mlcalib_gram, float32, at::kFloat) GRAM_SIZES;
+BENCHMARK_CAPTURE(naive_gram, bfloat16, at::kBFloat16) GRAM_SIZES;
+BENCHMARK_CAPTURE(mlcalib_gram, bfloat16, at::kBFloat16) GRAM_SIZES;
+BENCHMARK_CAPTURE(naive_gram, float16, at::kHalf) GRAM_SIZES;
+BENCHMARK_CAPTURE(mlcalib_gram, float16, at::kHalf) GRAM_SIZES;
 
 }  // namespace

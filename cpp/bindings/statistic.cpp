@@ -12,7 +12,8 @@ void register_statistic(py::module_& m) {
       "A summary of activations that adds up over tokens, batches, languages and processes.")
       .def_property_readonly("name", &Statistic::name)
       .def_property_readonly("channels", &Statistic::channels)
-      .def_property_readonly("tokens", &Statistic::tokens)
+      // Another thread may hold the statistic, and wait for the GIL.
+      .def_property_readonly("tokens", py::cpp_function(&Statistic::tokens, NoGil()))
       .def_property_readonly("compares", &Statistic::compares)
       .def(
           "update",

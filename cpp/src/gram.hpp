@@ -11,22 +11,13 @@ class Gram final : public Statistic {
  public:
   Gram(std::string name, int64_t channels);
 
-  const at::Tensor& sums() const { return sums_; }
+  /// ⟨D, G⟩ of the Gram D of a change, by its sums. Throws ValueError where they are on another
+  /// device.
+  double dot(const at::Tensor& sums) const;
 
  protected:
   void add(const at::Tensor& x, const at::Tensor& reference) override;
-  void add(const Statistic& other, double weight) override;
-  void multiply(const at::Tensor& factors) override;
-  at::Device device() const override { return sums_.device(); }
-  void move(at::Device device) override;
-  TensorMap tensors() const override;
-  void set_tensors(const TensorMap& tensors) override;
-
- private:
-  at::Tensor unpacked() const;
-  void pack(const at::Tensor& gram);
-
-  at::Tensor sums_;
+  void multiply(const std::vector<at::Tensor>& tensors, const at::Tensor& factors) override;
 };
 
 /// The sums of xᵀx of x [tokens, channels].

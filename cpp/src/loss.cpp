@@ -38,22 +38,18 @@ std::vector<double> losses(const at::Tensor& change, at::TensorList grams) {
 
 std::vector<double> losses(const at::Tensor& change, const std::vector<const Statistic*>& grams) {
   const at::Tensor checked = check_weight(change);
-  std::vector<at::Tensor> sums;
+  std::vector<const Gram*> found;
   for (const Statistic* each : grams) {
-    const auto* gram = dynamic_cast<const Gram*>(each);
-    TORCH_CHECK_VALUE(gram != nullptr, "the statistic ", each->name(), " is not a Gram; expected ",
-                      "those made with make_statistic('gram', channels).");
-    TORCH_CHECK_VALUE(gram->channels() == checked.size(1), "a Gram has ", gram->channels(),
+    TORCH_CHECK_TYPE(each != nullptr, "a Gram is None, expected those of make_statistic('gram').");
+    found.push_back(dynamic_cast<const Gram*>(each));
+    TORCH_CHECK_VALUE(found.back() != nullptr, "the statistic ", each->name(),
+                      " is not a Gram; expected those made with make_statistic('gram', channels).");
+    TORCH_CHECK_VALUE(each->channels() == checked.size(1), "a Gram has ", each->channels(),
                       " channels, expected ", checked.size(1), ", those of the change.");
-    check_device(gram->sums(), "a Gram", checked, "the change");
-    sums.push_back(gram->sums());
   }
-  const at::DeviceType device = checked.device().type();
-  const at::Tensor error_sums = gram_sums_of(checked);
+  const at::Tensor sums = gram_sums_of(checked);
   std::vector<double> result;
-  for (const at::Tensor& each : sums) {
-    result.push_back(gram_dot_stub(device, error_sums, each, checked.size(1)));
-  }
+  for (const Gram* each : found) result.push_back(each->dot(sums));
   return result;
 }
 

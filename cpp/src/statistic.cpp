@@ -1,5 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <ATen/ops/clone.h>
+#include <ATen/ops/equal.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/maximum.h>
+#include <ATen/ops/minimum.h>
 #include <ATen/ops/scalar_tensor.h>
 #include <c10/core/InferenceMode.h>
 #include <c10/util/Exception.h>
@@ -7,9 +11,11 @@
 #include <algorithm>
 #include <cmath>
 #include <mlcalib/statistic.hpp>
+#include <set>
 
 #include "check.hpp"
 #include "statistic_registry.hpp"
+#include "stubs.hpp"
 
 namespace mlcalib {
 namespace {
@@ -20,23 +26,63 @@ struct LeaveInferenceMode : c10::InferenceMode {
   LeaveInferenceMode() : c10::InferenceMode(false) {}
 };
 
-// A piece of activations stays in the cache and is a multiple of what the Gram's kernel takes at a
-// time, so that pieces change no sum.
-constexpr int64_t kPieceBytes = 1 << 20;
-constexpr int64_t kPieceTokens = 256;
-
-// Tokens of a piece of rows [tokens, channels]; a device with kernels of its own cuts for itself.
-int64_t piece_of(const at::Tensor& rows) {
-  if (!rows.is_cpu()) return rows.size(0);
-  const int64_t fitting = kPieceBytes / (rows.size(1) * rows.element_size());
-  return std::max<int64_t>(fitting / kPieceTokens, 1) * kPieceTokens;
-}
-
 void check_reference(const at::Tensor& reference, const at::Tensor& x) {
   check_floating(reference, "reference");
   TORCH_CHECK_VALUE(reference.sizes() == x.sizes(), "reference has shape ", reference.sizes(),
                     ", expected ", x.sizes(), ", the same tokens as x.");
   check_device(reference, "reference", x, "x");
+}
+
+void check_tokens(const std::vector<Statistic*>& statistics, const at::Tensor& x,
+                  const at::Tensor& reference) {
+  check_floating(x, "x");
+  for (const Statistic* each : statistics) {
+    TORCH_CHECK_TYPE(each != nullptr, "a statistic is None, expected those of make_statistic.");
+    TORCH_CHECK_VALUE(x.dim() >= 1 && x.size(-1) == each->channels(), "x has shape ", x.sizes(),
+                      ", expected [..., ", each->channels(), "].");
+    TORCH_CHECK_VALUE(reference.defined() || !each->compares(), "the statistic ", each->name(),
+                      " compares x with the float model's activations of the same tokens, which ",
+                      "are missing; pass reference=.");
+  }
+  if (reference.defined()) check_reference(reference, x);
+  if (x.numel() == 0) return;
+  check_finite(x, "x");
+  if (reference.defined()) check_finite(reference, "reference");
+}
+
+bool is_extreme(const Statistic::Part& part) {
+  return part.adds == Statistic::Part::Adds::kLeast ||
+         part.adds == Statistic::Part::Adds::kGreatest;
+}
+
+// What is kept as the state shows it: the same memory, or, of one triangle, a copy.
+at::Tensor shown(const Statistic::Part& part, const at::Tensor& kept) {
+  if (!part.symmetric) return kept;
+  return gram_unpack_stub(kept.device().type(), kept, part.shape.front());
+}
+
+// The inverse, always a copy, whatever the strides of what is given.
+at::Tensor keep(const Statistic::Part& part, const at::Tensor& shown) {
+  if (part.symmetric) return gram_pack_stub(shown.device().type(), shown);
+  return shown.clone(at::MemoryFormat::Contiguous);
+}
+
+// sum += weight · other, as the part adds up; in place, so that it cannot stop half way.
+void add_part(const Statistic::Part& part, at::Tensor& sum, const at::Tensor& other,
+              double weight) {
+  switch (part.adds) {
+    case Statistic::Part::Adds::kSum:
+      sum.add_(other, weight);
+      return;
+    case Statistic::Part::Adds::kLeast:
+      at::minimum_out(sum, sum, other);
+      return;
+    case Statistic::Part::Adds::kGreatest:
+      at::maximum_out(sum, sum, other);
+      return;
+    case Statistic::Part::Adds::kAlike:
+      return;
+  }
 }
 
 using Registry = std::map<std::string, StatisticFactory, std::less<>>;
@@ -73,26 +119,61 @@ std::unique_ptr<Statistic> make_statistic(std::string_view name, int64_t channel
   return found->second(std::string(name), channels);
 }
 
+Statistic::Statistic(std::string name, int64_t channels, std::vector<Part> parts)
+    : name_(std::move(name)),
+      channels_(channels),
+      parts_(std::move(parts)),
+      kept_(empty_on(at::kCPU, {})) {}
+
+// Those that are alike on both sides of a sum are taken from `alike` where it holds any.
+std::vector<at::Tensor> Statistic::empty_on(at::Device device,
+                                            const std::vector<at::Tensor>& alike) const {
+  std::vector<at::Tensor> tensors;
+  for (size_t i = 0; i < parts_.size(); ++i) {
+    const Part& part = parts_[i];
+    if (part.symmetric) {
+      tensors.push_back(gram_sums_stub(device.type(), channels_, device));
+    } else if (part.adds == Part::Adds::kAlike && !alike.empty()) {
+      tensors.push_back(alike[i].to(device, alike[i].scalar_type(), /*non_blocking=*/false,
+                                    /*copy=*/true));
+    } else {
+      tensors.push_back(
+          at::full(part.shape, part.empty, at::TensorOptions(part.dtype).device(device)));
+    }
+  }
+  return tensors;
+}
+
+// A difference of as many tokens has none, and is not empty.
+bool Statistic::is_empty() const {
+  if (tokens_ != 0) return false;
+  for (size_t i = 0; i < parts_.size(); ++i) {
+    if (parts_[i].adds == Part::Adds::kAlike) continue;
+    if (kept_[i].ne(parts_[i].empty).any().item<bool>()) return false;
+  }
+  return true;
+}
+
+double Statistic::tokens() const {
+  const std::shared_lock lock = reading();
+  return tokens_;
+}
+
 void update(const std::vector<Statistic*>& statistics, const at::Tensor& x,
             const at::Tensor& reference) {
-  check_floating(x, "x");
-  for (const Statistic* each : statistics) {
-    TORCH_CHECK_VALUE(x.dim() >= 1 && x.size(-1) == each->channels_, "x has shape ", x.sizes(),
-                      ", expected [..., ", each->channels_, "].");
-    TORCH_CHECK_VALUE(reference.defined() || !each->compares(), "the statistic ", each->name_,
-                      " compares x with the float model's activations of the same tokens, which ",
-                      "are missing; pass reference=.");
-  }
-  if (reference.defined()) check_reference(reference, x);
-  if (x.numel() == 0) return;
-  check_finite(x, "x");
-  if (reference.defined()) check_finite(reference, "reference");
+  check_tokens(statistics, x, reference);
+  if (x.numel() == 0 || statistics.empty()) return;
   const LeaveInferenceMode leave;
+  std::vector<std::unique_lock<std::shared_mutex>> locks;
+  // In one order, so that two calls with the same statistics do not wait for each other; each once.
+  for (Statistic* each : std::set<Statistic*, std::less<>>(statistics.begin(), statistics.end())) {
+    locks.emplace_back(each->mutex_);
+  }
   for (Statistic* each : statistics) each->settle(x.device());
   const at::Tensor rows = x.detach().reshape({-1, x.size(-1)});
   const at::Tensor others =
       reference.defined() ? reference.detach().reshape(rows.sizes()) : reference;
-  const int64_t piece = piece_of(rows);
+  const int64_t piece = piece_tokens_stub(x.device().type(), rows);
   for (int64_t first = 0; first < rows.size(0); first += piece) {
     const int64_t count = std::min(piece, rows.size(0) - first);
     for (Statistic* each : statistics) {
@@ -106,9 +187,9 @@ void update(const std::vector<Statistic*>& statistics, const at::Tensor& x,
 // The first tokens decide where a statistic is.
 void Statistic::settle(at::Device device) {
   if (this->device() == device) return;
-  TORCH_CHECK_VALUE(tokens_ == 0, "the statistic ", name_, " has its tokens on ", this->device(),
+  TORCH_CHECK_VALUE(is_empty(), "the statistic ", name_, " has its tokens on ", this->device(),
                     " and cannot take others from ", device, "; move them with .to().");
-  move(device);
+  kept_ = empty_on(device, kept_);
 }
 
 void Statistic::update(const at::Tensor& x, const at::Tensor& reference) {
@@ -123,7 +204,26 @@ void Statistic::rescale(const at::Tensor& factors) {
   TORCH_CHECK_VALUE(factors.min().item<float>() > 0, "factors go down to ",
                     factors.min().item<float>(), ", expected positive numbers.");
   const LeaveInferenceMode leave;
-  multiply(factors.detach().to(device(), at::kFloat));
+  const std::unique_lock lock(mutex_);
+  std::vector<at::Tensor> tensors;
+  for (size_t i = 0; i < parts_.size(); ++i) tensors.push_back(shown(parts_[i], kept_[i]));
+  multiply(tensors, factors.detach().to(device(), at::kFloat));
+  for (size_t i = 0; i < parts_.size(); ++i) {
+    if (parts_[i].symmetric) kept_[i] = keep(parts_[i], tensors[i]);
+  }
+}
+
+// Whether what is kept of `other` can be added to what is kept here.
+void Statistic::check_mergeable(const Statistic& other) const {
+  TORCH_CHECK_VALUE(device() == other.device(), "the statistic ", name_, " has its tokens on ",
+                    device(), " and cannot take others from ", other.device(),
+                    "; move them with .to().");
+  for (size_t i = 0; i < parts_.size(); ++i) {
+    TORCH_CHECK_VALUE(parts_[i].adds != Part::Adds::kAlike || kept_[i].equal(other.kept_[i]),
+                      "cannot merge statistics ", name_, " of which '", parts_[i].name,
+                      "' differs: their channels were rescaled by different factors. Merge them "
+                      "first, then rescale.");
+  }
 }
 
 void Statistic::merge(const Statistic& other, double weight) {
@@ -131,47 +231,81 @@ void Statistic::merge(const Statistic& other, double weight) {
                     other.name_, " of ", other.channels_, " channels into ", name_, " of ",
                     channels_, " channels; expected the same kind and number of channels.");
   TORCH_CHECK_VALUE(std::isfinite(weight), "weight is ", weight, ", expected a finite number.");
+  TORCH_CHECK_VALUE(weight >= 0 || !std::any_of(parts_.begin(), parts_.end(), is_extreme),
+                    "cannot merge a ", name_, " with the weight ", weight,
+                    ": extremes cannot be taken away; expected a weight of 0 or more.");
   const LeaveInferenceMode leave;
-  if (other.tokens_ == 0 && other.device() != device()) return;  // empty, and never settled
-  settle(other.device());
-  add(other, weight);
+  std::unique_lock own(mutex_, std::defer_lock);
+  std::shared_lock theirs(other.mutex_, std::defer_lock);
+  if (&other == this) {
+    own.lock();
+  } else {
+    std::lock(own, theirs);
+  }
+  if (weight == 0 || other.is_empty()) return;
+  const bool first = is_empty();
+  if (!first) check_mergeable(other);
+  std::vector<at::Tensor> sums = first ? empty_on(other.device(), other.kept_) : kept_;
+  for (size_t i = 0; i < parts_.size(); ++i) {
+    add_part(parts_[i], sums[i], other.kept_[i], weight);
+  }
+  kept_ = std::move(sums);
   tokens_ += weight * other.tokens_;
 }
 
-TensorMap Statistic::state() const {
-  TensorMap result = view();
-  for (auto& [name, tensor] : result) tensor = tensor.clone();
-  return result;
-}
-
-TensorMap Statistic::view() const {
+TensorMap Statistic::show(bool copies) const {
   const LeaveInferenceMode leave;
-  TensorMap result = tensors();
+  const std::shared_lock lock = reading();
+  TensorMap result;
+  for (size_t i = 0; i < parts_.size(); ++i) {
+    const at::Tensor tensor = shown(parts_[i], kept_[i]);
+    // What was unpacked is a copy already.
+    result[parts_[i].name] = copies && !parts_[i].symmetric ? tensor.clone() : tensor;
+  }
   result["tokens"] = at::scalar_tensor(tokens_, at::TensorOptions(at::kDouble));
   return result;
 }
 
-void Statistic::load(const TensorMap& state) {
-  const TensorMap own = tensors();
+TensorMap Statistic::state() const { return show(/*copies=*/true); }
+
+TensorMap Statistic::view() const { return show(/*copies=*/false); }
+
+void Statistic::check_state(const TensorMap& state) const {
   for (const auto& [key, tensor] : state) {
-    TORCH_CHECK_VALUE(key == "tokens" || own.contains(key), "state of ", name_,
-                      " holds the unknown tensor '", key, "'.");
+    TORCH_CHECK_VALUE(key == "tokens" || std::any_of(parts_.begin(), parts_.end(),
+                                                     [&](const Part& p) { return p.name == key; }),
+                      "state of ", name_, " holds the unknown tensor '", key, "'.");
   }
-  for (const auto& [key, tensor] : own) {
-    const auto found = state.find(key);
-    TORCH_CHECK_VALUE(found != state.end(), "state of ", name_, " lacks the tensor '", key, "'.");
-    TORCH_CHECK_VALUE(found->second.sizes() == tensor.sizes() &&
-                          found->second.scalar_type() == tensor.scalar_type(),
-                      "'", key, "' in the state of ", name_, " is ", found->second.scalar_type(),
-                      " ", found->second.sizes(), ", expected ", tensor.scalar_type(), " ",
-                      tensor.sizes(), ".");
+  for (const Part& part : parts_) {
+    const auto found = state.find(part.name);
+    TORCH_CHECK_VALUE(found != state.end(), "state of ", name_, " lacks the tensor '", part.name,
+                      "'.");
+    const at::Tensor& tensor = found->second;
+    TORCH_CHECK_VALUE(tensor.sizes() == part.shape && tensor.scalar_type() == part.dtype, "'",
+                      part.name, "' in the state of ", name_, " is ", tensor.scalar_type(), " ",
+                      tensor.sizes(), ", expected ", part.dtype, " ", at::IntArrayRef(part.shape),
+                      ".");
+    const at::Device first = state.at(parts_.front().name).device();
+    TORCH_CHECK_VALUE(tensor.device() == first, "'", part.name, "' in the state of ", name_,
+                      " is on ", tensor.device(), " but '", parts_.front().name, "' is on ", first,
+                      ", expected one device.");
   }
   const auto tokens = state.find("tokens");
   TORCH_CHECK_VALUE(tokens != state.end() && tokens->second.numel() == 1, "state of ", name_,
                     " needs 'tokens', one number.");
+}
+
+void Statistic::load(const TensorMap& state) {
+  check_state(state);
   const LeaveInferenceMode leave;
-  set_tensors(state);
-  tokens_ = tokens->second.item<double>();
+  const auto tokens = state.at("tokens").item<double>();
+  std::vector<at::Tensor> loaded;
+  for (const Part& part : parts_) {
+    loaded.push_back(keep(part, state.at(part.name).detach()));
+  }
+  const std::unique_lock lock(mutex_);
+  kept_ = std::move(loaded);
+  tokens_ = tokens;
 }
 
 }  // namespace mlcalib

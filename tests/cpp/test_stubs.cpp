@@ -18,6 +18,7 @@ struct StubCase : reference::Named {
 };
 
 const StubCase kStubs[] = {
+    {"piece_tokens", [](c10::DeviceType d) { piece_tokens_stub(d, at::Tensor()); }},
     {"gram_update", [](c10::DeviceType d) { gram_update_stub(d, at::Tensor(), at::Tensor()); }},
     {"gram_sums", [](c10::DeviceType d) { gram_sums_stub(d, 4, at::kMeta); }},
     {"gram_pack", [](c10::DeviceType d) { gram_pack_stub(d, at::Tensor()); }},
@@ -74,7 +75,7 @@ TEST(Fronts, NameTheKernelThatTheDeviceLacks) {
   expect("pack", [&] { pack(codes, 4); });
   expect("unpack", [&] { unpack(codes.narrow(1, 0, 8).to(at::kInt), 4, 64); });
   const std::unique_ptr<Statistic> statistic = make_statistic("gram", 64);
-  expect("gram_pack", [&] { statistic->update(weight); });
+  expect("gram_sums", [&] { statistic->update(weight); });
   EXPECT_EQ(statistic->tokens(), 0);
 }
 

@@ -81,6 +81,10 @@ VALUE_ERRORS = [
         lambda: gram_statistic().load(gram_statistic().state() | {"mean": G}),
         "unknown tensor 'mean'",
     ),
+    (
+        lambda: core.packed_linear(torch.ones(2, 60), core.pack_linear(LINEAR), 4, 64, SPEC),
+        r"x has shape \[2, 60\], expected \[..., 64\], the columns of the packed weight",
+    ),
 ]
 
 TYPE_ERRORS = [
@@ -99,6 +103,10 @@ TYPE_ERRORS = [
     (lambda: core.GridSpec(bits="4"), "incompatible constructor arguments"),
     (lambda: core.GridSpec(bits=4.5), "incompatible constructor arguments"),
     (lambda: core.rtn(W, 4), "incompatible function arguments"),
+    (lambda: core.update([None], W), "a statistic is None, expected those of make_statistic"),
+    (lambda: core.update([gram_statistic(), None], W), "a statistic is None"),
+    (lambda: core.losses(W, [None]), "a Gram is None, expected"),
+    (lambda: core.losses(W, LINEAR, [None]), "incompatible function arguments"),
     (core.Statistic, "No constructor defined"),
     (lambda: pickle.dumps(core.Grid(torch.ones(1, 1), torch.ones(1, 1).byte(), SPEC)), "pickle"),
 ]
@@ -112,7 +120,7 @@ MISSING_KERNELS = [
     (lambda: core.dequantize(CODES.to("meta"), GRID), "dequantize"),
     (lambda: core.pack(CODES.to("meta"), 4), "pack"),
     (lambda: core.unpack(PACKED.to("meta"), 4, 64), "unpack"),
-    (lambda: gram_statistic().update(META), "gram_pack"),
+    (lambda: gram_statistic().update(META), "gram_sums"),
 ]
 
 LINALG_ERRORS = [

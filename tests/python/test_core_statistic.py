@@ -1,6 +1,7 @@
 """A statistic is something you can add: the laws of that, for every one that is registered."""
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -160,6 +161,103 @@ def test_a_state_is_a_copy(name, xs):
         assert torch.equal(tensor, state[key]), key
         state[key].fill_(-1)
     assert_same(loaded, statistic)
+
+
+def scattered(tensor):
+    """The same values in memory of another order, with gaps."""
+    if tensor.dim() == 0:
+        return tensor
+    wide = torch.full((*reversed(tensor.shape), 2), -7, dtype=tensor.dtype)
+    return wide[..., 0].permute(*reversed(range(tensor.dim()))).copy_(tensor)
+
+
+@given(names, inputs(2))
+def test_a_state_loads_whatever_its_strides(name, xs):
+    a = statistic_of(name, xs[0])
+    state = {key: scattered(tensor) for key, tensor in a.state().items()}
+    assert not any(t.is_contiguous() for t in state.values() if t.numel() > 1 and min(t.shape) > 1)
+    loaded = core.make_statistic(name, a.channels)
+    loaded.load(state)
+    for statistic in (loaded, a):
+        statistic.update(xs[1], reference_of(xs[1]))
+        statistic.rescale(torch.full((a.channels,), 2.0))
+    assert_same(loaded, a)
+
+
+def test_a_state_loads_once_repeated():
+    """A tensor whose rows are one: what is written to a row must not reach the others."""
+    statistic = core.make_statistic("histogram", 3)
+    state = statistic.state()
+    statistic.load(state | {"counts": torch.zeros(1, 128, dtype=torch.float64).expand(3, 128)})
+    statistic.update(torch.tensor([[1.0, 2.0, 4.0]]))
+    assert (statistic.state()["counts"].sum(1) == 1).all()
+
+
+@pytest.mark.parametrize("name", ["histogram", "moments", "range"])
+def test_a_state_on_two_devices_is_refused(name):
+    statistic = statistic_of(name, activations(5, 4))
+    before = statistic.state()
+    keys = [key for key in before if key != "tokens"]
+    state = before | {keys[-1]: before[keys[-1]].to("meta")}
+    with pytest.raises(ValueError, match=r"is on .* but '.*' is on .*, expected one device"):
+        statistic.load(state)
+    for key, tensor in statistic.state().items():
+        assert torch.equal(tensor, before[key]), key
+
+
+@pytest.mark.parametrize("name", core.statistic_names())
+def test_a_merge_that_fails_changes_nothing(name):
+    statistic, other = (statistic_of(name, activations(5, 4, seed)) for seed in (1, 2))
+    before = statistic.state()
+    other.rescale(torch.full((4,), 2.0))
+    failing = {"histogram": 1.0, "range": -1.0}.get(name, float("nan"))
+    with pytest.raises(ValueError, match=r"cannot merge|weight is nan"):
+        statistic.merge(other, failing)
+    for key, tensor in statistic.state().items():
+        assert torch.equal(tensor, before[key]), key
+
+
+def test_an_empty_histogram_merges_into_one_that_was_rescaled():
+    statistic, empty = (core.make_statistic("histogram", 4) for _ in range(2))
+    statistic.update(activations(5, 4))
+    statistic.rescale(torch.full((4,), 2.0))
+    before = statistic.state()
+    statistic.merge(empty)
+    for key, tensor in statistic.state().items():
+        assert torch.equal(tensor, before[key]), key
+
+
+@pytest.mark.parametrize("name", core.statistic_names())
+def test_threads_share_a_statistic(name):
+    """Updates, merges and readings of several threads: none is lost, and none is seen half done."""
+    x = torch.ones(600, 90)
+    shared, other = (core.make_statistic(name, 90) for _ in range(2))
+    other.update(x, x + 1)
+    counted = "low" if name == "range" else next(key for key in other.state() if key != "unit")
+    once = other.state()[counted]
+    rounds = 20
+
+    def update():
+        for _ in range(rounds):
+            core.update([shared, other], x, x + 1)
+
+    def merge():
+        for _ in range(rounds):
+            shared.merge(other, 0.0)
+            other.merge(shared, 0.0)
+
+    def read():
+        for _ in range(rounds):
+            state = shared.state()
+            tokens = state["tokens"] / 600
+            assert name == "range" or torch.equal(state[counted], once * tokens)
+            assert shared.tokens % 1 == 0
+
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(run) for run in (update, update, merge, read)]:
+            done.result()
+    assert shared.tokens == 2 * rounds * 600
+    assert torch.equal(shared.state()[counted], once * (1 if name == "range" else 2 * rounds))
 
 
 @given(inputs(1))

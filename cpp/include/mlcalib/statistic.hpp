@@ -6,6 +6,8 @@
 #include <map>
 #include <memory>
 #include <mlcalib/export.hpp>
+#include <mutex>
+#include <shared_mutex>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -14,10 +16,27 @@ namespace MLCALIB_API mlcalib {
 
 using TensorMap = std::map<std::string, at::Tensor>;
 
-/// A summary of activations that adds up over tokens, batches, languages and processes.
+/// A summary of activations that adds up over tokens, batches, languages and processes. Its members
+/// may be called from several threads: changes wait for each other, and readers for changes.
 class Statistic {
  public:
-  Statistic(std::string name, int64_t channels) : name_(std::move(name)), channels_(channels) {}
+  /// One tensor of a statistic: what its state calls it, and how two of them become one.
+  struct Part {
+    enum class Adds {
+      kSum,       ///< both sides, the other's with its weight
+      kLeast,     ///< the lesser; a weight says only whether the other side counts
+      kGreatest,  ///< the greater
+      kAlike,     ///< nothing: what the others are measured in is the same on both sides
+    };
+
+    std::string name;
+    std::vector<int64_t> shape;
+    at::ScalarType dtype = at::kFloat;
+    Adds adds = Adds::kSum;
+    double empty = 0;        ///< what it holds before the first token
+    bool symmetric = false;  ///< [channels, channels], of which one triangle is summed and kept
+  };
+
   virtual ~Statistic() = default;
   Statistic(const Statistic&) = delete;
   Statistic& operator=(const Statistic&) = delete;
@@ -25,7 +44,7 @@ class Statistic {
   const std::string& name() const { return name_; }
   int64_t channels() const { return channels_; }
   /// Tokens seen; fractional after a weighted merge.
-  double tokens() const { return tokens_; }
+  double tokens() const;
 
   /// Whether it compares activations with others of the same tokens, and needs a reference.
   virtual bool compares() const { return false; }
@@ -35,7 +54,9 @@ class Statistic {
   /// device the statistic is. Throws ValueError for NaN or Inf, for tokens on another device and
   /// for a reference that is needed and not given, and then has added nothing.
   void update(const at::Tensor& x, const at::Tensor& reference = {});
-  /// *this += weight · other. Throws ValueError for another kind, number of channels or device.
+  /// *this += weight · other. An empty one changes nothing. Throws ValueError for another kind,
+  /// number of channels or device, for channels that were rescaled by other factors, and for
+  /// extremes with a negative weight; nothing has changed then.
   void merge(const Statistic& other, double weight = 1.0);
   /// As if every activation had been multiplied, channel by channel, by factors [channels]. Throws
   /// ValueError unless they are positive and finite.
@@ -45,32 +66,46 @@ class Statistic {
   /// As state(), without a copy of tensors that the statistic keeps as they are: good until it
   /// changes; not to be written to.
   TensorMap view() const;
-  /// Replaces the state. Throws ValueError for missing, foreign or misshapen tensors.
+  /// Replaces the state; the statistic is then where its tensors are. Throws ValueError for
+  /// missing, foreign or misshapen tensors, and for tensors on several devices.
   void load(const TensorMap& state);
 
  protected:
+  Statistic(std::string name, int64_t channels, std::vector<Part> parts);
+
+  /// The tensor of a part: contiguous, or in the device's own layout where it is symmetric.
+  const at::Tensor& kept(size_t part) const { return kept_[part]; }
+  /// Held by who reads what is kept.
+  std::shared_lock<std::shared_mutex> reading() const { return std::shared_lock(mutex_); }
+
   /// x: [tokens, channels], checked and finite, as is the reference, undefined where none was
   /// given.
   virtual void add(const at::Tensor& x, const at::Tensor& reference) = 0;
-  virtual void add(const Statistic& other, double weight) = 0;  ///< of the same kind
-  virtual void multiply(const at::Tensor& factors) = 0;         ///< float32 [channels], positive
-  virtual at::Device device() const = 0;
-  virtual void move(at::Device device) = 0;
-  virtual TensorMap tensors() const = 0;  ///< its own, or made from what it keeps
-  virtual void set_tensors(const TensorMap& tensors) = 0;
+  /// Multiplies the tensors of all parts in place; factors float32 [channels], positive.
+  virtual void multiply(const std::vector<at::Tensor>& tensors, const at::Tensor& factors) = 0;
 
  private:
   friend void update(const std::vector<Statistic*>& statistics, const at::Tensor& x,
                      const at::Tensor& reference);
+  at::Device device() const { return kept_.front().device(); }
+  bool is_empty() const;
   void settle(at::Device device);
+  std::vector<at::Tensor> empty_on(at::Device device, const std::vector<at::Tensor>& alike) const;
+  void check_mergeable(const Statistic& other) const;
+  void check_state(const TensorMap& state) const;
+  TensorMap show(bool copies) const;
 
   std::string name_;
   int64_t channels_;
+  std::vector<Part> parts_;
+  std::vector<at::Tensor> kept_;
   double tokens_ = 0;
+  mutable std::shared_mutex mutex_;
 };
 
 /// Several statistics of the same activations in one pass over memory: each piece of x is seen by
-/// all of them while it is in the cache. Throws as Statistic::update does, before any was changed.
+/// all of them while it is in the cache. Throws as Statistic::update does, before any was changed,
+/// and TypeError for a null pointer.
 void update(const std::vector<Statistic*>& statistics, const at::Tensor& x,
             const at::Tensor& reference = {});
 

@@ -47,6 +47,8 @@ void add_tokens(const cpu::Activations& x, void* packed, float* sums) {
   });
 }
 
+int64_t piece_tokens_cpu(const at::Tensor& x) { return cpu::piece_tokens(*cpu::kernels().gram, x); }
+
 at::Tensor gram_sums_cpu(int64_t channels, at::Device /*device*/) {
   return at::zeros({cpu::gram_tile(0, tiles_of(channels))}, at::kFloat);
 }
@@ -148,7 +150,8 @@ double dot_cpu(const at::Tensor& a, const at::Tensor& b) {
   return std::accumulate(sums.begin(), sums.end(), 0.0);
 }
 
-const bool gram_installed = gram_sums_stub.install(at::kCPU, &gram_sums_cpu) &&
+const bool gram_installed = piece_tokens_stub.install(at::kCPU, &piece_tokens_cpu) &&
+                            gram_sums_stub.install(at::kCPU, &gram_sums_cpu) &&
                             gram_update_stub.install(at::kCPU, &gram_update_cpu) &&
                             gram_pack_stub.install(at::kCPU, &gram_pack_cpu) &&
                             gram_unpack_stub.install(at::kCPU, &gram_unpack_cpu) &&

@@ -23,6 +23,9 @@ constexpr int64_t kTokens = 4096;
 // that is computed too is a share of kRows / channels, and a product is large enough to fill a GPU.
 constexpr int64_t kRows = 1024;
 
+// All of them: each kernel cuts for itself.
+int64_t piece_tokens_cuda(const at::Tensor& x) { return x.size(0); }
+
 at::Tensor gram_sums_cuda(int64_t channels, at::Device device) {
   return at::zeros({channels, channels}, at::TensorOptions(at::kFloat).device(device));
 }
@@ -70,7 +73,8 @@ double gram_dot_cuda(const at::Tensor& a, const at::Tensor& b, int64_t channels)
   return dot_cuda(gram_unpack_cuda(a, channels), gram_unpack_cuda(b, channels));
 }
 
-const bool gram_installed = gram_sums_stub.install(at::kCUDA, &gram_sums_cuda) &&
+const bool gram_installed = piece_tokens_stub.install(at::kCUDA, &piece_tokens_cuda) &&
+                            gram_sums_stub.install(at::kCUDA, &gram_sums_cuda) &&
                             gram_update_stub.install(at::kCUDA, &gram_update_cuda) &&
                             gram_pack_stub.install(at::kCUDA, &gram_pack_cuda) &&
                             gram_unpack_stub.install(at::kCUDA, &gram_unpack_cuda) &&

@@ -3,37 +3,29 @@
 
 #include <ATen/TensorOperators.h>
 
+#include "../check.hpp"
 #include "../statistic_registry.hpp"
 #include "../stubs.hpp"
 
 namespace mlcalib {
 
 Gram::Gram(std::string name, int64_t channels)
-    : Statistic(std::move(name), channels), sums_(gram_sums_stub(at::kCPU, channels, at::kCPU)) {}
+    : Statistic(std::move(name), channels,
+                {{.name = "gram", .shape = {channels, channels}, .symmetric = true}}) {}
 
 void Gram::add(const at::Tensor& x, const at::Tensor& /*reference*/) {
-  gram_update_stub(x.device().type(), sums_, x);
+  gram_update_stub(x.device().type(), kept(0), x);
 }
 
-void Gram::add(const Statistic& other, double weight) {
-  sums_.add_(static_cast<const Gram&>(other).sums_, weight);
+void Gram::multiply(const std::vector<at::Tensor>& tensors, const at::Tensor& factors) {
+  tensors.front().mul_(factors).mul_(factors.unsqueeze(1));
 }
 
-void Gram::multiply(const at::Tensor& factors) {
-  pack(unpacked().mul_(factors).mul_(factors.unsqueeze(1)));
+double Gram::dot(const at::Tensor& sums) const {
+  const std::shared_lock lock = reading();
+  check_device(kept(0), "a Gram", sums, "the change");
+  return gram_dot_stub(sums.device().type(), sums, kept(0), channels());
 }
-
-void Gram::move(at::Device device) { pack(unpacked().to(device)); }
-
-TensorMap Gram::tensors() const { return {{"gram", unpacked()}}; }
-
-void Gram::set_tensors(const TensorMap& tensors) { pack(tensors.at("gram")); }
-
-at::Tensor Gram::unpacked() const {
-  return gram_unpack_stub(sums_.device().type(), sums_, channels());
-}
-
-void Gram::pack(const at::Tensor& gram) { sums_ = gram_pack_stub(gram.device().type(), gram); }
 
 at::Tensor gram_sums_of(const at::Tensor& x) {
   at::Tensor sums = gram_sums_stub(x.device().type(), x.size(1), x.device());

@@ -2,10 +2,6 @@
 #include "../histogram.hpp"
 
 #include <ATen/TensorOperators.h>
-#include <ATen/ops/equal.h>
-#include <ATen/ops/ones.h>
-#include <ATen/ops/zeros.h>
-#include <c10/util/Exception.h>
 
 #include "../statistic_registry.hpp"
 #include "../stubs.hpp"
@@ -18,41 +14,19 @@ namespace {
 class Histogram final : public Statistic {
  public:
   Histogram(std::string name, int64_t channels)
-      : Statistic(std::move(name), channels),
-        counts_(at::zeros({channels, kHistogramBins}, at::kDouble)),
-        unit_(at::ones({channels}, at::kFloat)) {}
+      : Statistic(std::move(name), channels,
+                  {{.name = "counts", .shape = {channels, kHistogramBins}, .dtype = at::kDouble},
+                   {.name = "unit", .shape = {channels}, .adds = Part::Adds::kAlike, .empty = 1}}) {
+  }
 
  protected:
   void add(const at::Tensor& x, const at::Tensor& /*reference*/) override {
-    histogram_update_stub(x.device().type(), counts_, unit_, x);
+    histogram_update_stub(x.device().type(), kept(0), kept(1), x);
   }
 
-  void add(const Statistic& other, double weight) override {
-    const auto& histogram = static_cast<const Histogram&>(other);
-    if (tokens() == 0 && !counts_.any().item<bool>()) unit_ = histogram.unit_.clone();
-    TORCH_CHECK_VALUE(at::equal(unit_, histogram.unit_),
-                      "cannot merge histograms whose channels were rescaled by different factors: "
-                      "their bins are not the same. Merge them first, then rescale.");
-    counts_.add_(histogram.counts_, weight);
+  void multiply(const std::vector<at::Tensor>& tensors, const at::Tensor& factors) override {
+    tensors[1].mul_(factors);
   }
-
-  void multiply(const at::Tensor& factors) override { unit_.mul_(factors); }
-
-  at::Device device() const override { return counts_.device(); }
-  void move(at::Device device) override {
-    counts_ = counts_.to(device);
-    unit_ = unit_.to(device);
-  }
-
-  TensorMap tensors() const override { return {{"counts", counts_}, {"unit", unit_}}; }
-
-  void set_tensors(const TensorMap& tensors) override {
-    counts_ = tensors.at("counts").clone();
-    unit_ = tensors.at("unit").clone();
-  }
-
- private:
-  at::Tensor counts_, unit_;
 };
 
 MLCALIB_STATISTIC("histogram", Histogram);

@@ -1,8 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <ATen/ops/full.h>
-#include <ATen/ops/maximum.h>
-#include <ATen/ops/minimum.h>
-#include <c10/util/Exception.h>
+#include <ATen/TensorOperators.h>
 
 #include <limits>
 
@@ -12,51 +9,28 @@
 namespace mlcalib {
 namespace {
 
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
-/// The extremes of each channel, float32 [channels]; +Inf and −Inf before the first token. They add
-/// up as extremes do: a weight says only whether the other side counts (0: not at all).
+/// The extremes of each channel, float32 [channels]; +Inf and −Inf before the first token.
 class ChannelRange final : public Statistic {
  public:
   ChannelRange(std::string name, int64_t channels)
-      : Statistic(std::move(name), channels),
-        low_(at::full({channels}, kInfinity, at::kFloat)),
-        high_(at::full({channels}, -kInfinity, at::kFloat)) {}
+      : Statistic(
+            std::move(name), channels,
+            {{.name = "low", .shape = {channels}, .adds = Part::Adds::kLeast, .empty = kInfinity},
+             {.name = "high",
+              .shape = {channels},
+              .adds = Part::Adds::kGreatest,
+              .empty = -kInfinity}}) {}
 
  protected:
   void add(const at::Tensor& x, const at::Tensor& /*reference*/) override {
-    range_update_stub(x.device().type(), low_, high_, x);
+    range_update_stub(x.device().type(), kept(0), kept(1), x);
   }
 
-  void add(const Statistic& other, double weight) override {
-    TORCH_CHECK_VALUE(weight >= 0, "cannot merge a range with the weight ", weight,
-                      ": extremes cannot be taken away; expected a weight of 0 or more.");
-    if (weight == 0) return;
-    const auto& range = static_cast<const ChannelRange&>(other);
-    low_ = at::minimum(low_, range.low_);
-    high_ = at::maximum(high_, range.high_);
+  void multiply(const std::vector<at::Tensor>& tensors, const at::Tensor& factors) override {
+    for (const at::Tensor& each : tensors) each.mul_(factors);
   }
-
-  void multiply(const at::Tensor& factors) override {
-    low_.mul_(factors);
-    high_.mul_(factors);
-  }
-
-  at::Device device() const override { return low_.device(); }
-  void move(at::Device device) override {
-    low_ = low_.to(device);
-    high_ = high_.to(device);
-  }
-
-  TensorMap tensors() const override { return {{"low", low_}, {"high", high_}}; }
-
-  void set_tensors(const TensorMap& tensors) override {
-    low_ = tensors.at("low").clone();
-    high_ = tensors.at("high").clone();
-  }
-
- private:
-  at::Tensor low_, high_;
 };
 
 MLCALIB_STATISTIC("range", ChannelRange);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <mlcalib/runtime.hpp>
+#include <mlcalib/version.hpp>
 
 #include "cpu/kernels/kernels.hpp"
 

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <functional>
 #include <mlcalib/runtime.hpp>
+#include <mlcalib/version.hpp>
 #include <numeric>
 #include <random>
 #include <set>
@@ -239,6 +240,10 @@ TEST(Runtime, SaysHowItWasBuilt) {
     ASSERT_TRUE(info.contains(key)) << key;
     EXPECT_FALSE(info.at(key).empty()) << key;
   }
+  EXPECT_EQ(info.at("version"), MLCALIB_VERSION);
+  EXPECT_EQ(info.at("version"), std::to_string(MLCALIB_VERSION_MAJOR) + "." +
+                                    std::to_string(MLCALIB_VERSION_MINOR) + "." +
+                                    std::to_string(MLCALIB_VERSION_PATCH));
 }
 
 }  // namespace

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+// Functions keep no state and may be called from several threads, also with the same arguments.
 #pragma once
 
 #include <mlcalib/export.hpp>

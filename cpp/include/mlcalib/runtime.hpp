@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+// Functions keep no state and may be called from several threads, also with the same arguments.
 #pragma once
 
 #include <map>
@@ -14,7 +15,8 @@ std::string isa();
 /// Instruction sets that this processor can run, best first.
 std::vector<std::string> available_isas();
 
-/// version, torch (built with), compiler, build type, cuda ("none", or version and architectures).
+/// version (mlcalib/version.hpp), torch (built with), compiler, build type, cuda ("none", or
+/// version and architectures).
 std::map<std::string, std::string> build_info();
 
 }  // namespace mlcalib

@@ -109,7 +109,7 @@ class Statistic {
 void update(const std::vector<Statistic*>& statistics, const at::Tensor& x,
             const at::Tensor& reference = {});
 
-/// Throws ValueError for a name that is not registered.
+/// Throws ValueError for a name that is not registered. May be called from several threads.
 std::unique_ptr<Statistic> make_statistic(std::string_view name, int64_t channels);
 std::vector<std::string> statistic_names();
 

@@ -2,27 +2,18 @@
 #include "module.hpp"
 
 #include <c10/util/Exception.h>
+#include <torch/csrc/Exceptions.h>
 
 #include <exception>
-#include <utility>
 
 namespace {
 
-// c10's errors as Python's; without the backtrace, which says nothing to a Python user.
+// c10's errors as torch gives them to Python, each of its own type (torch.OutOfMemoryError too).
 void translate(std::exception_ptr thrown) {
   try {
-    std::rethrow_exception(std::move(thrown));
-  } catch (const c10::ValueError& error) {
-    py::set_error(PyExc_ValueError, error.what_without_backtrace());
-  } catch (const c10::TypeError& error) {
-    py::set_error(PyExc_TypeError, error.what_without_backtrace());
-  } catch (const c10::NotImplementedError& error) {
-    py::set_error(PyExc_NotImplementedError, error.what_without_backtrace());
-  } catch (const c10::LinAlgError& error) {
-    py::set_error(py::module_::import("torch").attr("linalg").attr("LinAlgError"),
-                  error.what_without_backtrace());
-  } catch (const c10::Error& error) {
-    py::set_error(PyExc_RuntimeError, error.what_without_backtrace());
+    std::rethrow_exception(thrown);
+  } catch (const c10::Error&) {
+    torch::translate_exception_to_python(thrown);
   }
 }
 

@@ -12,12 +12,12 @@ EXPORTED = "namespace MLCALIB_API mlcalib {"
 RULES = [
     (
         "src/cpu/kernels/kernels.*",
-        r"kernels\.hpp|cstdint",
+        r"kernels\.hpp|\.\./\.\./grid_shape\.hpp|cstdint",
         "kernels are compiled with -m flags and must be free of std and ATen code",
     ),
     (
         "src/cuda/kernels/*",
-        r"(arithmetic|kernels|\.\./\.\./histogram)\.hpp|launch\.cuh|cuda_(runtime|fp16)\.h|cst(dint|ring)",
+        r"(arithmetic|kernels|\.\./\.\./(decisions|histogram))\.hpp|launch\.cuh|cuda_(runtime|fp16)\.h|cst(dint|ring)",
         "kernels are compiled by nvcc, and by the tests as C++, without torch",
     ),
     (

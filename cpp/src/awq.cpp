@@ -19,8 +19,9 @@
 
 #include "check.hpp"
 #include "cholesky.hpp"
+#include "full_precision.hpp"
 #include "gram.hpp"
-#include "round_grid.hpp"
+#include "grids.hpp"
 #include "stubs.hpp"
 
 namespace mlcalib {
@@ -149,6 +150,7 @@ at::Tensor awq_candidates(const at::Tensor& mean, int64_t points,
 
 AwqScale awq_scale(const std::vector<LinearGroup>& groups, const at::Tensor& mean,
                    const AwqOptions& options, const std::optional<at::Tensor>& source_of) {
+  const FullPrecision full_precision;
   options.check();
   check_mean(mean, mean.size(-1));
   const std::vector<Problem> problems = check_groups(groups, mean.size(0));

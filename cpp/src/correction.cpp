@@ -9,6 +9,7 @@
 
 #include "check.hpp"
 #include "cholesky.hpp"
+#include "full_precision.hpp"
 
 namespace mlcalib {
 
@@ -21,6 +22,7 @@ void CorrectionOptions::check() const {
 
 std::vector<at::Tensor> corrected(at::TensorList weights, const at::Tensor& gram,
                                   const at::Tensor& deviation, const CorrectionOptions& options) {
+  const FullPrecision full_precision;
   options.check();
   const std::vector<at::Tensor> checked = check_weights(weights);
   const at::Tensor& one = checked.front();

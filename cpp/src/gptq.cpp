@@ -12,8 +12,9 @@
 
 #include "check.hpp"
 #include "cholesky.hpp"
+#include "full_precision.hpp"
+#include "grids.hpp"
 #include "refit.hpp"
-#include "round_grid.hpp"
 #include "stubs.hpp"
 
 namespace mlcalib {
@@ -145,6 +146,7 @@ GptqSolution refine(const at::Tensor& weight, const Solver& solver, const GptqOp
 
 std::vector<QuantizedLinear> gptq(at::TensorList weights, const at::Tensor& gram,
                                   const GptqOptions& options) {
+  const FullPrecision full_precision;
   options.check();
   const std::vector<at::Tensor> checked = check_weights(weights);
   const at::Tensor weight = checked.size() == 1 ? checked.front() : at::cat(checked);

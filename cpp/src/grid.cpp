@@ -2,10 +2,12 @@
 #include <ATen/ops/isfinite.h>
 #include <c10/util/Exception.h>
 
+#include <algorithm>
 #include <mlcalib/grid.hpp>
 
 #include "check.hpp"
-#include "round_grid.hpp"
+#include "grids.hpp"
+#include "host_device.hpp"
 #include "stubs.hpp"
 
 namespace mlcalib {
@@ -44,7 +46,17 @@ void GridSpec::check() const {
 }
 
 int64_t GridSpec::groups(int64_t channels) const {
-  return group_size == kWholeRow ? 1 : (channels + group_size - 1) / group_size;
+  return group_size == kWholeRow ? 1 : divide_up(channels, group_size);
+}
+
+GridShape grid_shape(const GridSpec& spec) {
+  return {.max_code = static_cast<float>(spec.max_code()),
+          .symmetric = spec.symmetric,
+          .candidates = spec.range == Range::kMinMax ? 1 : kCandidates};
+}
+
+int64_t group_width(const GridSpec& spec, int64_t columns) {
+  return spec.group_size == kWholeRow ? columns : std::min(spec.group_size, columns);
 }
 
 Grid round_grid(const at::Tensor& scale, const at::Tensor& zero, const GridSpec& spec) {

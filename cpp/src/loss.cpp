@@ -5,6 +5,7 @@
 #include <mlcalib/linear.hpp>
 
 #include "check.hpp"
+#include "full_precision.hpp"
 #include "gram.hpp"
 #include "stubs.hpp"
 
@@ -21,6 +22,7 @@ std::vector<double> losses(const at::Tensor& weight, const QuantizedLinear& quan
 }
 
 std::vector<double> losses(const at::Tensor& change, at::TensorList grams) {
+  const FullPrecision full_precision;
   const at::Tensor checked = check_weight(change);
   const int64_t channels = checked.size(1);
   for (const at::Tensor& gram : grams) {
@@ -37,6 +39,7 @@ std::vector<double> losses(const at::Tensor& change, at::TensorList grams) {
 }
 
 std::vector<double> losses(const at::Tensor& change, const std::vector<const Statistic*>& grams) {
+  const FullPrecision full_precision;
   const at::Tensor checked = check_weight(change);
   std::vector<const Gram*> found;
   for (const Statistic* each : grams) {

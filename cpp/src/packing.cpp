@@ -3,6 +3,7 @@
 
 #include <mlcalib/packing.hpp>
 
+#include "host_device.hpp"
 #include "stubs.hpp"
 
 namespace mlcalib {
@@ -33,9 +34,9 @@ at::Tensor unpack(const at::Tensor& packed, int64_t bits, int64_t columns) {
   TORCH_CHECK_TYPE(packed.scalar_type() == at::kInt, "packed codes are ", packed.scalar_type(),
                    ", expected int32.");
   TORCH_CHECK_VALUE(
-      columns >= 0 && packed.dim() == 2 && packed.size(1) == (columns * bits + 31) / 32,
-      "packed codes have shape ", packed.sizes(), ", expected [rows, ", (columns * bits + 31) / 32,
-      "] for ", columns, " columns of ", bits, " bits.");
+      columns >= 0 && packed.dim() == 2 && packed.size(1) == divide_up(columns * bits, 32),
+      "packed codes have shape ", packed.sizes(), ", expected [rows, ",
+      divide_up(columns * bits, 32), "] for ", columns, " columns of ", bits, " bits.");
   return unpack_stub(packed.device().type(), packed.contiguous(), bits, columns);
 }
 

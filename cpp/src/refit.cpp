@@ -14,6 +14,8 @@
 #include <algorithm>
 #include <vector>
 
+#include "grids.hpp"
+
 namespace mlcalib {
 namespace {
 
@@ -51,7 +53,7 @@ at::Tensor refit_rows(const at::Tensor& weight, const at::Tensor& unit, const at
 at::Tensor refit_scale(const at::Tensor& weight, const at::Tensor& codes, const Grid& grid,
                        const at::Tensor& hessian) {
   const int64_t columns = weight.size(1);
-  const int64_t width = grid.spec.group_size == kWholeRow ? columns : grid.spec.group_size;
+  const int64_t width = group_width(grid.spec, columns);
   std::vector<at::Tensor> parts;
   for (int64_t first = 0; first < weight.size(0); first += kRows) {
     const int64_t count = std::min(kRows, weight.size(0) - first);

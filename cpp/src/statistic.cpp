@@ -14,6 +14,7 @@
 #include <set>
 
 #include "check.hpp"
+#include "full_precision.hpp"
 #include "statistic_registry.hpp"
 #include "stubs.hpp"
 
@@ -164,6 +165,7 @@ void update(const std::vector<Statistic*>& statistics, const at::Tensor& x,
   check_tokens(statistics, x, reference);
   if (x.numel() == 0 || statistics.empty()) return;
   const LeaveInferenceMode leave;
+  const FullPrecision full_precision;
   std::vector<std::unique_lock<std::shared_mutex>> locks;
   // In one order, so that two calls with the same statistics do not wait for each other; each once.
   for (Statistic* each : std::set<Statistic*, std::less<>>(statistics.begin(), statistics.end())) {

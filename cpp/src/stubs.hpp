@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The whole contract of a backend: a device that installs these runs everything. Arguments are
-// checked by the fronts; weights and activations arrive contiguous along their last dimension.
+// checked by the fronts, which also see to it that no product is made in TF32; weights and
+// activations arrive contiguous along their last dimension.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -38,7 +38,7 @@ TEST_P(CudaArithmetic, NearestCodeAndValueOf) {
       cpu_.dequantize_run(wanted.data(), n, scale, zero, wanted_values.data());
       for (int64_t i = 0; i < n; ++i) {
         codes[i] = nearest_code(weight[i], {scale, zero}, 15);
-        values[i] = value_of(codes[i], {scale, zero});
+        values[i] = value_of(static_cast<float>(codes[i]), Level{scale, zero});
       }
       EXPECT_TRUE(same_bits(codes, wanted)) << scale;
       EXPECT_TRUE(same_bits(values, wanted_values)) << scale;
@@ -160,9 +160,10 @@ TEST_P(CudaArithmetic, DecideAndFeedBack) {
     float energies = 0, squares = 0;
     for (int64_t k = 0; k < kColumns; ++k) {
       const int64_t at = k * kRowTile + row;
-      const Decision made = decide(weight[at], target[at], {0.5F, 8}, diagonal[k], 15);
+      const Level level{0.5F, 8};
+      const Decision made = decide(weight[at], target[at], level, diagonal[k], 15.0F);
       error[at] = made.error;
-      codes[at] = made.code;
+      codes[at] = static_cast<uint8_t>(code_of(made.unit, level));
       energies += made.residual * made.residual;
       squares += made.error * made.error;
       for (int64_t l = k + 1; l < kColumns; ++l) {
@@ -211,7 +212,7 @@ TEST_P(CudaArithmetic, ScaledError) {
       const Level level =
           search({scaled.data(), kColumns, nullptr, nullptr}, row, {15, symmetric, 14});
       for (int64_t c = 0; c < kColumns; ++c) {
-        const float each = scaled_error(scaled[c * kRowTile + row], level, inverse[c], 15);
+        const float each = scaled_error(scaled[c * kRowTile + row], level, inverse[c], 15.0F);
         error[c * kRowTile + row] = each;
         sum[row] += each * each * square[c];
       }

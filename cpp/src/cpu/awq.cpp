@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "../grids.hpp"
 #include "../stubs.hpp"
 #include "fit_panel.hpp"
 #include "kernels/kernels.hpp"
@@ -24,9 +25,9 @@ class Search {
  public:
   explicit Search(const AwqProblem& problem)
       : problem_(problem),
-        shape_(cpu::grid_shape(problem.spec)),
+        shape_(grid_shape(problem.spec)),
         columns_(problem.weight.size(1)),
-        width_(problem.spec.group_size == kWholeRow ? columns_ : problem.spec.group_size),
+        width_(group_width(problem.spec, columns_)),
         weight_(cpu::to_panel<float>(problem.weight)),
         error_(at::empty({columns_, kChunkTiles * cpu::kRowTile}, weight_.options())) {}
 
@@ -80,7 +81,7 @@ class Search {
   }
 
   const AwqProblem& problem_;
-  cpu::GridShape shape_;
+  GridShape shape_;
   int64_t columns_, width_;
   at::Tensor weight_, error_, factor_, inverse_, importance_;
 };

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "../host_device.hpp"
 #include "../stubs.hpp"
 #include "activations.hpp"
 #include "kernels/kernels.hpp"
@@ -20,7 +21,7 @@ template <class Update>
 void for_each_piece(const at::Tensor& x, const Update& update) {
   const at::Tensor rows = x.stride(1) == 1 ? x : x.contiguous();
   const int64_t strip = cpu::kernels().channels->strip;
-  at::parallel_for(0, (rows.size(1) + strip - 1) / strip, kStrips, [&](int64_t begin, int64_t end) {
+  at::parallel_for(0, divide_up(rows.size(1), strip), kStrips, [&](int64_t begin, int64_t end) {
     for (int64_t first = 0; first < rows.size(0); first += kTokens) {
       update(cpu::activations(rows, first, std::min(kTokens, rows.size(0) - first)), begin, end);
     }

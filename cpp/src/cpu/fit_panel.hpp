@@ -9,9 +9,6 @@
 
 namespace mlcalib::cpu {
 
-/// Levels and candidates of the range search.
-GridShape grid_shape(const GridSpec& spec);
-
 /// What weighs the errors of columns; both undefined where errors count alike.
 struct ErrorWeights {
   at::Tensor importance;  ///< float32 [columns], or undefined

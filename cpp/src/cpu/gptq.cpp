@@ -8,7 +8,8 @@
 #include <algorithm>
 #include <vector>
 
-#include "../round_grid.hpp"
+#include "../grids.hpp"
+#include "../host_device.hpp"
 #include "../stubs.hpp"
 #include "fit_panel.hpp"
 #include "kernels/kernels.hpp"
@@ -107,7 +108,7 @@ class Solve {
   // [k / rows][j][rows of one product], of which the last may be fewer.
   at::Tensor pack_factor(int64_t first, int64_t last) const {
     const int64_t rows = kernels_.factor->rows, steps = padded_ - last;
-    const int64_t blocks = (last - first + rows - 1) / rows;
+    const int64_t blocks = divide_up(last - first, rows);
     const at::Tensor packed = at::empty({blocks, steps, rows}, at::kFloat);
     at::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
       for (int64_t block = begin; block < end; ++block) {

@@ -7,6 +7,7 @@
 #include <numeric>
 #include <vector>
 
+#include "../host_device.hpp"
 #include "../stubs.hpp"
 #include "activations.hpp"
 #include "kernels/kernels.hpp"
@@ -18,11 +19,11 @@ using cpu::kGramTile;
 constexpr int64_t kBlockChannels =
     4 * kGramTile;  // whose packed tokens stay in the second-level cache
 
-int64_t tiles_of(int64_t channels) { return (channels + kGramTile - 1) / kGramTile; }
+int64_t tiles_of(int64_t channels) { return divide_up(channels, kGramTile); }
 
 void add_tokens(const cpu::Activations& x, void* packed, float* sums) {
   const cpu::GramKernels& kernels = *cpu::kernels().gram;
-  const int64_t groups = (x.channels + kernels.columns - 1) / kernels.columns;
+  const int64_t groups = divide_up(x.channels, kernels.columns);
   const int64_t strips = groups * (kernels.columns / kernels.strip);
   at::parallel_for(0, strips, 1,
                    [&](int64_t begin, int64_t end) { kernels.pack(x, begin, end, packed); });
@@ -57,7 +58,7 @@ void gram_update_cpu(const at::Tensor& sums, const at::Tensor& x) {
   const at::Tensor rows = x.stride(1) == 1 ? x : x.contiguous();
   const cpu::GramKernels& kernels = *cpu::kernels().gram;
   const int64_t channels = rows.size(1), tokens = rows.size(0);
-  const int64_t groups = (channels + kernels.columns - 1) / kernels.columns;
+  const int64_t groups = divide_up(channels, kernels.columns);
   const cpu::Element element = cpu::element_of(rows);
   const int64_t at_once = std::min(tokens, kernels.tokens(element));
   const at::Tensor packed =

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "../grids.hpp"
 #include "../stubs.hpp"
 #include "fit_panel.hpp"
 #include "kernels/kernels.hpp"
@@ -13,15 +14,6 @@
 
 namespace mlcalib {
 namespace cpu {
-
-// Shrunk ranges tried by the searches: 1.00, 0.97, … 0.61.
-constexpr int kCandidates = 14;
-
-GridShape grid_shape(const GridSpec& spec) {
-  return {.max_code = static_cast<float>(spec.max_code()),
-          .symmetric = spec.symmetric,
-          .candidates = spec.range == Range::kMinMax ? 1 : kCandidates};
-}
 
 ErrorWeights ErrorWeights::narrow(int64_t column, int64_t count) const {
   ErrorWeights part;
@@ -55,7 +47,7 @@ void fit_panel(const at::Tensor& panel, const ErrorWeights& weights, const GridS
 void fit_groups(const at::Tensor& panel, const ErrorWeights& weights, const GridSpec& spec,
                 const at::Tensor& scale, const at::Tensor& zero) {
   const int64_t columns = panel.size(1);
-  const int64_t width = spec.group_size == kWholeRow ? columns : spec.group_size;
+  const int64_t width = group_width(spec, columns);
   for (int64_t group = 0; group < scale.size(1); ++group) {
     const int64_t column = group * width, count = std::min(width, columns - column);
     fit_panel(panel.narrow(1, column, count), weights.narrow(column, count), spec, group, scale,
@@ -85,7 +77,7 @@ void for_each_run(int64_t rows, int64_t columns, const Grid& grid, const Run& ru
   const float* scales = scale.const_data_ptr<float>();
   const uint8_t* zeros = zero.const_data_ptr<uint8_t>();
   const int64_t groups = scale.size(1);
-  const int64_t width = grid.spec.group_size == kWholeRow ? columns : grid.spec.group_size;
+  const int64_t width = group_width(grid.spec, columns);
   at::parallel_for(0, rows, 16, [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
       for (int64_t g = 0; g < groups; ++g) {

@@ -6,12 +6,12 @@
 #include <algorithm>
 #include <mlcalib/grid.hpp>
 
+#include "../grids.hpp"
+#include "../host_device.hpp"
 #include "activations.hpp"
 #include "kernels/kernels.hpp"
 
 namespace mlcalib::cpu {
-
-inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 inline int64_t tiles_of(const PackedWeight& w) { return divide_up(w.rows, kPackedRows); }
 
@@ -21,7 +21,7 @@ inline PackedWeight layout(int64_t rows, int64_t columns, const GridSpec& spec) 
   PackedWeight w{};
   w.rows = rows;
   w.columns = columns;
-  w.width = spec.group_size == kWholeRow ? columns : std::min(spec.group_size, columns);
+  w.width = group_width(spec, columns);
   w.groups = spec.groups(columns);
   w.steps = (w.groups - 1) * divide_up(w.width, kPackedColumns) +
             divide_up(columns - (w.groups - 1) * w.width, kPackedColumns);

@@ -15,7 +15,6 @@
 namespace mlcalib {
 namespace {
 
-using cpu::divide_up;
 using cpu::kPackedColumns;
 using cpu::kPackedRows;
 using cpu::layout;

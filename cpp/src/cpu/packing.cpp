@@ -2,13 +2,15 @@
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 
+#include "../host_device.hpp"
 #include "../stubs.hpp"
 
 namespace mlcalib {
 namespace {
 
 at::Tensor pack_cpu(const at::Tensor& codes, int64_t bits) {
-  const int64_t rows = codes.size(0), columns = codes.size(1), words = (columns * bits + 31) / 32;
+  const int64_t rows = codes.size(0), columns = codes.size(1),
+                words = divide_up(columns * bits, 32);
   at::Tensor packed = at::empty({rows, words}, codes.options().dtype(at::kInt));
   const uint8_t* from = codes.const_data_ptr<uint8_t>();
   int32_t* to = packed.data_ptr<int32_t>();

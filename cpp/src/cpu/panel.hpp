@@ -9,11 +9,12 @@
 
 #include <algorithm>
 
+#include "../host_device.hpp"
 #include "kernels/kernels.hpp"
 
 namespace mlcalib::cpu {
 
-inline int64_t row_tiles(int64_t rows) { return (rows + kRowTile - 1) / kRowTile; }
+inline int64_t row_tiles(int64_t rows) { return divide_up(rows, kRowTile); }
 
 /// to[j * to_stride + i] = from[i * from_stride + j] for i < rows and j < columns.
 template <class From, class To>

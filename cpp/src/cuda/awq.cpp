@@ -1,5 +1,4 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <ATen/Context.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/mm.h>
@@ -7,6 +6,7 @@
 
 #include <algorithm>
 
+#include "../grids.hpp"
 #include "../stubs.hpp"
 #include "device.hpp"
 
@@ -44,8 +44,8 @@ class Search {
                             .square = cuda::data(square_),
                             .rows = rows,
                             .columns = columns_,
-                            .width = cuda::group_width(problem_.spec, columns_),
-                            .shape = cuda::grid_shape(problem_.spec),
+                            .width = group_width(problem_.spec, columns_),
+                            .shape = grid_shape(problem_.spec),
                             .error = error_.data_ptr<float>(),
                             .sum = sum_.data_ptr<float>()},
                            stream);
@@ -57,7 +57,6 @@ class Search {
   }
 
  private:
-  const at::NoTF32Guard full_precision_;
   const AwqProblem& problem_;
   int64_t rows_, columns_, chunk_;
   at::Tensor weight_, square_, error_, sum_;

@@ -6,7 +6,6 @@
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 
-#include <algorithm>
 #include <mlcalib/grid.hpp>
 #include <tuple>
 
@@ -26,14 +25,6 @@ void on_device_of(const at::Tensor& tensor, const Launch& launch) {
 inline const float* data(const at::Tensor& tensor) {
   return tensor.defined() ? tensor.const_data_ptr<float>() : nullptr;
 }
-
-/// Columns of a group that is not the last.
-inline int64_t group_width(const GridSpec& spec, int64_t columns) {
-  return spec.group_size == kWholeRow ? columns : std::min(spec.group_size, columns);
-}
-
-/// Levels and candidates of the range search: as on the CPU.
-GridShape grid_shape(const GridSpec& spec);
 
 /// What weighs the errors of columns; both undefined where errors count alike.
 struct ErrorWeights {

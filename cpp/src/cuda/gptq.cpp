@@ -1,5 +1,4 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <ATen/Context.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/empty.h>
@@ -12,7 +11,7 @@
 
 #include <algorithm>
 
-#include "../round_grid.hpp"
+#include "../grids.hpp"
 #include "../stubs.hpp"
 #include "device.hpp"
 
@@ -138,7 +137,6 @@ class Solve {
     });
   }
 
-  const at::NoTF32Guard full_precision_;
   const GptqProblem& problem_;
   const GridSpec& spec_;
   const bool running_;

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The Gram's products are cuBLAS's: tensor cores with float32 sums for bfloat16 and float16,
 // float32 without TF32 else.
-#include <ATen/Context.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/empty.h>
@@ -31,7 +30,6 @@ at::Tensor gram_sums_cuda(int64_t channels, at::Device device) {
 }
 
 void gram_update_cuda(const at::Tensor& gram, const at::Tensor& x) {
-  const at::NoTF32Guard full_precision;
   const int64_t channels = gram.size(0);
   for (int64_t token = 0; token < x.size(0); token += kTokens) {
     const at::Tensor tokens = x.narrow(0, token, std::min(kTokens, x.size(0) - token));

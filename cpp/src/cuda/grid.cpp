@@ -2,20 +2,12 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 
+#include "../grids.hpp"
 #include "../stubs.hpp"
 #include "device.hpp"
 
 namespace mlcalib {
 namespace cuda {
-
-// Shrunk ranges tried by the searches: 1.00, 0.97, … 0.61.
-constexpr int kCandidates = 14;
-
-GridShape grid_shape(const GridSpec& spec) {
-  return {.max_code = static_cast<float>(spec.max_code()),
-          .symmetric = spec.symmetric,
-          .candidates = spec.range == Range::kMinMax ? 1 : kCandidates};
-}
 
 std::tuple<at::Tensor, at::Tensor> fit(const at::Tensor& weight, const ErrorWeights& weights,
                                        const GridSpec& spec) {
@@ -63,7 +55,7 @@ void with_levels(const at::Tensor& matrix, const Grid& grid, const Run& run) {
   const at::Tensor scale = grid.scale.contiguous(), zero = grid.zero.contiguous();
   const int64_t columns = matrix.size(1);
   const cuda::Levels levels{scale.const_data_ptr<float>(), zero.const_data_ptr<uint8_t>(),
-                            matrix.size(0), columns, cuda::group_width(grid.spec, columns)};
+                            matrix.size(0), columns, group_width(grid.spec, columns)};
   cuda::on_device_of(matrix, [&](cudaStream_t stream) { run(levels, stream); });
 }
 

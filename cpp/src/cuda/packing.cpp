@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <ATen/ops/empty.h>
 
+#include "../host_device.hpp"
 #include "../stubs.hpp"
 #include "device.hpp"
 
@@ -8,9 +9,9 @@ namespace mlcalib {
 namespace {
 
 at::Tensor pack_cuda(const at::Tensor& codes, int64_t bits) {
-  const int64_t rows = codes.size(0), columns = codes.size(1), words = (columns * bits + 31) / 32;
+  const int64_t rows = codes.size(0), columns = codes.size(1),
+                words = divide_up(columns * bits, 32);
   at::Tensor packed = at::empty({rows, words}, codes.options().dtype(at::kInt));
-  if (packed.numel() == 0) return packed;  // a launch has at least one block
   cuda::on_device_of(codes, [&](cudaStream_t stream) {
     cuda::pack(codes.const_data_ptr<uint8_t>(), rows, columns, bits,
                reinterpret_cast<uint32_t*>(packed.data_ptr<int32_t>()), stream);
@@ -20,7 +21,6 @@ at::Tensor pack_cuda(const at::Tensor& codes, int64_t bits) {
 
 at::Tensor unpack_cuda(const at::Tensor& packed, int64_t bits, int64_t columns) {
   at::Tensor codes = at::empty({packed.size(0), columns}, packed.options().dtype(at::kByte));
-  if (codes.numel() == 0) return codes;
   cuda::on_device_of(packed, [&](cudaStream_t stream) {
     cuda::unpack(reinterpret_cast<const uint32_t*>(packed.const_data_ptr<int32_t>()),
                  packed.size(0), columns, bits, codes.data_ptr<uint8_t>(), stream);

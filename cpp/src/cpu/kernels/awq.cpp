@@ -8,7 +8,7 @@ namespace {
 
 // error = (w·f − Q(w·f)) / f, and sum += Σ_c square[c] · error_c².
 void round_scaled(const ScaledGroup& g, const GridShape& shape) {
-  const Vec max_code = broadcast(shape.max_code);
+  const Vec max_code = splat<Vec>(shape.max_code);
   for (int64_t c = 0; c < g.columns; ++c) {
     for (int64_t v = c * kRowTile; v < (c + 1) * kRowTile; v += kLanes) {
       store(g.scaled + v, load(g.weight + v) * g.factor[c]);
@@ -23,11 +23,11 @@ void round_scaled(const ScaledGroup& g, const GridShape& shape) {
              .columns = g.columns},
             shape, scale, zero);
   for (int64_t v = 0; v < kRowTile; v += kLanes) {
-    const Vec s = load(scale + v), z = load(zero + v);
+    const Level<Vec> level{load(scale + v), load(zero + v)};
     Vec sum = load(g.sum + v);
     for (int64_t c = 0; c < g.columns; ++c) {
       const Vec w = load(g.scaled + c * kRowTile + v);
-      const Vec error = (w - s * nearest_level(w, s, z, max_code)) * g.inverse[c];
+      const Vec error = scaled_error(w, level, g.inverse[c], max_code);
       sum += error * error * g.square[c];
       store(g.error + c * g.error_stride + v, error);
     }

@@ -1,55 +1,48 @@
 // SPDX-License-Identifier: Apache-2.0
-// The range search of a group: all rows of a tile together, each with its own best range.
+// The range search of a group: all rows of a tile together, each with its own best range. Included
+// where codes are decided, by units compiled without contraction.
 #pragma once
 
-#include "rounding.hpp"
+#include "../../decisions.hpp"
+#include "vec.hpp"
 
 namespace mlcalib::cpu::MLCALIB_ISA {
 namespace {
 
-constexpr float kSmallestScale = 1.17549435e-38F;  // FLT_MIN: a group of zeros divides to zeros
-constexpr float kShrinkStep = 0.03F;
+static_assert(kRowTile % kLanes == 0);
+constexpr int64_t kVectors = kRowTile / kLanes;
 
-/// Values of the rows of a tile.
+/// Values, and levels, of the rows of a tile.
 struct RowTile {
   Vec at[kVectors];
 };
+struct RowLevels {
+  Level<Vec> at[kVectors];
+};
 
-// Extremes of a tile's weights; the range always holds zero.
-inline void extremes(const GroupPanel& group, bool symmetric, RowTile& low, RowTile& high) {
-  for (int64_t v = 0; v < kVectors; ++v) {
-    Vec lowest{}, highest{};
-    for (int64_t c = 0; c < group.columns; ++c) {
-      const Vec w = load(group.weight + c * kRowTile + v * kLanes);
-      lowest = min_of(lowest, w);
-      highest = max_of(highest, w);
-    }
-    if (symmetric) {
-      highest = max_of(highest, -lowest);
-      lowest = -highest;
-    }
-    low.at[v] = lowest;
-    high.at[v] = highest;
+// Extremes of the weights of one vector of rows.
+inline Extremes<Vec> extremes_of(const GroupPanel& group, int64_t v, bool symmetric) {
+  Extremes<Vec> found;
+  for (int64_t c = 0; c < group.columns; ++c) {
+    found = widened(found, load(group.weight + c * kRowTile + v * kLanes));
   }
+  return symmetric ? balanced(found) : found;
 }
 
-// Squared error, each column's weighted by its importance: dᵀ diag(G) d.
-inline void diagonal_loss(const GroupPanel& group, const RowTile& scale, const RowTile& zero,
-                          Vec max_code, RowTile& loss) {
+inline void diagonal_loss(const GroupPanel& group, const RowLevels& level, Vec max_code,
+                          RowTile& loss) {
   for (int64_t v = 0; v < kVectors; ++v) {
     Vec sum{};
     for (int64_t c = 0; c < group.columns; ++c) {
       const Vec w = load(group.weight + c * kRowTile + v * kLanes);
-      const Vec d = w - scale.at[v] * nearest_level(w, scale.at[v], zero.at[v], max_code);
-      sum += group.importance ? d * d * group.importance[c] : d * d;
+      sum += diagonal_term(nearest_error(w, level.at[v], max_code), group.importance, c);
     }
     loss.at[v] = sum;
   }
 }
 
-// dᵀ G d with the group's block of the Gram: d_i (G_ii d_i + 2 Σ_{j<i} G_ij d_j).
-inline void block_loss(const GroupPanel& group, const RowTile& scale, const RowTile& zero,
-                       Vec max_code, RowTile& loss) {
+inline void block_loss(const GroupPanel& group, const RowLevels& level, Vec max_code,
+                       RowTile& loss) {
   loss = {};
   for (int64_t i = 0; i < group.columns; ++i) {
     const float* gram = group.gram + i * group.gram_stride;
@@ -61,40 +54,38 @@ inline void block_loss(const GroupPanel& group, const RowTile& scale, const RowT
     }
     for (int64_t v = 0; v < kVectors; ++v) {
       const Vec w = load(group.weight + i * kRowTile + v * kLanes);
-      const Vec d = w - scale.at[v] * nearest_level(w, scale.at[v], zero.at[v], max_code);
-      loss.at[v] += d * (d * gram[i] + sum.at[v] * 2.0F);
+      const Vec d = nearest_error(w, level.at[v], max_code);
+      loss.at[v] += block_term(d, gram[i], sum.at[v]);
       store(own + v * kLanes, d);
     }
   }
 }
 
 inline void fit_group(const GroupPanel& group, const GridShape& shape, float* scale, float* zero) {
-  const Vec max_code = broadcast(shape.max_code);
-  RowTile low, high, best{}, best_scale{}, best_zero{};
-  extremes(group, shape.symmetric, low, high);
+  const Vec max_code = splat<Vec>(shape.max_code);
+  Extremes<Vec> extremes[kVectors];
+  for (int64_t v = 0; v < kVectors; ++v) extremes[v] = extremes_of(group, v, shape.symmetric);
+  RowLevels best{};
+  RowTile least{};
   for (int candidate = 0; candidate < shape.candidates; ++candidate) {
-    const float shrink = 1.0F - kShrinkStep * static_cast<float>(candidate);
-    RowTile s, z, loss{};
+    RowLevels level;
+    RowTile loss{};
     for (int64_t v = 0; v < kVectors; ++v) {
-      s.at[v] = max_of((high.at[v] - low.at[v]) * shrink / max_code, broadcast(kSmallestScale));
-      z.at[v] =
-          shape.symmetric
-              ? broadcast((shape.max_code + 1.0F) / 2)
-              : round_nearest(min_of(max_of(-(low.at[v] * shrink) / s.at[v], Vec{}), max_code));
+      level.at[v] = candidate_level(extremes[v], shape, candidate);
     }
     if (shape.candidates > 1) {
-      (group.gram ? block_loss : diagonal_loss)(group, s, z, max_code, loss);
+      (group.gram ? block_loss : diagonal_loss)(group, level, max_code, loss);
     }
     for (int64_t v = 0; v < kVectors; ++v) {
-      const Mask better = candidate == 0 ? ~Mask{} : loss.at[v] < best.at[v];
-      best.at[v] = better ? loss.at[v] : best.at[v];
-      best_scale.at[v] = better ? s.at[v] : best_scale.at[v];
-      best_zero.at[v] = better ? z.at[v] : best_zero.at[v];
+      const Mask better = candidate == 0 ? ~Mask{} : is_better(loss.at[v], least.at[v]);
+      least.at[v] = better ? loss.at[v] : least.at[v];
+      best.at[v].scale = better ? level.at[v].scale : best.at[v].scale;
+      best.at[v].zero = better ? level.at[v].zero : best.at[v].zero;
     }
   }
   for (int64_t v = 0; v < kVectors; ++v) {
-    store(scale + v * kLanes, best_scale.at[v]);
-    store(zero + v * kLanes, best_zero.at[v]);
+    store(scale + v * kLanes, best.at[v].scale);
+    store(zero + v * kLanes, best.at[v].zero);
   }
 }
 

@@ -39,7 +39,7 @@ constexpr int64_t kChunk = 8;  // slices · terms
 
 static_assert(kLanes == kTileRows);  // a vector is a row of a tile
 
-inline int64_t slices_of(int64_t tokens) { return (tokens + kSlice - 1) / kSlice; }
+inline int64_t slices_of(int64_t tokens) { return divide_up(tokens, kSlice); }
 
 // A tile's sums are read and written once for all tokens that are packed at a time, so these are
 // many; the packed copies take 4 KiB a channel, whatever the type.
@@ -284,7 +284,7 @@ void tiles_of(const char* packed, int64_t count, int64_t channels, int64_t group
               int64_t last, float* gram) {
   constexpr int kTerms = terms_of(element);
   const int64_t slices = count / steps(element, kSlice);
-  const int64_t blocks = min_of((group + 1) * kBlocks, (channels + kBlock - 1) / kBlock);
+  const int64_t blocks = min_of((group + 1) * kBlocks, divide_up(channels, kBlock));
   for (int64_t row = first; row < last; ++row) {
     // Blocks below the diagonal are left out.
     row_tile<kTerms>(packed, slices, row, max_of(group * kBlocks, row), blocks, gram);

@@ -5,18 +5,13 @@
 
 #include <cstdint>
 
+#include "../../grid_shape.hpp"
+
 namespace mlcalib::cpu {
 
 /// Rows of a tile. Panels are transposed, [tile][column][kRowTile], and padded, so that loops
 /// vectorise across rows and have no tail.
 inline constexpr int64_t kRowTile = 48;
-
-/// Levels are 0 … max_code; weight ≈ scale · (code − zero).
-struct GridShape {
-  float max_code;
-  bool symmetric;
-  int candidates;  ///< shrunk ranges tried per group; 1 is the group's own extremes
-};
 
 /// The columns of one group, for one row tile.
 struct GroupPanel {

@@ -20,7 +20,7 @@ inline int64_t group_columns(const PackedWeight& w, int64_t group) {
   return min_of(w.width, w.columns - group * w.width);
 }
 
-inline int64_t steps_of(int64_t columns) { return (columns + kPackedColumns - 1) / kPackedColumns; }
+inline int64_t steps_of(int64_t columns) { return divide_up(columns, kPackedColumns); }
 
 // ---- Codes ----
 

@@ -30,7 +30,7 @@ static_assert(kRows == kPackedRows);                        // a panel has all r
 static_assert(kSlicePairs == kTileRows);                    // a tile of rows is a slice deep
 static_assert(kSlice * sizeof(uint16_t) == kTileRowBytes);  // and so is one of tokens
 
-inline int64_t slices_of(int64_t columns) { return (columns + kSlice - 1) / kSlice; }
+inline int64_t slices_of(int64_t columns) { return divide_up(columns, kSlice); }
 
 // Groups are padded to whole slices.
 inline int64_t slices_of(const PackedWeight& w) {

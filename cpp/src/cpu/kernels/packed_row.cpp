@@ -49,7 +49,7 @@ struct Nibbles {
       const Mask word = load_words(words + v * kLanes);
 #pragma GCC unroll 8
       for (int64_t p = 0; p < 8; ++p) {
-        sum[p % kChains][v] += nibble(word, p) * broadcast(x[nibble_column(p)]);
+        sum[p % kChains][v] += nibble(word, p) * splat<Vec>(x[nibble_column(p)]);
       }
     }
   }
@@ -65,7 +65,7 @@ struct Octets {
         const Mask word = load_words(words + h * kPackedRows + v * kLanes);
 #pragma GCC unroll 4
         for (int64_t p = 0; p < 4; ++p) {
-          sum[p % kChains][v] += octet(word, p) * broadcast(x[4 * h + p]);
+          sum[p % kChains][v] += octet(word, p) * splat<Vec>(x[4 * h + p]);
         }
       }
     }

@@ -24,7 +24,7 @@ constexpr bool kPairs = false;
 #endif
 
 struct Floats {
-  static Vec multiply_add(Vec sum, float a, Vec b) { return sum + broadcast(a) * b; }
+  static Vec multiply_add(Vec sum, float a, Vec b) { return sum + splat<Vec>(a) * b; }
 };
 
 #ifdef __AVX512BF16__

@@ -8,19 +8,21 @@ namespace {
 
 void quantize_run(const float* weight, int64_t n, float scale, float zero, float max_code,
                   uint8_t* codes) {
+  const Level<float> level{scale, zero};
   for (int64_t i = 0; i < n; ++i) {
-    codes[i] = static_cast<uint8_t>(nearest_level(weight[i], scale, zero, max_code) + zero);
+    codes[i] = static_cast<uint8_t>(code_of(nearest_unit(weight[i], level, max_code), level));
   }
 }
 
 void dequantize_run(const uint8_t* codes, int64_t n, float scale, float zero, float* weight) {
-  for (int64_t i = 0; i < n; ++i) weight[i] = scale * (static_cast<float>(codes[i]) - zero);
+  const Level<float> level{scale, zero};
+  for (int64_t i = 0; i < n; ++i) weight[i] = value_of(static_cast<float>(codes[i]), level);
 }
 
 // Left-looking inside the block too: column k gathers R_kj / R_kk · D_j of the columns visited
 // before it, with the row tile's sum in registers and D in the first-level cache.
 void gptq_block(const GptqBlock& b) {
-  const Vec max_code = broadcast(b.max_code);
+  const Vec max_code = splat<Vec>(b.max_code);
   Vec energy[kVectors] = {}, square[kVectors] = {};
   for (int64_t k = b.columns - 1; k >= 0; --k) {
     const float* factor = b.factor + k * b.columns;
@@ -28,7 +30,9 @@ void gptq_block(const GptqBlock& b) {
     for (int64_t v = 0; v < kVectors; ++v) target[v] = load(b.target + k * kRowTile + v * kLanes);
     for (int64_t j = b.columns - 1; j > k; --j) {
       const float* error = b.error + j * kRowTile;
-      for (int64_t v = 0; v < kVectors; ++v) target[v] += load(error + v * kLanes) * factor[j];
+      for (int64_t v = 0; v < kVectors; ++v) {
+        target[v] = fed_back(target[v], load(error + v * kLanes), factor[j]);
+      }
     }
     const float* weight = b.weight + b.column[k] * kRowTile;
     const float* scale = b.scale + b.group[k] * kRowTile;
@@ -36,16 +40,15 @@ void gptq_block(const GptqBlock& b) {
     uint8_t* codes = b.codes + b.column[k] * kRowTile;
     for (int64_t v = 0; v < kVectors; ++v) {
       const int64_t lane = v * kLanes;
-      const Vec s = load(scale + lane), z = load(zero + lane);
-      const Vec level = nearest_level(target[v], s, z, max_code);
-      const Vec quantized = s * level;
-      const Vec error = load(weight + lane) - quantized;
-      const Vec residual = (target[v] - quantized) * b.diagonal[k];
-      energy[v] += residual * residual;
-      square[v] += error * error;
-      store(b.error + k * kRowTile + lane, error);
+      const Level<Vec> level{load(scale + lane), load(zero + lane)};
+      const Decision<Vec> made =
+          decide(load(weight + lane), target[v], level, b.diagonal[k], max_code);
+      energy[v] += made.residual * made.residual;
+      square[v] += made.error * made.error;
+      store(b.error + k * kRowTile + lane, made.error);
       // By way of integers: GCC 12 would convert one by one.
-      const Bytes bytes = __builtin_convertvector(__builtin_convertvector(level + z, Mask), Bytes);
+      const Mask code = __builtin_convertvector(code_of(made.unit, level), Mask);
+      const Bytes bytes = __builtin_convertvector(code, Bytes);
       __builtin_memcpy(codes + lane, &bytes, sizeof bytes);
     }
   }

@@ -3,6 +3,7 @@
 // with MLCALIB_ISA and MLCALIB_VECTOR_BYTES set.
 #pragma once
 
+#include "../../host_device.hpp"
 #include "kernels.hpp"
 
 namespace mlcalib::cpu::MLCALIB_ISA {
@@ -22,19 +23,6 @@ inline Vec load(const float* p) {
 }
 
 inline void store(float* p, Vec v) { __builtin_memcpy(p, &v, sizeof v); }
-
-template <class T>
-inline T min_of(T a, T b) {
-  return a < b ? a : b;
-}
-
-template <class T>
-inline T max_of(T a, T b) {
-  return a > b ? a : b;
-}
-
-// x − 0 is x, also for −0: it folds to a broadcast, which 0 + x does not.
-inline Vec broadcast(float x) { return x - Vec{}; }
 
 }  // namespace
 }  // namespace mlcalib::cpu::MLCALIB_ISA

@@ -110,7 +110,7 @@ template <class T>
 struct LaunchMoments {
   static void run(const Activations& x, double* sum, double* absolute, double* square,
                   cudaStream_t stream) {
-    launch(&moments_kernel<T>, ceil_div(x.channels, kChannels), kThreads, 0, stream, x, sum,
+    launch(&moments_kernel<T>, divide_up(x.channels, kChannels), kThreads, 0, stream, x, sum,
            absolute, square);
   }
 };
@@ -118,14 +118,14 @@ struct LaunchMoments {
 template <class T>
 struct LaunchRange {
   static void run(const Activations& x, float* low, float* high, cudaStream_t stream) {
-    launch(&range_kernel<T>, ceil_div(x.channels, kChannels), kThreads, 0, stream, x, low, high);
+    launch(&range_kernel<T>, divide_up(x.channels, kChannels), kThreads, 0, stream, x, low, high);
   }
 };
 
 template <class T>
 struct LaunchHistogram {
   static void run(const Activations& x, const float* unit, double* counts, cudaStream_t stream) {
-    launch(&histogram_kernel<T>, ceil_div(x.channels, kChannels), kThreads, 0, stream, x, unit,
+    launch(&histogram_kernel<T>, divide_up(x.channels, kChannels), kThreads, 0, stream, x, unit,
            counts);
   }
 };

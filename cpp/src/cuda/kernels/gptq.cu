@@ -76,7 +76,7 @@ __global__ void __launch_bounds__(kThreads) gptq_kernel(GptqBlock b) {
     }
     if (own < b.columns) {
       b.error[row * b.stride + own] = mine.error;
-      b.codes[row * b.stride + own] = mine.code;
+      b.codes[row * b.stride + own] = static_cast<uint8_t>(code_of(mine.unit, held.level[slot]));
       energy += static_cast<double>(mine.residual * mine.residual);
       square += static_cast<double>(mine.error * mine.error);
     }
@@ -92,7 +92,7 @@ __global__ void __launch_bounds__(kThreads) gptq_kernel(GptqBlock b) {
 }  // namespace
 
 void gptq_block(const GptqBlock& block, cudaStream_t stream) {
-  launch(&gptq_kernel, ceil_div(block.rows, kRows), kThreads, kFactorBytes, stream, block);
+  launch(&gptq_kernel, divide_up(block.rows, kRows), kThreads, kFactorBytes, stream, block);
 }
 
 }  // namespace mlcalib::cuda

@@ -10,7 +10,7 @@ constexpr int kTile = 32;
 
 __global__ void __launch_bounds__(kThreads) mirror_kernel(float* gram, int64_t channels) {
   __shared__ float tile[kTile][kTile + 1];  // the odd stride spreads a column over the banks
-  const int64_t tiles = (channels + kTile - 1) / kTile;
+  const int64_t tiles = divide_up(channels, kTile);
   const int64_t top = blockIdx.x / tiles * kTile, left = blockIdx.x % tiles * kTile;
   if (top > left) return;
   const int x = static_cast<int>(threadIdx.x) % kTile, y = static_cast<int>(threadIdx.x) / kTile;
@@ -45,14 +45,14 @@ __global__ void __launch_bounds__(kThreads)
 }  // namespace
 
 void mirror(float* gram, int64_t channels, cudaStream_t stream) {
-  const int64_t tiles = ceil_div(channels, kTile);
+  const int64_t tiles = divide_up(channels, kTile);
   launch(&mirror_kernel, tiles * tiles, kThreads, 0, stream, gram, channels);
 }
 
 // Of n alone, so that a sum has the same bits on every device.
 int64_t dot_sums(int64_t n) {
   constexpr int64_t kEach = 16, kMost = 1024;
-  return max_of<int64_t>(min_of(ceil_div(n, kEach * kThreads), kMost), 1);
+  return max_of<int64_t>(min_of(divide_up(n, kEach * kThreads), kMost), 1);
 }
 
 void dot(const float* a, const float* b, int64_t n, double* sums, cudaStream_t stream) {

@@ -60,7 +60,7 @@ __device__ Level best_level(const Weight& weight, int columns, const GridShape& 
 /// take the same columns of consecutive rows.
 template <class Visit>
 __device__ void for_each_group(int64_t rows, int64_t columns, int64_t width, const Visit& visit) {
-  const int64_t groups = (columns + width - 1) / width;
+  const int64_t groups = divide_up(columns, width);
   const int64_t step = static_cast<int64_t>(gridDim.x) * kTeams;
   for (int64_t at = static_cast<int64_t>(blockIdx.x) * kTeams + Lanes::in_block();
        at < rows * groups; at += step) {
@@ -70,7 +70,7 @@ __device__ void for_each_group(int64_t rows, int64_t columns, int64_t width, con
 }
 
 __global__ void __launch_bounds__(kThreads) fit_by_diagonal(FitGrid fit) {
-  const int64_t groups = (fit.columns + fit.width - 1) / fit.width;
+  const int64_t groups = divide_up(fit.columns, fit.width);
   for_each_group(fit.rows, fit.columns, fit.width,
                  [&](int64_t row, int64_t group, int64_t first, int columns) {
                    const Plain weight{fit.weight + row * fit.stride + first};
@@ -89,7 +89,7 @@ __global__ void __launch_bounds__(kThreads) fit_by_diagonal(FitGrid fit) {
 /// Each lane holds the errors of its range: [column][thread], in shared memory or in scratch.
 template <bool kShared>
 __global__ void __launch_bounds__(kThreads) fit_by_block(FitGrid fit) {
-  const int64_t groups = (fit.columns + fit.width - 1) / fit.width;
+  const int64_t groups = divide_up(fit.columns, fit.width);
   float* errors = kShared ? dynamic_shared() : fit.scratch + blockIdx.x * fit.width * kThreads;
   errors += threadIdx.x;
   for_each_group(fit.rows, fit.columns, fit.width,
@@ -108,7 +108,7 @@ __global__ void __launch_bounds__(kThreads) fit_by_block(FitGrid fit) {
 }
 
 __global__ void __launch_bounds__(kThreads) round_scaled_kernel(RoundScaled g) {
-  const int64_t groups = (g.columns + g.width - 1) / g.width;
+  const int64_t groups = divide_up(g.columns, g.width);
   for_each_group(
       g.rows, g.columns, g.width, [&](int64_t row, int64_t group, int64_t first, int columns) {
         const Scaled weight{g.weight + row * g.columns + first, g.factor + first};
@@ -129,7 +129,7 @@ __global__ void __launch_bounds__(kThreads) round_scaled_kernel(RoundScaled g) {
 }
 
 __device__ inline Level level_at(const Levels& levels, int64_t row, int64_t column) {
-  const int64_t groups = (levels.columns + levels.width - 1) / levels.width;
+  const int64_t groups = divide_up(levels.columns, levels.width);
   const int64_t at = row * groups + column / levels.width;
   return {levels.scale[at], static_cast<float>(levels.zero[at])};
 }
@@ -148,7 +148,7 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t row = blockIdx.x;
   for (int64_t c = threadIdx.x; c < levels.columns; c += kThreads) {
     const int64_t at = row * levels.columns + c;
-    weight[at] = value_of(codes[at], level_at(levels, row, c));
+    weight[at] = value_of(static_cast<float>(codes[at]), level_at(levels, row, c));
   }
 }
 
@@ -160,7 +160,7 @@ int64_t errors_bytes(int64_t width) {
 }
 
 int64_t blocks_of(int64_t rows, int64_t columns, int64_t width) {
-  return min_of(ceil_div(rows * ceil_div(columns, width), kTeams), kMaxBlocks);
+  return min_of(divide_up(rows * divide_up(columns, width), kTeams), kMaxBlocks);
 }
 
 int64_t scratch_blocks(int64_t rows, int64_t columns, int64_t width) {

@@ -19,6 +19,7 @@ constexpr int64_t kMaxBlocks = 0x7fffffff;
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, int64_t shared_bytes,
             cudaStream_t stream, const Arguments&... arguments) {
+  if (blocks == 0) return;  // nothing to do, which a launch may not say
   // Beyond 48 KiB a kernel has to ask.
   constexpr int64_t kUnasked = 48 << 10;
   if (shared_bytes > kUnasked) {
@@ -65,8 +66,6 @@ struct Team {
     return value;
   }
 };
-
-constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace
 }  // namespace mlcalib::cuda

@@ -9,7 +9,7 @@ constexpr int kThreads = 128;
 
 __global__ void __launch_bounds__(kThreads)
     pack_kernel(const uint8_t* codes, int64_t columns, int64_t bits, uint32_t* packed) {
-  const int64_t row = blockIdx.x, words = (columns * bits + 31) / 32;
+  const int64_t row = blockIdx.x, words = divide_up(columns * bits, 32);
   for (int64_t word = threadIdx.x; word < words; word += kThreads) {
     packed[row * words + word] = packed_word(codes + row * columns, columns, bits, word);
   }
@@ -17,7 +17,7 @@ __global__ void __launch_bounds__(kThreads)
 
 __global__ void __launch_bounds__(kThreads)
     unpack_kernel(const uint32_t* packed, int64_t columns, int64_t bits, uint8_t* codes) {
-  const int64_t row = blockIdx.x, words = (columns * bits + 31) / 32;
+  const int64_t row = blockIdx.x, words = divide_up(columns * bits, 32);
   for (int64_t c = threadIdx.x; c < columns; c += kThreads) {
     codes[row * columns + c] = unpacked_code(packed + row * words, bits, c);
   }

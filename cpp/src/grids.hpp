@@ -3,7 +3,15 @@
 
 #include <mlcalib/grid.hpp>
 
+#include "grid_shape.hpp"
+
 namespace mlcalib {
+
+/// Levels and candidates of the range search.
+GridShape grid_shape(const GridSpec& spec);
+
+/// Columns of a group that is not the last.
+int64_t group_width(const GridSpec& spec, int64_t columns);
 
 /// The grid that a checkpoint can hold: scale rounded to spec.scale_dtype, zero as uint8. Throws
 /// ValueError where a scale overflows that type.

@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0
+// What decides codes: levels, the candidates of the range search, losses and ties. The one
+// definition for host and device: T is float, the number of one row, or a vector of the numbers of
+// several. A new kind of grid is written here. Units that include this are compiled without
+// contraction and with IEEE division (-ffp-contract=off; -fmad=false -prec-div=true), so that every
+// device and instruction set decides the same from the same numbers, bit for bit.
+#pragma once
+
+#include "grid_shape.hpp"
+#include "host_device.hpp"
+
+namespace mlcalib {
+
+inline constexpr float kShrinkStep = 0.03F;
+inline constexpr float kSmallestScale = 1.17549435e-38F;  // FLT_MIN: a group of zeros is zeros
+
+// ---- Levels ----
+
+/// Of one row's group.
+template <class T>
+struct Level {
+  T scale;
+  T zero;
+};
+
+/// Half to even, for |x| < 2^22: adding 1.5 · 2^23 leaves no fraction bits.
+template <class T>
+MLCALIB_HD T round_nearest(T x) {
+  const float magic = 12582912.0F;
+  return (x + magic) - magic;
+}
+
+/// What scale multiplies in the nearest level: code − zero. Clamped before it is rounded: the
+/// bounds are integers.
+template <class T>
+MLCALIB_HD T nearest_unit(T weight, Level<T> level, T max_code) {
+  return round_nearest(min_of(max_of(weight / level.scale, -level.zero), max_code - level.zero));
+}
+
+/// The code of a unit.
+template <class T>
+MLCALIB_HD T code_of(T unit, Level<T> level) {
+  return unit + level.zero;
+}
+
+/// What a code stands for.
+template <class T>
+MLCALIB_HD T value_of(T code, Level<T> level) {
+  return level.scale * (code - level.zero);
+}
+
+/// w − ŵ of the nearest level.
+template <class T>
+MLCALIB_HD T nearest_error(T weight, Level<T> level, T max_code) {
+  return weight - level.scale * nearest_unit(weight, level, max_code);
+}
+
+// ---- The range of a group ----
+
+/// Extremes of weights; they always hold zero.
+template <class T>
+struct Extremes {
+  T low{};
+  T high{};
+};
+
+template <class T>
+MLCALIB_HD Extremes<T> widened(Extremes<T> extremes, T weight) {
+  return {min_of(extremes.low, weight), max_of(extremes.high, weight)};
+}
+
+template <class T>
+MLCALIB_HD Extremes<T> balanced(Extremes<T> extremes) {
+  const T high = max_of(extremes.high, -extremes.low);
+  return {-high, high};
+}
+
+/// The candidate-th shrunk range.
+template <class T>
+MLCALIB_HD Level<T> candidate_level(Extremes<T> extremes, const GridShape& shape, int candidate) {
+  const float shrink = 1.0F - kShrinkStep * static_cast<float>(candidate);
+  const T max_code = splat<T>(shape.max_code);
+  const T scale =
+      max_of((extremes.high - extremes.low) * shrink / max_code, splat<T>(kSmallestScale));
+  if (shape.symmetric) return {scale, splat<T>((shape.max_code + 1.0F) / 2)};
+  return {scale, round_nearest(min_of(max_of(-(extremes.low * shrink) / scale, T{}), max_code))};
+}
+
+/// A column's share of Σ_c importance_c d_c².
+template <class T>
+MLCALIB_HD T diagonal_term(T error, const float* importance, int64_t column) {
+  return importance != nullptr ? error * error * importance[column] : error * error;
+}
+
+/// A column's share of d G dᵀ = Σ_i d_i (G_ii d_i + 2 Σ_{j<i} G_ij d_j), given the inner sum.
+template <class T>
+MLCALIB_HD T block_term(T error, float diagonal, T sum) {
+  return error * (error * diagonal + sum * 2.0F);
+}
+
+/// The first of the least losses. One that is not a number is never better, nor bettered.
+template <class T>
+MLCALIB_HD auto is_better(T loss, T best) {
+  return loss < best;
+}
+
+// ---- GPTQ ----
+
+/// One column decided.
+template <class T>
+struct Decision {
+  T unit;
+  T error;     ///< w − ŵ
+  T residual;  ///< R_kk (target − ŵ)
+};
+
+template <class T>
+MLCALIB_HD Decision<T> decide(T weight, T target, Level<T> level, float diagonal, T max_code) {
+  const T unit = nearest_unit(target, level, max_code);
+  const T quantized = level.scale * unit;
+  return {unit, weight - quantized, (target - quantized) * diagonal};
+}
+
+/// A later column's target, once an earlier one was decided.
+template <class T>
+MLCALIB_HD T fed_back(T target, T error, float factor) {
+  return target + error * factor;
+}
+
+// ---- AWQ ----
+
+/// (w·f − Q(w·f)) / f for scaled = w·f.
+template <class T>
+MLCALIB_HD T scaled_error(T scaled, Level<T> level, float inverse, T max_code) {
+  return nearest_error(scaled, level, max_code) * inverse;
+}
+
+}  // namespace mlcalib

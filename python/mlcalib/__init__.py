@@ -42,6 +42,7 @@ from mlcalib.checkpoints.imatrix_file import ImportanceFile  # noqa: E402
 from mlcalib.checkpoints.packed import load  # noqa: E402
 from mlcalib.checkpoints.packed.registration import register as _register  # noqa: E402
 from mlcalib.evaluation import evaluate  # noqa: E402
+from mlcalib.evaluation.registration import register as _register_model  # noqa: E402
 from mlcalib.languages import LanguageSet  # noqa: E402
 from mlcalib.quantization.imatrix import ImportanceMatrix, imatrix  # noqa: E402
 from mlcalib.quantization.quantize import quantize  # noqa: E402
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
 
 __version__ = build_info()["version"]
 _register()
+_register_model()
 
 __all__ = [
     "CalibrationSet",

@@ -1,4 +1,4 @@
-"""The model ``mlcalib`` as lm-eval's own command and function run it."""
+"""The model ``mlcalib`` as ``mlcalib lm-eval`` and lm-eval's own function run it."""
 
 import json
 import subprocess
@@ -70,26 +70,19 @@ def test_the_function_knows_the_model(folder, task_file):
 
 
 COMMAND = """
-import runpy, sys
+import sys
 from lm_eval.tasks import TaskManager
 
 init = TaskManager.__init__  # reading all the harness's own task files takes a while
-TaskManager.__init__ = lambda self, *a, **k: init(self, *a, **{{**k, "include_defaults": False}})
-assert "mlcalib" not in sys.modules
-sys.argv[0] = "lm_eval"
-{run}
+TaskManager.__init__ = lambda self, *a, **k: init(self, *a, **{**k, "include_defaults": False})
+from mlcalib.cli import main
+main()
 """
-# What the script lm_eval does, and what is needed where mlcalib lies in a plain folder.
-RUNS = {
-    "lm_eval": "from lm_eval.__main__ import cli_evaluate; cli_evaluate()",
-    "module": "runpy.run_module('mlcalib.evaluation.lm_eval', run_name='__main__')",
-}
 
 
-@pytest.mark.parametrize("name", RUNS)
-def test_the_command_knows_the_model(folder, task_file, tmp_path, name):
+def test_the_command_knows_the_model(folder, task_file, tmp_path):
     command = [
-        *(sys.executable, "-c", COMMAND.format(run=RUNS[name]), "run", "--model", "mlcalib"),
+        *(sys.executable, "-c", COMMAND, "lm-eval", "run", "--model", "mlcalib"),
         *("--model_args", f"pretrained={folder},dtype=float32", "--tasks", "small"),
         *("--include_path", str(task_file), "--output_path", str(tmp_path / "out.json")),
     ]
@@ -99,10 +92,36 @@ def test_the_command_knows_the_model(folder, task_file, tmp_path, name):
     assert "acc,none" in json.loads(written.read_text())["results"]["small"]
 
 
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"]])
+def test_arguments_are_the_harness_s(arguments):
+    def output(*command):
+        done = subprocess.run(
+            [sys.executable, *command, *arguments], stdout=subprocess.PIPE, text=True, check=True
+        )
+        return done.stdout
+
+    ours = output("-c", "from mlcalib.cli import main; main()", "lm-eval")
+    assert ours == output("-m", "lm_eval")
+    assert "usage: lm-eval" in ours
+
+
+REGISTERED = "from lm_eval.api.registry import model_registry; print('mlcalib' in model_registry)"
+
+
+@pytest.mark.parametrize("order", ["mlcalib, lm_eval.models", "lm_eval.models, mlcalib"])
+def test_importing_mlcalib_registers_the_model_in_either_order(order):
+    assert output(f"import {order}; {REGISTERED}") == "True\n"
+
+
+def test_importing_mlcalib_does_not_import_the_harness():
+    assert output("import sys, mlcalib; print('lm_eval' in sys.modules)") == "False\n"
+
+
 def output(program):
-    return subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, check=True
-    ).stdout
+    )
+    return done.stdout
 
 
 def test_another_release_of_the_harness_still_works():
@@ -111,23 +130,11 @@ def test_another_release_of_the_harness_still_works():
         "import warnings, lm_eval.api.registry as registry\n"
         "registry.model_registry = None\n"
         "warnings.simplefilter('error')\n"
-        "import _mlcalib_lm_eval as hook\n"
-        "try:\n    hook._register()\n"
+        "from mlcalib.evaluation.registration import _register\n"
+        "try:\n    _register()\n"
         "except UserWarning as warning:\n    print(warning)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    )
-    assert "does not take the model mlcalib" in done.stdout
-
-
-def test_waiting_for_the_harness_imports_nothing():
-    program = "import sys; print(*(name for name in sys.modules if 'mlcalib' in name))"
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    )
-    assert "_mlcalib_lm_eval" in done.stdout.split()
-    assert "mlcalib" not in done.stdout.split()
+    assert "does not take the model mlcalib" in output(program)
 
 
 @pytest.mark.parametrize(("amx", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])

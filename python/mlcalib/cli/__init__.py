@@ -18,6 +18,7 @@ from mlcalib.cli.generate import generate
 from mlcalib.cli.imatrix import imatrix
 from mlcalib.cli.judge import judge
 from mlcalib.cli.listings import info, languages
+from mlcalib.cli.lm_eval import CONTEXT, lm_eval
 from mlcalib.cli.quantize import quantize
 from mlcalib.cli.report import report
 from mlcalib.cli.study import study
@@ -49,6 +50,7 @@ COMMANDS = (
 )
 for command in COMMANDS:
     app.command()(command)
+app.command(context_settings=CONTEXT)(lm_eval)
 
 
 def main() -> None:

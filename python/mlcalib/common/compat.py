@@ -29,6 +29,9 @@ READERS = "transformers.quantizers.auto"
 """The module that chooses the reader of a quantized checkpoint."""
 _READERS_USER = "transformers.modeling_utils"  # took the function when it was imported
 
+HARNESS_MODELS = "lm_eval.models"
+"""The module that names the models of lm_eval, which it imports when it needs the first."""
+
 Section = dict[str, Any]
 """The ``quantization_config`` of a config.json."""
 

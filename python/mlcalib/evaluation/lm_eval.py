@@ -1,10 +1,9 @@
 """The model ``mlcalib`` of lm-evaluation-harness: anything that mlcalib reads.
 
-    lm_eval run --model mlcalib --model_args pretrained=DIR --tasks xnli_sw
+    mlcalib lm-eval run --model mlcalib --model_args pretrained=DIR --tasks xnli_sw
 
-and ``lm_eval.simple_evaluate("mlcalib", …)`` find it because installing mlcalib puts its name
-beside the harness's own (``_mlcalib_lm_eval``). Where mlcalib was not installed but lies on the
-path, import this module first, or run it: it is then lm-eval's command.
+and ``lm_eval.simple_evaluate("mlcalib", …)`` after ``import mlcalib``, which puts its name beside
+the harness's own (``evaluation/registration.py``).
 """
 
 import logging
@@ -12,15 +11,11 @@ from typing import Any
 
 import torch
 
-from mlcalib.common import compat
 from mlcalib.evaluation import evaluation_dtype
 from mlcalib.evaluation.tasks.model import TaskModel
 from mlcalib.models.loading import load_model, load_tokenizer
 
 _log = logging.getLogger(__name__)
-
-# By its place, not as a class: run as a program, this module is there twice.
-compat.register_harness_model("mlcalib", "mlcalib.evaluation.lm_eval:LoadedModel")
 
 
 class LoadedModel(TaskModel):
@@ -62,7 +57,3 @@ class LoadedModel(TaskModel):
             max_length=max_length,
             **options,
         )
-
-
-if __name__ == "__main__":
-    compat.harness_command()

@@ -39,8 +39,7 @@ from mlcalib.calibration_sets.calibrate import calibration  # noqa: E402
 from mlcalib.checkpoints.check import check  # noqa: E402
 from mlcalib.checkpoints.convert import convert  # noqa: E402
 from mlcalib.checkpoints.imatrix_file import ImportanceFile  # noqa: E402
-from mlcalib.checkpoints.packed import load  # noqa: E402
-from mlcalib.checkpoints.packed.registration import register as _register  # noqa: E402
+from mlcalib.checkpoints.packed import load, register_packed  # noqa: E402
 from mlcalib.evaluation import evaluate  # noqa: E402
 from mlcalib.evaluation.registration import register as _register_model  # noqa: E402
 from mlcalib.languages import LanguageSet  # noqa: E402
@@ -54,7 +53,6 @@ if TYPE_CHECKING:
     from mlcalib.checkpoints.packed.config import PackedConfig
 
 __version__ = build_info()["version"]
-_register()
 _register_model()
 
 __all__ = [
@@ -73,6 +71,7 @@ __all__ = [
     "load",
     "quantize",
     "quantize_checkpoint",
+    "register_packed",
     "study",
 ]
 

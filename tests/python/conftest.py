@@ -23,3 +23,17 @@ def tokenizer() -> Any:
 def calibration() -> mlcalib.CalibrationSet:
     """Sequences of 32 tokens in two languages; the last of each is not full."""
     return mlcalib.calibration(None, corpus=IDS, seq_len=32)
+
+
+@pytest.fixture
+def registered(monkeypatch):
+    """Let ``from_pretrained`` pack in this test; others are to find transformers as it is."""
+    from transformers import modeling_utils
+    from transformers.quantizers import auto
+
+    for user in (auto, modeling_utils):
+        monkeypatch.setattr(user, "get_hf_quantizer", user.get_hf_quantizer)
+    mlcalib.register_packed.cache_clear()
+    mlcalib.register_packed()
+    yield
+    mlcalib.register_packed.cache_clear()

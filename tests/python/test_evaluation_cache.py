@@ -107,7 +107,7 @@ def scored(monkeypatch):
         monkeypatch.setattr(module, name, outer)
 
     counting(scoring, "score", "scored")
-    counting(subject, "load_model", "loaded")
+    counting(subject, "load_to_run", "loaded")
 
     def taken():
         found = (counts["scored"], counts["loaded"])

@@ -259,7 +259,7 @@ def test_what_cannot_be_compared_is_refused(folders, tmp_path, model):
 
 
 def test_no_model_is_in_memory_beside_another(folders, monkeypatch):
-    load, loaded, alive = subject.load_model, [], []
+    load, loaded, alive = subject.load_to_run, [], []
 
     def watched(*args):
         gc.collect()
@@ -268,7 +268,7 @@ def test_no_model_is_in_memory_beside_another(folders, monkeypatch):
         loaded.append(weakref.ref(model.model))
         return model
 
-    monkeypatch.setattr(subject, "load_model", watched)
+    monkeypatch.setattr(subject, "load_to_run", watched)
     mlcalib.evaluate(folders, "en", fidelity=True, progress=False, **SCALE)
     assert alive == [[], [False], [False, False]]
 

@@ -114,7 +114,7 @@ def test_generation_goes_on_after_a_kill(folder, tmp_path, monkeypatch):
         generate(str(folder), PROMPTS, batched, max_tokens=4, batch_size=3, progress=False)
     assert shapes == [3, 1] * 2  # the same batches again, so the same bits
     assert len(read_generations(batched)) == 4
-    monkeypatch.setattr("mlcalib.judging.answers.load_model", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr("mlcalib.judging.answers.load_to_run", lambda *_: pytest.fail("loaded"))
     generate(str(folder), PROMPTS, cut, max_tokens=4, progress=False)
     for options in ({"max_tokens": 5}, {"max_tokens": 4, "batch_size": 2}):
         with pytest.raises(ValueError, match="made with other texts, models or options"):

@@ -14,9 +14,9 @@ pytest.importorskip("lm_eval")
 import lm_eval
 from lm_eval.tasks import TaskManager
 
+from mlcalib.checkpoints.packed import load_to_run
 from mlcalib.evaluation.lm_eval import LoadedModel
 from mlcalib.evaluation.tasks import run_tasks
-from mlcalib.models.loading import load_model
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +150,7 @@ def test_a_quantized_folder_is_read(folder, tmp_path, task_file, tokenizer):
     lm = LoadedModel(str(tmp_path / "q"), dtype="float32")
     data = task_file.parent / "data"
     ours = run_tasks(lm.model, lm.tokenizer, "xnli", "sw", data=data, progress=False)
-    live = load_model(str(tmp_path / "q"), "float32")
+    live = load_to_run(str(tmp_path / "q"), "float32")
     assert ours.items == run_tasks(live, tokenizer, "xnli", "sw", data=data, progress=False).items
 
 

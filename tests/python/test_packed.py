@@ -122,6 +122,7 @@ def test_generation(save):
     assert torch.equal(ids, dequantized(model, quantized).generate(IDS[:, :8], **options))
 
 
+@pytest.mark.usefixtures("registered")
 def test_from_pretrained_packs_when_asked(save):
     model = tiny_llama()
     quantized = quantize(model, GridSpec(4, 32, scale_dtype=torch.float32))

@@ -8,8 +8,8 @@ from small_tasks import write_all
 from test_packed import packed_names
 
 import mlcalib
+from mlcalib.checkpoints.packed import load_to_run
 from mlcalib.evaluation.subject import Subject
-from mlcalib.models.loading import load_model
 
 OPTIONS = {"tokens": 96, "seq_len": 32, "progress": False, "dtype": "float32"}
 
@@ -85,10 +85,10 @@ def test_w8a8_rounds_activations(float_folder, tmp_path):
     form = "compressed-tensors-int8"
     quantized = mlcalib.quantize(str(float_folder), format=form, **options)
     quantized.save(tmp_path / "out", form)
-    assert not packed_names(load_model(str(tmp_path / "out"), "float32"))
+    assert not packed_names(load_to_run(str(tmp_path / "out"), "float32"))
     ids = torch.arange(32)[None]
     with torch.no_grad():
-        found = load_model(str(tmp_path / "out"), "float32")(ids).logits
+        found = load_to_run(str(tmp_path / "out"), "float32")(ids).logits
         theirs = from_transformers(tmp_path / "out", dtype=torch.float32)(ids).logits
         assert torch.equal(found, theirs)
         assert not torch.allclose(found, quantized.model(ids).logits, atol=1e-5)

@@ -1,4 +1,4 @@
-"""``from_pretrained`` after ``import mlcalib``: packed on the CPU, and who gets what else."""
+"""``from_pretrained`` after ``register_packed()``: packed on the CPU, and who gets what else."""
 
 import json
 import logging
@@ -25,6 +25,9 @@ HALF = torch.float16
 FORMS = ["compressed-tensors", "gptq", "awq"]
 
 
+pytestmark = pytest.mark.usefixtures("registered")
+
+
 @pytest.fixture
 def save(tokenizer, tmp_path):
     def save(name, model=None, spec=None):
@@ -43,6 +46,8 @@ import sys
 import torch
 import {first}
 import {second}
+mlcalib.register_packed()
+mlcalib.register_packed()
 from transformers import AutoModelForCausalLM
 assert {first}.__version__ and {second}.__version__
 ids = torch.arange(40)[None] * 3 % 128
@@ -65,6 +70,29 @@ def test_from_pretrained_gives_what_load_gives_in_either_order(order, save):
         [sys.executable, "-c", script, *folders], capture_output=True, text=True, check=False
     )
     assert out.stdout == "the same\n", out.stderr
+
+
+UNTOUCHED = """
+import transformers.modeling_utils
+from transformers.quantizers import auto
+before = auto.get_hf_quantizer
+import sys
+import mlcalib
+from mlcalib.checkpoints.packed import load_to_run
+print(type(load_to_run(sys.argv[1]).model.layers[0].mlp.up_proj).__name__)
+print(auto.get_hf_quantizer is before, transformers.modeling_utils.get_hf_quantizer is before)
+mlcalib.register_packed()
+once = auto.get_hf_quantizer
+mlcalib.register_packed()
+print(once is not before, auto.get_hf_quantizer is once)
+"""
+
+
+def test_only_asking_changes_transformers(save):
+    out = subprocess.run(
+        [sys.executable, "-c", UNTOUCHED, save("gptq")], capture_output=True, text=True, check=False
+    )
+    assert out.stdout.split() == ["PackedLinear", "True", "True", "True", "True"], out.stderr
 
 
 def told(caplog):

@@ -62,7 +62,7 @@ def test_results_are_those_of_a_run_that_keeps_nothing(folder, data, runs, tmp_p
     assert runs == []
     first = evaluate(folder, data, cache=tmp_path)
     assert len(runs) == 5  # there is no file of Dolly in Xhosa
-    monkeypatch.setattr(subject, "load_model", None)
+    monkeypatch.setattr(subject, "load_to_run", None)
     again = evaluate(folder, data, cache=tmp_path)
     assert len(runs) == 5
     order = [(row.task, row.language) for row in plain.rows].index
@@ -166,7 +166,7 @@ def test_one_call_measures_text_and_tasks(folder, data, runs, tokenizer, tmp_pat
 
 
 def test_bad_input_is_told_before_a_model_is_loaded(folder, data, tmp_path, monkeypatch):
-    monkeypatch.setattr(subject, "load_model", None)
+    monkeypatch.setattr(subject, "load_to_run", None)
     options = {"data": data, "progress": False}
     with pytest.raises(ValueError, match="Did you mean 'xnli'"):
         mlcalib.evaluate(folder, "sw", tasks="perplexity,xnly", **options)

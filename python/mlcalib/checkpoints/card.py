@@ -171,8 +171,8 @@ def _layers(record: Mapping[str, Any]) -> str:
 
 
 _PACKED = (
-    "With `import mlcalib` before it, the weights stay packed on a CPU; of the packages above only "
-    "transformers is needed then.\n\n"
+    "After `import mlcalib; mlcalib.register_packed()` the weights stay packed on a CPU; of the "
+    "packages above only transformers is needed then.\n\n"
 )
 
 

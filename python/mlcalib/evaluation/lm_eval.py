@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
+from mlcalib.checkpoints.packed import load_to_run
 from mlcalib.evaluation import evaluation_dtype
 from mlcalib.evaluation.tasks.model import TaskModel
-from mlcalib.models.loading import load_model, load_tokenizer
+from mlcalib.models.loading import load_tokenizer
 
 _log = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ class LoadedModel(TaskModel):
         options: as for ``hf``: ``add_bos_token``, ``prefix_token_id``, ….
 
     Raises:
-        FileNotFoundError, ValueError: see ``mlcalib.models.loading.load_model``.
+        FileNotFoundError, ValueError: see ``mlcalib.checkpoints.packed.load_to_run``.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class LoadedModel(TaskModel):
         if place.type == "cpu":
             dtype = evaluation_dtype([pretrained], dtype)
         super().__init__(
-            load_model(pretrained, dtype, place),
+            load_to_run(pretrained, dtype, place),
             load_tokenizer(pretrained),
             batch_size=batch_size,
             max_length=max_length,

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
+from mlcalib.checkpoints.packed import load_to_run
 from mlcalib.checkpoints.record import origin
 from mlcalib.common import compat
 from mlcalib.common.safetensors_read import validate_folder
 from mlcalib.evaluation.cache import Cache, fingerprint, tensors_sha256
-from mlcalib.models.loading import check_source, load_model, load_tokenizer
+from mlcalib.models.loading import check_source, load_tokenizer
 from mlcalib.quantization.quantized_model import QuantizedModel
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class Subject:
         """The model in memory."""
         if self._in_memory is not None:
             return self._in_memory
-        return load_model(self.name, self.dtype)
+        return load_to_run(self.name, self.dtype)
 
     @property
     def loaded(self) -> bool:

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 import torch
 from tqdm.auto import tqdm
 
+from mlcalib.checkpoints.packed import load_to_run
 from mlcalib.checkpoints.record import origin
 from mlcalib.common.errors import named
 from mlcalib.judging.chat import as_chat
 from mlcalib.judging.journal import Journal
 from mlcalib.judging.texts import fingerprint
 from mlcalib.models.identity import identity
-from mlcalib.models.loading import load_model, load_tokenizer
+from mlcalib.models.loading import load_tokenizer
 from mlcalib.results.generations import Generation, Prompt, Source, generation_row
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def _complete(
     progress: bool,
 ) -> None:
     """Generate what the journal does not have, in the batches that an unbroken run would make."""
-    live, tokenizer = load_model(model, dtype), load_tokenizer(model)
+    live, tokenizer = load_to_run(model, dtype), load_tokenizer(model)
     questions = {(each.language, each.id): as_chat(tokenizer, each.prompt) for each in prompts}
     _check_lengths(live, questions, max_tokens)
     there = {(row["language"], row["id"]) for row in journal.rows}

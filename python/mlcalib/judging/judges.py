@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import torch
 from torch import Tensor
 
+from mlcalib.checkpoints.packed import load_to_run
 from mlcalib.judging.chat import as_chat
 from mlcalib.judging.texts import Pair
 from mlcalib.languages import language
 from mlcalib.models.identity import identity
-from mlcalib.models.loading import check_source, load_model, load_tokenizer
+from mlcalib.models.loading import check_source, load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -93,7 +94,7 @@ class LanguageModelJudge:
     after the question: nothing is sampled, and every pair gets an opinion.
 
     Args:
-        source: a folder or a hub name; see ``load_model``.
+        source: a folder or a hub name; see ``load_to_run``.
         template: see ``read_template``.
         dtype: of the weights.
     """
@@ -102,7 +103,7 @@ class LanguageModelJudge:
     workers = 1
 
     def __init__(self, source: str, template: str, dtype: str = "auto") -> None:
-        self._model = load_model(source, dtype)
+        self._model = load_to_run(source, dtype)
         self._tokenizer = load_tokenizer(source)
         self._template = template
         self.identity = {"kind": "likelihood", "model": identity(source), "template": template}

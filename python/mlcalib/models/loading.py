@@ -12,7 +12,7 @@ from mlcalib.common import compat
 from mlcalib.common.safetensors_read import read_header, validate_folder
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 _DTYPES = {
     "auto": "auto",
@@ -144,18 +144,21 @@ def load_tokenizer(source: str) -> "PreTrainedTokenizerBase":
 
 
 def load_model(
-    source: str, dtype: str = "auto", device: torch.device | None = None
+    source: str,
+    dtype: str = "auto",
+    device: torch.device | None = None,
+    config: "PreTrainedConfig | None" = None,
 ) -> "PreTrainedModel":
     """Load a model in evaluation mode.
 
-    Quantized checkpoints keep packed weights on the CPU (``checkpoints/packed/registration.py``),
-    so that they are evaluated within their own memory; W8A8 ones round activations as
-    transformers does.
+    Quantized checkpoints are read by transformers; ``checkpoints.packed.load_to_run`` keeps them
+    packed.
 
     Args:
         source: a folder, a hub name or a GGUF file (whose weights are dequantized).
         dtype: ``auto`` (as stored; float32 for GGUF), ``float32``, ``bfloat16`` or ``float16``.
         device: where to; None is the CPU.
+        config: of the model; None for the one in the folder.
 
     Raises:
         FileNotFoundError, ValueError: see ``check_source``; an unknown dtype.
@@ -165,10 +168,12 @@ def load_model(
     check_dtype(dtype)
     check_source(source)
     folder, options = _where(source)
+    if config is not None:
+        options["config"] = config
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=_DTYPES[dtype],
-        use_safetensors=None if options else True,
+        use_safetensors=None if "gguf_file" in options else True,
         device_map=device if device is not None and device.type != "cpu" else None,
         **options,
     )

@@ -1,4 +1,4 @@
-"""What makes ``from_pretrained`` keep weights packed, by itself or with a ``PackedConfig``.
+"""What makes ``from_pretrained`` keep weights packed, with a ``PackedConfig`` or without.
 
 Imports transformers, so nothing imports this before a quantized checkpoint is loaded.
 """
@@ -87,7 +87,8 @@ def _left_to_transformers(config: Any, section: dict[str, Any], device_map: Any)
 class PackedConfig(QuantizationConfigMixin):  # type: ignore[misc]  # transformers is not typed
     """Asks ``from_pretrained`` to keep the weights of a quantized checkpoint packed (on the CPU).
 
-    Without it, checkpoints that cannot be are left to transformers' own readers.
+    It takes ``mlcalib.register_packed()`` before. Without this config, checkpoints that cannot be
+    are left to transformers' own readers.
 
     Attributes:
         instead_of: the section of config.json for which mlcalib stands in, until it finds that it

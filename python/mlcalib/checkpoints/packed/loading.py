@@ -1,9 +1,12 @@
-"""``mlcalib.load``: a quantized checkpoint as a model on packed weights."""
+"""``mlcalib.load``: a quantized checkpoint as a model on packed weights; ``load_to_run``."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from mlcalib.checkpoints import GgufCheckpoint, open_checkpoint
+from mlcalib.models.loading import check_source, load_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -29,7 +32,7 @@ def load(folder: str | Path, dtype: str = "auto") -> "PreTrainedModel":
             unknown dtype.
         NotImplementedError: its format keeps no codes; experts that are packed in another way.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     from mlcalib.checkpoints.packed.config import PackedConfig
 
@@ -39,10 +42,44 @@ def load(folder: str | Path, dtype: str = "auto") -> "PreTrainedModel":
     checkpoint = open_checkpoint(folder)
     if isinstance(checkpoint, GgufCheckpoint):
         return _load_file(checkpoint, dtype)
+    config = AutoConfig.from_pretrained(folder)
+    config.quantization_config = PackedConfig().to_dict()
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        folder, quantization_config=PackedConfig(), dtype=dtype, use_safetensors=True
+        folder, config=config, dtype=dtype, use_safetensors=True
     )
     return model
+
+
+def load_to_run(
+    source: str, dtype: str = "auto", device: torch.device | None = None
+) -> "PreTrainedModel":
+    """Load a model as ``load_model`` does, but on packed weights where it has them.
+
+    So a quantized checkpoint is evaluated within its own memory. W8A8 ones round activations as
+    transformers does; what cannot be held packed is read by transformers.
+
+    Args:
+        source: a folder, a hub name or a GGUF file (whose weights are dequantized).
+        dtype: see ``load_model``.
+        device: where to; None is the CPU. Weights are packed on the CPU only.
+
+    Raises:
+        FileNotFoundError, ValueError: see ``load_model``.
+    """
+    from transformers import AutoConfig
+
+    check_source(source)
+    if source.endswith(".gguf"):
+        return load_model(source, dtype, device)
+
+    from mlcalib.checkpoints.packed.config import packed_section
+
+    config = AutoConfig.from_pretrained(source)
+    section = packed_section(config, None, device)
+    if section is None:
+        return load_model(source, dtype, device)
+    config.quantization_config = section
+    return load_model(source, dtype, device, config)
 
 
 def _load_file(checkpoint: GgufCheckpoint, dtype: str) -> "PreTrainedModel":
@@ -52,13 +89,12 @@ def _load_file(checkpoint: GgufCheckpoint, dtype: str) -> "PreTrainedModel":
     from mlcalib.checkpoints.packed.config import PackedConfig
 
     config = checkpoint.contents.config
-    config.quantization_config = checkpoint.section
     (file,) = set(checkpoint.files.values())
+    config.quantization_config = PackedConfig(file=str(file)).to_dict()
     model: PreTrainedModel = getattr(transformers, config.architectures[0]).from_pretrained(
         None,
         config=config,
         state_dict={name: checkpoint.tensor(name) for name in checkpoint.others},
-        quantization_config=PackedConfig(file=str(file)),
         dtype=checkpoint.dtype if dtype == "auto" else dtype,
     )
     return model

@@ -6,6 +6,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from mlcalib.checkpoints.packed import load_to_run
 from mlcalib.common.optional import optional
 from mlcalib.evaluation.tasks.catalogue import Task, fillers, find_task
 from mlcalib.evaluation.tasks.outcome import Missing, TaskResults
@@ -21,7 +22,7 @@ from mlcalib.evaluation.tasks.stock import (
 )
 from mlcalib.evaluation.tasks.text_metrics import Score, mean, sentencepiece_encoder
 from mlcalib.languages import Language, language, language_set
-from mlcalib.models.loading import load_model, load_tokenizer
+from mlcalib.models.loading import load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -210,7 +211,7 @@ def _task_model(
 
     if isinstance(model, str | Path):
         source = str(model)
-        model, tokenizer = load_model(source), tokenizer or load_tokenizer(source)
+        model, tokenizer = load_to_run(source), tokenizer or load_tokenizer(source)
     if tokenizer is None:
         raise ValueError("A live model was given without its tokenizer; give both.")
     with quiet_harness():

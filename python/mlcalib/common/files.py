@@ -1,13 +1,15 @@
 """Files and folders that are written whole or not at all."""
 
 import contextlib
-import fcntl
+import errno
 import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
+
+from filelock import FileLock, Timeout
 
 
 @contextlib.contextmanager
@@ -139,13 +141,16 @@ def locked(folder: Path) -> Iterator[None]:
         BlockingIOError: another process is inside.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            reason = f"another process is writing {folder}; wait for it, or give another --out"
-            raise BlockingIOError(error.errno, reason) from error
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        reason = f"another process is writing {folder}; wait for it, or give another --out"
+        raise BlockingIOError(errno.EWOULDBLOCK, reason) from error
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def _partial(out: Path) -> Path:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from mlcalib.report.study_report.folder import Layers, ModelResults, Outside, Study
-from mlcalib.results.significance import Floats
 
 Blocks = dict[tuple[int, str], float]
 """(block, kind of linear) → number."""
@@ -155,18 +154,11 @@ def spearman(first: Iterable[float], second: Iterable[float]) -> float | None:
     Raises:
         ValueError: other numbers of values.
     """
-    ranks = [_ranks(np.asarray(list(each), dtype=np.float64)) for each in (first, second)]
-    if len(ranks[0]) != len(ranks[1]):
-        raise ValueError(f"{len(ranks[0])} and {len(ranks[1])} values cannot be paired.")
-    if len(ranks[0]) < 3 or any(np.ptp(each) == 0 for each in ranks):
+    from scipy import stats
+
+    pair = [np.asarray(list(each), dtype=np.float64) for each in (first, second)]
+    if len(pair[0]) != len(pair[1]):
+        raise ValueError(f"{len(pair[0])} and {len(pair[1])} values cannot be paired.")
+    if len(pair[0]) < 3 or any(np.ptp(each) == 0 for each in pair):
         return None
-    one, other = (each - each.mean() for each in ranks)
-    return float(one @ other / np.sqrt((one @ one) * (other @ other)))
-
-
-def _ranks(values: Floats) -> Floats:
-    _, index, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ends: Floats = np.cumsum(counts).astype(np.float64)
-    means = ends - (counts - 1) / 2
-    ranks: Floats = means[index]
-    return ranks
+    return float(stats.spearmanr(*pair).statistic)

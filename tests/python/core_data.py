@@ -6,6 +6,15 @@ import torch
 from hypothesis import settings
 from torch import Tensor
 
+NEARLY_ALL = 0.99
+"""Share of its codes that a solution keeps where sums are made in another order.
+
+Another instruction set, block size, number of threads or libtorch rounds sums otherwise. What lies
+between two levels then goes to the other one now and then, and takes what follows in its row along:
+in 10 of 720 random problems, where up to 0.21 % of the codes moved and the loss by up to 0.04 %. Of
+100 rows or more, one may go another way altogether.
+"""
+
 # A busy machine is no failure.
 settings.register_profile("core", max_examples=50, deadline=None)
 settings.load_profile("core")

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from core_data import random_gram, random_weight, share_equal
+from core_data import NEARLY_ALL, random_gram, random_weight, share_equal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -42,7 +42,7 @@ def test_matches_the_oracle(rows, columns, spec, mode):
     weight, gram = random_weight(rows, columns), random_gram(columns)
     solved = core.gptq(weight, gram, options(mode, **spec))
     used = solved.grid.spec
-    some = slice(None, None, 12)  # rows are independent, and the oracle is slow
+    some = slice(None, None, rows // 96)  # rows are independent, and the oracle is slow
     codes, scale, zero, loss = oracle.gptq(
         weight[some],
         gram,
@@ -52,10 +52,12 @@ def test_matches_the_oracle(rows, columns, spec, mode):
         search=used.range,
         **mode,
     )
-    assert share_equal(solved.codes[some], codes) >= 0.999
-    assert share_equal(solved.grid.zero[some], zero) >= 0.999
+    assert share_equal(solved.codes[some], codes) >= NEARLY_ALL
+    # Grids of the weight itself depend on no sum that an instruction set makes its own way.
+    same = 1 if mode["static_grid"] else NEARLY_ALL
+    assert share_equal(solved.grid.zero[some], zero) >= same
     close = (solved.grid.scale[some] - scale).abs() <= 1e-4 * scale
-    assert close.double().mean() >= 0.999
+    assert close.double().mean() >= same
     assert oracle.loss(weight[some], solved.dequantize()[some], gram) == pytest.approx(loss, 2e-3)
 
 
@@ -77,7 +79,7 @@ def test_the_scale_of_the_gram_does_not_matter(mode, factor):
     solved = core.gptq(weight, gram, options(mode))
     scaled = core.gptq(weight, gram * factor, options(mode))
     # A power of four moves no bit of the Cholesky factor; others round differently.
-    assert share_equal(solved.codes, scaled.codes) >= (0.999 if factor == 3 else 1)
+    assert share_equal(solved.codes, scaled.codes) >= (NEARLY_ALL if factor == 3 else 1)
     assert scaled.loss == pytest.approx(solved.loss * factor, rel=2e-3)
 
 
@@ -154,7 +156,8 @@ def test_blocks_do_not_change_codes(mode, block):
     weight, gram = random_weight(200, 320), random_gram(320)
     solved = core.gptq(weight, gram, options(mode))
     other = core.gptq(weight, gram, options(mode | {"block": block}))
-    assert share_equal(other.codes, solved.codes) >= 0.999
+    assert share_equal(other.codes, solved.codes) >= NEARLY_ALL
+    assert other.loss == pytest.approx(solved.loss, rel=2e-3)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -168,7 +171,8 @@ def test_threads_do_not_change_codes(mode):
         three = core.gptq(weight, gram, options(mode))
     finally:
         torch.set_num_threads(threads)
-    assert share_equal(one.codes, three.codes) >= 0.999
+    assert share_equal(one.codes, three.codes) >= NEARLY_ALL
+    assert one.loss == pytest.approx(three.loss, rel=2e-3)
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from core_data import activations, random_gram, random_weight, share_equal
+from core_data import NEARLY_ALL, activations, random_gram, random_weight, share_equal
 
 from mlcalib import _core as core
 
@@ -111,7 +111,7 @@ def test_gptq_is_nearly_the_same(rows, columns, group_size, chosen, options):
     solve = core.GptqOptions(core.GridSpec(4, group_size, range=chosen), **options)
     wanted = core.gptq(weight, gram, solve)
     found = core.gptq(weight.cuda(), gram.cuda(), solve)
-    assert share_equal(found.codes.cpu(), wanted.codes) >= 0.995
+    assert share_equal(found.codes.cpu(), wanted.codes) >= NEARLY_ALL
     assert found.loss == pytest.approx(wanted.loss, rel=5e-3)
     error = core.losses(weight.cuda(), found, [gram.cuda()])[0]
     assert found.loss == pytest.approx(error, rel=1e-3)
@@ -122,7 +122,7 @@ def test_gptq_of_several_linears_is_that_of_each():
     gram = random_gram(256).cuda()
     for weight, found in zip(weights, core.gptq(weights, gram), strict=True):
         alone = core.gptq(weight, gram)
-        assert share_equal(found.codes, alone.codes) >= 0.999
+        assert share_equal(found.codes, alone.codes) >= NEARLY_ALL
         assert torch.equal(found.grid.scale, alone.grid.scale)
 
 

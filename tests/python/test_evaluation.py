@@ -154,7 +154,8 @@ def test_a_checkpoint_says_how_it_was_made(model, tokenizer, tmp_path):
     from_disk = mlcalib.evaluate(tmp_path / "out", "sw", **options)
     in_memory = mlcalib.evaluate(quantized, "sw", **options)
     assert {(row.method, row.calibration) for row in from_disk} == {("gptq", "en+sw")}
-    assert [row.value for row in from_disk] == [row.value for row in in_memory]
+    # Packed weights and dequantized ones: sums in another order.
+    assert [row.value for row in from_disk] == pytest.approx([r.value for r in in_memory], rel=1e-5)
     (tmp_path / "out" / "mlcalib.json").write_text("{}")
     with pytest.raises(ValueError, match=r"mlcalib\.json is not a record that mlcalib wrote"):
         mlcalib.evaluate(tmp_path / "out", "sw", **options)

@@ -70,7 +70,7 @@ def test_gptq_is_the_oracle_on_real_grams(problems, case, static_grid):
         weight, gram, bits=4, group_size=64, order=order, static_grid=static_grid
     )
     # Sums in another order move some rows: more than of random numbers, for a few channels are far
-    # larger than the others. At worst, of all instruction sets, 0.55 % of the codes and 0.16 % loss.
+    # larger than the others. The worst of all instruction sets: 0.55 % of codes, 0.16 % of loss.
     assert share_equal(solved.codes, codes) >= 0.985
     assert solved.loss == pytest.approx(loss, rel=5e-3)
     # The loss that comes out of the solve, and the one from DᵀD, against float64.

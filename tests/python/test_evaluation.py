@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 import mlcalib
 from mlcalib.calibration_sets import stream
+from mlcalib.common import compat
 from mlcalib.evaluation import definition, eval_text, evaluation_dtype, perplexity_of, rows_of
 from mlcalib.evaluation.perplexity import Scores, score
 from mlcalib.report import markdown, metric_table, perplexity_table, rise_table
@@ -165,11 +166,11 @@ def test_auto_is_bfloat16_where_that_is_fast(monkeypatch, folder, model, tokeniz
     options = {"method": "rtn", "tokenizer": tokenizer, "group_size": 32, "progress": False}
     quantized = mlcalib.quantize(model, **options)
     for amx, expected in ((True, "bfloat16"), (False, "auto")):
-        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx)
+        monkeypatch.setattr(compat, "multiplies_bfloat16", lambda amx=amx: amx)
         assert evaluation_dtype([folder, "hub/name"]) == expected
         assert evaluation_dtype([folder, quantized]) == "auto"
         assert evaluation_dtype([folder], "float32") == "float32"
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    monkeypatch.setattr(compat, "multiplies_bfloat16", lambda: True)
     options = {"tokens": 64, "seq_len": 32, "progress": False}
     fast, stored, half = (
         mlcalib.evaluate(folder, "sw", dtype=dtype, **options)

@@ -15,6 +15,7 @@ import lm_eval
 from lm_eval.tasks import TaskManager
 
 from mlcalib.checkpoints.packed import load_to_run
+from mlcalib.common import compat
 from mlcalib.evaluation.lm_eval import LoadedModel
 from mlcalib.evaluation.tasks import run_tasks
 
@@ -139,7 +140,7 @@ def test_another_release_of_the_harness_still_works():
 
 @pytest.mark.parametrize(("amx", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
 def test_the_dtype_is_bfloat16_with_amx(folder, monkeypatch, amx, dtype):
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(compat, "multiplies_bfloat16", lambda: amx)
     assert LoadedModel(str(folder)).model.dtype == dtype
 
 

@@ -6,10 +6,11 @@ says what in it is not public.
 
 Three classes of mlcalib also override what their bases do inside, and say so: ``_RoomyLayer`` in
 ``evaluation.tasks.generating`` (the cache of a layer), ``TaskModel`` in ``evaluation.tasks.model``
-(lm_eval's ``hf``) and ``PackedQuantizer`` in ``packed.config`` (a reader of checkpoints). What the
-modules of a model family are called stands in its adapter, in ``mlcalib.models``.
+(lm_eval's ``hf``) and ``PackedQuantizer`` in ``checkpoints.packed.config`` (a reader of
+checkpoints). What the modules of a model family are called stands in its adapter, in
+``mlcalib.models.families``.
 
-Importing this imports none of the libraries: functions do, when they are called.
+Importing this imports none of them but torch: functions do, when they are called.
 """
 
 import functools
@@ -34,6 +35,12 @@ HARNESS_MODELS = "lm_eval.models"
 
 Section = dict[str, Any]
 """The ``quantization_config`` of a config.json."""
+
+
+def multiplies_bfloat16() -> bool:
+    """Return whether torch multiplies bfloat16 many times faster than float32 here: by AMX."""
+    # Private.
+    return bool(torch.cpu._is_amx_tile_supported())
 
 
 def causal_architecture(model_type: str) -> str | None:

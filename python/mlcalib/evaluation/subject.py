@@ -5,8 +5,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import torch
-
 from mlcalib.checkpoints.packed import load_to_run
 from mlcalib.checkpoints.record import origin
 from mlcalib.common import compat
@@ -124,8 +122,7 @@ def evaluation_dtype(models: "Sequence[Model]", dtype: str = "auto") -> str:
     compared in one. Anything else is what it is: ``auto`` as stored, ``float32``, ….
     """
     in_memory = any(not isinstance(model, str | Path) for model in models)
-    # torch is pinned, so what it does not call public does not change unseen.
-    if dtype == "auto" and not in_memory and torch.cpu._is_amx_tile_supported():
+    if dtype == "auto" and not in_memory and compat.multiplies_bfloat16():
         return "bfloat16"
     return dtype
 

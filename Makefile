@@ -72,7 +72,8 @@ test-python: install
 
 # The core's tests on lesser instruction sets than the processor's own.
 test-isa: install
-	for isa in $$($(BIN)/python -c "from mlcalib import _core; print(*{'avx2', 'baseline'} & {*_core.available_isas()})"); do \
+	isas=$$($(BIN)/python -c "from mlcalib import _core; print(*{'avx2', 'baseline'} & {*_core.available_isas()})"); \
+	for isa in $$isas; do \
 	  echo "== MLCALIB_ISA=$$isa"; export MLCALIB_ISA=$$isa; \
 	  $(BIN)/ctest --test-dir build/release --output-on-failure; \
 	  $(PYTEST) $(CORE_TESTS); \

@@ -18,6 +18,8 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from requirements import group
+
 ROOT = Path(__file__).parent.parent
 CUDA = ROOT / "cpp/src/cuda"
 WHEELS = ROOT / "build/nvcc"
@@ -38,10 +40,8 @@ def find_nvcc() -> str | None:
     installed = WHEELS / "nvidia/cu13/bin/nvcc"
     if not installed.exists():
         print("check_cuda: no nvcc on the path; installing NVIDIA's wheels into build/nvcc")
-        command = [sys.executable, "scripts/requirements.py", "nvcc"]
-        packages = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
-        done = subprocess.run([*pip, "--target", str(WHEELS), *packages.split()], check=False)
+        done = subprocess.run([*pip, "--target", str(WHEELS), *group("nvcc")], check=False)
         if done.returncode != 0:
             return None
         for program in [*installed.parent.iterdir(), *WHEELS.glob("nvidia/cu13/nvvm/bin/*")]:

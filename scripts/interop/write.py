@@ -17,9 +17,8 @@ import torch
 
 from mlcalib._core import GridSpec, rtn
 from mlcalib.checkpoints import save_checkpoint
-from mlcalib.cli.demo import find_smollm2
 from mlcalib.formats import formats
-from mlcalib.models.loading import load_model, load_tokenizer
+from mlcalib.models.loading import find_smollm2, load_model, load_tokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests/python"))
 from small_models import tiny_llama

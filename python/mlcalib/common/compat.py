@@ -1,6 +1,6 @@
 """All that mlcalib uses of other libraries and they do not promise to keep, in one place.
 
-Tried with transformers 5.17, 5.20 and 5.24, lm_eval 0.4.13 and datasets 4.8 to 5.2. Where a
+Tried with transformers 5.17, 5.20, 5.23 and 5.24, lm_eval 0.4.13 and datasets 4.8 to 5.2. Where a
 new release of one of them breaks mlcalib, this is the file to repair; a comment in each function
 says what in it is not public.
 

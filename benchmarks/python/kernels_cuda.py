@@ -1,6 +1,6 @@
 """CUDA kernels against naive torch on the same GPU: Gram update, GPTQ solve, AWQ scale search.
 
-    python benchmarks/python/kernels_cuda.py [gram gptq awq] [--repeats 11] [--json OUT]
+    python benchmarks/python/kernels_cuda.py [--kernels gram gptq awq] [--repeats 11] [--json OUT]
 
 Prints kernel, size, milliseconds of ours and of torch, the ratio, and our share of the GPU's peak
 (measured here as the best large matrix product of the input's type; operations are those of the
@@ -16,12 +16,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from kernels import TOKENS, activations, torch_awq, torch_gptq
+from kernels import activations, torch_awq, torch_gptq
 from torch import Tensor
 
 from mlcalib import _core
 
 POINTS = 20
+SIZES = ((2048, 576), (2048, 1536), (2048, 4096), (2048, 14336), (16384, 4096), (16384, 14336))
+"""Tokens and channels of the Gram cases."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,9 @@ class Result:
 
 
 def gram_cases() -> Iterator[Case]:
-    for channels in (576, 1536, 4096, 14336):
+    for tokens, channels in SIZES:
         for dtype in (torch.float32, torch.bfloat16):
-            x = activations(TOKENS, channels).to("cuda", dtype)
+            x = activations(tokens, channels).to("cuda", dtype)
             statistic = _core.make_statistic("gram", channels)
             gram = torch.zeros(channels, channels, device="cuda")
 
@@ -59,8 +61,8 @@ def gram_cases() -> Iterator[Case]:
             def ours(x: Tensor = x, statistic: _core.Statistic = statistic) -> None:
                 statistic.update(x)
 
-            size = f"{TOKENS}x{channels} {str(dtype).removeprefix('torch.')}"
-            yield Case("gram", size, 2.0 * TOKENS * channels**2, dtype, ours, naive)
+            size = f"{tokens}x{channels} {str(dtype).removeprefix('torch.')}"
+            yield Case("gram", size, 2.0 * tokens * channels**2, dtype, ours, naive)
 
 
 def gram_of(channels: int) -> Tensor:
@@ -140,7 +142,7 @@ def measure(case: Case, repeats: int, peak: float) -> Result:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     kinds = {"gram": gram_cases, "gptq": gptq_cases, "awq": awq_cases}
-    parser.add_argument("kernels", nargs="*", default=list(kinds), choices=list(kinds))
+    parser.add_argument("--kernels", nargs="+", default=list(kinds), choices=list(kinds))
     parser.add_argument("--repeats", type=int, default=11)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()

@@ -121,10 +121,7 @@ std::unique_ptr<Statistic> make_statistic(std::string_view name, int64_t channel
 }
 
 Statistic::Statistic(std::string name, int64_t channels, std::vector<Part> parts)
-    : name_(std::move(name)),
-      channels_(channels),
-      parts_(std::move(parts)),
-      kept_(empty_on(at::kCPU, {})) {}
+    : name_(std::move(name)), channels_(channels), parts_(std::move(parts)) {}
 
 // Those that are alike on both sides of a sum are taken from `alike` where it holds any.
 std::vector<at::Tensor> Statistic::empty_on(at::Device device,
@@ -147,6 +144,7 @@ std::vector<at::Tensor> Statistic::empty_on(at::Device device,
 
 // A difference of as many tokens has none, and is not empty.
 bool Statistic::is_empty() const {
+  if (!begun()) return true;
   if (tokens_ != 0) return false;
   for (size_t i = 0; i < parts_.size(); ++i) {
     if (parts_[i].adds == Part::Adds::kAlike) continue;
@@ -186,9 +184,9 @@ void update(const std::vector<Statistic*>& statistics, const at::Tensor& x,
   }
 }
 
-// The first tokens decide where a statistic is.
+// The first tokens decide where a statistic is; before them it takes no memory.
 void Statistic::settle(at::Device device) {
-  if (this->device() == device) return;
+  if (begun() && this->device() == device) return;
   TORCH_CHECK_VALUE(is_empty(), "the statistic ", name_, " has its tokens on ", this->device(),
                     " and cannot take others from ", device, "; move them with .to().");
   kept_ = empty_on(device, kept_);
@@ -207,6 +205,7 @@ void Statistic::rescale(const at::Tensor& factors) {
                     factors.min().item<float>(), ", expected positive numbers.");
   const LeaveInferenceMode leave;
   const std::unique_lock lock(mutex_);
+  settle(device());
   std::vector<at::Tensor> tensors;
   for (size_t i = 0; i < parts_.size(); ++i) tensors.push_back(shown(parts_[i], kept_[i]));
   multiply(tensors, factors.detach().to(device(), at::kFloat));
@@ -258,9 +257,10 @@ void Statistic::merge(const Statistic& other, double weight) {
 TensorMap Statistic::show(bool copies) const {
   const LeaveInferenceMode leave;
   const std::shared_lock lock = reading();
+  const std::vector<at::Tensor> tensors = begun() ? kept_ : empty_on(device(), {});
   TensorMap result;
   for (size_t i = 0; i < parts_.size(); ++i) {
-    const at::Tensor tensor = shown(parts_[i], kept_[i]);
+    const at::Tensor tensor = shown(parts_[i], tensors[i]);
     // What was unpacked is a copy already.
     result[parts_[i].name] = copies && !parts_[i].symmetric ? tensor.clone() : tensor;
   }

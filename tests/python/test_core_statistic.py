@@ -217,6 +217,14 @@ def test_a_merge_that_fails_changes_nothing(name):
         assert torch.equal(tensor, before[key]), key
 
 
+def test_before_its_first_tokens_a_statistic_takes_no_memory():
+    statistic = core.make_statistic("gram", 1 << 20)  # 4 TB
+    assert statistic.tokens == 0
+    statistic.merge(core.make_statistic("gram", 1 << 20))
+    gram = core.make_statistic("gram", 3)
+    assert core.losses(torch.ones(2, 3), [gram]) == [0.0]
+
+
 def test_an_empty_histogram_merges_into_one_that_was_rescaled():
     statistic, empty = (core.make_statistic("histogram", 4) for _ in range(2))
     statistic.update(activations(5, 4))

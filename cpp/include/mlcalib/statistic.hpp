@@ -73,6 +73,8 @@ class Statistic {
  protected:
   Statistic(std::string name, int64_t channels, std::vector<Part> parts);
 
+  /// Whether it holds tensors: those of an empty statistic are made when the first tokens come.
+  bool begun() const { return !kept_.empty(); }
   /// The tensor of a part: contiguous, or in the device's own layout where it is symmetric.
   const at::Tensor& kept(size_t part) const { return kept_[part]; }
   /// Held by who reads what is kept.
@@ -87,7 +89,7 @@ class Statistic {
  private:
   friend void update(const std::vector<Statistic*>& statistics, const at::Tensor& x,
                      const at::Tensor& reference);
-  at::Device device() const { return kept_.front().device(); }
+  at::Device device() const { return begun() ? kept_.front().device() : at::kCPU; }
   bool is_empty() const;
   void settle(at::Device device);
   std::vector<at::Tensor> empty_on(at::Device device, const std::vector<at::Tensor>& alike) const;

@@ -23,6 +23,7 @@ void Gram::multiply(const std::vector<at::Tensor>& tensors, const at::Tensor& fa
 
 double Gram::dot(const at::Tensor& sums) const {
   const std::shared_lock lock = reading();
+  if (!begun()) return 0;
   check_device(kept(0), "a Gram", sums, "the change");
   return gram_dot_stub(sums.device().type(), sums, kept(0), channels());
 }

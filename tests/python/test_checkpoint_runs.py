@@ -15,7 +15,7 @@ from small_models import ARCHITECTURES, tiny_llama, tiny_model
 from small_text import IDS
 
 import mlcalib
-from mlcalib.quantization.block_files import Parts
+from mlcalib.quantization.block_files import BlockFiles
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def test_goes_on_where_it_stopped(
     options = {"group_size": 32, "progress": False, **options}
     mlcalib.quantize_checkpoint(source, tmp_path / "a", calibration, **options)
     options["hidden_states"] = hidden
-    write = Parts.write
+    write = BlockFiles.write
     written = []
 
     def failing(self, block, tensors, record):
@@ -123,7 +123,7 @@ def test_goes_on_where_it_stopped(
         if len(written) == after:
             raise Killed
 
-    monkeypatch.setattr(Parts, "write", failing)
+    monkeypatch.setattr(BlockFiles, "write", failing)
     with pytest.raises(Killed):
         mlcalib.quantize_checkpoint(source, tmp_path / "b", calibration, **options)
     mlcalib.quantize_checkpoint(source, tmp_path / "b", calibration, **options)
@@ -248,13 +248,13 @@ def test_every_format_streams(form, propagate, saved, calibration, tmp_path, mon
     if form == "gguf":
         options["symmetric"] = True
     mlcalib.quantize(source, calibration, **options).save(tmp_path / "a", form)
-    write = Parts.write
+    write = BlockFiles.write
 
     def failing(self, block, *rest):
         write(self, block, *rest)
         raise Killed
 
-    monkeypatch.setattr(Parts, "write", failing)
+    monkeypatch.setattr(BlockFiles, "write", failing)
     with pytest.raises(Killed):
         mlcalib.quantize_checkpoint(source, tmp_path / "b", calibration, **options)
     monkeypatch.undo()

@@ -14,7 +14,7 @@ from mlcalib.checkpoints import load_quantized
 from mlcalib.common.layer_names import fused_groups, patterns
 from mlcalib.models import find_adapter
 from mlcalib.quantization import propagation as flow
-from mlcalib.quantization import quantize as pipeline
+from mlcalib.quantization import source
 from mlcalib.quantization.overrides import resolve
 from mlcalib.quantizers import quantizers
 from mlcalib.statistics import StatisticSet
@@ -249,11 +249,7 @@ def test_linears_of_one_input_are_solved_by_their_own_quantizers(model):
     exceptions = {name.format("q"): eight, name.format("k"): None}
 
     def solve(quantizer, **options):
-        solved = pipeline.quantize_blocks(
-            copy.deepcopy(model), find_adapter("LlamaForCausalLM"), quantizer, calibration,
-            propagate="float", progress=False, **options,
-        )  # fmt: skip
-        return solved.linears
+        return quantize_blocks(model, quantizer, calibration, propagate="float", **options).linears
 
     mixed, all_four, all_eight = solve(four, exceptions=exceptions), solve(four), solve(eight)
     assert name.format("k") not in mixed
@@ -300,7 +296,7 @@ def folder(model, tokenizer, tmp_path):
 
 
 def test_torn_fused_layers_are_refused_before_weights_are_read(quantize, folder, monkeypatch):
-    monkeypatch.setattr(pipeline, "load_model", None)
+    monkeypatch.setattr(source, "load_model", None)
     with pytest.raises(ValueError, match=r"'q_proj' takes model\.layers\.0\.self_attn\.q"):
         quantize(folder, skip=["q_proj"])
 
@@ -399,4 +395,5 @@ def test_vllm_finds_the_grid_of_each_layer(quantize, tmp_path, options):
 
 def test_the_names_in_a_folder_are_those_of_the_loaded_model(folder, model):
     names = [name for name, _ in find_adapter("LlamaForCausalLM").named_linears(model)]
-    assert pipeline._linear_names(folder) == pipeline._linear_names(model) == names
+    for opened in (source.UnloadedSource(str(folder), "auto"), source.live_source(model)):
+        assert [name for name, _ in opened.adapter.named_linears(opened.model)] == names

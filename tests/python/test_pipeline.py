@@ -5,11 +5,11 @@ import copy
 import pytest
 import torch
 from small_models import tiny_llama
+from small_pass import quantize_blocks
 
 import mlcalib
 from mlcalib import _core
 from mlcalib.models import find_adapter
-from mlcalib.quantization.quantize import quantize_blocks
 from mlcalib.quantizers import Quantizer, quantizers
 from mlcalib.quantizers.base import QuantizerOptions
 from mlcalib.statistics import StatisticSet
@@ -47,9 +47,7 @@ class Recording(Quantizer):
 
 def recorded(model, calibration, propagate):
     quantizer = Recording()
-    quantize_blocks(
-        copy.deepcopy(model), ADAPTER, quantizer, calibration, propagate=propagate, progress=False
-    )
+    quantize_blocks(model, quantizer, calibration, propagate=propagate)
     return quantizer.seen
 
 

@@ -11,7 +11,7 @@ from small_tasks import write_all
 import mlcalib
 from mlcalib.evaluation import scorer as scoring
 from mlcalib.judging import pair, read_generations
-from mlcalib.quantization.block_files import Parts
+from mlcalib.quantization.block_files import BlockFiles
 from mlcalib.studies import read_study, settings_of, variants_of
 
 SENTENCES = {
@@ -180,7 +180,7 @@ def test_goes_on_where_it_stopped(spec, tmp_path, monkeypatch, after, hidden):
     spec["evaluation"] = None
     run(spec, tmp_path / "a")
     spec["hidden_states"] = hidden
-    write, count = Parts.write, []
+    write, count = BlockFiles.write, []
 
     def failing(self, *args):
         count.append(1)
@@ -188,7 +188,7 @@ def test_goes_on_where_it_stopped(spec, tmp_path, monkeypatch, after, hidden):
             raise Killed
         write(self, *args)
 
-    monkeypatch.setattr(Parts, "write", failing)
+    monkeypatch.setattr(BlockFiles, "write", failing)
     with pytest.raises(Killed):
         run(spec, tmp_path / "b")
     run(spec, tmp_path / "b")
@@ -300,7 +300,7 @@ def test_plan_says_what_it_takes(spec, tmp_path, capsys):
 def test_without_text_the_layers_go_on_too(spec, tmp_path, monkeypatch):
     spec |= {"quantizers": [{"method": "rtn", "group_size": 32}], "settings": []}
     run(spec, tmp_path / "a")
-    write, count = Parts.write, []
+    write, count = BlockFiles.write, []
 
     def failing(self, *args):
         count.append(1)
@@ -308,7 +308,7 @@ def test_without_text_the_layers_go_on_too(spec, tmp_path, monkeypatch):
             raise Killed
         write(self, *args)
 
-    monkeypatch.setattr(Parts, "write", failing)
+    monkeypatch.setattr(BlockFiles, "write", failing)
     with pytest.raises(Killed):
         run(spec, tmp_path / "b")
     run(spec, tmp_path / "b")

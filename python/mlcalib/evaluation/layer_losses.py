@@ -4,20 +4,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from mlcalib.calibration_sets import CalibrationSet, build
 from mlcalib.common.stopwatch import Stopwatch
 from mlcalib.corpora import open_corpus
 from mlcalib.languages import LanguageSet, language_set
-from mlcalib.models import find_adapter
-from mlcalib.models.experts import unfuse
-from mlcalib.models.loading import load_model, shared_copy
-from mlcalib.quantization.propagation import Flow
+from mlcalib.quantization.block_pass import run_pass
+from mlcalib.quantization.job import BlockView, Observation
 from mlcalib.quantization.quantized_model import QuantizedModel
 from mlcalib.quantization.solve import losses_per_token, references
+from mlcalib.quantization.source import open_source
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -26,7 +23,6 @@ LayerLosses = dict[str, dict[str, float]]
 """Linear → language → loss per token."""
 
 
-@torch.no_grad()
 def layer_losses(
     model: "str | Path | PreTrainedModel",
     quantized: Sequence[QuantizedModel],
@@ -42,8 +38,9 @@ def layer_losses(
     """Measure the loss of every quantized linear per language on held-out text.
 
     ``QuantizedModel.losses`` holds only the languages of its own calibration text. Here all models
-    are measured on one text, behind float blocks, in one pass of the float model: tr(D G Dᵀ) per
-    token, with D the change of the weight and G the Gram of that language.
+    are measured on one text, in one pass of the float model (streamed from safetensors files, a
+    block at a time): tr(D G Dᵀ) per token, with D the change of the weight and G the Gram of that
+    language.
 
     Args:
         model: the float model: a folder, a hub name, a GGUF file, or a transformers model.
@@ -66,26 +63,45 @@ def layer_losses(
             on other inputs than the float model's.
         ValueError: no quantized model, one of another float model, or too little text.
     """
-    live = load_model(str(model), dtype) if isinstance(model, str | Path) else shared_copy(model)
-    adapter = find_adapter(type(live).__name__)
-    unfuse(live, adapter)
-    weights = {name: linear.weight for name, linear in adapter.named_linears(live)}
-    _check(quantized, weights)
+    source = open_source(model, dtype)
+    _check(
+        quantized, {name: each.weight for name, each in source.adapter.named_linears(source.model)}
+    )
     text = _text(quantized[0].tokenizer, languages, corpus, tokens, seq_len, separator)
-    flow = Flow(live, adapter, text, Stopwatch())
-    found: list[LayerLosses] = [{} for _ in quantized]
-    blocks = adapter.named_blocks(live)
-    for name, block in tqdm(blocks, desc="layer losses", unit="block", disable=not progress):
-        statistics = flow.collect(name, block, ("gram",), skipped=(), advance=True)
-        flow.turn()
-        measured = references(statistics)
-        for reader, members in adapter.linears_of(block).items():
-            for layer in (f"{name}.{member}" for member in members):
-                for each, losses in zip(quantized, found, strict=True):
+    losses = _Losses(quantized)
+    run_pass(
+        source,
+        [losses],
+        text,
+        propagate="float",
+        stopwatch=Stopwatch(),
+        description="layer losses" if progress else None,
+    )
+    return losses.found
+
+
+class _Losses(Observation):
+    """Measures what each quantized model changed in each block."""
+
+    kinds = ("gram",)
+
+    def __init__(self, quantized: Sequence[QuantizedModel]) -> None:
+        """Take the quantized models."""
+        super().__init__()
+        self._quantized = quantized
+        self.found: list[LayerLosses] = [{} for _ in quantized]
+
+    def see(self, block: BlockView) -> None:
+        """See ``Observation``."""
+        measured = references(block.statistics)
+        for reader, members in block.adapter.linears_of(block.module).items():
+            for member in members:
+                layer = f"{block.name}.{member}"
+                weight = block.adapter.linear(block.module, member).weight
+                for each, losses in zip(self._quantized, self.found, strict=True):
                     if (result := each.linears.get(layer)) is not None:
-                        change = weights[layer].float() - result.dequantize()
+                        change = weight.float() - result.dequantize()
                         losses[layer] = losses_per_token(change, measured[reader])
-    return found
 
 
 def _check(quantized: Sequence[QuantizedModel], weights: Mapping[str, Tensor]) -> None:

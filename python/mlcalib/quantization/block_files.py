@@ -1,7 +1,6 @@
 """A checkpoint in the making: one file for each finished block."""
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from torch import Tensor
 from mlcalib.common.safetensors_write import Piece, file_pieces, tensor_piece, write_safetensors
 
 
-class Parts:
+class BlockFiles:
     """The finished blocks of a checkpoint, in a folder; a killed process finds them there."""
 
     def __init__(self, folder: str | Path) -> None:
@@ -50,10 +49,6 @@ class Parts:
         """Return the tensors of a finished block, to be written elsewhere."""
         pieces = file_pieces(self._file(block))
         return {name: pieces[name] for name in self.record(block)["names"]}
-
-    def remove(self) -> None:
-        """Remove them all."""
-        shutil.rmtree(self.folder)
 
     def _file(self, block: str) -> Path:
         return self.folder / f"{block}.safetensors"

@@ -1,103 +1,124 @@
-"""The files of finished blocks put together into a checkpoint."""
+"""Finished blocks put together into a checkpoint."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
-from mlcalib._core import QuantizedLinear
+from mlcalib._core import GridSpec
 from mlcalib.calibration_sets import CalibrationSet
 from mlcalib.checkpoints import quantization_section, write_checkpoint, write_file_checkpoint
 from mlcalib.checkpoints.card import model_card
 from mlcalib.checkpoints.record import checkpoint_record
 from mlcalib.common.layer_names import saved_name
 from mlcalib.common.safetensors_write import Piece
-from mlcalib.quantization.block_files import Parts
-from mlcalib.quantization.job import Job, finished_linear
-from mlcalib.quantization.recipe import Recipe
-from mlcalib.quantization.source import Source, outside_names
+from mlcalib.quantization.sink import Content, Sink
+from mlcalib.quantization.source import Source
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from mlcalib._core import Order
 
-def finish(
-    job: Job,
+
+def merged(source: Source, sink: Sink, *keys: str) -> list[dict[str, Any]]:
+    """Return entries of the records of all blocks, each put together.
+
+    Args:
+        source: the model.
+        sink: all of its blocks are finished.
+        keys: of a block's record: ``layers``, ``scales``, ``expert_tokens``, ``calibration`` or
+            ``heldout``.
+    """
+    found: dict[str, dict[str, Any]] = {key: {} for key in keys}
+    for name, _ in source.adapter.named_blocks(source.model):
+        record = sink.record(name)
+        for key in keys:
+            found[key] |= record[key]
+    return [found[key] for key in keys]
+
+
+def finish_record(
     source: Source,
-    tokenizer: "PreTrainedTokenizerBase",
-    out: Path,
-    recipe: Recipe,
+    sink: Sink,
+    description: Mapping[str, Any],
     calibration: CalibrationSet | None,
     seconds: Mapping[str, float],
 ) -> dict[str, Any]:
-    """Write the checkpoint whose blocks are finished; return what ``mlcalib.json`` records."""
-    adapter, model = source.adapter, source.model
-    blocks = [name for name, _ in adapter.named_blocks(model)]
-    parts: dict[str, dict[str, Any]] = {"layers": {}, "scales": {}, "expert_tokens": {}}
-    for name in blocks:
-        found = job.parts.record(name)
-        for key in parts:
-            parts[key] |= found[key]
-    record = checkpoint_record(
-        recipe.description,
-        calibration,
-        parts["layers"],
-        parts["scales"],
-        parts["expert_tokens"],
-        seconds,
-    )
+    """Return what ``mlcalib.json`` records of a checkpoint whose blocks are finished."""
+    layers, scales, expert_tokens = merged(source, sink, "layers", "scales", "expert_tokens")
+    return checkpoint_record(description, calibration, layers, scales, expert_tokens, seconds)
+
+
+def finish(
+    source: Source,
+    sink: Sink,
+    specs: Mapping[str, GridSpec],
+    order: "Order",
+    tokenizer: "PreTrainedTokenizerBase",
+    out: str | Path,
+    record: Mapping[str, Any],
+) -> None:
+    """Write the checkpoint whose blocks are finished; all of it or nothing.
+
+    Args:
+        source: gives the config and all tensors outside of blocks.
+        sink: gives the blocks.
+        specs: linear (its name in the model) → its grid.
+        order: the order in which the solver visited channels.
+        tokenizer: is saved with the model.
+        out: the folder, as for ``check_output``.
+        record: content of ``mlcalib.json``.
+
+    Raises:
+        FileExistsError: ``out`` exists and is not empty.
+        OSError: ``out`` cannot be written.
+        ValueError: the format cannot hold these grids.
+    """
+    form, model = sink.checkpoint_format, source.model
     card = model_card(record)
-    if job.checkpoint_format.file is not None:
-        contents = _contents(source, job, blocks)
-        write_file_checkpoint(
-            model, tokenizer, out, job.checkpoint_format, contents, record, card=card
-        )
-        return record
-    section = quantization_section(
-        model, job.checkpoint_format, job.specs, recipe.quantizer.order, adapter.saved_names
-    )
+    if form.file is not None:
+        contents = _contents(source, sink)
+        write_file_checkpoint(model, tokenizer, out, form, contents, record, card=card)
+        return
     write_checkpoint(
         model,
         tokenizer,
         out,
-        section,
-        _pieces(source, job.parts, blocks),
+        quantization_section(model, form, specs, order, source.adapter.saved_names),
+        _pieces(source, sink),
         record,
-        config_file=job.checkpoint_format.config_file,
+        config_file=form.config_file,
         card=card,
     )
-    return record
 
 
-def _pieces(source: Source, parts: Parts, blocks: Sequence[str]) -> dict[str, Piece]:
+def _pieces(source: Source, sink: Sink) -> dict[str, Piece]:
     """Return all tensors of the checkpoint, in the model's order."""
     outside = source.outside()
     found: dict[str, Piece] = {}
-    left = list(blocks)
-    for key in source.model.state_dict():
-        if left and key.startswith(f"{left[0]}."):
-            found |= parts.pieces(left.pop(0))
-        elif key in outside:
-            found[saved_name(key, source.adapter.saved_names)] = outside[key]
+    for name, is_block in _in_order(source):
+        if is_block:
+            found |= sink.pieces(name)
+        else:
+            found[saved_name(name, source.adapter.saved_names)] = outside[name]
     return found
 
 
-def _contents(
-    source: Source, job: Job, blocks: Sequence[str]
-) -> Iterator[tuple[str, Tensor | QuantizedLinear]]:
+def _contents(source: Source, sink: Sink) -> Iterator[Content]:
     """Yield all tensors by their names in the model, and quantized linears by their own."""
-    outside = outside_names(source.model, source.adapter)
-    left = list(blocks)
+    for name, is_block in _in_order(source):
+        if is_block:
+            yield from sink.contents(name)
+        else:
+            yield name, source.tensor(name)
+
+
+def _in_order(source: Source) -> Iterator[tuple[str, bool]]:
+    """Yield the tensors outside of blocks and the blocks, in the model's order; which it is."""
+    outside = set(source.outside_names())
+    left = [name for name, _ in source.adapter.named_blocks(source.model)]
     for key in source.model.state_dict():
-        if key in outside:
-            yield key, source.tensor(key)
-        elif left and key.startswith(f"{left[0]}."):
-            block = left.pop(0)
-            tensors = job.parts.tensors(block)
-            for name in job.parts.record(block)["names"]:
-                layer, _, kind = name.rpartition(".")
-                if layer not in job.specs or kind == "bias":
-                    yield name, tensors[name]
-                elif kind == "codes":
-                    yield layer, finished_linear(job, source.adapter, tensors, layer)
+        if left and key.startswith(f"{left[0]}."):
+            yield left.pop(0), True
+        elif key in outside:
+            yield key, False

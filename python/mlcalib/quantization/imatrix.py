@@ -6,24 +6,22 @@ so that any mixture can be written without another pass.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from tqdm.auto import tqdm
 
 from mlcalib.calibration_sets import CalibrationSet
 from mlcalib.checkpoints.imatrix_file import Importance, ImportanceFile, Layout
 from mlcalib.common.optional import optional
 from mlcalib.common.stopwatch import Stopwatch
-from mlcalib.models import Adapter, find_adapter
-from mlcalib.models.experts import unfuse
-from mlcalib.models.loading import architecture, check_source, load_model, shared_copy
-from mlcalib.quantization.propagation import Flow
+from mlcalib.models import Adapter
+from mlcalib.quantization.block_pass import run_pass
+from mlcalib.quantization.job import BlockView, Observation
 from mlcalib.quantization.solve import longest
+from mlcalib.quantization.source import open_source
 from mlcalib.statistics import StatisticSet, mix
 
 if TYPE_CHECKING:
@@ -105,7 +103,6 @@ class ImportanceMatrix:
         ImportanceFile(entries, (dataset,), -(-seen // size), size).save(path, layout=layout)
 
 
-@torch.no_grad()
 def imatrix(
     model: "str | Path | PreTrainedModel",
     calibration: CalibrationSet,
@@ -114,6 +111,8 @@ def imatrix(
     progress: bool = True,
 ) -> ImportanceMatrix:
     """Gather the importance of every linear of a model's blocks, in one pass for all languages.
+
+    A model in safetensors files is streamed: one block at a time is in memory.
 
     Args:
         model: a folder, a hub name, a GGUF file, or a transformers model, which is not changed.
@@ -127,29 +126,40 @@ def imatrix(
         ImportError: the package gguf is missing.
     """
     gguf = optional("gguf", "gguf", "an importance matrix")
-    if isinstance(model, str | Path):
-        check_source(str(model))
-        name = architecture(str(model))
-        adapter, live = find_adapter(name), load_model(str(model), dtype)
-    else:
-        name = type(model).__name__
-        adapter, live = find_adapter(name), shared_copy(model).eval()
-    names = _tensor_names(gguf, name, adapter, live)
-    unfuse(live, adapter)
-    flow = Flow(live, adapter, calibration, Stopwatch())
-    found: dict[str, list[dict[str, StatisticSet]]] = {}
-    blocks = adapter.named_blocks(live)
-    for path, block in tqdm(blocks, desc="imatrix", unit="block", disable=not progress):
-        statistics = flow.collect(path, block, ("moments",), skipped=(), advance=True)
-        for key, members in adapter.linears_of(block).items():
+    source = open_source(model, dtype)
+    names = _tensor_names(gguf, type(source.model).__name__, source.adapter, source.model)
+    moments = _Moments(names)
+    run_pass(
+        source,
+        [moments],
+        calibration,
+        propagate="float",
+        stopwatch=Stopwatch(),
+        description="imatrix" if progress else None,
+    )
+    return ImportanceMatrix(moments.found, calibration)
+
+
+class _Moments(Observation):
+    """Keeps the moments of each linear's input, by the name of its tensor in a GGUF file."""
+
+    kinds = ("moments",)
+
+    def __init__(self, tensor_name: Callable[[str], str]) -> None:
+        """Take what turns a linear's name into its tensor's."""
+        super().__init__()
+        self._tensor_name = tensor_name
+        self.found: dict[str, list[dict[str, StatisticSet]]] = {}
+
+    def see(self, block: BlockView) -> None:
+        """See ``Observation``."""
+        for key, members in block.adapter.linears_of(block.module).items():
             for member in members:
-                tensor = names(f"{path}.{member}")
-                found.setdefault(tensor, []).append(longest(statistics[key]))
-        flow.turn()
-    return ImportanceMatrix(found, calibration)
+                tensor = self._tensor_name(f"{block.name}.{member}")
+                self.found.setdefault(tensor, []).append(longest(block.statistics[key]))
 
 
-def _tensor_names(gguf: Any, name: str, adapter: Adapter, model: Any) -> Any:
+def _tensor_names(gguf: Any, name: str, adapter: Adapter, model: Any) -> Callable[[str], str]:
     """Return a function from a linear's name to its tensor's name in a GGUF file."""
     if name not in _ARCHITECTURES:
         raise NotImplementedError(

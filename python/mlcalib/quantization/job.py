@@ -1,90 +1,200 @@
-"""A variant on its way to a checkpoint, and its finished blocks."""
+"""What a pass does with each block, beside moving the text through it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
-from torch import Tensor, nn
+from torch import nn
 
-from mlcalib._core import Grid, GridSpec, QuantizedLinear
-from mlcalib.common.layer_names import saved_name
+from mlcalib.checkpoints.record import layer_record
 from mlcalib.common.stopwatch import Stopwatch
-from mlcalib.formats import Format
 from mlcalib.models import Adapter
-from mlcalib.quantization.block_files import Parts
-from mlcalib.quantization.variant import Variant
+from mlcalib.quantization.propagation import BlockStatistics, Flow, Probe
+from mlcalib.quantization.sink import Sink
+from mlcalib.quantization.solve import References, expert_tokens, input_ranges
+from mlcalib.quantization.source import copied
+from mlcalib.quantization.variant import Variant, VariantBlock
+
+Text = tuple[str, str]
+"""Whose text a loss is measured on: kind (``calibration``, ``heldout``) and language."""
 
 
 @dataclass
-class Job:
-    """A variant on its way to a checkpoint.
+class BlockView:
+    """A block as a job meets it.
+
+    Attributes:
+        adapter: the model's family.
+        name: of the block in the model.
+        module: with its own weights, which other jobs see too: to be copied before it is changed.
+        statistics: of its inputs.
+        measured: Grams to measure losses with.
+    """
+
+    adapter: Adapter
+    name: str
+    module: nn.Module
+    statistics: BlockStatistics
+    measured: References[Text]
+
+
+class Job(Protocol):
+    """What a pass does with each block."""
+
+    @property
+    def kinds(self) -> Iterable[str]:
+        """Statistics to be kept of each input."""
+
+    @property
+    def skipped(self) -> set[str]:
+        """Linears (names in the model) of which it needs no statistics."""
+
+    def has(self, block_name: str) -> bool:
+        """Return whether a block is done."""
+
+    def probe(self, flow: Flow | None, block_name: str) -> Probe | None:
+        """Return hidden states to run the block on, before they move on; None for none."""
+
+    def run(self, block: BlockView, probe: Probe | None) -> nn.Module:
+        """Do it; return the block that the text goes on through in a quantized model."""
+
+    def restore(self, block_name: str, block: nn.Module) -> None:
+        """Give a block that is done the parameters that ``run`` returned it with."""
+
+    def note(self) -> str:
+        """Return what a progress bar tells of the last block."""
+
+
+@dataclass
+class QuantizationJob:
+    """Quantizes each block one way; see ``Job``.
 
     Attributes:
         variant: what solves, and on what.
-        checkpoint_format: how its linears are held.
-        specs: the grid of each linear.
-        parts: its finished blocks.
+        sink: keeps the finished blocks.
         stopwatch: time spent on it alone.
+        loss: of the last block, per token.
     """
 
     variant: Variant
-    checkpoint_format: Format
-    specs: Mapping[str, GridSpec]
-    parts: Parts
+    sink: Sink
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
+    loss: float = 0.0
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """See ``Job``."""
+        return self.variant.kinds
+
+    @property
+    def skipped(self) -> set[str]:
+        """See ``Job``."""
+        return self.variant.skipped
+
+    def has(self, block_name: str) -> bool:
+        """See ``Job``."""
+        return self.sink.has(block_name)
+
+    def probe(self, flow: Flow | None, block_name: str) -> Probe | None:
+        """See ``Job``."""
+        return self.variant.probe(flow, block_name)
+
+    def run(self, block: BlockView, probe: Probe | None) -> nn.Module:
+        """See ``Job``; the block is kept when it returns."""
+        adapter, name, own = block.adapter, block.name, copied(block.module)
+        solved = self.variant.solve(
+            adapter, name, own, block.statistics, block.measured, probe, self.stopwatch
+        )
+        mixture = self.variant.mixture
+        mixed: BlockStatistics = {
+            input_name: {prefix: by_prefix[prefix] for prefix in mixture}
+            for input_name, by_prefix in block.statistics.items()
+            if mixture
+        }
+        with self.stopwatch.timed("write"):
+            record = {
+                **_losses(solved),
+                "layers": self._layers(solved, input_ranges(adapter, name, own, mixed)),
+                "scales": solved.scales,
+                "expert_tokens": expert_tokens(adapter, name, own, mixed),
+            }
+            self.sink.keep(name, own, solved.linears, record)
+        self.loss = solved.loss
+        return own
+
+    def restore(self, block_name: str, block: nn.Module) -> None:
+        """See ``Job``."""
+        self.sink.restore(block_name, block)
+
+    def note(self) -> str:
+        """See ``Job``."""
+        return f"loss/token {self.loss:.3g}"
+
+    def _layers(
+        self,
+        solved: VariantBlock[Text],
+        ranges: Mapping[str, Mapping[str, tuple[float, float]]],
+    ) -> dict[str, Any]:
+        languages = {prefix.language for prefix in self.variant.mixture}
+        return {
+            layer: layer_record(
+                linear,
+                {
+                    language: loss
+                    for (kind, language), loss in solved.losses[layer].items()
+                    if kind == "calibration" and language in languages
+                },
+                ranges.get(layer, {}),
+            )
+            for layer, linear in solved.linears.items()
+        }
 
 
-def packed(
-    job: Job,
-    adapter: Adapter,
-    block_name: str,
-    block: nn.Module,
-    linears: Mapping[str, QuantizedLinear],
-) -> dict[str, Tensor]:
-    """Return the tensors of a quantized block, by their names in the checkpoint, in order."""
-    found: dict[str, Tensor] = {}
-    whole = job.checkpoint_format.file is not None  # packed when the file is written
-    for key, tensor in block.state_dict().items():
-        layer = f"{block_name}.{key.removesuffix('.weight')}"
-        if layer not in linears:
-            found[f"{block_name}.{key}"] = tensor
-        elif whole:
-            linear = linears[layer]
-            found[f"{layer}.codes"] = linear.codes
-            found[f"{layer}.scale"], found[f"{layer}.zero"] = linear.grid.scale, linear.grid.zero
-        else:
-            found |= job.checkpoint_format.pack(layer, linears[layer])
-    if whole:
-        return found
-    return {saved_name(name, adapter.saved_names): tensor for name, tensor in found.items()}
+class Observation:
+    """A job that looks at blocks and leaves them as they are; see ``Job``."""
+
+    kinds: tuple[str, ...] = ()
+    """See ``Job``."""
+
+    def __init__(self) -> None:
+        """Start with the first block."""
+        self._done: set[str] = set()
+
+    @property
+    def skipped(self) -> set[str]:
+        """See ``Job``: none."""
+        return set()
+
+    def has(self, block_name: str) -> bool:
+        """See ``Job``."""
+        return block_name in self._done
+
+    def probe(self, flow: Flow | None, block_name: str) -> Probe | None:
+        """See ``Job``: none."""
+        return None
+
+    def run(self, block: BlockView, probe: Probe | None) -> nn.Module:
+        """See ``Job``."""
+        self.see(block)
+        self._done.add(block.name)
+        return block.module
+
+    def see(self, block: BlockView) -> None:
+        """Take from a block's statistics what is wanted."""
+        raise NotImplementedError
+
+    def restore(self, block_name: str, block: nn.Module) -> None:
+        """See ``Job``: nothing was changed."""
+
+    def note(self) -> str:
+        """See ``Job``: nothing."""
+        return ""
 
 
-def finished_linear(
-    job: Job, adapter: Adapter, tensors: Mapping[str, Tensor], layer: str
-) -> QuantizedLinear:
-    """Return a linear of a finished block.
-
-    Args:
-        job: what made it.
-        adapter: the model's family.
-        tensors: of the block's part.
-        layer: its name in the model.
-    """
-    spec = job.specs[layer]
-    if job.checkpoint_format.file is not None:
-        grid = Grid(tensors[f"{layer}.scale"], tensors[f"{layer}.zero"], spec)
-        return QuantizedLinear(tensors[f"{layer}.codes"], grid)
-    name = saved_name(layer, adapter.saved_names)
-    return job.checkpoint_format.unpack(name, tensors, spec)
-
-
-def restore(job: Job, adapter: Adapter, block_name: str, block: nn.Module) -> None:
-    """Give a block the weights that its finished part holds, as ``Variant.solve`` leaves them."""
-    tensors = job.parts.tensors(block_name)
-    names = {} if job.checkpoint_format.file is not None else adapter.saved_names
-    for path, module in block.named_modules():
-        for key, parameter in module.named_parameters(recurse=False):
-            layer = f"{block_name}.{path}".removesuffix(".")
-            value = tensors.get(saved_name(f"{layer}.{key}", names))
-            if value is None:
-                value = finished_linear(job, adapter, tensors, layer).dequantize()
-            setattr(module, key, nn.Parameter(value.to(parameter.dtype), requires_grad=False))
+def _losses(solved: VariantBlock[Text]) -> dict[str, dict[str, dict[str, float]]]:
+    """Return kind of text → linear → language → loss per token."""
+    found: dict[str, dict[str, dict[str, float]]] = {"calibration": {}, "heldout": {}}
+    for layer, losses in solved.losses.items():
+        for (kind, language), loss in losses.items():
+            found[kind].setdefault(layer, {})[language] = loss
+    return found

@@ -3,26 +3,24 @@
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from mlcalib.calibration_sets import CalibrationSet
 from mlcalib.common.files import check_output, locked, remove_partial
 from mlcalib.common.safetensors_read import read_json
 from mlcalib.common.stopwatch import Stopwatch
 from mlcalib.models.loading import load_tokenizer
-from mlcalib.quantization.block_files import Parts
+from mlcalib.quantization.block_files import BlockFiles
 from mlcalib.quantization.block_pass import Propagate, run_pass
-from mlcalib.quantization.finish import finish
+from mlcalib.quantization.finish import finish, finish_record
 from mlcalib.quantization.hidden_states import HiddenStatesOnDisk
-from mlcalib.quantization.job import Job
+from mlcalib.quantization.job import QuantizationJob
 from mlcalib.quantization.manifest import claim, machine, recipe_inputs
 from mlcalib.quantization.propagation import mixture_of
 from mlcalib.quantization.recipe import check_method, make_recipe
+from mlcalib.quantization.sink import FileSink
 from mlcalib.quantization.source import open_source
 from mlcalib.quantization.variant import Variant
-
-if TYPE_CHECKING:
-    pass
 
 
 def quantize_checkpoint(  # noqa: PLR0913 - what a quantization is made of
@@ -50,16 +48,16 @@ def quantize_checkpoint(  # noqa: PLR0913 - what a quantization is made of
         model: a folder with safetensors, a hub name, or a GGUF file (which is held in memory).
         out: the folder to write; must not exist.
         calibration: see ``mlcalib.calibration``; None for methods that need none.
-        method: see ``mlcalib.quantize``, as all that is not named here.
-        propagate: the same.
-        format: the same.
-        dtype: the same.
+        method: see ``mlcalib.quantize``.
+        propagate: see ``mlcalib.quantize``.
+        format: see ``mlcalib.quantize``.
+        dtype: see ``mlcalib.quantize``.
         hidden_states: where the text lives between two blocks: ``memory``, or ``disk``, from where
             a killed run goes on at once; otherwise it takes the text through the finished blocks.
-        progress: the same.
-        skip: the same.
-        overrides: the same.
-        options: the same.
+        progress: show a bar.
+        skip: see ``mlcalib.quantize``.
+        overrides: see ``mlcalib.quantize``.
+        options: of the quantizer, see ``mlcalib.quantize``.
 
     Returns:
         What ``mlcalib.json`` records.
@@ -101,12 +99,10 @@ def quantize_checkpoint(  # noqa: PLR0913 - what a quantization is made of
             if (out / "mlcalib.json").is_file():  # it was killed when all was written
                 shutil.rmtree(folder)
                 return read_json(out / "mlcalib.json")
-        variant = Variant(
-            recipe.quantizer,
-            recipe.exceptions,
-            {} if calibration is None else mixture_of(calibration),
-        )
-        job = Job(variant, recipe.checkpoint_format, recipe.specs, Parts(folder / "blocks"))
+        mixture = {} if calibration is None else mixture_of(calibration)
+        files = BlockFiles(folder / "blocks")
+        sink = FileSink(files, source.adapter, recipe.checkpoint_format, recipe.specs)
+        job = QuantizationJob(Variant(recipe.quantizer, recipe.exceptions, mixture), sink)
         run_pass(
             source,
             [job],
@@ -114,9 +110,10 @@ def quantize_checkpoint(  # noqa: PLR0913 - what a quantization is made of
             propagate=propagate,
             hidden=HiddenStatesOnDisk(folder / "hidden") if hidden_states == "disk" else None,
             stopwatch=stopwatch,
-            progress=progress,
+            description="quantizing" if progress else None,
         )
         seconds = stopwatch.seconds | job.stopwatch.seconds
-        record = finish(job, source, tokenizer, out, recipe, calibration, seconds)
+        record = finish_record(source, sink, recipe.description, calibration, seconds)
+        finish(source, sink, recipe.specs, recipe.quantizer.order, tokenizer, out, record)
         shutil.rmtree(folder)
     return record

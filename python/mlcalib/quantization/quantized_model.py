@@ -5,13 +5,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlcalib._core import QuantizedLinear
+from mlcalib._core import GridSpec, QuantizedLinear
 from mlcalib.calibration_sets import CalibrationSet
-from mlcalib.checkpoints import save_checkpoint
-from mlcalib.checkpoints.card import model_card
 from mlcalib.checkpoints.record import checkpoint_record, layer_record, summary
-from mlcalib.formats import formats
+from mlcalib.formats import Format, formats
 from mlcalib.models import find_adapter
+from mlcalib.quantization.finish import finish
+from mlcalib.quantization.sink import MemorySink
+from mlcalib.quantization.source import Source
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -59,18 +60,27 @@ class QuantizedModel:
         """
         start = time.perf_counter()
         record = self.metadata(format)
-        save_checkpoint(
-            self.model,
-            self.tokenizer,
-            out,
-            formats.get(format)(),
-            self.linears,
-            record,
-            order=self.recipe["order"],
-            saved_names=find_adapter(type(self.model).__name__).saved_names,
-            card=model_card(record),
-        )
-        self.seconds["write"] = time.perf_counter() - start
+        model, adapter = self.model, find_adapter(type(self.model).__name__)
+        sink = MemorySink(model, adapter, formats.get(format)(), self.linears)
+        specs = self._specs(sink.checkpoint_format)
+        source = Source(self.recipe["model"], model, adapter, model.dtype)
+        finish(source, sink, specs, self.recipe["order"], self.tokenizer, out, record)
+        self.seconds["write"] = self.seconds.get("write", 0.0) + time.perf_counter() - start
+
+    def _specs(self, checkpoint_format: Format) -> dict[str, GridSpec]:
+        """Return the grid of each linear; refuse a format that cannot hold them."""
+        scale_dtype = checkpoint_format.scale_dtype(self.model.dtype)
+        specs = {name: linear.grid.spec for name, linear in self.linears.items()}
+        for name, spec in specs.items():
+            if spec.scale_dtype != scale_dtype:
+                raise ValueError(
+                    f"{name}: the grid has scale_dtype {spec.scale_dtype}, but a model in "
+                    f"{self.model.dtype} is saved with {scale_dtype}; quantize with that"
+                )
+        codes = {name: linear.codes for name, linear in self.linears.items()}
+        shapes = {name: (each.shape[0], each.shape[1]) for name, each in codes.items()}
+        checkpoint_format.check(specs, shapes)
+        return specs
 
     def metadata(self, format: str) -> dict[str, Any]:  # noqa: A002
         """Return what ``mlcalib.json`` records of the checkpoint."""

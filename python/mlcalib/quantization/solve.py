@@ -173,11 +173,15 @@ def _by_quantizer(
     return list(together.values())
 
 
-def check_weights(model: "PreTrainedModel", adapter: Adapter) -> None:
-    """Find, before the first forward, what would spoil the run.
+def check_shared(model: "PreTrainedModel", adapter: Adapter) -> None:
+    """Find linears that share a weight, with each other or with an embedding.
+
+    Args:
+        model: its weights are compared by identity, and may be on the meta device.
+        adapter: its family.
 
     Raises:
-        ValueError: NaN or Inf in a weight, or a weight that two layers share; names the layer.
+        ValueError: there are some; names the layers.
     """
     names = {
         id(module.weight): name
@@ -191,8 +195,6 @@ def check_weights(model: "PreTrainedModel", adapter: Adapter) -> None:
                 f"{name} and {other} share one weight; quantizing one would change the other. "
                 "Untie them first."
             )
-    for name, block in adapter.named_blocks(model):
-        check_block(adapter, name, block)
 
 
 def check_block(adapter: Adapter, block_name: str, block: nn.Module) -> None:

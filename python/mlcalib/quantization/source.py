@@ -18,7 +18,15 @@ from mlcalib.common.safetensors_read import fingerprint, validate_folder
 from mlcalib.common.safetensors_write import Piece, tensor_piece
 from mlcalib.models import Adapter, find_adapter
 from mlcalib.models.experts import unfuse
-from mlcalib.models.loading import architecture, check_source, load_model, skeleton, stored_dtype
+from mlcalib.models.loading import (
+    architecture,
+    check_dtype,
+    check_source,
+    load_model,
+    shared_copy,
+    skeleton,
+    stored_dtype,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -65,10 +73,62 @@ class Source:
         found: Tensor = self.model.state_dict()[name]
         return found
 
+    def tied(self) -> set[str]:
+        """Return the names of weights that are another's, and that a checkpoint leaves out."""
+        state = self.model.state_dict()
+        return {
+            target
+            for target, source in compat.tied_weights(self.model).items()
+            if target in state and state[target].data_ptr() == state[source].data_ptr()
+        }
+
+    def outside_names(self) -> list[str]:
+        """Return the names of the tensors outside of blocks that a checkpoint holds."""
+        tied, blocks = self.tied(), f"{self.adapter.blocks}."
+        names = self.model.state_dict()
+        return [key for key in names if not key.startswith(blocks) and key not in tied]
+
     def outside(self) -> dict[str, Piece]:
         """Return the tensors of the checkpoint outside of blocks, by their names in the model."""
         state = self.model.state_dict()
-        return {name: tensor_piece(state[name]) for name in outside_names(self.model, self.adapter)}
+        return {name: tensor_piece(state[name]) for name in self.outside_names()}
+
+    def loaded(self) -> "Source":
+        """Return a source that holds the whole model in memory."""
+        return self
+
+
+class UnloadedSource(Source):
+    """A model whose weights are loaded when all that is asked for has been checked."""
+
+    def __init__(self, name: str, dtype: str) -> None:
+        """Make the modules without weights, from the config alone.
+
+        Args:
+            name: a folder, a hub name or a GGUF file.
+            dtype: ``auto`` (as stored; float32 for GGUF), ``float32``, ``bfloat16`` or ``float16``.
+
+        Raises:
+            FileNotFoundError, ValueError, NotImplementedError: see ``load_model``; an architecture
+                without an adapter.
+        """
+        check_source(name)
+        self._asked = dtype
+        adapter = find_adapter(architecture(name))
+        if name.endswith(".gguf"):
+            check_dtype(dtype)
+            stored = torch.float32 if dtype == "auto" else getattr(torch, dtype)
+        else:
+            stored = stored_dtype(local_folder(name), dtype)
+        model = skeleton(name, stored)
+        unfuse(model, adapter)
+        super().__init__(name, model, adapter, stored)
+
+    def loaded(self) -> Source:
+        """See ``Source.loaded``."""
+        model = load_model(self.name, self._asked)
+        unfuse(model, self.adapter)
+        return Source(self.name, model, self.adapter, model.dtype)
 
 
 class StreamedSource(Source):
@@ -99,7 +159,7 @@ class StreamedSource(Source):
 
             model.generation_config = GenerationConfig.from_pretrained(folder)
         super().__init__(name, model.eval(), adapter, model.dtype)
-        expected = [*outside_names(model, adapter)]
+        expected = self.outside_names()
         for block, module in adapter.named_blocks(model):
             expected += [f"{block}.{key}" for key in module.state_dict()]
         missing = [key for key in expected if self._saved(key) not in self._files]
@@ -114,6 +174,11 @@ class StreamedSource(Source):
     def resident(self) -> int:
         """See ``Source.resident``: none."""
         return 0
+
+    def tied(self) -> set[str]:
+        """See ``Source.tied``: as the config says."""
+        tied = self.model.config.tie_word_embeddings
+        return set(compat.tied_weights(self.model)) if tied else set()
 
     @cached_property
     def fingerprint(self) -> dict[str, str]:
@@ -159,7 +224,7 @@ class StreamedSource(Source):
             like = tensor_piece(state[name])  # on the meta device: what it is, but no bytes
             return replace(like, chunks=chunks)
 
-        return {name: piece(name) for name in outside_names(self.model, self.adapter)}
+        return {name: piece(name) for name in self.outside_names()}
 
     @contextmanager
     def _filled(self, modules: dict[str, nn.Module]) -> Iterator[None]:
@@ -198,24 +263,35 @@ class StreamedSource(Source):
         return saved_name(name, self.adapter.saved_names)
 
 
-def open_source(name: str, dtype: str) -> Source:
-    """Open a model: streamed from a folder or the hub's snapshot, held in memory from a GGUF file.
+def open_source(model: "str | Path | PreTrainedModel", dtype: str) -> Source:
+    """Open a model: streamed from a folder or the hub's snapshot; others are held in memory.
 
     Args:
-        name: a folder with safetensors, a hub name or a GGUF file.
-        dtype: ``auto`` (as stored; float32 for GGUF), ``float32``, ``bfloat16`` or ``float16``.
+        model: a folder with safetensors, a hub name, a GGUF file, or a transformers model, which
+            is not changed.
+        dtype: ``auto`` (as stored; float32 for GGUF), ``float32``, ``bfloat16`` or ``float16``; of
+            a model that is loaded here.
 
     Raises:
         FileNotFoundError, ValueError, NotImplementedError: see ``StreamedSource`` and
             ``load_model``.
     """
+    if not isinstance(model, str | Path):
+        return live_source(model)
+    name = str(model)
     check_source(name)
     if name.endswith(".gguf"):
-        adapter = find_adapter(architecture(name))
-        model = load_model(name, dtype)
-        unfuse(model, adapter)
-        return Source(name, model, adapter, model.dtype)
+        return UnloadedSource(name, dtype).loaded()
     return StreamedSource(name, local_folder(name), dtype)
+
+
+def live_source(model: "PreTrainedModel") -> Source:
+    """Open a transformers model; its parameters are shared, and it is not changed."""
+    adapter = find_adapter(type(model).__name__)
+    own = shared_copy(model).eval()
+    unfuse(own, adapter)
+    name = model.config.name_or_path or type(model).__name__
+    return Source(name, own, adapter, own.dtype)
 
 
 def local_folder(name: str) -> Path:
@@ -236,10 +312,3 @@ def copied(block: nn.Module) -> nn.Module:
     """Return other modules with the same parameters and buffers."""
     shared = {id(each): each for each in (*block.parameters(), *block.buffers())}
     return copy.deepcopy(block, shared)
-
-
-def outside_names(model: "PreTrainedModel", adapter: Adapter) -> list[str]:
-    """Return the tensors outside of blocks that a checkpoint holds: tied ones are left out."""
-    tied = compat.tied_weights(model) if model.config.tie_word_embeddings else {}
-    blocks = f"{adapter.blocks}."
-    return [key for key in model.state_dict() if not key.startswith(blocks) and key not in tied]

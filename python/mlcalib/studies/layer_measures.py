@@ -21,12 +21,15 @@ _WORST = 8  # channels that are named
 
 
 class LayerMeasures:
-    """Runs evaluation text beside the calibration text; see ``passes.Measure``.
+    """Runs evaluation text beside the calibration text; see ``block_pass.Measure``.
 
     Of each linear and language: the power of its output, the extremes of its input on calibration
     and on evaluation text, and for each calibration setting the share of the evaluation activations
     that lie outside of what the setting's text spans, channel by channel.
     """
+
+    kinds = ("gram", "range")
+    """See ``Measure``."""
 
     def __init__(
         self,
@@ -58,11 +61,11 @@ class LayerMeasures:
 
     @property
     def position(self) -> int:
-        """See ``passes.Measure``."""
+        """See ``Measure``."""
         return self._hidden.position
 
     def start(self, index: int) -> None:
-        """See ``passes.Measure``."""
+        """See ``Measure``."""
         if self._hidden.position > index:
             self._hidden.restart()
         with self._stopwatch.timed("heldout"), self._source.embedding():
@@ -71,11 +74,11 @@ class LayerMeasures:
             )
 
     def has(self, block_name: str) -> bool:
-        """See ``passes.Measure``."""
+        """See ``Measure``."""
         return self._file(block_name).is_file()
 
     def skip(self, block_name: str, block: nn.Module) -> None:
-        """See ``passes.Measure``."""
+        """See ``Measure``."""
         with self._stopwatch.timed("heldout"):
             self._moving().advance(block_name, block)
             self._moving().turn()
@@ -83,7 +86,7 @@ class LayerMeasures:
     def begin(
         self, block_name: str, block: nn.Module, statistics: BlockStatistics
     ) -> References[str]:
-        """See ``passes.Measure``."""
+        """See ``Measure``."""
         with self._stopwatch.timed("heldout"):
             bounds = {name: _bounds(statistics, mix) for name, mix in self._mixtures.items()}
             outside = _Outside(bounds)
@@ -105,7 +108,7 @@ class LayerMeasures:
         return measured
 
     def end(self, block_name: str) -> None:
-        """See ``passes.Measure``."""
+        """See ``Measure``."""
         with atomic_file(self._file(block_name)) as file:
             json.dump(self._record, file, allow_nan=False)
         self._moving().turn()
@@ -165,7 +168,7 @@ class _Outside:
         self._tokens: dict[tuple[str, str], int] = {}  # input, language
 
     def see(self, name: str, language: str, x: Tensor) -> None:
-        """Count x [tokens, channels]; see ``flow.Observe``."""
+        """Count x [tokens, channels]; see ``propagation.Observe``."""
         self._tokens[name, language] = self._tokens.get((name, language), 0) + len(x)
         x = x.float()
         for setting, bounds in self._bounds.items():

@@ -14,14 +14,15 @@ from mlcalib.common.safetensors_read import read_json
 from mlcalib.common.stopwatch import Stopwatch
 from mlcalib.languages import language_set
 from mlcalib.models.loading import find_smollm2, load_tokenizer
-from mlcalib.quantization.block_files import Parts
+from mlcalib.quantization.block_files import BlockFiles
 from mlcalib.quantization.block_pass import run_pass
-from mlcalib.quantization.finish import finish
+from mlcalib.quantization.finish import finish, finish_record, merged
 from mlcalib.quantization.hidden_states import HiddenStates, HiddenStatesOnDisk
-from mlcalib.quantization.job import Job
+from mlcalib.quantization.job import QuantizationJob
 from mlcalib.quantization.manifest import claim, machine, recipe_inputs
 from mlcalib.quantization.propagation import Mixture, mixture_of
 from mlcalib.quantization.recipe import Recipe, make_recipe
+from mlcalib.quantization.sink import FileSink
 from mlcalib.quantization.source import Source, open_source
 from mlcalib.quantization.variant import Variant
 from mlcalib.studies.grid import VariantSpec, variants_of
@@ -133,7 +134,7 @@ def quantize_model(study: ModelStudy, *, progress: bool) -> None:
     """
     with locked(study.folder):
         jobs = _jobs(study)
-        stopwatch = Stopwatch()
+        stopwatch, bar = Stopwatch(), "quantizing" if progress else None
         shared = {name: job for name, job in jobs.items() if _mode(study, name) == "float"}
         measure = _measure(study, stopwatch)
         run_pass(
@@ -145,7 +146,7 @@ def quantize_model(study: ModelStudy, *, progress: bool) -> None:
             hidden=_hidden(study, "calibration"),
             measure=measure,
             stopwatch=stopwatch,
-            progress=progress,
+            description=bar,
         )
         for name, job in jobs.items():
             if name not in shared and study.text is not None:
@@ -157,7 +158,7 @@ def quantize_model(study: ModelStudy, *, progress: bool) -> None:
                     propagate="quantized",
                     hidden=_hidden(study, name),
                     stopwatch=job.stopwatch,
-                    progress=progress,
+                    description=bar,
                 )
         if measure is not None:
             _write(study.folder / "layers.json", measure.merged(study.blocks()))
@@ -171,7 +172,7 @@ def _mode(study: ModelStudy, name: str) -> str:
     return study.variants[name].propagate
 
 
-def _jobs(study: ModelStudy) -> dict[str, Job]:
+def _jobs(study: ModelStudy) -> dict[str, QuantizationJob]:
     """Return the variants that are not finished; each has claimed its folder."""
     inputs = machine() | {"model": study.source.fingerprint}
     jobs = {}
@@ -185,11 +186,10 @@ def _jobs(study: ModelStudy) -> dict[str, Job]:
         remove_partial(study.checkpoint(name))
         if not study.finished(name):
             mixture = study.mixture(variant)
-            jobs[name] = Job(
-                Variant(recipe.quantizer, recipe.exceptions, mixture),
-                recipe.checkpoint_format,
-                recipe.specs,
-                Parts(folder / "blocks"),
+            files = BlockFiles(folder / "blocks")
+            sink = FileSink(files, study.source.adapter, recipe.checkpoint_format, recipe.specs)
+            jobs[name] = QuantizationJob(
+                Variant(recipe.quantizer, recipe.exceptions, mixture), sink
             )
         elif (folder / "blocks").is_dir():  # killed when all was written
             shutil.rmtree(folder / "blocks")
@@ -228,36 +228,28 @@ def _hidden(study: ModelStudy, name: str) -> HiddenStates | None:
     return HiddenStatesOnDisk(study.folder / "hidden" / name)
 
 
-def _finish(study: ModelStudy, name: str, job: Job) -> None:
+def _finish(study: ModelStudy, name: str, job: QuantizationJob) -> None:
     """Write a checkpoint and what the report needs to know of it."""
     setting = study.variants[name].setting
     calibration = None
     if setting is not None and study.text is not None:
         calibration = study.text.settings[setting]
-    known: dict[str, Any] = {"losses": {}, "heldout": {}, "scales": {}}
-    for block in study.blocks():
-        record = job.parts.record(block)
-        known["losses"] |= record["calibration"]
-        known["heldout"] |= record["heldout"]
-        known["scales"] |= record["scales"]
+    source, sink, recipe = study.source, job.sink, study.recipes[name]
+    losses, heldout, scales = merged(source, sink, "calibration", "heldout", "scales")
+    known: dict[str, Any] = {"losses": losses, "heldout": heldout, "scales": scales}
     out = study.checkpoint(name)
     if (out / "mlcalib.json").is_file():  # killed when only the rest was missing
         record = read_json(out / "mlcalib.json")
     else:
+        seconds = job.stopwatch.seconds
+        record = finish_record(source, sink, recipe.description, calibration, seconds)
         with job.stopwatch.timed("write"):
-            record = finish(
-                job,
-                study.source,
-                study.tokenizer,
-                out,
-                study.recipes[name],
-                calibration,
-                job.stopwatch.seconds,
-            )
+            order = recipe.quantizer.order
+            finish(source, sink, recipe.specs, order, study.tokenizer, out, record)
     size = sum(path.stat().st_size for path in out.glob("*.safetensors"))
     known |= {"warnings": record["warnings"], "seconds": job.stopwatch.seconds, "bytes": size}
     _write(study.folder / "variants" / f"{name}.json", known)
-    job.parts.remove()
+    shutil.rmtree(study.folder / "parts" / name / "blocks")
 
 
 def _add_costs(study: ModelStudy, seconds: Mapping[str, float]) -> None:

@@ -142,6 +142,76 @@ def test_awq(rows, columns, group_size, chosen):
     assert found.scale.is_cuda
 
 
+def in_full_and_with_tf32(compute):
+    """What is computed while torch forbids TF32, and while it allows it."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    try:
+        results = []
+        for torch.backends.cuda.matmul.allow_tf32 in (False, True):
+            results.append(compute())
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+    return results
+
+
+def deviation(weight, x):
+    statistic = core.make_statistic("deviation", x.shape[1])
+    statistic.update(x, x * 1.01 + 0.1)
+    return [statistic.state()["deviation"]]
+
+
+def corrected(weight, x):
+    gram = gram_in_full(x)
+    return core.corrected([weight], gram, 0.01 * gram.roll(1, 0))
+
+
+def refitted(weight, x):
+    found = core.gptq(weight, gram_in_full(x), core.GptqOptions(core.GridSpec(3, 64), refit=2))
+    return [found.codes, found.grid.scale]
+
+
+def awq_scaled(weight, x):
+    options = core.AwqOptions(core.GridSpec(4, 64))
+    group = core.LinearGroup([weight], gram_in_full(x))
+    found = core.awq_scale([group], x.abs().mean(0), options)
+    return [found.scale, found.scores, torch.tensor([found.loss, found.unscaled])]
+
+
+def lost(weight, x):
+    return [torch.tensor(core.losses(weight, [gram_in_full(x)]))]
+
+
+def gram_in_full(x):
+    x = x.double()
+    return (x.T @ x).float()
+
+
+@pytest.mark.parametrize("compute", [deviation, corrected, refitted, awq_scaled, lost])
+def test_nothing_takes_tf32(compute):
+    weight, x = random_weight(512, 512).cuda(), activations(2048, 512).cuda()
+    full, tf32 = in_full_and_with_tf32(lambda: compute(weight, x))
+    for a, b in zip(full, tf32, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_no_rows_and_no_tokens():
+    packed = core.pack(torch.zeros(0, 64, dtype=torch.uint8, device="cuda"), 4)
+    assert core.unpack(packed, 4, 64).shape == (0, 64)
+    for name in ("gram", "moments", "range", "histogram"):
+        statistic = core.make_statistic(name, 64)
+        statistic.update(torch.zeros(0, 64, device="cuda"))
+        assert statistic.tokens == 0
+    with pytest.raises(ValueError, match="at least one row"):
+        core.rtn(torch.zeros(0, 64, device="cuda"), core.GridSpec(4, 32))
+
+
+def test_out_of_memory_stays_torchs_own_error():
+    statistic = core.make_statistic("gram", 1 << 20)  # 4 TB
+    with pytest.raises(torch.OutOfMemoryError):
+        statistic.update(torch.ones(1, 1 << 20, device="cuda"))
+    assert statistic.tokens == 0
+
+
 @pytest.mark.parametrize("bits", range(2, 9))
 @pytest.mark.parametrize("columns", [1, 33, 300])
 def test_packing(bits, columns):

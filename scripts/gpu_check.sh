@@ -6,7 +6,8 @@
 #
 # Needs Python with torch for CUDA, numpy, pytest, hypothesis, scikit-build-core, CMake and ninja, and nvcc
 # of torch's CUDA version. Wheels of what is missing may lie in the folder $WHEELS (default: .wheels).
-# PYTHON names the Python. DRY_RUN=1 builds for sm_90 and skips what needs a GPU.
+# PYTHON names the Python; ONLY="devices model" runs these steps alone, after the build. DRY_RUN=1 builds
+# for sm_90 and skips what needs a GPU.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3} out=${1:-${OUT:-build/gpu-check}} wheels=${WHEELS:-.wheels}
@@ -19,6 +20,7 @@ out=$(cd "$out" && pwd)
 step() {
   local name=$1 limit=$2 start rc
   shift 2
+  [[ -z ${ONLY:-} || " wheels build import $ONLY " == *" $name "* ]] || return 0
   echo "== $name (at most $limit s)"
   start=$(date +%s.%N)
   timeout --kill-after=10 "$limit" "$@" > "$out/$name.log" 2>&1
@@ -49,9 +51,11 @@ export PYTHONPATH=$site PYTHONUNBUFFERED=1
 pytest=("$python" -m pytest -p no:cacheprovider -o filterwarnings=default -q)
 step import 60 "$python" scripts/gpu_check_device.py "$out/device.json"
 if [ ! "$dry" ]; then
-  step tests 150 "${pytest[@]}" --durations=5 tests/python/test_cuda.py
-  step kernels 120 "$python" benchmarks/python/kernels_cuda.py --json "$out/kernels.jsonl"
-  step block 90 "$python" benchmarks/python/block_cuda.py --json "$out/block.jsonl"
+  step tests 120 "${pytest[@]}" --durations=5 tests/python/test_cuda.py
+  step devices 120 "${pytest[@]}" --durations=5 tests/python/test_devices.py
+  step model 90 "$python" benchmarks/python/llama_cuda.py --json "$out/model.jsonl"
+  step kernels 100 "$python" benchmarks/python/kernels_cuda.py --json "$out/kernels.jsonl"
+  step block 40 "$python" benchmarks/python/block_cuda.py --json "$out/block.jsonl"
   small='test_gram and 77 or test_packing and 33 or rounding and 33 and gram or several_linears or test_awq and 130'
   for tool in memcheck racecheck; do
     step "$tool" 60 compute-sanitizer --tool "$tool" --error-exitcode 9 "${pytest[@]}" tests/python/test_cuda.py -k "$small"

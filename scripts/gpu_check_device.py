@@ -1,4 +1,4 @@
-"""gpu_check_device.py OUT: imports mlcalib, and writes what it was built for and the GPU's name as JSON."""
+"""gpu_check_device.py OUT: writes the GPU's name, and what mlcalib was built for, as JSON."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""gpu_check_report.py OUT: joins what the steps of gpu_check.sh left in OUT into one JSON and one table."""
+"""gpu_check_report.py OUT: joins what the steps of gpu_check.sh left into JSON and tables."""
 
 import json
 import sys
@@ -6,16 +6,19 @@ from pathlib import Path
 
 
 def lines(path: Path) -> list[dict[str, object]]:
+    """Return the rows of a file with one JSON object a line; none where there is no file."""
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def table(rows: list[dict[str, object]]) -> list[str]:
+    """Return the lines of a Markdown table; rows may lack columns of others."""
     if not rows:
         return ["(none)"]
-    keys = list(rows[0])
-    cells = [[f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows]
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    values = [[row.get(key, "") for key in keys] for row in rows]
+    cells = [[f"{v:.4g}" if isinstance(v, float) else str(v) for v in row] for row in values]
     return [f"| {' | '.join(row)} |" for row in (keys, ["---"] * len(keys), *cells)]
 
 
@@ -26,10 +29,11 @@ result = {
     "steps": lines(out / "steps.jsonl"),
     "kernels": lines(out / "kernels.jsonl"),
     "block": lines(out / "block.jsonl"),
+    "model": lines(out / "model.jsonl"),
 }
 (out / "gpu_check.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
 text = [f"`{json.dumps(result['device'])}`"]
-for name in ("steps", "kernels", "block"):
+for name in ("steps", "kernels", "block", "model"):
     text += ["", *table(result[name])]
 (out / "gpu_check.md").write_text("\n".join(text) + "\n", encoding="utf-8")
 print("\n".join(text))

@@ -1,11 +1,11 @@
-"""A decoder block of Llama-3.1-8B's shape on a GPU, random weights: seconds and memory of each phase.
+"""A random decoder block of Llama-3.1-8B's shape on a GPU: seconds and memory of each phase.
 
     python benchmarks/python/block_cuda.py [--sequences 128] [--languages 10] [--json OUT]
 
-Phases: the block's forward in bfloat16; the same with a Gram of each language for each of its four inputs;
-the mix of the languages' Grams; GPTQ (4 bits, group 128) of its seven linears; the loss of each of them in
-each language; the AWQ search for the linears of one input. Runs on the core alone. Needs a GPU, and mlcalib
-built with MLCALIB_CUDA.
+Phases: the block's forward in bfloat16; the same with a Gram of each language for each of its four
+inputs; the mix of the languages' Grams; GPTQ (4 bits, group 128) of its seven linears; the loss of
+each of them in each language; the AWQ search for the linears of one input. Runs on the core alone.
+Needs a GPU, and mlcalib built with MLCALIB_CUDA.
 """
 
 import argparse
@@ -89,7 +89,7 @@ def gather(
             grams[name][at % languages].update(inputs[0].flatten(0, -2))
 
         hooks.append(linear.register_forward_pre_hook(update))
-    for at in range(len(hidden)):  # noqa: B007: the hooks read it
+    for at in range(len(hidden)):
         forward(block, hidden[at : at + 1], positions)
     for hook in hooks:
         hook.remove()
@@ -123,13 +123,13 @@ def measure(sequences: int, languages: int) -> list[dict[str, object]]:
         mix = mixed(grams)
     options = _core.GptqOptions(_core.GridSpec(4, 128))
     quantized = {}
-    for name in INPUTS:
+    for name, linears in INPUTS.items():
         weights = weights_of(block, name)
-        with clock.phase(f"gptq {' '.join(linear.split('.')[1] for linear in INPUTS[name])}"):
+        with clock.phase(f"gptq {' '.join(linear.split('.')[1] for linear in linears)}"):
             quantized[name] = _core.gptq(weights, mix[name], options)
     with clock.phase("losses of all languages"):
-        for name, linears in quantized.items():
-            for weight, linear in zip(weights_of(block, name), linears, strict=True):
+        for name, results in quantized.items():
+            for weight, linear in zip(weights_of(block, name), results, strict=True):
                 _core.losses(weight - linear.dequantize(), grams[name])
     for name in INPUTS:
         groups = [_core.LinearGroup(weights_of(block, name), mix[name])]

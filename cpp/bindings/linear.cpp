@@ -16,6 +16,10 @@ void register_linear(py::module_& m) {
       .def_readonly("loss", &QuantizedLinear::loss)
       .def_readonly("damp", &QuantizedLinear::damp)
       .def_readonly("dead_channels", &QuantizedLinear::dead_channels)
+      .def(
+          "to",
+          [](const QuantizedLinear& linear, const at::Device& device) { return linear.to(device); },
+          py::arg("device"), NoGil(), "The same on another device.")
       .def("dequantize", &QuantizedLinear::dequantize, NoGil(), "float32 [rows, cols].");
 
   m.def(

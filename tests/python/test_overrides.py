@@ -1,6 +1,5 @@
 """Linears that are skipped, or lie on another grid than most."""
 
-import copy
 import json
 import re
 
@@ -8,6 +7,7 @@ import pytest
 import torch
 from foreign_reader import from_transformers
 from small_models import tiny_llama
+from small_pass import quantize_blocks
 
 import mlcalib
 from mlcalib.checkpoints import load_quantized

@@ -22,6 +22,12 @@ struct QuantizedLinear {
   int64_t dead_channels = 0;   ///< channels that no calibration token excited (rounded)
 
   at::Tensor dequantize() const { return mlcalib::dequantize(codes, grid); }
+  /// The same on another device; the tensors themselves where they are there already.
+  QuantizedLinear to(at::Device device) const {
+    return {codes.to(device), {grid.scale.to(device), grid.zero.to(device), grid.spec},
+            loss,             damp,
+            dead_channels};
+  }
 };
 
 /// tr(D G Dᵀ) for each Gram [cols, cols], D = weight − dequantized: ⟨DᵀD, G⟩, so that further Grams

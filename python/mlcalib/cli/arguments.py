@@ -26,11 +26,25 @@ FORMAT = (
 )
 DTYPE = "auto (as stored; float32 for GGUF), float32, bfloat16 or float16."
 
+DEVICE = "auto (a GPU, where there is one and mlcalib was built for it), cpu, cuda or cuda:N."
+
 Languages = Annotated[str, typer.Option(help=LANGUAGES)]
 Corpus = Annotated[str, typer.Option(help=CORPUS)]
 SeqLen = Annotated[int, typer.Option(help="Tokens of a sequence, the context.")]
 Separator = Annotated[str | None, typer.Option(help=SEPARATOR)]
 Dtype = Annotated[str, typer.Option(help=DTYPE)]
+Device = Annotated[str, typer.Option(help=DEVICE)]
+
+
+def say_device(asked: str) -> None:
+    """Print on which device a command runs, and why.
+
+    Raises:
+        ValueError: there is no such device.
+    """
+    from mlcalib.models.device import choose_device, explain
+
+    typer.echo(explain(asked, choose_device(asked)))
 
 
 def unescape(separator: str | None) -> str | None:

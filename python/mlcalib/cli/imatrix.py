@@ -5,7 +5,17 @@ from typing import Annotated
 
 import typer
 
-from mlcalib.cli.arguments import MODEL, Corpus, Dtype, Languages, Separator, SeqLen, unescape
+from mlcalib.cli.arguments import (
+    MODEL,
+    Corpus,
+    Device,
+    Dtype,
+    Languages,
+    Separator,
+    SeqLen,
+    say_device,
+    unescape,
+)
 
 
 def imatrix(
@@ -25,6 +35,7 @@ def imatrix(
         bool, typer.Option("--allow-short", help="Use what there is where text is short.")
     ] = False,
     dtype: Dtype = "auto",
+    device: Device = "auto",
 ) -> None:
     """Write an importance matrix for llama.cpp, of any mixture of languages.
 
@@ -33,6 +44,7 @@ def imatrix(
     """
     import mlcalib
 
+    say_device(device)
     calibration = mlcalib.calibration(
         model,
         languages,
@@ -45,6 +57,6 @@ def imatrix(
     )
     typer.echo(calibration.table())
     typer.echo(f"separator: {calibration.separator}")
-    found = mlcalib.imatrix(model, calibration, dtype=dtype)
+    found = mlcalib.imatrix(model, calibration, dtype=dtype, device=device)
     found.save(out)
     typer.echo(f"{len(found.statistics)} tensors written to {out}")

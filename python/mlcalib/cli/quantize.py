@@ -9,10 +9,12 @@ from mlcalib.cli.arguments import (
     FORMAT,
     MODEL,
     Corpus,
+    Device,
     Dtype,
     Languages,
     Separator,
     SeqLen,
+    say_device,
     unescape,
 )
 
@@ -74,6 +76,7 @@ def quantize(
         str, typer.Option(help=FORMAT)
     ] = "compressed-tensors",
     dtype: Dtype = "auto",
+    device: Device = "auto",
     hidden_states: Annotated[
         str,
         typer.Option(
@@ -103,6 +106,7 @@ def quantize(
 
     if not out.with_name(f".{out.name}.parts").is_dir():  # an unfinished run may be there
         check_output(out)
+    say_device(device)
     further = _options(option or [])
     width, overrides = parse_bits(bits or [])
     calibration = None
@@ -129,6 +133,7 @@ def quantize(
         propagate=propagate,  # type: ignore[arg-type]  # checked there
         format=format,
         dtype=dtype,
+        device=device,
         hidden_states=hidden_states,  # type: ignore[arg-type]  # checked there
         skip=skip or (),
         overrides=overrides,

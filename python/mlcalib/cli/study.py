@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mlcalib.cli.arguments import CORPUS, DTYPE
+from mlcalib.cli.arguments import CORPUS, DEVICE, DTYPE
 
 
 def study(
@@ -24,6 +24,7 @@ def study(
         int | None, typer.Option(help="Of each setting, in place of the study's.")
     ] = None,
     dtype: Annotated[str | None, typer.Option(help=f"In place of the study's. {DTYPE}")] = None,
+    device: Annotated[str | None, typer.Option(help=f"In place of the study's. {DEVICE}")] = None,
     hidden_states: Annotated[
         str | None,
         typer.Option(help="Where text lives between blocks: memory or disk."),
@@ -41,6 +42,7 @@ def study(
         "corpus": corpus,
         "tokens": tokens,
         "dtype": dtype,
+        "device": device,
         "hidden_states": hidden_states,
     }
     changes = {key: value for key, value in given.items() if value is not None}

@@ -10,6 +10,7 @@ from mlcalib.calibration_sets import CalibrationSet, build
 from mlcalib.common.stopwatch import Stopwatch
 from mlcalib.corpora import open_corpus
 from mlcalib.languages import LanguageSet, language_set
+from mlcalib.models.device import choose_device
 from mlcalib.quantization.block_pass import run_pass
 from mlcalib.quantization.job import BlockView, Observation
 from mlcalib.quantization.quantized_model import QuantizedModel
@@ -23,7 +24,7 @@ LayerLosses = dict[str, dict[str, float]]
 """Linear → language → loss per token."""
 
 
-def layer_losses(
+def layer_losses(  # noqa: PLR0913 - what a measurement is made of
     model: "str | Path | PreTrainedModel",
     quantized: Sequence[QuantizedModel],
     languages: str | LanguageSet = "multi10",
@@ -33,6 +34,7 @@ def layer_losses(
     seq_len: int = 512,
     separator: str | None = None,
     dtype: str = "auto",
+    device: str = "auto",
     progress: bool = True,
 ) -> list[LayerLosses]:
     """Measure the loss of every quantized linear per language on held-out text.
@@ -51,6 +53,8 @@ def layer_losses(
         seq_len: tokens of a sequence.
         separator: what stands between documents, as for ``mlcalib.calibration``.
         dtype: of a model that is loaded here.
+        device: where the model runs: ``auto`` (a GPU, where there is one), ``cpu``, ``cuda`` or
+            ``cuda:N``.
         progress: show a bar.
 
     Returns:
@@ -76,6 +80,7 @@ def layer_losses(
         propagate="float",
         stopwatch=Stopwatch(),
         description="layer losses" if progress else None,
+        device=choose_device(device),
     )
     return losses.found
 
@@ -100,7 +105,7 @@ class _Losses(Observation):
                 weight = block.adapter.linear(block.module, member).weight
                 for each, losses in zip(self._quantized, self.found, strict=True):
                     if (result := each.linears.get(layer)) is not None:
-                        change = weight.float() - result.dequantize()
+                        change = weight.float() - result.to(weight.device).dequantize()
                         losses[layer] = losses_per_token(change, measured[reader])
 
 

@@ -26,7 +26,8 @@ def source_channels(adapter: Adapter, block: nn.Module, group: ScaleGroup) -> Te
     Raises:
         NotImplementedError: a module is missing, or the shapes do not fit.
     """
-    made = int(_weight(adapter, block, group.source).shape[0])
+    weight = _weight(adapter, block, group.source)
+    made = int(weight.shape[0])
     read = _channels_read(adapter, block, group)
     if made == read:
         return None
@@ -38,7 +39,7 @@ def source_channels(adapter: Adapter, block: nn.Module, group: ScaleGroup) -> Te
             f"{', '.join(group.inputs)} reads {read}; expected as many, or heads that share values."
         )
     heads = torch.arange(read // head) // (read // made)  # as repeat_kv of transformers
-    return (heads[:, None] * head + torch.arange(head)).flatten()
+    return (heads[:, None] * head + torch.arange(head)).flatten().to(weight.device)
 
 
 def fold(adapter: Adapter, block: nn.Module, group: ScaleGroup, scales: Tensor) -> None:
@@ -103,7 +104,7 @@ def _check(scales: Tensor, channels: int) -> None:
 def _per_source_channel(scales: Tensor, channels: Tensor | None, group: ScaleGroup) -> Tensor:
     if channels is None:
         return scales
-    made = torch.empty(int(channels.max()) + 1)
+    made = torch.empty(int(channels.max()) + 1, device=scales.device)
     made[channels] = scales
     if not torch.equal(made[channels], scales):
         raise ValueError(

@@ -5,9 +5,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from mlcalib.models.base import Adapter
+from mlcalib.models.device import moved
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -28,6 +30,10 @@ class BlockInputs:
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+
+    def to(self, device: torch.device) -> "BlockInputs":
+        """Return them with their tensors on a device."""
+        return BlockInputs(moved(self.args, device), moved(self.kwargs, device))
 
 
 def embed(

@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 
 from mlcalib.calibration_sets import CalibrationSet
 from mlcalib.common.stopwatch import Stopwatch
+from mlcalib.models.device import CPU, move_block
 from mlcalib.quantization.hidden_states import HiddenStates
 from mlcalib.quantization.job import BlockView, Job, Text
 from mlcalib.quantization.propagation import BlockStatistics, Flow, Prefix
@@ -51,7 +52,7 @@ class Measure(Protocol):
 
 
 @torch.no_grad()
-def run_pass(
+def run_pass(  # noqa: PLR0913 - what a pass is made of
     source: Source,
     jobs: Sequence[Job],
     text: CalibrationSet | None,
@@ -62,6 +63,7 @@ def run_pass(
     measure: Measure | None = None,
     stopwatch: Stopwatch,
     description: str | None,
+    device: torch.device = CPU,
 ) -> None:
     """Let every job do its work on every block; a block is kept before the next is begun.
 
@@ -78,6 +80,7 @@ def run_pass(
         measure: what else is done with each block.
         stopwatch: gets the time that all jobs share.
         description: what the progress bar says; None shows none.
+        device: where blocks run, statistics are kept and linears are solved.
 
     Raises:
         ValueError: NaN or Inf in weights or activations, or a weight that two linears share; names
@@ -109,8 +112,9 @@ def run_pass(
                 prefixes=prefixes,
                 hidden=hidden,
                 compares=any(compares(job.kinds) for job in jobs),
+                device=device,
             )
-    one = _Pass(source, jobs, flow, propagate, measure, stopwatch)
+    one = _Pass(source, jobs, flow, propagate, measure, stopwatch, device)
     disabled = description is None
     with tqdm(total=len(names), desc=description, unit="block", disable=disabled) as bar:
         for index, name in enumerate(names[: names.index(needed[-1]) + 1]):
@@ -132,6 +136,7 @@ class _Pass:
     propagate: Propagate
     measure: Measure | None
     stopwatch: Stopwatch
+    device: torch.device
 
     def run(self, index: int, name: str, waiting: Sequence[Job]) -> None:
         """Take a block: solve it for the jobs that wait for it, and move the text through it."""
@@ -139,6 +144,7 @@ class _Pass:
         with ExitStack() as stack:
             with self.stopwatch.timed("load"):
                 block = stack.enter_context(self.source.block(name))
+                move_block(block, self.device)
                 check_block(adapter, name, block)
             probes = [job.probe(flow, name) for job in waiting]
             open_for = waiting or (measure is not None and not measure.has(name))

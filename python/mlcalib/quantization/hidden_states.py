@@ -78,7 +78,7 @@ class HiddenStatesOnDisk(HiddenStates):
             OSError: the disk is full.
         """
         self._shape, self._dtype = tuple(state.shape), state.dtype
-        content = state.detach().contiguous().view(torch.uint8).flatten().numpy()
+        content = state.detach().cpu().contiguous().view(torch.uint8).flatten().numpy()
         path = self._file(language, self.position + 1)
         mode = "r+b" if path.exists() else "w+b"
         try:

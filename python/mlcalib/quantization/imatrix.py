@@ -18,6 +18,7 @@ from mlcalib.checkpoints.imatrix_file import Importance, ImportanceFile, Layout
 from mlcalib.common.optional import optional
 from mlcalib.common.stopwatch import Stopwatch
 from mlcalib.models import Adapter
+from mlcalib.models.device import choose_device
 from mlcalib.quantization.block_pass import run_pass
 from mlcalib.quantization.job import BlockView, Observation
 from mlcalib.quantization.solve import longest
@@ -108,6 +109,7 @@ def imatrix(
     calibration: CalibrationSet,
     *,
     dtype: str = "auto",
+    device: str = "auto",
     progress: bool = True,
 ) -> ImportanceMatrix:
     """Gather the importance of every linear of a model's blocks, in one pass for all languages.
@@ -118,6 +120,8 @@ def imatrix(
         model: a folder, a hub name, a GGUF file, or a transformers model, which is not changed.
         calibration: the text.
         dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``; of a model that is loaded here.
+        device: where the model runs: ``auto`` (a GPU, where there is one), ``cpu``, ``cuda`` or
+            ``cuda:N``.
         progress: show a bar.
 
     Raises:
@@ -136,6 +140,7 @@ def imatrix(
         propagate="float",
         stopwatch=Stopwatch(),
         description="imatrix" if progress else None,
+        device=choose_device(device),
     )
     return ImportanceMatrix(moments.found, calibration)
 
@@ -188,7 +193,7 @@ def _importance(mixed: list[StatisticSet]) -> Importance:
         count = max(round(each.tokens), 1) if each.tokens > 0 else 0
         factor = count / each.tokens if count else 0.0
         moments = each.state("moments")
-        sums.append((moments["sum"] * factor).float().numpy())
-        squares.append((moments["square"] * factor).float().numpy())
+        sums.append((moments["sum"] * factor).float().cpu().numpy())
+        squares.append((moments["square"] * factor).float().cpu().numpy())
         counts.append(count)
     return Importance(np.stack(sums), np.stack(squares), np.array(counts, np.float32))

@@ -12,6 +12,7 @@ from mlcalib import _core
 from mlcalib.calibration_sets import CalibrationSet
 from mlcalib.common.files import atomic_file
 from mlcalib.common.safetensors_read import read_json
+from mlcalib.models.device import device_name
 from mlcalib.quantization.recipe import Recipe
 
 
@@ -68,12 +69,13 @@ def recipe_inputs(recipe: Recipe, calibration: CalibrationSet | None) -> dict[st
     return {"recipe": recipe.description, "calibration": text}
 
 
-def machine() -> dict[str, Any]:
-    """Return what else decides the last bits of a result; JSON types."""
+def machine(device: torch.device) -> dict[str, Any]:
+    """Return what else decides the last bits of a result on a device; JSON types."""
     return {
         "mlcalib": _core.build_info()["version"],
         "torch": torch.__version__,
         "transformers": version("transformers"),
         "instruction set": _core.isa(),
         "threads": torch.get_num_threads(),
+        "device": device_name(device),
     }

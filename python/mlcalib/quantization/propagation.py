@@ -1,16 +1,19 @@
 """The calibration text on its way through the model, one block at a time."""
 
+import logging
 import time
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from mlcalib.calibration_sets import CalibrationSet
 from mlcalib.common.errors import named
 from mlcalib.common.stopwatch import Stopwatch
 from mlcalib.models import Adapter
+from mlcalib.models.device import CPU
 from mlcalib.models.running import (
     BlockInputs,
     embed,
@@ -24,6 +27,9 @@ from mlcalib.statistics import StatisticSet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+_log = logging.getLogger(__name__)
 
 
 class Prefix(NamedTuple):
@@ -106,6 +112,7 @@ class Flow:
         prefixes: Iterable[Prefix] = (),
         hidden: HiddenStates | None = None,
         compares: bool = False,
+        device: torch.device = CPU,
     ) -> None:
         """Embed every sequence: the hidden states that the first block reads.
 
@@ -119,6 +126,8 @@ class Flow:
                 are kept. By default in memory.
             compares: whether the float model's hidden states move beside, for statistics that
                 compare with them.
+            device: where blocks run. Hidden states are kept there while they take less than half
+                of its free memory; else in the host's memory, which is said.
 
         Raises:
             NotImplementedError: ``compares`` with experts: the two models route tokens apart.
@@ -140,16 +149,21 @@ class Flow:
         self._hidden = HiddenStates() if hidden is None else hidden
         # Block → its other arguments, the same for every sequence: they have one shape.
         self._inputs: dict[str, BlockInputs] = {}
+        self._device = self._kept_on = device
+        start = model.get_input_embeddings().weight.device
         fresh = self._hidden.position < 0
         with stopwatch.timed("forward"):
             for language in calibration.ids:
                 for index, (ids, _) in enumerate(calibration.sequences(language)):
                     if fresh or not self._inputs:
-                        state, self._inputs = embed(model, adapter, ids)
+                        state, self._inputs = embed(model, adapter, ids.to(start))
+                        if not index:
+                            self._kept_on = self._place(state)
                     if fresh:
-                        self._hidden.write(language, index, state)
+                        self._write(language, index, state)
                         if compares:
-                            self._hidden.write(_float(language), index, state)
+                            self._write(_float(language), index, state)
+        self._inputs = {name: each.to(device) for name, each in self._inputs.items()}
         if fresh:
             self._hidden.turn()
 
@@ -171,7 +185,7 @@ class Flow:
         rounds = zip_longest(*([(code, i) for i in range(n)] for code, n in counts.items()))
         in_turn = [at for row in rounds for at in row if at is not None]
         count = max(-(-tokens // self._calibration.seq_len), len(counts))
-        states = [self._hidden.read(*at) for at in in_turn[:count]]
+        states = [self._read(*at) for at in in_turn[:count]]
         return Probe(states, self._inputs[block_name])
 
     def collect(
@@ -240,7 +254,7 @@ class Flow:
                     if advance:
                         self._move(block_name, block, language, index)
                     else:
-                        state = self._hidden.read(language, index)
+                        state = self._read(language, index)
                         run_to_last_input(self._adapter, block, state, self._inputs[block_name])
         self._stopwatch.add("gram", in_statistics)
         self._stopwatch.add("forward", time.perf_counter() - start - in_statistics)
@@ -274,8 +288,32 @@ class Flow:
 
     def _move(self, block_name: str, block: nn.Module, kept: str, index: int) -> None:
         """Take the hidden states of a sequence, kept under a name, through a block."""
-        state = self._hidden.read(kept, index)
-        self._hidden.write(kept, index, run_block(block, state, self._inputs[block_name]))
+        state = self._read(kept, index)
+        self._write(kept, index, run_block(block, state, self._inputs[block_name]))
+
+    def _read(self, kept: str, index: int) -> Tensor:
+        return self._hidden.read(kept, index).to(self._device)
+
+    def _write(self, kept: str, index: int, state: Tensor) -> None:
+        self._hidden.write(kept, index, state.to(self._kept_on))
+
+    def _place(self, state: Tensor) -> torch.device:
+        """Return where hidden states like this one are kept."""
+        if self._device.type == "cpu":
+            return self._device
+        count = sum(self._sequences(prefixes[-1]) for prefixes in self._prefixes.values())
+        needed = state.nbytes * count * (2 if self._compares else 1)
+        free = torch.cuda.mem_get_info(self._device)[0]
+        if needed <= free / 2:
+            return self._device
+        _log.warning(
+            "hidden states take %.1f GB, more than half of the %.1f GB that are free on %s; they "
+            "are kept in the host's memory",
+            needed / 1e9,
+            free / 1e9,
+            self._device,
+        )
+        return CPU
 
     def _all(self) -> Iterator[tuple[str, int]]:
         """Give every sequence: language and index."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from mlcalib.calibration_sets import CalibrationSet
 from mlcalib.common.stopwatch import Stopwatch
 from mlcalib.formats import formats
+from mlcalib.models.device import choose_device
 from mlcalib.models.loading import load_tokenizer
 from mlcalib.quantization.block_pass import Propagate, run_pass
 from mlcalib.quantization.finish import merged
@@ -32,6 +33,7 @@ def quantize(  # noqa: PLR0913 - what a quantization is made of
     format: str = "compressed-tensors",  # noqa: A002
     tokenizer: "PreTrainedTokenizerBase | None" = None,
     dtype: str = "auto",
+    device: str = "auto",
     progress: bool = True,
     skip: Sequence[str] = (),
     overrides: Mapping[str, Mapping[str, Any]] | None = None,
@@ -48,6 +50,9 @@ def quantize(  # noqa: PLR0913 - what a quantization is made of
         format: the checkpoint format to be saved: what it cannot hold is refused now.
         tokenizer: needed with a transformers model, to be saved with it.
         dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``; of a model that is loaded here.
+        device: where blocks run and linears are solved, one block at a time: ``auto`` (a GPU, where
+            there is one and mlcalib was built for it), ``cpu``, ``cuda`` or ``cuda:N``. The
+            quantized model is where the model was.
         progress: show a bar.
         skip: patterns (``re.search``) of linears that stay in floating point, e.g.
             ``r"layers\.0\."``.
@@ -66,6 +71,7 @@ def quantize(  # noqa: PLR0913 - what a quantization is made of
     """
     check_method(method, propagate, calibrated=calibration is not None, options=options)
     formats.get(format)
+    place = choose_device(device)
     stopwatch = Stopwatch()
     with stopwatch.timed("load"):
         if isinstance(model, str | Path):
@@ -102,6 +108,7 @@ def quantize(  # noqa: PLR0913 - what a quantization is made of
         propagate=propagate,
         stopwatch=stopwatch,
         description="quantizing" if progress else None,
+        device=place,
     )
     layers, scales, expert_tokens = merged(source, sink, "layers", "scales", "expert_tokens")
     return QuantizedModel(

@@ -9,6 +9,7 @@ from mlcalib.calibration_sets import CalibrationSet
 from mlcalib.common.files import check_output, locked, remove_partial
 from mlcalib.common.safetensors_read import read_json
 from mlcalib.common.stopwatch import Stopwatch
+from mlcalib.models.device import choose_device
 from mlcalib.models.loading import load_tokenizer
 from mlcalib.quantization.block_files import BlockFiles
 from mlcalib.quantization.block_pass import Propagate, run_pass
@@ -32,6 +33,7 @@ def quantize_checkpoint(  # noqa: PLR0913 - what a quantization is made of
     propagate: Propagate = "quantized",
     format: str = "compressed-tensors",  # noqa: A002
     dtype: str = "auto",
+    device: str = "auto",
     hidden_states: Literal["memory", "disk"] = "memory",
     progress: bool = True,
     skip: Sequence[str] = (),
@@ -52,6 +54,7 @@ def quantize_checkpoint(  # noqa: PLR0913 - what a quantization is made of
         propagate: see ``mlcalib.quantize``.
         format: see ``mlcalib.quantize``.
         dtype: see ``mlcalib.quantize``.
+        device: see ``mlcalib.quantize``.
         hidden_states: where the text lives between two blocks: ``memory``, or ``disk``, from where
             a killed run goes on at once; otherwise it takes the text through the finished blocks.
         progress: show a bar.
@@ -71,6 +74,7 @@ def quantize_checkpoint(  # noqa: PLR0913 - what a quantization is made of
     check_method(method, propagate, calibrated=calibration is not None, options=options)
     if hidden_states not in ("memory", "disk"):
         raise ValueError(f"hidden_states is '{hidden_states}', expected 'memory' or 'disk'.")
+    place = choose_device(device)
     out = Path(out).resolve()
     folder = out.with_name(f".{out.name}.parts")
     if not folder.is_dir():
@@ -93,7 +97,7 @@ def quantize_checkpoint(  # noqa: PLR0913 - what a quantization is made of
         options=options,
     )
     with locked(folder):
-        inputs = machine() | {"model": source.fingerprint} | recipe_inputs(recipe, calibration)
+        inputs = machine(place) | {"model": source.fingerprint} | recipe_inputs(recipe, calibration)
         if claim(folder, f"The quantization to {out}", inputs):
             remove_partial(out)
             if (out / "mlcalib.json").is_file():  # it was killed when all was written
@@ -111,6 +115,7 @@ def quantize_checkpoint(  # noqa: PLR0913 - what a quantization is made of
             hidden=HiddenStatesOnDisk(folder / "hidden") if hidden_states == "disk" else None,
             stopwatch=stopwatch,
             description="quantizing" if progress else None,
+            device=place,
         )
         seconds = stopwatch.seconds | job.stopwatch.seconds
         record = finish_record(source, sink, recipe.description, calibration, seconds)

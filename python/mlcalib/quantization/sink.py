@@ -172,7 +172,8 @@ class MemorySink:
     ) -> None:
         """See ``Sink``."""
         copy_parameters(block, self.model.get_submodule(block_name))
-        self.linears |= linears
+        home = next(self.model.get_submodule(block_name).parameters()).device
+        self.linears |= {name: linear.to(home) for name, linear in linears.items()}
         self.records[block_name] = dict(record)
 
     def restore(self, block_name: str, block: nn.Module) -> None:
@@ -195,11 +196,12 @@ class MemorySink:
 
 
 def copy_parameters(block: nn.Module, other: nn.Module) -> None:
-    """Let a block of the same modules have the same parameters; they are shared, not copied."""
+    """Let another block of the same modules have the same parameters, on its own device."""
     for path, module in block.named_modules():
         target = other.get_submodule(path)
         for key, parameter in module.named_parameters(recurse=False):
-            setattr(target, key, parameter)
+            home = getattr(target, key).device
+            setattr(target, key, nn.Parameter(parameter.detach().to(home), requires_grad=False))
 
 
 def _contents(

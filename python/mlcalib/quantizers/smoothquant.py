@@ -103,7 +103,8 @@ def _largest(statistics: StatisticSet) -> Tensor:
 
 def _shared(values: Tensor, source_of: Tensor) -> Tensor:
     """Return the largest value of the channels that share a source's channel, for each of them."""
-    common = torch.zeros(int(source_of.max()) + 1).scatter_reduce(0, source_of, values, "amax")
+    zeros = torch.zeros(int(source_of.max()) + 1, device=values.device)
+    common = zeros.scatter_reduce(0, source_of, values, "amax")
     return common[source_of]
 
 

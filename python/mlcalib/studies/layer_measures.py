@@ -39,6 +39,7 @@ class LayerMeasures:
         folder: Path,
         hidden: HiddenStates | None,
         stopwatch: Stopwatch,
+        device: torch.device,
     ) -> None:
         """Take what is there.
 
@@ -49,11 +50,12 @@ class LayerMeasures:
             folder: gets a file for each block.
             hidden: where hidden states live; by default in memory.
             stopwatch: gets the time.
+            device: where blocks run.
         """
         self._source, self._adapter, self._text = source, source.adapter, text
         self._mixtures = mixtures
         self._folder = folder
-        self._stopwatch = stopwatch
+        self._stopwatch, self._device = stopwatch, device
         folder.mkdir(parents=True, exist_ok=True)
         self._hidden = hidden or HiddenStates()
         self._flow: Flow | None = None
@@ -70,7 +72,12 @@ class LayerMeasures:
             self._hidden.restart()
         with self._stopwatch.timed("heldout"), self._source.embedding():
             self._flow = Flow(
-                self._source.model, self._adapter, self._text, Stopwatch(), hidden=self._hidden
+                self._source.model,
+                self._adapter,
+                self._text,
+                Stopwatch(),
+                hidden=self._hidden,
+                device=self._device,
             )
 
     def has(self, block_name: str) -> bool:

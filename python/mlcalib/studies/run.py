@@ -13,6 +13,7 @@ from mlcalib.common.files import atomic_file, locked, remove_partial
 from mlcalib.common.safetensors_read import read_json
 from mlcalib.common.stopwatch import Stopwatch
 from mlcalib.languages import language_set
+from mlcalib.models.device import choose_device
 from mlcalib.models.loading import find_smollm2, load_tokenizer
 from mlcalib.quantization.block_files import BlockFiles
 from mlcalib.quantization.block_pass import run_pass
@@ -135,6 +136,7 @@ def quantize_model(study: ModelStudy, *, progress: bool) -> None:
     with locked(study.folder):
         jobs = _jobs(study)
         stopwatch, bar = Stopwatch(), "quantizing" if progress else None
+        device = choose_device(study.spec.device)
         shared = {name: job for name, job in jobs.items() if _mode(study, name) == "float"}
         measure = _measure(study, stopwatch)
         run_pass(
@@ -147,6 +149,7 @@ def quantize_model(study: ModelStudy, *, progress: bool) -> None:
             measure=measure,
             stopwatch=stopwatch,
             description=bar,
+            device=device,
         )
         for name, job in jobs.items():
             if name not in shared and study.text is not None:
@@ -159,6 +162,7 @@ def quantize_model(study: ModelStudy, *, progress: bool) -> None:
                     hidden=_hidden(study, name),
                     stopwatch=job.stopwatch,
                     description=bar,
+                    device=device,
                 )
         if measure is not None:
             _write(study.folder / "layers.json", measure.merged(study.blocks()))
@@ -174,7 +178,7 @@ def _mode(study: ModelStudy, name: str) -> str:
 
 def _jobs(study: ModelStudy) -> dict[str, QuantizationJob]:
     """Return the variants that are not finished; each has claimed its folder."""
-    inputs = machine() | {"model": study.source.fingerprint}
+    inputs = machine(choose_device(study.spec.device)) | {"model": study.source.fingerprint}
     jobs = {}
     for name, variant in study.variants.items():
         folder = study.folder / "parts" / name
@@ -219,7 +223,8 @@ def _measure(study: ModelStudy, stopwatch: Stopwatch) -> LayerMeasures | None:
         shutil.rmtree(folder)  # of other settings or another text: measured anew, never mixed
     claim(folder, "The layers", inputs)
     hidden = _hidden(study, "heldout")
-    return LayerMeasures(study.source, text, mixtures, folder, hidden, stopwatch)
+    device = choose_device(spec.device)
+    return LayerMeasures(study.source, text, mixtures, folder, hidden, stopwatch, device)
 
 
 def _hidden(study: ModelStudy, name: str) -> HiddenStates | None:

@@ -127,6 +127,7 @@ class StudySpec(Config):
         propagate: ``float`` (all variants share one pass) or ``quantized`` (a pass for each).
         format: of the checkpoints.
         dtype: of the models.
+        device: where models are quantized: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         hidden_states: ``memory`` or ``disk``.
         evaluation: of the checkpoints; None for none.
         layers: what is measured of each layer; None for nothing.
@@ -147,6 +148,7 @@ class StudySpec(Config):
     propagate: Literal["float", "quantized"] = "float"
     format: str = "compressed-tensors"
     dtype: str = "auto"
+    device: str = "auto"
     hidden_states: Literal["memory", "disk"] = "memory"
     evaluation: EvaluationSpec | None = EvaluationSpec()
     layers: LayersSpec | None = LayersSpec()

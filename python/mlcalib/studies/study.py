@@ -9,6 +9,7 @@ import torch
 
 from mlcalib import _core
 from mlcalib.common.files import atomic_file
+from mlcalib.models.device import choose_device, device_name, explain
 from mlcalib.quantization.manifest import machine
 from mlcalib.studies.evaluate import check_evaluation, described, evaluate_model
 from mlcalib.studies.grid import variants_of
@@ -57,6 +58,7 @@ def study(
     variants_of(found)
     check_evaluation(found)
     out = Path(out).resolve()
+    echo(explain(found.device, choose_device(found.device)))
     plans = []
     opened = []
     for name in found.models:
@@ -82,7 +84,8 @@ def study(
 def _write_study(spec: StudySpec, opened: list[tuple[str, ModelStudy]], out: Path) -> None:
     first = opened[0][1]
     settings = first.text.settings if first.text else {}
-    versions = {name: machine()[name] for name in ("torch", "transformers")}
+    device = choose_device(spec.device)
+    versions = {name: machine(device)[name] for name in ("torch", "transformers")}
     content = {
         "layout": 1,
         "name": spec.name,
@@ -91,6 +94,7 @@ def _write_study(spec: StudySpec, opened: list[tuple[str, ModelStudy]], out: Pat
         "versions": versions,
         "isa": _core.isa(),
         "threads": torch.get_num_threads(),
+        "device": device_name(device),
         "corpus": spec.corpus,
         "seq_len": spec.seq_len,
         "seed": spec.seed,

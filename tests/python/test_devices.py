@@ -27,8 +27,8 @@ def test_strange_devices_are_refused(name):
 
 def test_without_a_gpu_auto_is_the_cpu_and_says_why(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert choose_device() == choose_device("cpu") == torch.device("cpu")
-    assert explain("auto", choose_device()) == "device: cpu (torch sees no GPU)"
+    assert choose_device("auto") == choose_device("cpu") == torch.device("cpu")
+    assert explain("auto", choose_device("auto")) == "device: cpu (torch sees no GPU)"
     assert explain("cpu", choose_device("cpu")) == "device: cpu (asked for)"
     with pytest.raises(ValueError, match="'cuda', but torch sees no GPU"):
         choose_device("cuda")
@@ -37,7 +37,7 @@ def test_without_a_gpu_auto_is_the_cpu_and_says_why(monkeypatch):
 def test_a_core_without_cuda_says_how_to_build_it(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(_core, "build_info", lambda: {"cuda": "none"})
-    assert choose_device() == torch.device("cpu")
+    assert choose_device("auto") == torch.device("cpu")
     with pytest.raises(ValueError, match="MLCALIB_CUDA=ON"):
         choose_device("cuda:0")
 
@@ -46,7 +46,7 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(_core, "build_info", lambda: {"cuda": "13.0"})
-    assert choose_device() == torch.device("cuda:0")
+    assert choose_device("auto") == torch.device("cuda:0")
     assert choose_device("cuda:1") == torch.device("cuda:1")
     with pytest.raises(ValueError, match="there are 2 GPUs"):
         choose_device("cuda:2")

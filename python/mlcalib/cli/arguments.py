@@ -26,7 +26,7 @@ FORMAT = (
 )
 DTYPE = "auto (as stored; float32 for GGUF), float32, bfloat16 or float16."
 
-DEVICE = "auto (a GPU, where there is one and mlcalib was built for it), cpu, cuda or cuda:N."
+DEVICE = "cpu, cuda, cuda:N, or auto (a GPU, where there is one and mlcalib was built for it)."
 
 Languages = Annotated[str, typer.Option(help=LANGUAGES)]
 Corpus = Annotated[str, typer.Option(help=CORPUS)]

@@ -35,7 +35,7 @@ def imatrix(
         bool, typer.Option("--allow-short", help="Use what there is where text is short.")
     ] = False,
     dtype: Dtype = "auto",
-    device: Device = "auto",
+    device: Device = "cpu",
 ) -> None:
     """Write an importance matrix for llama.cpp, of any mixture of languages.
 

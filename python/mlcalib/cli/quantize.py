@@ -76,7 +76,7 @@ def quantize(
         str, typer.Option(help=FORMAT)
     ] = "compressed-tensors",
     dtype: Dtype = "auto",
-    device: Device = "auto",
+    device: Device = "cpu",
     hidden_states: Annotated[
         str,
         typer.Option(

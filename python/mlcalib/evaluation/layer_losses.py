@@ -34,7 +34,7 @@ def layer_losses(  # noqa: PLR0913 - what a measurement is made of
     seq_len: int = 512,
     separator: str | None = None,
     dtype: str = "auto",
-    device: str = "auto",
+    device: str = "cpu",
     progress: bool = True,
 ) -> list[LayerLosses]:
     """Measure the loss of every quantized linear per language on held-out text.
@@ -53,8 +53,8 @@ def layer_losses(  # noqa: PLR0913 - what a measurement is made of
         seq_len: tokens of a sequence.
         separator: what stands between documents, as for ``mlcalib.calibration``.
         dtype: of a model that is loaded here.
-        device: where the model runs: ``auto`` (a GPU, where there is one), ``cpu``, ``cuda`` or
-            ``cuda:N``.
+        device: where blocks run: ``cpu``, ``cuda``, ``cuda:N``, or ``auto`` (a GPU, where there is
+            one and mlcalib was built for it).
         progress: show a bar.
 
     Returns:

@@ -11,7 +11,7 @@ from mlcalib import _core
 CPU = torch.device("cpu")
 
 
-def choose_device(asked: str = "auto") -> torch.device:
+def choose_device(asked: str) -> torch.device:
     """Return the device to run on.
 
     Args:

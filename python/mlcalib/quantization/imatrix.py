@@ -109,7 +109,7 @@ def imatrix(
     calibration: CalibrationSet,
     *,
     dtype: str = "auto",
-    device: str = "auto",
+    device: str = "cpu",
     progress: bool = True,
 ) -> ImportanceMatrix:
     """Gather the importance of every linear of a model's blocks, in one pass for all languages.
@@ -120,8 +120,8 @@ def imatrix(
         model: a folder, a hub name, a GGUF file, or a transformers model, which is not changed.
         calibration: the text.
         dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``; of a model that is loaded here.
-        device: where the model runs: ``auto`` (a GPU, where there is one), ``cpu``, ``cuda`` or
-            ``cuda:N``.
+        device: where blocks run: ``cpu``, ``cuda``, ``cuda:N``, or ``auto`` (a GPU, where there is
+            one and mlcalib was built for it).
         progress: show a bar.
 
     Raises:

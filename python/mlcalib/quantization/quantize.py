@@ -33,7 +33,7 @@ def quantize(  # noqa: PLR0913 - what a quantization is made of
     format: str = "compressed-tensors",  # noqa: A002
     tokenizer: "PreTrainedTokenizerBase | None" = None,
     dtype: str = "auto",
-    device: str = "auto",
+    device: str = "cpu",
     progress: bool = True,
     skip: Sequence[str] = (),
     overrides: Mapping[str, Mapping[str, Any]] | None = None,
@@ -50,8 +50,8 @@ def quantize(  # noqa: PLR0913 - what a quantization is made of
         format: the checkpoint format to be saved: what it cannot hold is refused now.
         tokenizer: needed with a transformers model, to be saved with it.
         dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``; of a model that is loaded here.
-        device: where blocks run and linears are solved, one block at a time: ``auto`` (a GPU, where
-            there is one and mlcalib was built for it), ``cpu``, ``cuda`` or ``cuda:N``. The
+        device: where blocks run and linears are solved, one block at a time: ``cpu``, ``cuda``,
+            ``cuda:N``, or ``auto`` (a GPU, where there is one and mlcalib was built for it). The
             quantized model is where the model was.
         progress: show a bar.
         skip: patterns (``re.search``) of linears that stay in floating point, e.g.

@@ -33,7 +33,7 @@ def quantize_checkpoint(  # noqa: PLR0913 - what a quantization is made of
     propagate: Propagate = "quantized",
     format: str = "compressed-tensors",  # noqa: A002
     dtype: str = "auto",
-    device: str = "auto",
+    device: str = "cpu",
     hidden_states: Literal["memory", "disk"] = "memory",
     progress: bool = True,
     skip: Sequence[str] = (),

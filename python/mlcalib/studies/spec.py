@@ -148,7 +148,7 @@ class StudySpec(Config):
     propagate: Literal["float", "quantized"] = "float"
     format: str = "compressed-tensors"
     dtype: str = "auto"
-    device: str = "auto"
+    device: str = "cpu"
     hidden_states: Literal["memory", "disk"] = "memory"
     evaluation: EvaluationSpec | None = EvaluationSpec()
     layers: LayersSpec | None = LayersSpec()

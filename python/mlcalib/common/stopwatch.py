@@ -24,7 +24,7 @@ class Stopwatch:
         try:
             yield
         finally:
-            if torch.cuda.is_initialized():
+            if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
                 torch.cuda.synchronize()
             self.add(phase, time.perf_counter() - start)
 

@@ -15,13 +15,8 @@ from torch import Tensor
 from mlcalib._core import build_info
 from mlcalib.common.optional import optional
 from mlcalib.formats._gguf_tokenizer import add_tokenizer, check_tokenizer
+from mlcalib.models import gguf_architectures
 
-_ARCHITECTURES = {
-    "LlamaForCausalLM": "LLAMA",
-    "MistralForCausalLM": "LLAMA",
-    "Qwen2ForCausalLM": "QWEN2",
-    "Qwen3ForCausalLM": "QWEN3",
-}
 _FILE_TYPES = {"Q4_0": "MOSTLY_Q4_0", "Q4_1": "MOSTLY_Q4_1", "Q8_0": "MOSTLY_Q8_0"}
 
 
@@ -33,10 +28,11 @@ def check_config(config: Any, architecture: str, tokenizer: Any) -> None:
         ImportError: the package gguf is missing.
     """
     optional("gguf", "gguf", "writing GGUF")
-    if architecture not in _ARCHITECTURES:
+    known = [name for name, each in gguf_architectures().items() if each.whole]
+    if architecture not in known:
         raise NotImplementedError(
             f"GGUF files of {architecture} are not written yet: names, hyperparameters and the "
-            f"order of q and k differ by family; these are: {', '.join(_ARCHITECTURES)}. Save "
+            f"order of q and k differ by family; these are: {', '.join(known)}. Save "
             "with --format dense and use llama.cpp's convert_hf_to_gguf.py."
         )
     if getattr(config, "use_sliding_window", False):
@@ -69,18 +65,17 @@ def write_gguf(
         NotImplementedError: as ``check_config``.
     """
     gguf = optional("gguf", "gguf", "writing GGUF")
-    arch = gguf.MODEL_ARCH[_ARCHITECTURES[architecture]]
-    writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[arch])
+    known = gguf_architectures()[architecture]
+    writer = gguf.GGUFWriter(path, known.name)
     _add_config(gguf, writer, config, architecture)
     add_tokenizer(writer, tokenizer, config.vocab_size)
-    names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
+    names = known.tensor_names(config.num_hidden_layers)
     kinds: list[str] = []
     for name, values, kind in tensors:
         saved = names.get_name(name, try_suffixes=(".weight", ".bias"))
         if saved is None:
             raise ValueError(f"{name} has no name in GGUF files of {architecture}")
-        pairs = arch == gguf.MODEL_ARCH.LLAMA
-        ordered = _interleaved(name, values, config) if pairs else values
+        ordered = _interleaved(name, values, config) if known.rotates_pairs else values
         _add_tensor(gguf, writer, saved, ordered, kind)
         kinds += [kind] if kind is not None else []
     if (factors := _rope_factors(config)) is not None:

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from mlcalib._core import GridSpec
-from mlcalib.common import compat
 from mlcalib.common.optional import optional
+from mlcalib.models import GgufArchitecture, gguf_architectures
 
-_ARCHITECTURES = ("llama", "qwen2", "qwen3")
 GGUF_GRIDS = {
     kind: GridSpec(bits, 32, symmetric, scale_dtype=torch.float16)
     for kind, bits, symmetric in (("Q4_0", 4, True), ("Q4_1", 4, False), ("Q8_0", 8, True))
@@ -66,12 +65,14 @@ class GgufTensors:
         specs: linear whose codes can be read → its grid.
         dtype: the floating type of its matrices; float32 where some were quantized in a type whose
             codes are not read, which are dequantized in it.
+        rotates_pairs: see ``GgufArchitecture``.
     """
 
     config: Any
     tensors: dict[str, Any]
     specs: dict[str, GridSpec]
     dtype: torch.dtype
+    rotates_pairs: bool
 
     def blocks(self, name: str) -> Tensor:
         """Return the blocks of a linear, uint8 [out, bytes of a row], in transformers' order."""
@@ -95,7 +96,7 @@ class GgufTensors:
             "q_proj": self.config.num_attention_heads,
             "k_proj": self.config.num_key_value_heads,
         }.get(name.split(".")[-2] if "." in name else "")
-        if self.config.model_type != "llama" or heads is None:
+        if not self.rotates_pairs or heads is None:
             return values
         pairs = values.reshape(heads, -1, 2, *values.shape[1:])
         return pairs.transpose(1, 2).reshape(values.shape)
@@ -110,39 +111,45 @@ def open_gguf(file: Path) -> GgufTensors:
         NotImplementedError: an architecture, or scaled positions, that are not read yet.
         ImportError: the package gguf is missing.
     """
-    gguf = optional("gguf", "gguf", "reading a GGUF file")
     reader = read_gguf(file)
     stored = {tensor.name: tensor for tensor in reader.tensors}
     values = {name: f.contents() for name, f in reader.fields.items() if len(f.data) == 1}
-    arch = _check_architecture(file, values, stored)
-    config = _config(file, arch, values, stored)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[arch.upper()], config.num_hidden_layers)
+    name, known = _architecture(file, values, stored)
+    config = _config(file, name, known, values, stored)
+    names = known.tensor_names(config.num_hidden_layers)
     tensors, missing = {}, []
-    for name in _state_names(config):
-        saved = names.get_name(name, try_suffixes=(".weight", ".bias"))
+    for key in _state_names(config):
+        saved = names.get_name(key, try_suffixes=(".weight", ".bias"))
         if saved in stored:
-            tensors[name] = stored[saved]
-        elif not (name == "lm_head.weight" and config.tie_word_embeddings):
-            missing.append(saved or name)
+            tensors[key] = stored[saved]
+        elif not (key == "lm_head.weight" and config.tie_word_embeddings):
+            missing.append(saved or key)
     if missing:
-        raise ValueError(f"{file} lacks {', '.join(missing[:3])}, which {arch} models have")
+        raise ValueError(f"{file} lacks {', '.join(missing[:3])}, which {known.name} models have")
     specs = {
-        name.removesuffix(".weight"): GGUF_GRIDS[tensor.tensor_type.name]
-        for name, tensor in tensors.items()
-        if _has_codes(name, tensor)
+        key.removesuffix(".weight"): GGUF_GRIDS[tensor.tensor_type.name]
+        for key, tensor in tensors.items()
+        if _has_codes(key, tensor)
     }
-    rest = [each for name, each in tensors.items() if name.removesuffix(".weight") not in specs]
+    rest = [each for key, each in tensors.items() if key.removesuffix(".weight") not in specs]
     kinds = {each.tensor_type.name for each in rest if len(each.shape) == 2}
     dtype = _PLAIN.get(kinds.pop(), torch.float32) if len(kinds) == 1 else torch.float32
-    return GgufTensors(config, tensors, specs, dtype)
+    return GgufTensors(config, tensors, specs, dtype, known.rotates_pairs)
 
 
-def _check_architecture(file: Path, values: dict[str, Any], stored: dict[str, Any]) -> str:
+def _architecture(
+    file: Path, values: dict[str, Any], stored: dict[str, Any]
+) -> tuple[str, GgufArchitecture]:
+    """Return the class of transformers that reads a file, the first of several, and its layout."""
+    known: dict[str, tuple[str, GgufArchitecture]] = {}
+    for name, each in gguf_architectures().items():
+        if each.whole:
+            known.setdefault(each.name, (name, each))
     arch = values.get("general.architecture")
-    if arch not in _ARCHITECTURES or values.get(f"{arch}.expert_count"):
-        kind = f"{arch} with experts" if arch in _ARCHITECTURES else repr(arch)
+    if arch not in known or values.get(f"{arch}.expert_count"):
+        kind = f"{arch} with experts" if arch in known else repr(arch)
         raise NotImplementedError(
-            f"{file}: GGUF files of {kind} are not read yet; these are: {', '.join(_ARCHITECTURES)}"
+            f"{file}: GGUF files of {kind} are not read yet; these are: {', '.join(known)}"
         )
     scaling = values.get(f"{arch}.rope.scaling.type", "none")
     if "rope_freqs.weight" in stored or scaling not in ("none", "linear"):
@@ -151,23 +158,27 @@ def _check_architecture(file: Path, values: dict[str, Any], stored: dict[str, An
             f"{file} scales positions ({kind}), and does not hold all that transformers' config "
             "wants to know of it; convert the checkpoint that it was made from"
         )
-    return str(arch)
+    return known[arch]
 
 
-def _config(file: Path, arch: str, values: dict[str, Any], stored: dict[str, Any]) -> Any:
+def _config(
+    file: Path,
+    name: str,
+    known: GgufArchitecture,
+    values: dict[str, Any],
+    stored: dict[str, Any],
+) -> Any:
     """Return transformers' own reading of a config, with what it (5.24) leaves out."""
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
     config.name_or_path = str(file)
-    config.architectures = [compat.causal_architecture(arch)]
-    heads = config.num_attention_heads
+    config.architectures = [name]
+    arch, heads = known.name, config.num_attention_heads
     config.head_dim = values.get(f"{arch}.attention.key_length", config.hidden_size // heads)
     config.tie_word_embeddings = "output.weight" not in stored
-    if arch != "qwen2":  # whose biases are no option
-        config.attention_bias = "blk.0.attn_q.bias" in stored
-    if arch == "llama":
-        config.mlp_bias = "blk.0.ffn_down.bias" in stored
+    for option, tensor in known.biases.items():
+        setattr(config, option, tensor in stored)
     if values.get(f"{arch}.rope.scaling.type", "none") == "linear":
         factor = float(values[f"{arch}.rope.scaling.factor"])
         config.rope_parameters = {

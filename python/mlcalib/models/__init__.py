@@ -2,17 +2,36 @@
 
 import importlib
 import pkgutil
+from collections.abc import Iterator
+from importlib.metadata import entry_points
 
 from mlcalib.models import families
-from mlcalib.models.base import Adapter, ScaleGroup
+from mlcalib.models.base import Adapter, GgufArchitecture, ScaleGroup
 
-__all__ = ["Adapter", "ScaleGroup", "find_adapter"]
+__all__ = ["Adapter", "GgufArchitecture", "ScaleGroup", "find_adapter", "gguf_architectures"]
+
+_GROUP = "mlcalib.families"
 
 
-def adapters() -> list[Adapter]:
-    """Return the adapter of every family: each module of ``families`` has one."""
-    found = pkgutil.iter_modules(families.__path__, f"{families.__name__}.")
-    return [importlib.import_module(module.name).adapter for module in found]
+def adapters() -> Iterator[Adapter]:
+    """Yield the adapter of every family.
+
+    Each module of ``families`` has one; then come those of other distributions, by the entry-point
+    group ``mlcalib.families``.
+
+    Raises:
+        TypeError: an entry point gives something else than an ``Adapter``.
+    """
+    for module in pkgutil.iter_modules(families.__path__, f"{families.__name__}."):
+        yield importlib.import_module(module.name).adapter
+    for point in sorted(entry_points(group=_GROUP)):
+        found = point.load()
+        if not isinstance(found, Adapter):
+            raise TypeError(
+                f"The entry point '{point.name}' of the group '{_GROUP}' is a "
+                f"{type(found).__name__} ({point.value}), expected an Adapter."
+            )
+        yield found
 
 
 def find_adapter(architecture: str) -> Adapter:
@@ -28,6 +47,14 @@ def find_adapter(architecture: str) -> Adapter:
         known += adapter.architectures
     raise NotImplementedError(
         f"The architecture {architecture} is not supported; supported are: {', '.join(known)}. "
-        "To add it, write python/mlcalib/models/families/<family>.py with one Adapter literal, as "
-        "in python/mlcalib/models/families/llama.py."
+        "To add it, write one file with an Adapter literal, like that of Llama in "
+        "python/mlcalib/models/families/llama.py; docs/plugins.md shows how."
     )
+
+
+def gguf_architectures() -> dict[str, GgufArchitecture]:
+    """Return class name of transformers → how GGUF files hold its models, of all families."""
+    found: dict[str, GgufArchitecture] = {}
+    for adapter in adapters():
+        found = {**adapter.gguf, **found}  # the first that has a class, as in find_adapter
+    return found

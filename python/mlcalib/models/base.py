@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
+
+from mlcalib.common.optional import optional
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -48,6 +50,39 @@ class Experts:
 
 
 @dataclass(frozen=True)
+class GgufArchitecture:
+    """How GGUF files hold the models of one class.
+
+    Attributes:
+        name: what llama.cpp calls the architecture, e.g. ``llama``.
+        whole: whether whole files are written and read: their hyperparameters must be those of
+            Llama's files. Of other architectures only the names of tensors are known, which
+            importance matrices need.
+        rotates_pairs: rows of q and k lie in the pairs that llama.cpp rotates, not in halves as in
+            transformers.
+        biases: option of the config → the tensor of a file that is there where the option is set.
+    """
+
+    name: str
+    whole: bool = False
+    rotates_pairs: bool = False
+    biases: Mapping[str, str] = field(default_factory=dict)
+
+    def tensor_names(self, blocks: int) -> Any:
+        """Return gguf's map from names of tensors in transformers to those in a file.
+
+        Args:
+            blocks: how many the model has.
+
+        Raises:
+            ImportError: the package gguf is missing.
+        """
+        gguf = optional("gguf", "gguf", "the names of tensors in GGUF files")
+        (arch,) = (arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == self.name)
+        return gguf.get_tensor_name_map(arch, blocks)
+
+
+@dataclass(frozen=True)
 class Adapter:
     """A model family as data.
 
@@ -61,6 +96,7 @@ class Adapter:
         norm_offset: norms multiply by ``norm_offset + weight``.
         experts: of blocks that have some, in place of ``linears`` and ``scale_groups``.
         saved_names: part of a name in the model → what the family's checkpoints call it.
+        gguf: class name → how GGUF files hold its models; of those that llama.cpp knows.
     """
 
     architectures: tuple[str, ...]
@@ -70,6 +106,7 @@ class Adapter:
     norm_offset: float = 0.0
     experts: Experts | None = None
     saved_names: Mapping[str, str] = field(default_factory=dict)
+    gguf: Mapping[str, GgufArchitecture] = field(default_factory=dict)
 
     def named_blocks(self, model: "PreTrainedModel") -> list[tuple[str, nn.Module]]:
         """Return (name, block) of each block, in the order in which they run."""

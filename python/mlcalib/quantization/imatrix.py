@@ -17,7 +17,7 @@ from mlcalib.calibration_sets import CalibrationSet
 from mlcalib.checkpoints.imatrix_file import Importance, ImportanceFile, Layout
 from mlcalib.common.optional import optional
 from mlcalib.common.stopwatch import Stopwatch
-from mlcalib.models import Adapter
+from mlcalib.models import Adapter, gguf_architectures
 from mlcalib.models.device import choose_device
 from mlcalib.quantization.block_pass import run_pass
 from mlcalib.quantization.job import BlockView, Observation
@@ -27,20 +27,6 @@ from mlcalib.statistics import StatisticSet, mix
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-_ARCHITECTURES = {
-    "LlamaForCausalLM": "LLAMA",
-    "MistralForCausalLM": "LLAMA",
-    "MixtralForCausalLM": "LLAMA",
-    "Qwen2ForCausalLM": "QWEN2",
-    "Qwen2MoeForCausalLM": "QWEN2MOE",
-    "Qwen3ForCausalLM": "QWEN3",
-    "Qwen3MoeForCausalLM": "QWEN3MOE",
-    "Gemma2ForCausalLM": "GEMMA2",
-    "CohereForCausalLM": "COMMAND_R",
-    "Cohere2ForCausalLM": "COHERE2",
-    "Olmo2ForCausalLM": "OLMO2",
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,9 +115,9 @@ def imatrix(
         NotImplementedError: an architecture without an adapter.
         ImportError: the package gguf is missing.
     """
-    gguf = optional("gguf", "gguf", "an importance matrix")
+    optional("gguf", "gguf", "an importance matrix")
     source = open_source(model, dtype)
-    names = _tensor_names(gguf, type(source.model).__name__, source.adapter, source.model)
+    names = _tensor_names(type(source.model).__name__, source.adapter, source.model)
     moments = _Moments(names)
     run_pass(
         source,
@@ -164,14 +150,14 @@ class _Moments(Observation):
                 self.found.setdefault(tensor, []).append(longest(block.statistics[key]))
 
 
-def _tensor_names(gguf: Any, name: str, adapter: Adapter, model: Any) -> Callable[[str], str]:
+def _tensor_names(name: str, adapter: Adapter, model: Any) -> Callable[[str], str]:
     """Return a function from a linear's name to its tensor's name in a GGUF file."""
-    if name not in _ARCHITECTURES:
+    if name not in adapter.gguf:
         raise NotImplementedError(
-            f"names of {name} in GGUF files are not known; known are {', '.join(_ARCHITECTURES)}"
+            f"names of {name} in GGUF files are not known; known are "
+            f"{', '.join(gguf_architectures())}"
         )
-    arch = gguf.MODEL_ARCH[_ARCHITECTURES[name]]
-    known = gguf.get_tensor_name_map(arch, model.config.num_hidden_layers)
+    known = adapter.gguf[name].tensor_names(model.config.num_hidden_layers)
 
     def find(linear: str) -> str:
         together = re.sub(r"\.experts\.\d+\.", ".experts.", linear)

@@ -1,6 +1,6 @@
 """Gemma-2; norms (1 + weight) before and behind attention and MLP, every other block slides."""
 
-from mlcalib.models.base import Adapter, ScaleGroup
+from mlcalib.models.base import Adapter, GgufArchitecture, ScaleGroup
 
 adapter = Adapter(
     architectures=("Gemma2ForCausalLM",),
@@ -18,4 +18,5 @@ adapter = Adapter(
         ScaleGroup("mlp.up_proj", ("mlp output",)),
     ),
     norm_offset=1.0,
+    gguf={"Gemma2ForCausalLM": GgufArchitecture("gemma2")},
 )

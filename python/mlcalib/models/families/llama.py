@@ -4,7 +4,12 @@ Mistral's attention may slide; Qwen2 and Qwen2.5 have biases on q, k and v; Qwen
 heads of q and k, which scales of the input do not reach.
 """
 
-from mlcalib.models.base import Adapter, ScaleGroup
+from mlcalib.models.base import Adapter, GgufArchitecture, ScaleGroup
+
+_QKV = {"attention_bias": "blk.0.attn_q.bias"}
+_LLAMA = GgufArchitecture(
+    "llama", whole=True, rotates_pairs=True, biases={**_QKV, "mlp_bias": "blk.0.ffn_down.bias"}
+)
 
 adapter = Adapter(
     architectures=(
@@ -26,4 +31,10 @@ adapter = Adapter(
         ScaleGroup("post_attention_layernorm", ("mlp",)),
         ScaleGroup("mlp.up_proj", ("mlp output",)),
     ),
+    gguf={
+        "LlamaForCausalLM": _LLAMA,
+        "MistralForCausalLM": _LLAMA,
+        "Qwen2ForCausalLM": GgufArchitecture("qwen2", whole=True),  # whose biases are no option
+        "Qwen3ForCausalLM": GgufArchitecture("qwen3", whole=True, biases=_QKV),
+    },
 )

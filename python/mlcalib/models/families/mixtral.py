@@ -1,6 +1,6 @@
 """Mixtral; every block has experts."""
 
-from mlcalib.models.base import Adapter, Experts, ScaleGroup
+from mlcalib.models.base import Adapter, Experts, GgufArchitecture, ScaleGroup
 
 adapter = Adapter(
     architectures=("MixtralForCausalLM",),
@@ -26,4 +26,5 @@ adapter = Adapter(
         ),
     ),
     saved_names={".mlp.": ".block_sparse_moe."},
+    gguf={"MixtralForCausalLM": GgufArchitecture("llama")},
 )

@@ -135,8 +135,7 @@ def test_int8_kernels_want_sixteens(shape, fits):
     """
     spec = GridSpec(8, -1, True, scale_dtype=HALF)
     section = section_of("compressed-tensors-int8", spec)
-    method = "compressed-tensors int-quantized"
-    found = verdicts(Facts(method, section, {"a": spec}, {"a": shape}, HALF))
+    found = verdicts(Facts(section, {"a": spec}, {"a": shape}, HALF))
     assert found["SGLang"].loads == fits
     assert found["vLLM"].loads
     assert any("Triton" in reason for reason in found["vLLM"].reasons) == (not fits)

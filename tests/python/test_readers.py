@@ -13,8 +13,8 @@ from small_models import tiny_llama, tiny_model
 import mlcalib
 from mlcalib._core import GridSpec
 from mlcalib.checkpoints.check import Facts, verdicts
-from mlcalib.checkpoints.check.readers import marlin, tile_note
 from mlcalib.formats import formats
+from mlcalib.formats._readers import marlin, tile_note
 
 HALF = torch.float16
 LEAVES = {
@@ -41,7 +41,7 @@ def facts_of(form, spec, shapes=None):
     shapes = shapes or SHAPES
     specs = dict.fromkeys(shapes, spec)
     section = section_of(form, specs)
-    return Facts(section["quant_method"], section, specs, shapes, HALF)
+    return Facts(section, specs, shapes, HALF)
 
 
 def vllm_gptq(section):
@@ -110,15 +110,15 @@ def test_the_default_of_quantize_meets_the_rules_of_all_three_loaders():
 )
 def test_tiles_are_those_of_marlin(rows, columns, fits):
     """marlin_padded_nk in utils/marlin_utils.py: (n % 64, k % 128) or (n % 128, k % 64)."""
-    facts = Facts("gptq", {}, {}, {"model.layers.0.mlp.down_proj": (rows, columns)})
+    facts = Facts({}, {}, {"model.layers.0.mlp.down_proj": (rows, columns)})
     assert (tile_note(facts) is None) == fits
 
 
 def test_linears_that_are_fused_fill_tiles_together():
     names = ["q_proj", "k_proj", "v_proj"]
     shapes = {f"a.{name}": (32, 128) for name in names}
-    assert "a.q_proj (96 by 128)" in tile_note(Facts("gptq", {}, {}, shapes))
-    assert tile_note(Facts("gptq", {}, {}, {**shapes, "a.k_proj": (64, 128)})) is None
+    assert "a.q_proj (96 by 128)" in tile_note(Facts({}, {}, shapes))
+    assert tile_note(Facts({}, {}, {**shapes, "a.k_proj": (64, 128)})) is None
 
 
 def test_marlin_reasons():
@@ -213,7 +213,7 @@ def test_transformers_needs_dequantize_for_packed_zero_points():
     facts = facts_of("compressed-tensors", GridSpec(4, 64, False, scale_dtype=HALF))
     assert verdicts(facts)["transformers"].loads
     section = {key: value for key, value in facts.section.items() if key != "dequantize"}
-    verdict = verdicts(Facts(facts.method, section, facts.specs, facts.shapes))["transformers"]
+    verdict = verdicts(Facts(section, facts.specs, facts.shapes))["transformers"]
     assert not verdict.loads
     assert '"dequantize": true' in verdict.reasons[0]
 

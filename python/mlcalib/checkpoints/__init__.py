@@ -1,7 +1,7 @@
 """Folders that others load: reading, writing, converting and checking them."""
 
 from mlcalib.checkpoints._shards import save_tensors
-from mlcalib.checkpoints.read import Checkpoint, GgufCheckpoint, load_quantized, open_checkpoint
+from mlcalib.checkpoints.read import Checkpoint, FileCheckpoint, load_quantized, open_checkpoint
 from mlcalib.checkpoints.write import (
     quantization_section,
     save_checkpoint,
@@ -11,7 +11,7 @@ from mlcalib.checkpoints.write import (
 
 __all__ = [
     "Checkpoint",
-    "GgufCheckpoint",
+    "FileCheckpoint",
     "load_quantized",
     "open_checkpoint",
     "quantization_section",

@@ -6,9 +6,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import yaml
+from huggingface_hub import ModelCardData
 
 from mlcalib.common.files import atomic_file
+from mlcalib.formats import formats
 from mlcalib.languages import language, script_name
 
 CARD = "README.md"
@@ -18,6 +19,7 @@ _NOT_MEASURED = (
     "Nothing has been measured yet. `mlcalib evaluate BASE_MODEL THIS_FOLDER --card` measures "
     "perplexity and bits per byte per language, and writes them here."
 )
+_ORDER = ["base_model", "base_model_relation"]  # of metadata; the rest as the hub's library has it
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -35,14 +37,13 @@ def model_card(record: Mapping[str, Any]) -> str:
         "Calibration": _calibration(record),
         "Layers": _layers(record),
         "To look at": "\n".join(f"- {warning}" for warning in record["warnings"]),
-        "Load it": _loading(recipe["format"]),
+        "Load it": formats.get(recipe["format"]).loading,
         "Make it again": _again(record),
     }
-    header = yaml.safe_dump(_front_matter(record), sort_keys=False, allow_unicode=True)
     body = "\n\n".join(
         f"## {title}\n\n{text}" if title else text for title, text in sections.items() if text
     )
-    return f"---\n{header}---\n\n{body}\n"
+    return f"---\n{_metadata(record).to_yaml(original_order=_ORDER)}\n---\n\n{body}\n"
 
 
 def check_card(folder: str | Path) -> str:
@@ -78,21 +79,22 @@ def write_results(folder: str | Path, results: str) -> None:
         file.write(f"{before}{_BEGIN}\n{results.strip()}\n{_END}{after}")
 
 
-def _front_matter(record: Mapping[str, Any]) -> dict[str, Any]:
+def _metadata(record: Mapping[str, Any]) -> ModelCardData:
     """Return what the hub reads (https://huggingface.co/docs/hub/model-cards)."""
     recipe = record["recipe"]
     model, options = recipe["model"], recipe["options"]
-    matter: dict[str, Any] = {}
-    if _HUB_NAME.fullmatch(model) and not Path(model).exists():
-        matter |= {"base_model": model, "base_model_relation": "quantized"}
+    on_hub = _HUB_NAME.fullmatch(model) and not Path(model).exists()
     natural = [code for code in _languages(record) if language(code).kind == "natural"]
-    if natural:  # the hub knows languages, but not scripts (zh-Hant)
-        matter["language"] = list(dict.fromkeys(code.partition("-")[0] for code in natural))
-    return matter | {
-        "library_name": "transformers",
-        "pipeline_tag": "text-generation",
-        "tags": ["mlcalib", recipe["method"], f"{options['bits']}-bit", recipe["format"]],
-    }
+    # The hub knows languages, but not scripts (zh-Hant).
+    codes = list(dict.fromkeys(code.partition("-")[0] for code in natural))
+    return ModelCardData(
+        base_model=model if on_hub else None,
+        base_model_relation="quantized" if on_hub else None,
+        language=codes or None,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["mlcalib", recipe["method"], f"{options['bits']}-bit", recipe["format"]],
+    )
 
 
 def _title(record: Mapping[str, Any]) -> str:
@@ -107,21 +109,12 @@ def _summary(record: Mapping[str, Any]) -> str:
     bits, size = options.pop("bits"), options.pop("group_size")
     kind = "symmetric" if options.pop("symmetric") else "asymmetric"
     groups = "one scale for each row" if size == -1 else f"groups of {size} input channels"
-    stored = {
-        "compressed-tensors": "packed (compressed-tensors, pack-quantized)",
-        "gptq": "packed (GPTQ layout)",
-        "gptq-v2": "packed (GPTQ layout, checkpoint_format gptq_v2)",
-        "awq": "packed (AWQ layout, gemm)",
-        "compressed-tensors-int8": "int8 (compressed-tensors, int-quantized); W8A8",
-        "gguf": "model.gguf, packed (Q4_0, Q4_1 or Q8_0)",
-        "dense": "dequantized: nothing is smaller than in the base model",
-    }
     lines = [
         f"- Base model: `{recipe['model']}`, quantized in {recipe['dtype']}",
         f"- Method: {recipe['method']} of mlcalib {record['mlcalib']}; "
         f"{', '.join(f'{name} {value}' for name, value in options.items())}",
         f"- Weights: {bits} bits, {kind}, {groups}",
-        f"- Stored: {stored.get(recipe['format'], recipe['format'])}",
+        f"- Stored: {formats.get(recipe['format']).stored or recipe['format']}",
         f"- Versions: {', '.join(f'{name} {at}' for name, at in record['versions'].items())}; "
         f"{record['isa']}, {record['threads']} threads",
     ]
@@ -168,31 +161,6 @@ def _layers(record: Mapping[str, Any]) -> str:
         done = "in floating point" if options is None else _words(options)
         lines.append(f"- `{override['pattern']}` ({len(override['linears'])} linears): {done}")
     return "\n\n".join([lines[0], "\n".join(lines[1:])]).strip()
-
-
-_PACKED = (
-    "After `import mlcalib; mlcalib.register_packed()` the weights stay packed on a CPU; of the "
-    "packages above only transformers is needed then.\n\n"
-)
-
-
-def _loading(form: str) -> str:
-    if form == "gguf":
-        return (
-            "```bash\nllama-cli -m THIS_FOLDER/model.gguf\n```\n\n"
-            'or `AutoModelForCausalLM.from_pretrained("THIS_FOLDER", gguf_file="model.gguf")` of '
-            "transformers."
-        )
-    packages = {"gptq": " gptqmodel optimum", "awq": " gptqmodel", "dense": ""}
-    packages["compressed-tensors-int8"] = " compressed-tensors"
-    needs = "pip install transformers" + packages.get(form.removesuffix("-v2"), f" {form}")
-    return (
-        f"```python\n# {needs}\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        'model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER")\n'
-        'tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")\n```\n\n'
-        f"{_PACKED if form not in ('dense', 'compressed-tensors-int8') else ''}"
-        "vLLM reads the format too (`vllm serve THIS_FOLDER`); this checkpoint was not tried there."
-    )
 
 
 def _again(record: Mapping[str, Any]) -> str:

@@ -2,9 +2,9 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,15 +13,12 @@ from mlcalib._core import Grid, GridSpec, QuantizedLinear
 from mlcalib.checkpoints import Checkpoint, open_checkpoint, save_tensors
 from mlcalib.common import compat
 from mlcalib.common.files import atomic_folder
-from mlcalib.formats import Format, find_gguf, formats
+from mlcalib.formats import Format, find_file, formats
 from mlcalib.models.loading import load_tokenizer
-
-if TYPE_CHECKING:
-    from mlcalib._core import Order
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _COPIED = (".json", ".txt", ".jinja", ".model", ".tiktoken")
-_LEFT = ("config.json", "quantize_config.json", "quant_config.json", "model.safetensors.index.json")
+_LEFT = ("config.json", "model.safetensors.index.json")
 
 
 def convert(source: str | Path, out: str | Path, format: str, *, dtype: str = "auto") -> None:  # noqa: A002
@@ -52,23 +49,27 @@ def convert(source: str | Path, out: str | Path, format: str, *, dtype: str = "a
     if dtype not in ("auto", *_DTYPES):
         raise ValueError(f"dtype is '{dtype}', expected one of: auto, {', '.join(_DTYPES)}")
     model_dtype = checkpoint.dtype if dtype == "auto" else _DTYPES[dtype]
-    file = find_gguf(Path(source))
+    found = find_file(Path(source))
     specs = _specs(checkpoint, form, model_dtype)
     form.check(specs, {name: _shape(checkpoint, name) for name in specs})
     if form.file is not None:
-        _convert_file(checkpoint, file or Path(source), out, form, specs, model_dtype)
+        _convert_file(
+            checkpoint, found[1] if found else Path(source), out, format, specs, model_dtype
+        )
         return
     config = dict(checkpoint.config)
-    section = form.quantization_config(specs, _order(checkpoint.section), _ignore(checkpoint))
+    order = checkpoint.format.order(checkpoint.section)
+    section = form.quantization_config(specs, order, _ignore(checkpoint))
     config["quantization_config"] = section
     config.pop("torch_dtype", None)
     config["dtype"] = str(model_dtype).removeprefix("torch.")
     with atomic_folder(out) as folder:
-        if file is None:
-            _copy_files(Path(source), folder, format)
+        if found is None:
+            _copy_files(Path(source), folder, checkpoint.format.config_files)
+            _copy_record(Path(source), folder, format)
         else:
-            load_tokenizer(str(file)).save_pretrained(folder)
-            _copy_record(file.parent, folder, format)
+            load_tokenizer(str(found[1])).save_pretrained(folder)
+            _copy_record(found[1].parent, folder, format)
         _write_json(folder / "config.json", config)
         if form.config_file is not None:
             _write_json(folder / form.config_file, section)
@@ -128,10 +129,11 @@ def _convert_file(
     checkpoint: Checkpoint,
     source: Path,
     out: str | Path,
-    form: Format,
+    format: str,  # noqa: A002
     specs: dict[str, GridSpec],
     dtype: torch.dtype,
 ) -> None:
+    form = formats.get(format)()
     config = compat.config_from(checkpoint.config)
     tokenizer = load_tokenizer(str(source))
     (architecture,) = config.architectures or ["?"]
@@ -147,21 +149,12 @@ def _convert_file(
 
     with atomic_folder(out) as folder:
         form.write_file(folder, config, architecture, tokenizer, contents())
-        _copy_record(source if source.is_dir() else source.parent, folder, "gguf")
-
-
-def _order(section: dict[str, Any]) -> "Order":
-    """Return the order in which the solver visited channels, as far as the section tells."""
-    meta = section.get("meta") or {}
-    groups = (section.get("config_groups") or {}).values()
-    static = any((group.get("weights") or {}).get("actorder") == "static" for group in groups)
-    return "activation" if static or meta.get("static_groups") else "natural"
+        _copy_record(source if source.is_dir() else source.parent, folder, format)
 
 
 def _ignore(checkpoint: Checkpoint) -> list[str]:
     """Return the linears that stay unquantized: matrices but embeddings, and a tied head."""
-    listed = checkpoint.section.get("ignore") or []
-    ignored = [name for name in listed if not name.startswith("re:")]
+    ignored = checkpoint.format.left_out(checkpoint.section)
     for tensor in checkpoint.others:
         name = tensor.removesuffix(".weight")
         leaf = name.rpartition(".")[2]
@@ -173,12 +166,12 @@ def _ignore(checkpoint: Checkpoint) -> list[str]:
     return list(dict.fromkeys(ignored))
 
 
-def _copy_files(source: Path, folder: Path, format: str) -> None:  # noqa: A002
-    """Copy tokenizer, generation config and record; no weights, no code, no model card."""
+def _copy_files(source: Path, folder: Path, config_files: Collection[str]) -> None:
+    """Copy tokenizer and generation config; no weights, no code, no model card."""
+    left = {*_LEFT, *config_files}
     for path in sorted(source.iterdir()):
-        if path.is_file() and path.suffix in _COPIED and path.name not in _LEFT:
+        if path.is_file() and path.suffix in _COPIED and path.name not in left:
             shutil.copyfile(path, folder / path.name)
-    _copy_record(source, folder, format)
 
 
 def _copy_record(source: Path, folder: Path, format: str) -> None:  # noqa: A002

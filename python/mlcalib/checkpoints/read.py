@@ -11,8 +11,7 @@ from torch import Tensor
 
 from mlcalib._core import GridSpec, QuantizedLinear
 from mlcalib.common.safetensors_read import read_json, validate_folder
-from mlcalib.formats._gguf_reader import GgufTensors, find_gguf, open_gguf
-from mlcalib.formats.base import Format, formats
+from mlcalib.formats import FileTensors, Format, find_file, formats
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,17 +68,17 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, eq=False)
-class GgufCheckpoint(Checkpoint):
-    """A GGUF file as a checkpoint, its tensors by transformers' names.
+class FileCheckpoint(Checkpoint):
+    """A checkpoint of a format that has one file, such as GGUF; tensors by transformers' names.
 
     Attributes:
         contents: the file.
     """
 
-    contents: GgufTensors
+    contents: FileTensors
 
     def tensor(self, name: str) -> Tensor:
-        """Read a tensor; of a quantized linear, its blocks (uint8 [out, bytes of a row])."""
+        """Read a tensor; of a quantized linear, its blocks, as the file holds them."""
         linear = name.removesuffix(".weight") in self.linears and name.endswith(".weight")
         return self.contents.blocks(name) if linear else self.contents.tensor(name)
 
@@ -95,8 +94,8 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
         NotImplementedError: its format keeps no codes; a GGUF file of an unknown architecture.
     """
     folder = Path(folder)
-    if (file := find_gguf(folder)) is not None:
-        return _open_file(file)
+    if (found := find_file(folder)) is not None:
+        return _open_file(*found)
     files = validate_folder(folder)
     config = read_json(folder / "config.json")
     section = config.get("quantization_config")
@@ -109,17 +108,16 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
     return Checkpoint(files, config, form, linears, specs, dtype)
 
 
-def _open_file(file: Path) -> GgufCheckpoint:
-    contents = open_gguf(file)
+def _open_file(form: Format, file: Path) -> FileCheckpoint:
+    contents = form.open_file(file)
     if not contents.specs:
         raise ValueError(f"{file} has no quantized linears: nothing to read back")
     files = dict.fromkeys(contents.tensors, file)
-    owned = _linears(files, ".weight")
+    owned = _linears(files, f".{form.codes}")
     linears = {name: owned[name] for name in contents.specs}
     config = {**contents.config.to_dict(), "dtype": str(contents.dtype).removeprefix("torch.")}
-    config["quantization_config"] = {"quant_method": "gguf"}
-    form = formats.get("gguf")()
-    return GgufCheckpoint(
+    config["quantization_config"] = {}
+    return FileCheckpoint(
         files, config, form, linears, contents.specs, contents.dtype, contents=contents
     )
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mlcalib._core import GridSpec
 from mlcalib.common.optional import optional
+from mlcalib.formats._file import FileTensors
 from mlcalib.models import GgufArchitecture, gguf_architectures
 
 GGUF_GRIDS = {
@@ -20,23 +21,6 @@ GGUF_GRIDS = {
 }
 """Of the kinds of blocks whose codes mlcalib reads."""
 _PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-
-
-def find_gguf(path: Path) -> Path | None:
-    """Return the GGUF file that a path is or holds; None for a folder in the other layout.
-
-    Raises:
-        ValueError: a folder with several; names them.
-    """
-    if path.is_file() and path.suffix == ".gguf":
-        return path
-    if not path.is_dir() or (path / "config.json").is_file():
-        return None
-    files = sorted(path.glob("*.gguf"))
-    if len(files) > 1:
-        named = ", ".join(file.name for file in files)
-        raise ValueError(f"{path} has {len(files)} GGUF files, {named}; give the one that is meant")
-    return files[0] if files else None
 
 
 def read_gguf(file: Path) -> Any:
@@ -56,8 +40,8 @@ def read_gguf(file: Path) -> Any:
 
 
 @dataclass(frozen=True, eq=False)
-class GgufTensors:
-    """What a GGUF file holds, by transformers' names.
+class GgufTensors(FileTensors):
+    """See ``FileTensors``.
 
     Attributes:
         config: the model's, of transformers.

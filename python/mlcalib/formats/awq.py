@@ -2,7 +2,9 @@
 
 Checked against the sources of AutoAWQ (``awq/modules/linear/gemm.py``, ``WQLinear_GEMM``;
 ``awq/utils/packing_utils.py``), GPTQModel 7.7 (``gptqmodel/nn_modules/qlinear/torch_awq.py``) and
-vLLM (``vllm/model_executor/layers/quantization/auto_awq.py``). Of a linear [out, in], 4 bits:
+vLLM (``vllm/model_executor/layers/quantization/auto_awq.py``). Readers' rules are those of
+transformers 5.23 (``quantizers/quantizer_awq.py``), GPTQModel, vLLM (``get_quant_method``) and
+SGLang (``python/sglang/srt/layers/quantization/awq.py``). Of a linear [out, in], 4 bits:
 
 ==========  =====================  =======================================================
 qweight     int32 [in, out/8]      codes, along *out*; nibble i of a word is channel ORDER[i]
@@ -14,7 +16,7 @@ Codes of any quantizer fit: AWQ's own scales are folded into the model before. Z
 always written; a symmetric grid's are all 8.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -32,13 +34,31 @@ from mlcalib.formats._layout import (
     tensor,
     with_dtype,
 )
-from mlcalib.formats.base import Format, formats
+from mlcalib.formats._loading import by_transformers
+from mlcalib.formats._readers import (
+    MARLIN_GROUP_SIZES,
+    Facts,
+    Verdict,
+    Verdicts,
+    by_marlin,
+    group_size_reasons,
+    of_folder,
+)
+from mlcalib.formats._section import Problem, check_flags, check_keys, check_sizes
+from mlcalib.formats.base import Format, Shapes, formats
 
 if TYPE_CHECKING:
     from mlcalib._core import Order
 
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 _INVERSE = (0, 4, 1, 5, 2, 6, 3, 7)
+_GPTQMODEL_GROUP_SIZES = (-1, 16, 32, 64, 128)
+_KEYS = {
+    "quant_method", "bits", "w_bit", "group_size", "q_group_size", "zero_point", "version",
+    "format", "modules_to_not_convert", "lm_head", "backend", "do_fuse", "fuse_max_seq_len", "sym",
+    "desc_act",
+    "modules_to_fuse", "exllama_config", "meta", "pack_dtype", "dynamic", "checkpoint_format",
+}  # fmt: skip
 
 
 @formats.register
@@ -47,6 +67,9 @@ class Awq(Format):
 
     codes: ClassVar[str] = "qweight"
     half_scales: ClassVar[bool] = True
+    config_files: ClassVar[tuple[str, ...]] = ("quant_config.json", "quantize_config.json")
+    stored: ClassVar[str] = "packed (AWQ layout, gemm)"
+    loading: ClassVar[str] = by_transformers("gptqmodel")
 
     @classmethod
     def of_config(cls, config: Mapping[str, Any]) -> "Awq":
@@ -130,6 +153,27 @@ class Awq(Format):
         """Return the model's dtype, or float16 for float32, which readers have no kernel for."""
         dtype = super().scale_dtype(model_dtype)
         return torch.float16 if dtype == torch.float32 else dtype
+
+    def check_section(self, config: Mapping[str, Any]) -> Iterator[Problem]:
+        """Yield keys that no reader knows, and values that vLLM refuses."""
+        yield from check_keys(config, _KEYS)
+        yield from check_sizes(config)
+        yield from check_flags(config, ("zero_point",))
+
+    def stored_shape(self, name: str, shapes: Shapes) -> tuple[int, int] | None:
+        """Return (out, in) by scales and codes."""
+        scales, codes = shapes.get(f"{name}.scales", ()), shapes.get(f"{name}.qweight", ())
+        return (scales[1], codes[0]) if len(scales) == len(codes) == 2 else None
+
+    def verdicts(self, facts: Facts) -> Verdicts:
+        """Return who should load it; see the module's docstring for the rules."""
+        wrong = group_size_reasons(facts, _GPTQMODEL_GROUP_SIZES)
+        transformers = Verdict(not wrong, tuple(wrong) or ("with gptqmodel installed",))
+        sizes = sorted({size for _, size, _ in facts.grids if size not in MARLIN_GROUP_SIZES})
+        if sizes:
+            slow = (f"by its plain AWQ kernels (float16): Marlin has no groups of {sizes[0]}",)
+            return of_folder(facts, transformers, Verdict(True, slow), Verdict(True, slow))
+        return of_folder(facts, transformers, *by_marlin(facts, []))
 
 
 def _packed(codes: Tensor) -> Tensor:

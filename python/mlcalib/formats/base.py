@@ -1,7 +1,7 @@
 """What every checkpoint format answers."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -10,31 +10,46 @@ from torch import Tensor
 
 from mlcalib._core import GridSpec, QuantizedLinear
 from mlcalib.common.registry import Registry
+from mlcalib.formats._file import FileTensors
+from mlcalib.formats._loading import BY_MLCALIB
+from mlcalib.formats._readers import Facts, Verdicts, cannot_tell
+from mlcalib.formats._section import Problem
 
 if TYPE_CHECKING:
     from mlcalib._core import Order
+
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""Tensor of a checkpoint → its shape."""
 
 
 class Format(ABC):
     """The tensors of a quantized linear in a checkpoint, and the config that tells of them.
 
     A format has no state. Tensor names are those of the checkpoint: a linear ``name`` owns the
-    tensors ``name.*``, and ``pack`` replaces its ``name.weight``.
+    tensors ``name.*``, and ``pack`` replaces its ``name.weight``. The name it is registered under
+    is the ``quant_method`` by which checkpoints are read back.
 
     Attributes:
         codes: last part of the name of the tensor that holds a linear's codes; None where the
             format keeps no codes and so cannot be read back.
         config_file: a file beside config.json that repeats the ``quantization_config`` for older
             readers; None for none.
+        config_files: names of files in which any tool repeats it; ``convert`` copies none of them.
         file: the one file that a format writes in place of config.json and safetensors; None for
             none.
         half_scales: whether scales may be float16 whatever the model's dtype.
+        stored: how weights are stored, in words for the model card; "" for the format's name.
+        loading: how to load a checkpoint in THIS_FOLDER, as Markdown for the model card.
     """
 
     codes: ClassVar[str | None] = None
     config_file: ClassVar[str | None] = None
+    config_files: ClassVar[tuple[str, ...]] = ()
     file: ClassVar[str | None] = None
     half_scales: ClassVar[bool] = False
+    stored: ClassVar[str] = ""
+    loading: ClassVar[str] = BY_MLCALIB
 
     @classmethod
     def of_config(cls, config: Mapping[str, Any]) -> "Format":
@@ -42,8 +57,14 @@ class Format(ABC):
 
         Raises:
             ValueError: it describes a variant that cannot be read.
+            NotImplementedError: its layout is that of a format that mlcalib does not have.
         """
         return cls()
+
+    @classmethod
+    def layout(cls, config: Mapping[str, Any]) -> str:
+        """Return what ``check`` calls the layout that a ``quantization_config`` describes."""
+        return str(config.get("quant_method", ""))
 
     @abstractmethod
     def check(self, specs: Mapping[str, GridSpec], shapes: Mapping[str, tuple[int, int]]) -> None:
@@ -88,6 +109,58 @@ class Format(ABC):
             tensors: of the checkpoint by name, or of a quantized linear by the linear's.
         """
         raise NotImplementedError(f"{type(self).__name__} writes a folder.")
+
+    def open_file(self, file: Path) -> FileTensors:
+        """Look at a file without reading its tensors; of formats that have one.
+
+        Raises:
+            ValueError: it is damaged, or holds codes that no format has.
+            NotImplementedError: a file of a kind that is not read.
+        """
+        raise NotImplementedError(f"{type(self).__name__} reads a folder.")
+
+    def check_file(self, file: Path) -> tuple[Facts, list[str]]:
+        """Return what is known of a file, and what is wrong with it; of formats that have one."""
+        raise NotImplementedError(f"{type(self).__name__} reads a folder.")
+
+    def check_section(self, config: Mapping[str, Any]) -> Iterator[Problem]:
+        """Yield what is wrong in a ``quantization_config``, mlcalib's or another tool's."""
+        yield from ()
+
+    def stored_shape(self, name: str, shapes: Shapes) -> tuple[int, int] | None:
+        """Return (out, in) of a linear, as far as the shapes of its tensors tell.
+
+        Args:
+            name: the linear.
+            shapes: of the checkpoint's tensors.
+
+        Returns:
+            -1 in place of what they do not tell; None if they tell nothing.
+        """
+        return None
+
+    def verdicts(self, facts: Facts) -> Verdicts:
+        """Return whether each reader should load a checkpoint; by default that is not known."""
+        return cannot_tell(self.layout(facts.section))
+
+    def reason_unpacked(self, config: Mapping[str, Any]) -> str | None:
+        """Return why a checkpoint with this config does not run on packed weights; None if it does.
+
+        By default whatever has codes does.
+        """
+        return None if self.codes is not None else "it keeps no codes"
+
+    def tensors_decide(self, config: Mapping[str, Any]) -> bool:
+        """Return whether only the tensors tell that ``unpack`` can read such a checkpoint."""
+        return False
+
+    def order(self, config: Mapping[str, Any]) -> "Order":
+        """Return the order in which the solver visited channels, as far as the config tells."""
+        return "natural"
+
+    def left_out(self, config: Mapping[str, Any]) -> list[str]:
+        """Return linears that the config lists as unquantized."""
+        return []
 
     @abstractmethod
     def quantization_config(
@@ -154,3 +227,46 @@ class Format(ABC):
 
 
 formats: Registry[Format] = Registry("format", package="mlcalib.formats", group="mlcalib.formats")
+
+
+def find_format(config: Mapping[str, Any]) -> Format | None:
+    """Return the format that reads a ``quantization_config``; None for a layout without one.
+
+    Raises:
+        ValueError: it describes a variant that cannot be read.
+    """
+    method = str(config.get("quant_method"))
+    if method not in formats.names():
+        return None
+    try:
+        return formats.get(method).of_config(config)
+    except NotImplementedError:
+        return None
+
+
+def find_file(path: Path) -> tuple[Format, Path] | None:
+    """Return the one file of a checkpoint and its format; None for a folder with a config.json.
+
+    Args:
+        path: the file, or a folder that holds it.
+
+    Raises:
+        ValueError: a folder with several files of a format; names them.
+    """
+    if (path / "config.json").is_file():
+        return None
+    for form in (formats.get(name)() for name in formats.names()):
+        if form.file is None:
+            continue
+        suffix = Path(form.file).suffix
+        files = sorted(path.glob(f"*{suffix}")) if path.is_dir() else [path]
+        files = [file for file in files if file.is_file() and file.suffix == suffix]
+        if len(files) > 1:
+            named = ", ".join(file.name for file in files)
+            kind = suffix[1:].upper()
+            raise ValueError(
+                f"{path} has {len(files)} {kind} files, {named}; give the one that is meant"
+            )
+        if files:
+            return form, files[0]
+    return None

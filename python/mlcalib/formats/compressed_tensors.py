@@ -1,6 +1,8 @@
 """compressed-tensors ``pack-quantized``: read by transformers and vLLM.
 
-Checked against the sources of compressed-tensors 0.17 to 0.20. Of a linear [out, in] with b bits:
+Checked against the sources of compressed-tensors 0.17 to 0.20. Readers' rules are those of
+transformers 5.23 (``quantizers/quantizer_compressed_tensors.py``), and of vLLM and SGLang
+(``compressed_tensors/schemes/compressed_tensors_wNa16.py``). Of a linear [out, in] with b bits:
 
 ==================  ==========================  ====================================================
 weight_packed       int32 [out, ceil(in·b/32)]  codes, one LSB-first bit stream per row
@@ -15,7 +17,7 @@ The readers' codes and zero points are signed and stored with 2^(b-1) added: sto
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -32,7 +34,17 @@ from mlcalib.formats._layout import (
     stored_scale,
     tensor,
 )
-from mlcalib.formats.base import Format, formats
+from mlcalib.formats._loading import by_transformers
+from mlcalib.formats._readers import (
+    Facts,
+    Verdict,
+    Verdicts,
+    by_marlin,
+    marlin_reasons,
+    of_folder,
+)
+from mlcalib.formats._section import Problem
+from mlcalib.formats.base import Format, Shapes, formats
 
 if TYPE_CHECKING:
     from mlcalib._core import Order
@@ -47,13 +59,31 @@ class CompressedTensors(Format):
     """4 and 8 bits, symmetric or not, in groups that divide the input channels or in whole rows."""
 
     codes: ClassVar[str] = "weight_packed"
+    stored: ClassVar[str] = "packed (compressed-tensors, pack-quantized)"
+    loading: ClassVar[str] = by_transformers("compressed-tensors")
 
     @classmethod
     def of_config(cls, config: Mapping[str, Any]) -> Format:
-        """See ``Format.of_config``; W8A8 (``int-quantized``) has a format of its own."""
-        if config.get("format") == "int-quantized":
+        """See ``Format.of_config``; W8A8 (``int-quantized``) has a format of its own.
+
+        Raises:
+            NotImplementedError: another format of compressed-tensors.
+        """
+        form = config.get("format") or "pack-quantized"
+        if form == "int-quantized":
             return formats.get("compressed-tensors-int8")()
+        if form != "pack-quantized":
+            raise NotImplementedError(
+                f"compressed-tensors format {form!r} cannot be read; expected pack-quantized or "
+                "int-quantized"
+            )
         return cls()
+
+    @classmethod
+    def layout(cls, config: Mapping[str, Any]) -> str:
+        """Return the quant_method, and the format unless it is pack-quantized."""
+        form = config.get("format") or "pack-quantized"
+        return "compressed-tensors" + (f" {form}" if form != "pack-quantized" else "")
 
     def check(self, specs: Mapping[str, GridSpec], shapes: Mapping[str, tuple[int, int]]) -> None:
         """Refuse what readers cannot hold.
@@ -149,6 +179,58 @@ class CompressedTensors(Format):
                 f"({type(error).__name__}: {error})"
             ) from error
         return {name: _spec_of(name, groups) for name in linears}
+
+    def check_section(self, config: Mapping[str, Any]) -> Iterator[Problem]:
+        """Ask the library itself, whose schemes forbid unknown keys."""
+        from compressed_tensors.quantization import QuantizationConfig
+
+        try:
+            QuantizationConfig.model_validate(dict(config))
+        except (ValueError, TypeError) as error:
+            told = " ".join(str(error).split())
+            yield "error", f"compressed-tensors refuses the quantization_config: {told[:500]}"
+
+    def stored_shape(self, name: str, shapes: Shapes) -> tuple[int, int] | None:
+        """Return (out, -1): weight_shape, a tensor, knows the inputs."""
+        packed = shapes.get(f"{name}.weight_packed", ())
+        known = len(packed) == 2 and f"{name}.weight_scale" in shapes
+        return (packed[0], -1) if known else None
+
+    def reason_unpacked(self, config: Mapping[str, Any]) -> str | None:
+        """Return what else than weights is quantized."""
+        groups = config.get("config_groups")
+        for group in groups.values() if isinstance(groups, dict) else ():
+            if not isinstance(group, dict):
+                return "its scheme is a name in compressed-tensors"
+            if group.get("input_activations") or group.get("output_activations"):
+                return "its activations are quantized too"
+        return "its cache is quantized too" if config.get("kv_cache_scheme") else None
+
+    def order(self, config: Mapping[str, Any]) -> "Order":
+        """Return the order by ``actorder``."""
+        groups = (config.get("config_groups") or {}).values()
+        static = any((group.get("weights") or {}).get("actorder") == "static" for group in groups)
+        return "activation" if static else "natural"
+
+    def left_out(self, config: Mapping[str, Any]) -> list[str]:
+        """Return the names that ``ignore`` has; patterns are left to the tensors."""
+        return [name for name in config.get("ignore") or [] if not name.startswith("re:")]
+
+    def verdicts(self, facts: Facts) -> Verdicts:
+        """Return who should load it; see the module's docstring for the rules."""
+        wrong = []
+        grids = facts.grids
+        asymmetric = any(not symmetric for _, _, symmetric in grids)
+        if asymmetric and not facts.section.get("dequantize"):
+            wrong.append(
+                "compressed-tensors 0.18 to 0.20 fail on packed zero points; add "
+                '"dequantize": true to quantization_config'
+            )
+        if asymmetric and len(grids) > 1:
+            wrong.append("it reads asymmetric linears on several grids as if all had the first")
+        needs = ("with compressed-tensors installed",)
+        transformers = Verdict(not wrong, tuple(wrong) or needs)
+        return of_folder(facts, transformers, *by_marlin(facts, marlin_reasons(facts)))
 
 
 def _check_experts(specs: Mapping[str, GridSpec], linears: Iterable[str]) -> None:

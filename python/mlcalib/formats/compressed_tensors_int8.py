@@ -2,7 +2,9 @@
 
 Read by transformers, vLLM and SGLang. Checked against compressed-tensors 0.20
 (``compressors/quantized_compressors/naive_quantized.py``) and vLLM (``compressed_tensors.py``,
-``_is_dynamic_token_w8a8``; ``schemes/compressed_tensors_w8a8_int8.py``). Of a linear [out, in]:
+``_is_dynamic_token_w8a8``; ``schemes/compressed_tensors_w8a8_int8.py``). Readers' kernels are
+``cutlass_scaled_mm`` of vLLM's ``_custom_ops.py`` and ``int8_scaled_mm`` of SGLang. Of a linear
+[out, in]:
 
 ============  =====================  ===============================================
 weight        int8 [out, in]         codes less 128
@@ -20,17 +22,22 @@ from torch import Tensor
 
 from mlcalib._core import Grid, GridSpec, QuantizedLinear
 from mlcalib.formats._layout import check_zeros, describe, stored_scale, tensor
-from mlcalib.formats.base import Format, formats
+from mlcalib.formats._loading import by_transformers
+from mlcalib.formats._readers import Facts, Verdict, Verdicts, of_folder
+from mlcalib.formats.base import Shapes, formats
+from mlcalib.formats.compressed_tensors import CompressedTensors
 
 if TYPE_CHECKING:
     from mlcalib._core import Order
 
 
 @formats.register
-class CompressedTensorsInt8(Format):
-    """8 bits, symmetric, one scale for each row."""
+class CompressedTensorsInt8(CompressedTensors):
+    """8 bits, symmetric, one scale for each row; the section's other parts are pack-quantized's."""
 
     codes: ClassVar[str] = "weight_scale"
+    stored: ClassVar[str] = "int8 (compressed-tensors, int-quantized); W8A8"
+    loading: ClassVar[str] = by_transformers("compressed-tensors", packed=False)
 
     def check(self, specs: Mapping[str, GridSpec], shapes: Mapping[str, tuple[int, int]]) -> None:
         """Refuse other grids."""
@@ -98,3 +105,17 @@ class CompressedTensorsInt8(Format):
                     f"quantization_config, found {found}"
                 )
         return dict.fromkeys(linears, GridSpec(8, -1, True, scale_dtype=scale_dtype))
+
+    def stored_shape(self, name: str, shapes: Shapes) -> None:
+        """Return None: ``weight`` itself has the shape."""
+
+    def verdicts(self, facts: Facts) -> Verdicts:
+        """Return who should load it; see the module's docstring for the kernels."""
+        odd = [name for name, shape in facts.shapes.items() if shape[0] % 16 or shape[1] % 16]
+        want = f"its int8 kernels want channels in multiples of 16, unlike {odd[0]}" if odd else ""
+        return of_folder(
+            facts,
+            Verdict(True, ("with compressed-tensors installed",)),
+            Verdict(True, (f"by a slower Triton kernel: {want}",) if odd else ()),
+            Verdict(not odd, (want,) if odd else ()),
+        )

@@ -1,12 +1,14 @@
 """Dequantized weights in the model's dtype: any tool reads it, nothing is smaller."""
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from mlcalib._core import GridSpec, QuantizedLinear
+from mlcalib.formats._loading import by_transformers
+from mlcalib.formats._readers import Facts, Verdicts, ordinary
 from mlcalib.formats.base import Format, formats
 
 if TYPE_CHECKING:
@@ -21,6 +23,9 @@ class Dense(Format):
     do, so that both formats give the same model bit for bit.
     """
 
+    stored: ClassVar[str] = "dequantized: nothing is smaller than in the base model"
+    loading: ClassVar[str] = by_transformers(packed=False)
+
     def check(self, specs: Mapping[str, GridSpec], shapes: Mapping[str, tuple[int, int]]) -> None:
         """Accept every grid."""
 
@@ -28,6 +33,10 @@ class Dense(Format):
         self, specs: Mapping[str, GridSpec], order: "Order", ignore: list[str]
     ) -> None:
         """Return None: the checkpoint is an ordinary one."""
+
+    def verdicts(self, facts: Facts) -> Verdicts:
+        """Return what readers make of an ordinary checkpoint."""
+        return ordinary()
 
     def pack(self, name: str, quantized: QuantizedLinear) -> dict[str, Tensor]:
         """Return ``name.weight`` [out, in] in the grid's scale dtype."""

@@ -22,8 +22,11 @@ import torch
 from torch import Tensor
 
 from mlcalib._core import Grid, GridSpec, QuantizedLinear
+from mlcalib.formats._gguf_check import inspect
 from mlcalib.formats._gguf_file import check_config, write_gguf
+from mlcalib.formats._gguf_reader import GgufTensors, open_gguf
 from mlcalib.formats._layout import check_groups, check_zeros, stored_scale, tensor
+from mlcalib.formats._readers import Facts, Verdict, Verdicts
 from mlcalib.formats.base import Format, formats
 
 BLOCK = 32
@@ -54,6 +57,12 @@ class Gguf(Format):
     codes: ClassVar[str] = "weight"
     half_scales: ClassVar[bool] = True
     file: ClassVar[str] = "model.gguf"
+    stored: ClassVar[str] = "model.gguf, packed (Q4_0, Q4_1 or Q8_0)"
+    loading: ClassVar[str] = (
+        "```bash\nllama-cli -m THIS_FOLDER/model.gguf\n```\n\n"
+        'or `AutoModelForCausalLM.from_pretrained("THIS_FOLDER", gguf_file="model.gguf")` of '
+        "transformers."
+    )
 
     def check(self, specs: Mapping[str, GridSpec], shapes: Mapping[str, tuple[int, int]]) -> None:
         """Refuse other grids, and rows that are no whole number of blocks."""
@@ -75,6 +84,24 @@ class Gguf(Format):
     ) -> None:
         """See ``Format.write_file``."""
         write_gguf(folder / self.file, config, architecture, tokenizer, self._blocks(tensors))
+
+    def open_file(self, file: Path) -> GgufTensors:
+        """See ``Format.open_file``; files of llama.cpp and other tools too."""
+        return open_gguf(file)
+
+    def check_file(self, file: Path) -> tuple[Facts, list[str]]:
+        """See ``Format.check_file``."""
+        return inspect(file)
+
+    def verdicts(self, facts: Facts) -> Verdicts:
+        """Return that all readers load it; vLLM and SGLang with a warning."""
+        experimental = ("its support of GGUF is experimental; give the original tokenizer",)
+        return {
+            "transformers": Verdict(True, ('from_pretrained(FOLDER, gguf_file="…")',)),
+            "vLLM": Verdict(True, experimental),
+            "SGLang": Verdict(True, experimental),
+            "llama.cpp": Verdict(True),
+        }
 
     def _blocks(
         self, tensors: Iterable[tuple[str, Tensor | QuantizedLinear]]

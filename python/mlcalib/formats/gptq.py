@@ -3,7 +3,10 @@ r"""GPTQ layout of AutoGPTQ and GPTQModel: read by transformers, vLLM, SGLang an
 Checked against the sources of GPTQModel 7.7 (``gptqmodel/nn_modules/qlinear/__init__.py``,
 ``GPTQQuantLinear._register_gptq_buffers`` and ``PackableQuantLinear.dequantize_weight``; zeros in
 ``gptqmodel/utils/model.py``, ``convert_gptq_v1_to_v2_format_module``) and vLLM
-(``vllm/model_executor/layers/quantization/auto_gptq.py``). Of a linear [out, in] with b bits:
+(``vllm/model_executor/layers/quantization/auto_gptq.py``). Readers' rules are those of
+transformers 5.23 (``quantizers/quantizer_gptq.py``), optimum 2.3 (``optimum/gptq/quantizer.py``),
+GPTQModel 7.7 (``gptqmodel/nn_modules/qlinear/torch.py``), vLLM (``TYPE_MAP``) and SGLang
+(``python/sglang/srt/layers/quantization/gptq.py``). Of a linear [out, in] with b bits:
 
 ==========  ======================  ===============================================================
 qweight     int32 [in·b/32, out]    codes, one LSB-first bit stream per column, along *in*
@@ -22,7 +25,7 @@ written as version 1, which every reader knows, and asymmetric ones as version 2
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -42,13 +45,35 @@ from mlcalib.formats._layout import (
     with_dtype,
     with_fused,
 )
-from mlcalib.formats.base import Format, formats
+from mlcalib.formats._loading import by_transformers
+from mlcalib.formats._readers import (
+    Facts,
+    Verdict,
+    Verdicts,
+    by_marlin,
+    group_size_reasons,
+    marlin,
+    of_folder,
+)
+from mlcalib.formats._section import Problem, check_flags, check_keys, check_sizes
+from mlcalib.formats.base import Format, Shapes, formats
 
 if TYPE_CHECKING:
     from mlcalib._core import Order
 
 BITS = (2, 3, 4, 8)
 _VERSIONS = {"gptq": 1, "gptq_v2": 2}
+_GPTQMODEL_GROUP_SIZES = (-1, 16, 32, 64, 128, 256, 512, 1024)
+_KEYS = {
+    "quant_method", "bits", "group_size", "desc_act", "sym", "lm_head", "checkpoint_format",
+    "format", "pack_dtype", "true_sequential", "damp_percent", "damp_auto_increment", "meta",
+    "dynamic", "modules_in_block_to_quantize", "static_groups", "act_group_aware", "backend",
+    "block_name_to_quantize", "model_seqlen", "tokenizer", "dataset",
+    "module_name_preceding_first_block", "batch_size", "pad_token_id", "max_input_length",
+    "cache_block_outputs", "model_name_or_path",
+    "model_file_base_name", "use_exllama", "exllama_config", "disable_exllama", "is_marlin_format",
+    "use_cuda_fp16", "autoround_version", "mse", "offload_to_disk", "adapter", "rotation", "method",
+}  # fmt: skip
 
 
 @formats.register
@@ -58,6 +83,9 @@ class Gptq(Format):
     codes: ClassVar[str] = "qweight"
     half_scales: ClassVar[bool] = True
     config_file: ClassVar[str] = "quantize_config.json"
+    config_files: ClassVar[tuple[str, ...]] = (config_file,)
+    stored: ClassVar[str] = "packed (GPTQ layout)"
+    loading: ClassVar[str] = by_transformers("gptqmodel", "optimum")
 
     def __init__(self, version: int | None = None) -> None:
         """Fix the version of zero points; None for what the module's docstring says."""
@@ -213,11 +241,60 @@ class Gptq(Format):
         dtype = super().scale_dtype(model_dtype)
         return torch.float16 if dtype == torch.float32 else dtype
 
+    def check_section(self, config: Mapping[str, Any]) -> Iterator[Problem]:
+        """Yield keys that no reader knows, and values that vLLM refuses."""
+        yield from check_keys(config, _KEYS)
+        yield from check_sizes(config)
+        yield from check_flags(config, ("desc_act", "sym"))
+
+    def stored_shape(self, name: str, shapes: Shapes) -> tuple[int, int] | None:
+        """Return (out, in) by scales and g_idx."""
+        scales, g_idx = shapes.get(f"{name}.scales", ()), shapes.get(f"{name}.g_idx", ())
+        return (scales[1], g_idx[0]) if len(scales) == 2 and len(g_idx) == 1 else None
+
+    def tensors_decide(self, config: Mapping[str, Any]) -> bool:
+        """Return whether channels may be in another order, which only ``g_idx`` tells."""
+        return bool(config.get("desc_act"))
+
+    def order(self, config: Mapping[str, Any]) -> "Order":
+        """Return the order by ``meta``."""
+        return "activation" if (config.get("meta") or {}).get("static_groups") else "natural"
+
+    def verdicts(self, facts: Facts) -> Verdicts:
+        """Return who should load it; see the module's docstring for the rules."""
+        wrong = group_size_reasons(facts, _GPTQMODEL_GROUP_SIZES)
+        if len(facts.grids) > 1:
+            wrong.append("optimum makes all linears by one grid and knows no dynamic")
+        needs = ["with gptqmodel and optimum installed"]
+        if (4, -1, False) in facts.grids:  # transform_cpu in gptqmodel's qlinear/torch_fused.py
+            needs.append("on CPUs GPTQModel 7.6 picks a kernel here that takes zero points for 8")
+        kernels = [_kernel(*grid) for grid in sorted(facts.grids)]
+        reasons = [reason for reason in kernels if reason is not None]
+        vllm, sglang = by_marlin(facts, reasons)
+        if reasons:  # SGLang falls back to the kernels of exllama
+            plain = []
+            if facts.dtype not in (torch.float16, None):
+                plain.append("its plain GPTQ kernels need a float16 model")
+            second = facts.section.get("checkpoint_format") == "gptq_v2"
+            if second and any(not symmetric for *_, symmetric in facts.grids):
+                plain.append("its plain GPTQ kernels read zero points as version 1")
+            slow = ("by its plain GPTQ kernels: " + reasons[0],)
+            sglang = Verdict(not plain, tuple(plain) or slow)
+        return of_folder(facts, Verdict(not wrong, tuple(wrong or needs)), vllm, sglang)
+
     def _second(self, specs: Iterable[GridSpec]) -> bool:
         """Return whether zero points of a checkpoint with these grids are of version 2."""
         if self._version is not None:
             return self._version == 2
         return not all(spec.symmetric for spec in specs)
+
+
+def _kernel(bits: int, group_size: int, symmetric: bool) -> str | None:
+    """Say why vLLM does not run a grid; None if it does."""
+    if not (symmetric and bits in (4, 8)):
+        kind = "symmetric" if symmetric else "asymmetric"
+        return f"GPTQ is symmetric with 4 or 8 bits there (TYPE_MAP), not {kind} with {bits}"
+    return marlin(bits, group_size, zero_points=False)
 
 
 def _zeros(packed: Tensor, bits: int, rows: int, *, second: bool) -> Tensor:

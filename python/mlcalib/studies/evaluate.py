@@ -26,6 +26,7 @@ from mlcalib.evaluation import (
 from mlcalib.evaluation.scorer import STATES
 from mlcalib.evaluation.tasks import PERPLEXITY, check_data
 from mlcalib.evaluation.tasks.kept import run_subject
+from mlcalib.formats import find_file
 from mlcalib.languages import language_set
 from mlcalib.studies.run import ModelStudy, model_path
 from mlcalib.studies.spec import EvaluationSpec, StudySpec
@@ -88,8 +89,8 @@ def evaluate_model(study: ModelStudy, name: str, *, progress: bool) -> None:
         # The others are compared with the float model, which comes first.
         if variant not in todo and not (variant == FLOAT and todo and spec.fidelity):
             continue
-        whole = path / "model.gguf"
-        subject = Subject(whole if whole.is_file() else path, study.spec.dtype)
+        whole = find_file(path)
+        subject = Subject(path if whole is None else whole[1], study.spec.dtype)
         start = time.perf_counter()
         scores = dict(scorer.scores(subject, texts))
         if variant in todo:

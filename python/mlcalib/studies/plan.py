@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+from mlcalib.formats import formats
 from mlcalib.languages import language_set
 from mlcalib.studies.evaluate import FLOAT, evaluation_file
 from mlcalib.studies.run import ModelStudy
@@ -134,11 +135,12 @@ def _disk(study: ModelStudy, todo: list[str]) -> int:
 
 def _checkpoint(study: ModelStudy, name: str) -> int:
     model, size, specs = study.source.model, study.source.dtype.itemsize, study.recipes[name].specs
+    packed = formats.get(study.spec.format).codes is not None
     total: int = sum(piece.size for piece in study.source.outside().values())
     for block, module in study.source.adapter.named_blocks(model):
         for key, tensor in module.state_dict().items():
             spec = specs.get(f"{block}.{key.removesuffix('.weight')}")
-            if spec is None or study.spec.format == "dense":
+            if spec is None or not packed:
                 total += tensor.numel() * size
             else:
                 groups = tensor.shape[0] * spec.groups(tensor.shape[1])

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from mlcalib._core import GridSpec
-from mlcalib.checkpoints.check.readers import Facts, Verdict, layout, verdicts
-from mlcalib.formats import Format
+from mlcalib.formats import Facts, Format, Verdict
 
 if TYPE_CHECKING:
     from mlcalib._core import Order
@@ -37,9 +36,8 @@ def foresee(
         dtype: the model's.
     """
     section = checkpoint_format.quantization_config(specs, order, list(left)) if specs else None
-    method = "gguf" if checkpoint_format.file else layout(section or {})
     own = {name: shapes[name] for name in specs}
-    found = verdicts(Facts(method, section or {}, specs, own, dtype, left))
+    found = checkpoint_format.verdicts(Facts(section or {}, specs, own, dtype, left))
     for reader, verdict in found.items():
         if verdict.loads is False and reader != "llama.cpp":
             _log.warning("%s will not load this checkpoint: %s", reader, "; ".join(verdict.reasons))

@@ -5,21 +5,22 @@ from pathlib import Path
 from typing import Any
 
 from mlcalib.checkpoints import Checkpoint, open_checkpoint
-from mlcalib.checkpoints.check import gguf_file
-from mlcalib.checkpoints.check.config import check_config, check_section
-from mlcalib.checkpoints.check.readers import (
-    LAYOUTS,
-    READERS,
-    Facts,
-    Verdict,
-    layout,
-    split_linears,
-    verdicts,
-)
+from mlcalib.checkpoints.check.config import check_config
 from mlcalib.checkpoints.check.report import Finding, Report
 from mlcalib.checkpoints.check.tensors import check_names, check_values, linear_names, shapes_of
 from mlcalib.common.safetensors_read import read_json, validate_folder
-from mlcalib.formats import find_gguf
+from mlcalib.formats import (
+    READERS,
+    Facts,
+    Verdict,
+    Verdicts,
+    cannot_tell,
+    find_file,
+    find_format,
+    formats,
+    ordinary,
+    split_linears,
+)
 
 _MAX_CONFIG = 16 * 2**20
 
@@ -35,10 +36,11 @@ def check(path: str | Path) -> Report:
     """
     path = Path(path)
     findings: list[Finding] = []
-    facts = Facts("")
+    facts = Facts()
     try:
-        if (file := find_gguf(path)) is not None:
-            facts, errors = gguf_file.inspect(file)
+        if (found := find_file(path)) is not None:
+            form, file = found
+            facts, errors = form.check_file(file)
             findings += _errors(iter(errors))
         else:
             facts = _inspect(path, findings)
@@ -54,7 +56,25 @@ def _report(path: Path, facts: Facts, findings: list[Finding]) -> Report:
         readers = dict.fromkeys(READERS, Verdict(False, ("see the errors",)))
     else:
         readers = verdicts(facts)
-    return Report(str(path), facts.method, len(facts.specs), tuple(findings), readers)
+    return Report(str(path), _layout(facts), len(facts.specs), tuple(findings), readers)
+
+
+def verdicts(facts: Facts) -> Verdicts:
+    """Return what each reader makes of a checkpoint, by its ``quantization_config``.
+
+    Raises:
+        ValueError: it describes a variant that cannot be read.
+    """
+    if not facts.section:
+        return ordinary()
+    form = find_format(facts.section)
+    return cannot_tell(_layout(facts)) if form is None else form.verdicts(facts)
+
+
+def _layout(facts: Facts) -> str:
+    """Return the quant_method, with what else tells layouts apart; "" for none."""
+    method = str(facts.section.get("quant_method", ""))
+    return formats.get(method).layout(facts.section) if method in formats.names() else method
 
 
 def _inspect(folder: Path, findings: list[Finding]) -> Facts:
@@ -68,23 +88,26 @@ def _inspect(folder: Path, findings: list[Finding]) -> Facts:
     findings += _errors(check_config(config))
     section = config.get("quantization_config")
     if section is None:
-        findings += _errors(check_names(config, shapes_of(files, ()), ()))
-        return Facts("")
+        findings += _errors(check_names(config, shapes_of(files), ()))
+        return Facts()
     if not isinstance(section, dict) or not isinstance(section.get("quant_method"), str):
         raise ValueError(f"{folder}/config.json: quantization_config has no quant_method")
-    if (method := layout(section)) not in LAYOUTS:
-        message = f"mlcalib does not know the layout {method!r}: its tensors were not looked at"
+    facts = Facts(section)
+    form = find_format(section)
+    if form is None or form.codes is None or form.file is not None:
+        layout = _layout(facts)
+        message = f"mlcalib does not know the layout {layout!r}: its tensors were not looked at"
         findings.append(Finding("warning", message))
-        return Facts(method, section)
-    told = [Finding(level, message) for level, message in check_section(method, section)]
+        return facts
+    told = [Finding(level, message) for level, message in form.check_section(section)]
     findings += told
     if any(finding.level == "error" for finding in told):
-        return Facts(method, section)
+        return facts
     checkpoint = open_checkpoint(folder)
     shapes: dict[str, tuple[int, int]] = {}
     findings += _errors(_quantized(checkpoint, shapes))
-    left = set(linear_names(shapes_of(files, ()))) - set(checkpoint.linears)
-    facts = Facts(method, section, checkpoint.specs, shapes, checkpoint.dtype, left)
+    left = set(linear_names(shapes_of(files))) - set(checkpoint.linears)
+    facts = Facts(section, checkpoint.specs, shapes, checkpoint.dtype, left)
     findings += [Finding("warning", f"vLLM, SGLang: {text}") for text in split_linears(facts)]
     return facts
 
@@ -96,7 +119,7 @@ def _errors(messages: Iterator[str]) -> list[Finding]:
 def _quantized(checkpoint: Checkpoint, read: dict[str, tuple[int, int]]) -> Iterator[str]:
     if not checkpoint.linears:
         yield f"no linear has codes (…{checkpoint.format.codes}), though the config says so"
-    shapes = shapes_of(checkpoint.files, checkpoint.linears)
+    shapes = shapes_of(checkpoint.files, checkpoint.linears, checkpoint.format)
     yield from check_names(checkpoint.config, shapes, checkpoint.linears)
     yield from check_values(checkpoint, read)
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from mlcalib.checkpoints.check.readers import Verdict
+from mlcalib.formats import Verdict
 
 _LOADS = {True: "should load it", False: "will not load it", None: "may load it"}
 

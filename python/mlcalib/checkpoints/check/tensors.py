@@ -7,37 +7,31 @@ from typing import Any
 
 from mlcalib.checkpoints import Checkpoint
 from mlcalib.common.safetensors_read import TensorEntry, read_header
+from mlcalib.formats import Format
 
 _LAYER = re.compile(r"\.(?:layers|h)\.(\d+)\.")
 Shapes = dict[str, tuple[int, ...]]
 
 
-def shapes_of(files: Mapping[str, Path], linears: Collection[str]) -> Shapes:
-    """Return the shape of each tensor, and of quantized linears as ``name.weight`` (out, in)."""
+def shapes_of(
+    files: Mapping[str, Path], linears: Collection[str] = (), form: Format | None = None
+) -> Shapes:
+    """Return the shape of each tensor, and of quantized linears as ``name.weight`` (out, in).
+
+    Args:
+        files: tensor → the file that has it.
+        linears: those that are quantized.
+        form: their format.
+    """
     headers: dict[Path, dict[str, TensorEntry]] = {file: {} for file in files.values()}
     for file in headers:
         headers[file] = read_header(file)
     found = {name: headers[file][name].shape for name, file in files.items()}
     shapes = dict(found)
     for name in linears:
-        if (shape := _weight_shape(name, found)) is not None:
+        if form is not None and (shape := form.stored_shape(name, found)) is not None:
             shapes[f"{name}.weight"] = shape
     return shapes
-
-
-def _weight_shape(name: str, shapes: Shapes) -> tuple[int, int] | None:
-    """Return (out, in), as far as scales and codes tell before the codes are read."""
-    scales, codes = shapes.get(f"{name}.scales"), shapes.get(f"{name}.qweight")
-    if scales is not None and codes is not None and len(scales) == len(codes) == 2:
-        if scales[1] != codes[1]:  # AWQ packs the outputs
-            return scales[1], codes[0]
-        if (g_idx := shapes.get(f"{name}.g_idx")) is not None and len(g_idx) == 1:
-            return scales[1], g_idx[0]
-    packed = shapes.get(f"{name}.weight_packed")
-    scale = shapes.get(f"{name}.weight_scale")
-    if packed is not None and scale is not None and len(packed) == 2:
-        return packed[0], -1  # weight_shape, a tensor, knows the inputs
-    return None
 
 
 def linear_names(shapes: Shapes) -> list[str]:

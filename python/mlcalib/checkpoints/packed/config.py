@@ -19,6 +19,7 @@ from mlcalib.checkpoints import Checkpoint, open_checkpoint
 from mlcalib.checkpoints.packed.linear import PackedLinear
 from mlcalib.common import compat
 from mlcalib.common.errors import named
+from mlcalib.formats import Format, find_format
 from mlcalib.models import find_adapter
 from mlcalib.models.experts import Expert, unfuse
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _METHOD = "mlcalib"
-_READ = ("compressed-tensors", "gptq", "awq")
 _log = logging.getLogger(__name__)
 
 
@@ -48,10 +48,11 @@ def packed_section(config: Any, given: Any, device_map: Any) -> dict[str, Any] |
         return None
     if isinstance(given, PackedConfig):
         return dict(given.to_dict())
-    if given is not None or section.get("quant_method") not in _READ:
+    if given is not None or (form := _format(section)) is None:
         return None
     name = config.name_or_path or type(config).__name__
-    if (reason := _left_to_transformers(config, section, device_map)) is not None:
+    reason = _left_to_transformers(config, device_map) or form.reason_unpacked(section)
+    if reason is not None:
         _log.info("%s is read by transformers, not packed by mlcalib: %s", name, reason)
         return None
     _log.info("%s is read by mlcalib: its weights stay packed", name)
@@ -65,7 +66,17 @@ def _own_section(config: Any) -> dict[str, Any] | None:
     return section if isinstance(section, dict) else None
 
 
-def _left_to_transformers(config: Any, section: dict[str, Any], device_map: Any) -> str | None:
+def _format(section: dict[str, Any]) -> Format | None:
+    """Return the format of a folder whose codes mlcalib reads, or None."""
+    try:
+        form = find_format(section)
+    except ValueError as error:
+        _log.info("a checkpoint is read by transformers, not packed by mlcalib: %s", error)
+        return None
+    return form if form is not None and form.codes is not None and form.file is None else None
+
+
+def _left_to_transformers(config: Any, device_map: Any) -> str | None:
     places = device_map.values() if isinstance(device_map, Mapping) else [device_map or "cpu"]
     for place in map(str, places):
         # "auto" and its like are the CPU where there is nothing else.
@@ -74,13 +85,7 @@ def _left_to_transformers(config: Any, section: dict[str, Any], device_map: Any)
             return f"it goes to {place}, and packed weights run on the CPU"
     if compat.is_distributed(config):
         return "it is distributed"
-    groups = section.get("config_groups")
-    for group in groups.values() if isinstance(groups, dict) else ():
-        if not isinstance(group, dict):
-            return "its scheme is a name in compressed-tensors"
-        if group.get("input_activations") or group.get("output_activations"):
-            return "its activations are quantized too"
-    return "its cache is quantized too" if section.get("kv_cache_scheme") else None
+    return None
 
 
 @register_quantization_config(_METHOD)
@@ -153,10 +158,10 @@ class PackedQuantizer(HfQuantizer):  # type: ignore[misc]  # transformers is not
         experts = any(re.search(r"\.experts\.\d+\.", module) for module in linears)
         # Nothing is changed before all is checked.
         _check(_unfused(copy.deepcopy(model)) if experts else model, linears)
-        if self._checkpoint.section.get("desc_act"):
+        if self._checkpoint.format.tensors_decide(self._checkpoint.section):
             with torch.device("cpu"):  # not meta, where transformers makes the model
                 for name in self._checkpoint.linears:
-                    self._checkpoint.linear(name)  # only the tensors tell the order of channels
+                    self._checkpoint.linear(name)
         if experts:
             _unfused(model)
         for module, name in linears.items():

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from mlcalib.checkpoints import GgufCheckpoint, open_checkpoint
+from mlcalib.checkpoints import FileCheckpoint, open_checkpoint
 from mlcalib.models.loading import check_source, load_model
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def load(folder: str | Path, dtype: str = "auto") -> "PreTrainedModel":
         raise ValueError(f"dtype is '{dtype}', expected one of: {', '.join(_DTYPES)}.")
     # transformers would name neither the folder nor what is wrong with it
     checkpoint = open_checkpoint(folder)
-    if isinstance(checkpoint, GgufCheckpoint):
+    if isinstance(checkpoint, FileCheckpoint):
         return _load_file(checkpoint, dtype)
     config = AutoConfig.from_pretrained(folder)
     config.quantization_config = PackedConfig().to_dict()
@@ -82,8 +82,8 @@ def load_to_run(
     return load_model(source, dtype, device, config)
 
 
-def _load_file(checkpoint: GgufCheckpoint, dtype: str) -> "PreTrainedModel":
-    """Load a GGUF file; transformers is given all that is not packed."""
+def _load_file(checkpoint: FileCheckpoint, dtype: str) -> "PreTrainedModel":
+    """Load a format's one file; transformers is given all that is not packed."""
     import transformers
 
     from mlcalib.checkpoints.packed.config import PackedConfig

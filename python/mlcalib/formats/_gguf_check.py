@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from mlcalib.checkpoints.check.readers import Facts
 from mlcalib.common.optional import optional
-from mlcalib.formats import GGUF_GRIDS, read_gguf
+from mlcalib.formats._gguf_reader import GGUF_GRIDS, read_gguf
+from mlcalib.formats._readers import Facts
 
+_SECTION = {"quant_method": "gguf"}
 _BLOCKS = {"Q4_0": (18, 1), "Q4_1": (20, 2), "Q8_0": (34, 1)}  # bytes; float16 at their start
 
 
@@ -22,7 +23,7 @@ def inspect(file: Path) -> tuple[Facts, list[str]]:
     try:
         reader = read_gguf(file)
     except ValueError as error:
-        return Facts("gguf"), [str(error)]
+        return Facts(_SECTION), [str(error)]
     values = {name: field.contents() for name, field in _small_fields(reader).items()}
     architecture = values.get("general.architecture")
     errors = []
@@ -45,7 +46,7 @@ def inspect(file: Path) -> tuple[Facts, list[str]]:
         if tensor.tensor_type.name in GGUF_GRIDS and len(tensor.shape) == 2:
             specs[tensor.name] = GGUF_GRIDS[tensor.tensor_type.name]
             shapes[tensor.name] = (int(tensor.shape[1]), int(tensor.shape[0]))
-    return Facts("gguf", {}, specs, shapes), errors
+    return Facts(_SECTION, specs, shapes), errors
 
 
 def _finite(tensor: Any) -> bool:

@@ -34,6 +34,10 @@ none), the two do.
 """
 
 
+OTHERS: dict[str, tuple[str, dict[str, Any]]] = {"arcee": ("Arcee", {})}
+"""As ``ARCHITECTURES``, of families that mlcalib does not know by itself."""
+
+
 def tiny_llama(
     *,
     dtype: torch.dtype = torch.float32,
@@ -63,8 +67,8 @@ def tiny_llama(
 def tiny_model(
     name: str, *, dtype: torch.dtype = torch.float32, seed: int = 0, vocabulary: int = 128
 ) -> PreTrainedModel:
-    """Return a model of one of ``ARCHITECTURES``: 2 blocks, grouped-query attention."""
-    prefix, options = ARCHITECTURES[name]
+    """Return a model of ``ARCHITECTURES`` or ``OTHERS``: 2 blocks, grouped-query attention."""
+    prefix, options = (ARCHITECTURES | OTHERS)[name]
     config = getattr(transformers, f"{prefix}Config")(
         vocab_size=vocabulary,
         hidden_size=64,

@@ -37,14 +37,15 @@ def tool(name: str) -> str | None:
 
 def built_for_this_python() -> bool:
     """Whether ``make install`` left objects that were compiled with the torch at hand."""
+    torch_built_with = f'TORCH_VERSION = "{torch.__version__}"'
     build = BUILD / "cpp/bindings/_build.py"
-    return (BUILD / CORE).is_file() and repr(torch.__version__) in build.read_text().replace(
-        '"', "'"
-    )
+    return (BUILD / CORE).is_file() and torch_built_with in build.read_text()
 
 
 def run(*command: object, cwd: Path) -> str:
-    done = subprocess.run(list(map(str, command)), cwd=cwd, capture_output=True, text=True)
+    done = subprocess.run(
+        list(map(str, command)), check=False, cwd=cwd, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return done.stdout
 
@@ -66,7 +67,7 @@ def test_a_new_statistic_is_one_file(tree):
     run(
         tool("cmake"), "-S", tree, "-B", tree / "build", "-G", "Ninja",
         f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}", f"-DPython_EXECUTABLE={sys.executable}",
-        "-DCMAKE_BUILD_TYPE=Release", cwd=tree,
+        "-DCMAKE_BUILD_TYPE=Release", "-DMLCALIB_CUDA=OFF", cwd=tree,
     )  # fmt: skip
     run(tool("cmake"), "--build", tree / "build", "--target", OBJECT, cwd=tree)
 

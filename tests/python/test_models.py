@@ -5,7 +5,7 @@ import torch
 from small_models import ARCHITECTURES, tiny_llama, tiny_model
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from mlcalib.models import adapters, find_adapter
+from mlcalib.models import GgufArchitecture, adapters, find_adapter
 from mlcalib.models.experts import unfuse
 from mlcalib.models.loading import architecture, check_source, load_model
 from mlcalib.models.running import embed, run_block, run_to_last_input, watching
@@ -166,3 +166,8 @@ def test_other_architectures_are_refused_before_their_weights_are_read(tmp_path,
     GPT2LMHeadModel(config).save_pretrained(tmp_path)
     with pytest.raises(NotImplementedError, match="GPT2LMHeadModel is not supported"):
         mlcalib.quantize(tmp_path, method="rtn")
+
+
+def test_a_name_that_llama_cpp_does_not_have_is_refused():
+    with pytest.raises(ValueError, match=r"knows no architecture 'lama'; it knows: .*llama"):
+        GgufArchitecture("lama").tensor_names(2)

@@ -75,11 +75,17 @@ class GgufArchitecture:
             blocks: how many the model has.
 
         Raises:
+            ValueError: gguf does not know ``name``.
             ImportError: the package gguf is missing.
         """
         gguf = optional("gguf", "gguf", "the names of tensors in GGUF files")
-        (arch,) = (arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == self.name)
-        return gguf.get_tensor_name_map(arch, blocks)
+        known = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}
+        if self.name not in known:
+            raise ValueError(
+                f"The package gguf knows no architecture '{self.name}'; it knows: "
+                f"{', '.join(sorted(known))}."
+            )
+        return gguf.get_tensor_name_map(known[self.name], blocks)
 
 
 @dataclass(frozen=True)

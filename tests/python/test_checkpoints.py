@@ -255,3 +255,18 @@ def test_metadata_must_be_finite(small, tokenizer, tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         save_checkpoint(small[0], tokenizer, tmp_path / "o", form, small[1], {"a": float("nan")})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_section_called_mixed_precision_is_read_group_by_group(save, small):
+    out = save(*small)
+    config = json.loads((out / "config.json").read_text())
+    section = config["quantization_config"]
+    assert section["format"] == "pack-quantized"
+    section["format"] = "mixed-precision"
+    (out / "config.json").write_text(json.dumps(config))
+    back = load_quantized(out)
+    assert back.keys() == small[1].keys()
+    section["config_groups"]["group_0"]["format"] = "float-quantized"
+    (out / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="expected pack-quantized int weights"):
+        load_quantized(out)

@@ -72,7 +72,7 @@ class CompressedTensors(Format):
         form = config.get("format") or "pack-quantized"
         if form == "int-quantized":
             return formats.get("compressed-tensors-int8")()
-        if form != "pack-quantized":
+        if form not in ("pack-quantized", "mixed-precision"):  # of which each group is checked
             raise NotImplementedError(
                 f"compressed-tensors format {form!r} cannot be read; expected pack-quantized or "
                 "int-quantized"

@@ -103,11 +103,11 @@ def test_a_window_loses_nothing_and_looks_no_further(count):
     [
         (
             lambda file: file.write_bytes(b"PAR1 not really"),
-            r"calib.parquet' is not a readable Parquet file",
+            r"calib.parquet is not a readable Parquet file",
         ),
         (
             lambda file: pq.write_table(pa.table({"body": ["x"]}), file),
-            r"calib.parquet' has no field 'text'; it has: body \(nor messages .*\?field=NAME",
+            r"calib.parquet has no field 'text'; it has: body \(nor messages .*\?field=NAME",
         ),
         (
             lambda file: pq.write_table(pa.table({"text": ["x"], "n": [1]}), file),
@@ -115,7 +115,7 @@ def test_a_window_loses_nothing_and_looks_no_further(count):
         ),
         (
             lambda file: pq.write_table(pa.table({"text": ["x"], "title": [5]}), file),
-            r"row 0: 'title' is a int; a string or a list of messages was expected",
+            r"row 1: 'title' is a int; a string or a list of messages was expected",
         ),
     ],
 )
@@ -205,7 +205,7 @@ def test_no_documents(folder, content):
 def test_invalid_utf8(folder):
     (folder / "en/calib.txt").write_bytes(b"one\ntwo\nt\xe9st\n")
     with pytest.raises(
-        ValueError, match=r"calib.txt' is not valid UTF-8: byte 0xe9 on line 3 \(byte 9 of the file"
+        ValueError, match=r"calib.txt is not valid UTF-8: byte 0xe9 on line 3 \(byte 9 of the file"
     ):
         read(folder)
 
@@ -213,8 +213,8 @@ def test_invalid_utf8(folder):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{text}", r"calib.jsonl', line 3 is not JSON: Expecting property name"),
-        ('["text"]', r"line 3 is a JSON list; an object was expected"),
+        ("{text}", r"calib.jsonl, line 3, is not JSON: Expecting property name"),
+        ('["text"]', r"line 3, is a JSON list; an object was expected"),
         (
             '{"question": "?", "answer": "!"}',
             r"line 3 has no field 'text'; it has: question, answer",

@@ -45,6 +45,12 @@ def test_any_items_survive_the_disk(values, tmp_path_factory):
     assert read_results(path).items == found.items
 
 
+def test_any_line_separator_of_unicode_survives_the_disk(tmp_path):
+    rows = [Row("a\u2028b", "float", "none", "sw", "xnli", "acc", 0.5, None, 3)]
+    write_rows(rows, tmp_path / "rows.jsonl")
+    assert read_rows(tmp_path / "rows.jsonl") == rows
+
+
 def test_rows_alone_have_no_items(tmp_path):
     write_rows(results(FLOAT), tmp_path / "rows.jsonl")
     assert read_results(tmp_path / "rows.jsonl").items == []

@@ -188,7 +188,7 @@ def test_parquet_gives_what_jsonl_gives(model, tokenizer, data, tmp_path):
     [
         ('{"premise": "a", "label": 0}\n', "no field 'hypothesis'"),
         ("{\n", "line 1, is not JSON"),
-        ("[1]\n", "is a list, not a row"),
+        ("[1]\n", "line 1, is a JSON list; an object was expected"),
         ("", "has no rows"),
     ],
 )

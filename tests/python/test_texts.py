@@ -78,7 +78,7 @@ def test_language_codes(given, script, code):
         ([{"id": 1, "prompt": "x", "language": "en"}] * 2, {}, "id 1 in 'en' twice"),
         ([{"prompt": "x", "language": "en"}], {"languages": "en,sw"}, "no prompt in sw; it"),
         ([{"prompt": "x", "language": "en"}], {"limit": 0}, "limit is 0"),
-        (["x"], {}, "line 1, is a str"),
+        (["x"], {}, "line 1, is a JSON str"),
         ([{"prompt": "x\ud83d", "language": "en"}], {}, "not valid Unicode"),
     ],
 )  # fmt: skip

@@ -1,11 +1,9 @@
 """Reads documents out of a folder of ``LANG/{calib,eval}.{txt,jsonl,parquet}``."""
 
-import json
 from collections.abc import Iterator
 from importlib.resources.abc import Traversable
-from typing import Any
 
-from mlcalib.common.optional import optional
+from mlcalib.common.row_files import decode, file_rows
 from mlcalib.corpora._documents import Document, Documents, Tally, left_out, shuffled
 from mlcalib.corpora._rows import choose_field, read_value
 from mlcalib.corpora.base import Split
@@ -80,61 +78,16 @@ def _split_file(folder: Traversable, split: Split) -> Traversable:
 
 
 def _documents(file: Traversable, field: str | None, tally: Tally) -> Iterator[Document | None]:
-    kind = file.name.rpartition(".")[2]
-    if kind == "txt":
-        for text in _texts(_decode(file)):
-            yield read_value(text, "text", tally, f"'{file}'")
+    if file.name.endswith(".txt"):
+        for text in _texts(decode(file)):
+            yield read_value(text, "text", tally, str(file))
         return
-    rows = _json_rows(file) if kind == "jsonl" else _parquet_rows(file, field)
-    for where, row in rows:
+    for where, row in file_rows(file, lambda names: [choose_field(names, field, str(file))]):
         name = choose_field(row, field, where)
         yield read_value(row[name], name, tally, where)
-
-
-def _decode(file: Traversable) -> str:
-    content = file.read_bytes()
-    try:
-        return content.decode("utf-8").removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise ValueError(
-            f"'{file}' is not valid UTF-8: byte 0x{content[error.start]:02x} on line {line} (byte "
-            f"{error.start} of the file); convert the file to UTF-8."
-        ) from error
 
 
 def _texts(text: str) -> list[str]:
     # Not splitlines: a form feed or U+2028 inside a document does not end its line.
     texts = text.split("\f" if "\f" in text else "\n")
     return texts if texts[-1].strip() else texts[:-1]  # what ends the last document starts none
-
-
-def _json_rows(file: Traversable) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, line in enumerate(_decode(file).split("\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"'{file}', line {number}"
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{where} is not JSON: {error}.") from error
-        if not isinstance(row, dict):
-            raise ValueError(f"{where} is a JSON {type(row).__name__}; an object was expected.")
-        yield where, row
-
-
-def _parquet_rows(file: Traversable, field: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
-    parquet = optional("pyarrow.parquet", "parquet", f"Reading '{file}'")
-    arrow = optional("pyarrow", "parquet", f"Reading '{file}'")
-    with file.open("rb") as stream:
-        try:
-            table = parquet.ParquetFile(stream)
-            name = choose_field(table.schema_arrow.names, field, f"'{file}'")
-            start = 0
-            for batch in table.iter_batches(columns=[name]):
-                values = batch.column(0).to_pylist()
-                for number, value in enumerate(values, start=start):
-                    yield f"'{file}', row {number}", {name: value}
-                start += len(values)
-        except (arrow.ArrowException, OSError) as error:
-            raise ValueError(f"'{file}' is not a readable Parquet file: {error}") from error

@@ -2,12 +2,12 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mlcalib.common.optional import optional
+from mlcalib.common.row_files import file_rows
 from mlcalib.corpora import shuffled
 from mlcalib.judging.language_codes import find_code
 from mlcalib.languages import LanguageSet, language_set
@@ -60,7 +60,7 @@ def read_prompts(
             _language(row, where),
             _text(row, ("prompt", "inputs"), where),
         )
-        for number, (where, row) in enumerate(_rows(Path(path)), start=1)
+        for number, (where, row) in enumerate(file_rows(Path(path)), start=1)
     ]
     _check_ids(found, path)
     by_language: dict[str, list[Prompt]] = {}
@@ -91,7 +91,7 @@ def read_generations(path: str | Path) -> list[Generation]:
             _text(row, ("prompt",), where),
             _text(row, ("output",), where, blank=True),
         )
-        for where, row in _rows(Path(path))
+        for where, row in file_rows(Path(path))
     ]
     _check_ids(found, path)
     return found
@@ -104,7 +104,7 @@ def read_source(path: str | Path) -> Source:
         FileNotFoundError: no such file.
         ValueError: it is not a file of generations.
     """
-    row = next((row for _, row in _rows(Path(path))), {})
+    row = next((row for _, row in file_rows(Path(path))), {})
     if "model" not in row:
         return Source(str(path))
     fields = ("model", "method", "calibration")
@@ -148,27 +148,6 @@ def fingerprint(texts: Iterable[Prompt], *settings: str) -> str:
     for text in texts:
         digest.update(json.dumps(asdict(text), sort_keys=True).encode())
     return digest.hexdigest()
-
-
-def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Give the rows of a file, each with the place to name in messages."""
-    if path.suffix == ".parquet":
-        parquet = optional("pyarrow.parquet", "parquet", f"Reading {path}")
-        for number, row in enumerate(parquet.read_table(path).to_pylist(), start=1):
-            yield f"{path}, row {number}", row
-        return
-    # Not splitlines: JSON may hold U+2028 and the like unescaped.
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
-        where = f"{path}, line {number}"
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{where}, is not JSON: {error}.") from error
-        if not isinstance(row, dict):
-            raise ValueError(f"{where}, is a {type(row).__name__}; a JSON object was expected.")
-        yield where, row
 
 
 def _text(row: dict[str, Any], fields: Sequence[str], where: str, *, blank: bool = False) -> str:

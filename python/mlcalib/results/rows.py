@@ -1,6 +1,5 @@
 """Tidy results: one number a row; and what each is made of, item by item."""
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -9,6 +8,7 @@ from typing import TypeVar
 
 from mlcalib import _core
 from mlcalib.common.files import write_json_lines
+from mlcalib.common.row_files import file_rows
 
 
 @dataclass(frozen=True)
@@ -163,9 +163,9 @@ _Record = TypeVar("_Record", Row, ItemScores)
 
 def _read(path: str | Path, kind: type[_Record], what: str) -> list[_Record]:
     records = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+    for where, row in file_rows(Path(path)):
         try:
-            records.append(kind(**json.loads(line)))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{path}, line {number}, is not {what}: {error}.") from error
+            records.append(kind(**row))
+        except TypeError as error:
+            raise ValueError(f"{where}, is not {what}: {error}.") from error
     return records

@@ -1,11 +1,11 @@
 """Rows of a data set from local files, or from the hub."""
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mlcalib.common.optional import optional
+from mlcalib.common.row_files import file_rows
 from mlcalib.evaluation.tasks.catalogue import Task
 from mlcalib.languages import Language
 
@@ -46,18 +46,20 @@ def read_rows(path: Path, fields: Sequence[str]) -> list[JsonRow]:
     """Read JSONL or Parquet.
 
     Raises:
-        ValueError: a line is not a JSON object, a row lacks one of ``fields``, or there is no row.
+        ImportError, ValueError: see ``file_rows``.
+        ValueError: a row lacks one of ``fields``, or there is no row.
     """
-    rows = list(_parquet(path) if path.suffix == ".parquet" else _jsonl(path))
-    if not rows:
-        raise ValueError(f"{path} has no rows.")
-    for number, row in enumerate(rows, start=1):
+    rows = []
+    for where, row in file_rows(path):
         if lacking := [field for field in fields if field not in row]:
             raise ValueError(
-                f"{path}, row {number}, has no field '{lacking[0]}'; it has: "
+                f"{where}, has no field '{lacking[0]}'; it has: "
                 f"{', '.join(row) or 'none'}. Expected are the data set's own: "
                 f"{', '.join(fields)}."
             )
+        rows.append(row)
+    if not rows:
+        raise ValueError(f"{path} has no rows.")
     return rows
 
 
@@ -69,21 +71,3 @@ def hub_rows(task: Task, configuration: str | None, **options: Any) -> list[Json
     """
     datasets = optional("datasets", "eval", f"The task '{task.name}'")
     return list(datasets.load_dataset(task.hub, configuration, split=task.split, **options))
-
-
-def _jsonl(path: Path) -> Iterator[JsonRow]:
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"{path}, line {number}, is not JSON: {error}.") from error
-            if not isinstance(row, dict):
-                raise ValueError(f"{path}, line {number}, is a {type(row).__name__}, not a row.")
-            yield row
-
-
-def _parquet(path: Path) -> Iterator[JsonRow]:
-    parquet = optional("pyarrow.parquet", "parquet", f"Reading {path}")
-    for batch in parquet.ParquetFile(path).iter_batches():
-        yield from batch.to_pylist()

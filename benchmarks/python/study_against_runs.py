@@ -26,7 +26,7 @@ import torch
 import yaml
 
 from mlcalib import _core
-from mlcalib.common.safetensors_read import fingerprint
+from mlcalib.common.sha256 import file_sha256
 from mlcalib.languages import language_set
 from mlcalib.models.loading import find_smollm2, load_model, load_tokenizer
 from mlcalib.studies import read_study, settings_of, variants_of
@@ -104,12 +104,12 @@ def kept(path: Path, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 def run_study(path: Path, out: Path) -> dict[str, Any]:
     found: dict[str, Any] = measured([MLCALIB, "study", str(path), "--out", str(out)])
     weights = out.glob("*/checkpoints/*/model.safetensors")
-    return found | {"sha256": {each.parent.name: fingerprint(each) for each in weights}}
+    return found | {"sha256": {each.parent.name: file_sha256(each) for each in weights}}
 
 
 def run_alone(spec: dict[str, Any], name: str, out: Path) -> dict[str, Any]:
     found: dict[str, Any] = measured(separate(spec, name, out))
-    found["sha256"] = fingerprint(out / "model.safetensors")
+    found["sha256"] = file_sha256(out / "model.safetensors")
     shutil.rmtree(out)
     return found
 

@@ -11,9 +11,9 @@ from small_models import tiny_llama
 
 import mlcalib
 from mlcalib.common import compat
+from mlcalib.common.sha256 import json_sha256, tensors_sha256
 from mlcalib.evaluation import Cache, subject
 from mlcalib.evaluation import scorer as scoring
-from mlcalib.evaluation.cache import fingerprint, tensors_sha256
 from mlcalib.results.rows import read_rows
 
 KEY = {"task": "perplexity", "language": "sw", "model": "a", "tokens": 9}
@@ -70,7 +70,7 @@ def test_a_file_is_hashed_again_only_after_it_changed(tmp_path, monkeypatch):
 
 
 def test_fingerprints():
-    assert fingerprint({"a": 1, "b": [2]}) == fingerprint({"b": [2], "a": 1})
+    assert json_sha256({"a": 1, "b": [2]}) == json_sha256({"b": [2], "a": 1})
     tensor = torch.arange(6.0)
     known = tensors_sha256({"x": tensor})
     assert known == tensors_sha256({"x": tensor.clone()})

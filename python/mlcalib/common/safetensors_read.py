@@ -1,6 +1,5 @@
 """Safetensors files and folders of them, checked before anything loads them."""
 
-import hashlib
 import json
 import math
 from pathlib import Path
@@ -56,12 +55,6 @@ def data_start(path: str | Path) -> int:
     """Return the byte at which the tensor data of a safetensors file starts."""
     with Path(path).open("rb") as file:
         return 8 + int.from_bytes(file.read(8), "little")
-
-
-def fingerprint(path: str | Path) -> str:
-    """Return the sha256 (hex) of a file's content."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def validate_folder(folder: str | Path) -> dict[str, Path]:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from mlcalib.common import compat
+from mlcalib.common.sha256 import file_sha256
 from mlcalib.languages import Language
 
 PIECE = 128  # source tokens; the models were trained on sentences
@@ -76,8 +77,7 @@ class Translator:
         digest = hashlib.sha256()
         for file in sorted(item for item in folder.iterdir() if item.is_file()):
             digest.update(f"{file.name} {file.stat().st_size}\n".encode())
-            with file.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
+            digest.update(bytes.fromhex(file_sha256(file)))
         return f"sha256 {digest.hexdigest()}"
 
     def direction(self, source: Language, target: Language) -> Direction:

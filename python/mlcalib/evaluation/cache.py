@@ -6,7 +6,6 @@ which holds the key too, for people to read. Files are written whole or not at a
 killed at any moment leaves a cache that is right, and several runs can share one.
 """
 
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from mlcalib.common.files import atomic_bytes, atomic_file
-from mlcalib.common.safetensors_read import fingerprint as file_sha256
+from mlcalib.common.sha256 import file_sha256, json_sha256
 
 Key = Mapping[str, Any]
 """JSON types; ``task``, a string, is among them."""
@@ -111,21 +110,4 @@ class Cache:
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
     def _path(self, key: Key, suffix: str) -> Path:
-        return self._folder / str(key["task"]) / (fingerprint(key) + suffix)
-
-
-def fingerprint(value: Any) -> str:
-    """Return the sha256, as hex, of a value of JSON types; the order of keys does not matter."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
-    """Return the sha256, as hex, of tensors: names, dtypes, shapes and every byte."""
-    import torch
-
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+        return self._folder / str(key["task"]) / (json_sha256(key) + suffix)

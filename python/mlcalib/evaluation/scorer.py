@@ -8,7 +8,8 @@ from torch import Tensor
 
 from mlcalib.calibration_sets import Stream
 from mlcalib.common.errors import named
-from mlcalib.evaluation.cache import Cache, tensors_sha256
+from mlcalib.common.sha256 import tensors_sha256
+from mlcalib.evaluation.cache import Cache
 from mlcalib.evaluation.perplexity import Scores, score
 from mlcalib.evaluation.reference import Reference, head_of, recording
 from mlcalib.evaluation.subject import Subject

@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from mlcalib.checkpoints.packed import load_to_run
 from mlcalib.checkpoints.record import origin
 from mlcalib.common import compat
-from mlcalib.common.safetensors_read import validate_folder
-from mlcalib.evaluation.cache import Cache, fingerprint, tensors_sha256
+from mlcalib.common.sha256 import json_sha256
+from mlcalib.evaluation.cache import Cache
+from mlcalib.models.identity import content
 from mlcalib.models.loading import check_source, load_tokenizer
 from mlcalib.quantization.quantized_model import QuantizedModel
 
@@ -18,9 +19,6 @@ if TYPE_CHECKING:
 
 Model: TypeAlias = "str | Path | QuantizedModel | PreTrainedModel"
 """What can be evaluated."""
-
-_DECIDING = (".json", ".jinja", ".model", ".txt")  # kinds of files beside the weights
-_RECORD = "mlcalib.json"
 
 
 class Subject:
@@ -86,32 +84,18 @@ class Subject:
     def fingerprint(self, cache: Cache) -> str:
         """Return what tells this model from any other, as far as its results go.
 
-        Of a folder it is made of the content of its weights, configs, tokenizer and templates (not
-        of ``mlcalib.json``, nor of the model card); of a GGUF file, of its content; of a hub name,
-        of the commit; of a model in memory, of its config and parameters.
+        It is made of what ``mlcalib.models.identity.content`` says, and the dtype.
 
         Args:
             cache: remembers the sha256 of files that did not change.
 
         Raises:
-            ValueError: a hub name that leads to no commit.
+            ValueError: a damaged checkpoint, or a hub name that leads to no commit.
         """
         if self._fingerprint is None:
-            self._fingerprint = fingerprint({**self._content(cache), "dtype": self.dtype})
+            model = self.name if self._in_memory is None else self._in_memory
+            self._fingerprint = json_sha256({**content(model, cache.sha256), "dtype": self.dtype})
         return self._fingerprint
-
-    def _content(self, cache: Cache) -> dict[str, Any]:
-        if (model := self._in_memory) is not None:
-            tensors = tensors_sha256(model.state_dict())
-            return {"config": model.config.to_json_string(), "tensors": tensors}
-        if (path := Path(self.name)).is_dir():
-            weights = {Path(file) for file in validate_folder(path).values()}
-            beside = {file for file in path.iterdir() if file.suffix in _DECIDING}
-            files = {file for file in weights | beside if file.name != _RECORD}
-            return {file.name: cache.sha256(file) for file in files}
-        if path.is_file():
-            return {"gguf": cache.sha256(path)}
-        return {"hub": self.name, "commit": _commit(self.name)}
 
 
 def evaluation_dtype(models: "Sequence[Model]", dtype: str = "auto") -> str:
@@ -125,16 +109,6 @@ def evaluation_dtype(models: "Sequence[Model]", dtype: str = "auto") -> str:
     if dtype == "auto" and not in_memory and compat.multiplies_bfloat16():
         return "bfloat16"
     return dtype
-
-
-def _commit(name: str) -> str:
-    commit = compat.hub_commit(name)
-    if commit is None:
-        raise ValueError(
-            f"'{name}' comes from the hub without a commit, so a cache cannot tell whether it is "
-            "the model that was measured before; give a folder, or evaluate without --cache."
-        )
-    return commit
 
 
 def _checked(

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from mlcalib.common import compat
 from mlcalib.common.layer_names import saved_name
-from mlcalib.common.safetensors_read import fingerprint, validate_folder
+from mlcalib.common.safetensors_read import validate_folder
 from mlcalib.common.safetensors_write import Piece, tensor_piece
 from mlcalib.models import Adapter, find_adapter
 from mlcalib.models.experts import unfuse
+from mlcalib.models.identity import file_hashes
 from mlcalib.models.loading import (
     architecture,
     check_dtype,
@@ -66,7 +67,7 @@ class Source:
     @cached_property
     def fingerprint(self) -> dict[str, str]:
         """The sha256 of each file that the model comes from."""
-        return {Path(self.name).name: fingerprint(self.name)}
+        return file_hashes(self.name)
 
     def tensor(self, name: str) -> Tensor:
         """Return a tensor by its name in the model."""
@@ -183,10 +184,7 @@ class StreamedSource(Source):
     @cached_property
     def fingerprint(self) -> dict[str, str]:
         """See ``Source.fingerprint``: the weights, the config and the tokenizer."""
-        kinds = ("*.json", "*.jinja", "*.model")
-        beside = {file for kind in kinds for file in self._folder.glob(kind)}
-        files = sorted(beside | set(self._files.values()))
-        return {file.name: fingerprint(file) for file in files}
+        return file_hashes(self._folder)
 
     @contextmanager
     def embedding(self) -> Iterator[None]:

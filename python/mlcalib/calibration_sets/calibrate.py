@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlcalib.calibration_sets import CalibrationSet, build, from_ids, weighted
-from mlcalib.corpora import Document, open_corpus
+from mlcalib.corpora import Document, Documents, open_corpus
 from mlcalib.languages import LanguageSet, language_set
 from mlcalib.models.loading import check_source, load_tokenizer
 
@@ -78,30 +78,68 @@ def calibration(  # noqa: PLR0913 - what a calibration set is made of
         loaded = load_tokenizer(str(tokenizer))
     else:
         loaded = tokenizer
-    options = {
-        "seq_len": seq_len,
-        "seed": seed,
-        "separator": separator,
-        "chat_template": chat_template,
-        "allow_short": allow_short,
-    }
-    make, size, budget = (
+    return from_documents(
+        loaded,
+        given,  # type: ignore[arg-type]  # ids were dealt with above
+        languages,
+        spelled if isinstance(corpus, str) else None,
+        name,
+        tokens,
+        tokens_per_language,
+        {
+            "seq_len": seq_len,
+            "seed": seed,
+            "separator": separator,
+            "chat_template": chat_template,
+            "allow_short": allow_short,
+        },
+    )
+
+
+def from_documents(
+    tokenizer: "PreTrainedTokenizerBase",
+    texts: Mapping[str, Sequence[Document] | Documents],
+    languages: LanguageSet,
+    spelled: str | None,
+    corpus: str,
+    tokens: int | None,
+    tokens_per_language: int | None,
+    options: Mapping[str, Any],
+) -> CalibrationSet:
+    """Make a calibration set of documents, and record the call of ``calibration`` that makes it.
+
+    Args:
+        tokenizer: a fast tokenizer.
+        texts: language → documents, as for ``mlcalib.calibration_sets.build``.
+        languages: the languages and their shares.
+        spelled: ``languages`` as ``calibration`` takes them; None where no call of ``calibration``
+            makes this set again, so that none is recorded.
+        corpus: where the text comes from.
+        tokens: see ``calibration``; one of the two is given.
+        tokens_per_language: see ``calibration``.
+        options: the other options of ``calibration``, all of them.
+
+    Raises:
+        TypeError, ValueError: see ``mlcalib.calibration_sets.build``.
+    """
+    make, unit, count = (
         (build, "tokens", tokens)
         if tokens_per_language is None
         else (weighted, "tokens_per_language", tokens_per_language)
     )
     built = make(
-        loaded,
-        given,  # type: ignore[arg-type]  # ids were dealt with above
+        tokenizer,
+        texts,
         languages,
-        tokens=budget,  # type: ignore[arg-type]  # one of the two was given
-        corpus=name,
-        **options,  # type: ignore[arg-type]  # a dict's values have one type
+        tokens=count,  # type: ignore[arg-type]  # one of the two was given
+        corpus=corpus,
+        **options,
     )
-    if not (isinstance(corpus, str) and loaded.name_or_path and isinstance(chat_template, bool)):
+    template = options["chat_template"]
+    if spelled is None or not (tokenizer.name_or_path and isinstance(template, bool)):
         return built
-    where = {"tokenizer": loaded.name_or_path, "languages": spelled, "corpus": corpus}
-    return replace(built, arguments={**where, size: budget, **options})
+    where = {"tokenizer": tokenizer.name_or_path, "languages": spelled, "corpus": corpus}
+    return replace(built, arguments={**where, unit: count, **options})
 
 
 def _token_ids(given: Mapping[str, Any]) -> Mapping[str, Sequence[Sequence[int]]] | None:

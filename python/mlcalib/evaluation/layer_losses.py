@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from mlcalib.calibration_sets import CalibrationSet, build
 from mlcalib.common.stopwatch import Stopwatch
-from mlcalib.corpora import open_corpus
-from mlcalib.languages import LanguageSet, language_set
+from mlcalib.evaluation.text import eval_sequences
+from mlcalib.languages import LanguageSet
 from mlcalib.models.device import choose_device
 from mlcalib.quantization.block_pass import run_pass
 from mlcalib.quantization.job import BlockView, Observation
@@ -18,7 +17,7 @@ from mlcalib.quantization.solve import losses_per_token, references
 from mlcalib.quantization.source import open_source
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 LayerLosses = dict[str, dict[str, float]]
 """Linear → language → loss per token."""
@@ -71,7 +70,8 @@ def layer_losses(  # noqa: PLR0913 - what a measurement is made of
     _check(
         quantized, {name: each.weight for name, each in source.adapter.named_linears(source.model)}
     )
-    text = _text(quantized[0].tokenizer, languages, corpus, tokens, seq_len, separator)
+    tokenizer = quantized[0].tokenizer
+    text = eval_sequences(tokenizer, languages, corpus, separator, tokens, seq_len=seq_len)
     losses = _Losses(quantized)
     run_pass(
         source,
@@ -128,22 +128,3 @@ def _check(quantized: Sequence[QuantizedModel], weights: Mapping[str, Tensor]) -
                     f"{name} is {shape} in what {method} made of {each.recipe['model']}, but "
                     f"{own} in the float model; give the model that was quantized."
                 )
-
-
-def _text(
-    tokenizer: "PreTrainedTokenizerBase",
-    languages: str | LanguageSet,
-    corpus: str,
-    tokens: int,
-    seq_len: int,
-    separator: str | None,
-) -> CalibrationSet:
-    """Return the first tokens of each language's eval split."""
-    named = languages if isinstance(languages, LanguageSet) else language_set(languages)
-    alike = LanguageSet(named.name, dict.fromkeys(named.weights, 1))
-    source = open_corpus(corpus)
-    texts = {code: source.documents(code, "eval") for code in alike.weights}
-    total = tokens * len(texts)
-    return build(
-        tokenizer, texts, alike, tokens=total, seq_len=seq_len, separator=separator, corpus=corpus
-    )

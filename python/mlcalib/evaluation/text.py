@@ -3,7 +3,7 @@
 import logging
 from typing import TYPE_CHECKING
 
-from mlcalib.calibration_sets import Stream, stream
+from mlcalib.calibration_sets import CalibrationSet, Stream, build, stream
 from mlcalib.calibration_sets.chat import render
 from mlcalib.corpora import Documents, Tally, left_out, open_corpus
 from mlcalib.languages import LanguageSet, language_set
@@ -37,12 +37,52 @@ def eval_text(
         FileNotFoundError: the corpus lacks a language.
         ValueError: an unknown language or corpus, a text that cannot be read.
     """
+    return {
+        code: _text(tokenizer, given, code, separator, tokens)
+        for code, given in _documents(languages, corpus).items()
+    }
+
+
+def eval_sequences(
+    tokenizer: "PreTrainedTokenizerBase",
+    languages: str | LanguageSet,
+    corpus: str,
+    separator: str | None,
+    tokens: int,
+    *,
+    seq_len: int,
+) -> CalibrationSet:
+    """Pack the first tokens of each language's eval split into sequences, to run block by block.
+
+    Args:
+        tokenizer: a fast tokenizer.
+        languages: see ``eval_text``.
+        corpus: see ``eval_text``.
+        separator: see ``eval_text``.
+        tokens: tokens of each language.
+        seq_len: tokens of a sequence, 2 or more.
+
+    Raises:
+        FileNotFoundError: the corpus lacks a language.
+        ValueError: see ``eval_text``; or too little text, see ``mlcalib.calibration_sets.build``.
+    """
+    named = languages if isinstance(languages, LanguageSet) else language_set(languages)
+    texts = _documents(named, corpus)
+    return build(
+        tokenizer,
+        texts,
+        LanguageSet(named.name, dict.fromkeys(texts, 1)),
+        tokens=tokens * len(texts),
+        seq_len=seq_len,
+        separator=separator,
+        corpus=corpus,
+    )
+
+
+def _documents(languages: str | LanguageSet, corpus: str) -> dict[str, Documents]:
     named = languages if isinstance(languages, LanguageSet) else language_set(languages)
     source = open_corpus(corpus)
-    documents = {code: source.documents(code, "eval") for code in named.weights}
-    return {
-        code: _text(tokenizer, given, code, separator, tokens) for code, given in documents.items()
-    }
+    return {code: source.documents(code, "eval") for code in named.weights}
 
 
 def _text(

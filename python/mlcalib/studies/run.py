@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mlcalib.common.files import atomic_file, locked, remove_partial
 from mlcalib.common.safetensors_read import read_json
 from mlcalib.common.stopwatch import Stopwatch
+from mlcalib.evaluation import eval_sequences
 from mlcalib.languages import language_set
 from mlcalib.models.device import choose_device
 from mlcalib.models.loading import find_smollm2, load_tokenizer
@@ -29,7 +30,7 @@ from mlcalib.quantization.variant import Variant
 from mlcalib.studies.grid import VariantSpec, variants_of
 from mlcalib.studies.layer_measures import LayerMeasures
 from mlcalib.studies.spec import StudySpec
-from mlcalib.studies.texts import StudyText, evaluation_text, study_text
+from mlcalib.studies.texts import StudyText, study_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -204,8 +205,13 @@ def _measure(study: ModelStudy, stopwatch: Stopwatch) -> LayerMeasures | None:
     spec = study.spec
     if spec.layers is None:
         return None
-    text = evaluation_text(
-        spec, study.tokenizer, language_set(spec.layers.languages), spec.layers.tokens
+    text = eval_sequences(
+        study.tokenizer,
+        spec.layers.languages,
+        (spec.evaluation and spec.evaluation.corpus) or spec.corpus,
+        spec.separator,
+        spec.layers.tokens,
+        seq_len=spec.seq_len,
     )
     mixtures = {}
     if study.text is not None:

@@ -5,9 +5,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from mlcalib.calibration_sets import CalibrationSet, build, weighted
+from mlcalib.calibration_sets import CalibrationSet
+from mlcalib.calibration_sets.calibrate import from_documents
 from mlcalib.corpora import Document, Documents, Tally, open_corpus
-from mlcalib.languages import LanguageSet
 from mlcalib.quantization.propagation import Prefix, mixture_of
 from mlcalib.studies.grid import Setting, settings_of
 from mlcalib.studies.spec import StudySpec
@@ -47,29 +47,6 @@ def study_text(spec: StudySpec, tokenizer: "PreTrainedTokenizerBase") -> StudyTe
     return StudyText(made, _union(made), list(prefixes))
 
 
-def evaluation_text(
-    spec: StudySpec, tokenizer: "PreTrainedTokenizerBase", languages: LanguageSet, tokens: int
-) -> CalibrationSet:
-    """Return the first tokens of each language's eval split, to run through a model.
-
-    Raises:
-        FileNotFoundError, ValueError: see ``mlcalib.calibration``.
-    """
-    alike = LanguageSet(languages.name, dict.fromkeys(languages.weights, 1))
-    corpus = (spec.evaluation and spec.evaluation.corpus) or spec.corpus
-    source = open_corpus(corpus)
-    texts = {code: source.documents(code, "eval") for code in alike.weights}
-    return build(
-        tokenizer,
-        texts,
-        alike,
-        tokens=tokens * len(texts),
-        seq_len=spec.seq_len,
-        separator=spec.separator,
-        corpus=corpus,
-    )
-
-
 def _open(spec: StudySpec, code: str) -> Documents:
     return open_corpus(spec.corpora.get(code, spec.corpus)).documents(code, "calib", spec.seed)
 
@@ -80,35 +57,24 @@ def _calibration(
     texts: Mapping[str, Documents],
     tokenizer: "PreTrainedTokenizerBase",
 ) -> CalibrationSet:
-    options = {
-        "seq_len": spec.seq_len,
-        "seed": spec.seed,
-        "separator": spec.separator,
-        "chat_template": False,
-        "allow_short": spec.allow_short,
-    }
-    make, size, budget = (
-        (build, "tokens", setting.tokens)
-        if setting.tokens_per_language is None
-        else (weighted, "tokens_per_language", setting.tokens_per_language)
-    )
-    built = make(
+    # Of several corpora, no call of mlcalib.calibration makes it again.
+    several = spec.corpora.keys() & setting.set.weights.keys()
+    return from_documents(
         tokenizer,
         texts,
         setting.set,
-        tokens=budget,  # type: ignore[arg-type]  # one of the two was given
-        corpus=spec.corpus,
-        **options,  # type: ignore[arg-type]  # a dict's values have one type
+        None if several else setting.languages,
+        spec.corpus,
+        setting.tokens,
+        setting.tokens_per_language,
+        {
+            "seq_len": spec.seq_len,
+            "seed": spec.seed,
+            "separator": spec.separator,
+            "chat_template": False,
+            "allow_short": spec.allow_short,
+        },
     )
-    if spec.corpora.keys() & setting.set.weights.keys():
-        return built  # several corpora: one call of mlcalib.calibration does not make it again
-    where = {
-        "tokenizer": tokenizer.name_or_path,
-        "languages": setting.languages,
-        "corpus": spec.corpus,
-        size: budget,
-    }
-    return replace(built, arguments=where | options)
 
 
 def _union(made: Mapping[str, CalibrationSet]) -> CalibrationSet:

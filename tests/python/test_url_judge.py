@@ -1,6 +1,7 @@
 """A judge behind a URL, against a small server on this machine."""
 
 import json
+import socket
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,7 +22,7 @@ def server(answer):
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            seen.append((self.path, dict(self.headers), body))
+            seen.append((self.path, self.headers, body))
             status, headers, text = answer(len(seen), self.headers, body)
             content = text.encode()
             self.send_response(status)
@@ -79,6 +80,15 @@ def test_without_a_key_none_is_sent(tmp_path, monkeypatch):
     assert "Authorization" not in seen[0][1]
 
 
+def test_another_key_than_the_one_named_is_never_sent(monkeypatch):
+    for name in ("OPENAI_API_KEY", "OPENAI_ADMIN_KEY"):
+        monkeypatch.setenv(name, "secret")
+    monkeypatch.delenv("MY_KEY", raising=False)
+    with server(honest) as (url, seen):
+        make(url, key="MY_KEY").compare(PAIRS[0])
+    assert "secret" not in str(seen[0][1])
+
+
 def test_what_passes_is_tried_again(tmp_path):
     def flaky(number, headers, body):
         if number == 1:
@@ -131,9 +141,34 @@ def test_refusals_are_not_tried_again(status, headers, message):
 
 
 @pytest.mark.parametrize("text", ["<html>", "{}", '{"choices": []}', "[]"])
-def test_other_servers(text):
-    with server(lambda *_: (200, {}, text)) as (url, _), pytest.raises(ValueError, match="answer"):
+@pytest.mark.parametrize("kind", ["text/html", "application/json"])
+def test_other_servers(text, kind):
+    with (
+        server(lambda *_: (200, {"Content-Type": kind}, text)) as (url, _),
+        pytest.raises(ValueError, match=r"did not answer as an OpenAI-compatible server: [^E]"),
+    ):
         make(url).compare(PAIRS[0])
+
+
+def test_a_reply_that_says_no_more_than_it_must():
+    text = json.dumps({"choices": [{"message": {"content": "A"}}]})
+    with server(lambda *_: (200, {}, text)) as (url, _):
+        assert make(url).compare(PAIRS[0]).evidence == {"reply": "A", "stopped": None}
+
+
+def test_a_key_that_no_header_can_hold_is_not_shown(monkeypatch):
+    monkeypatch.setenv("MY_KEY", "secret\n")
+    with pytest.raises(ValueError, match="variable MY_KEY holds more than an API key") as raised:
+        make("http://127.0.0.1", key="MY_KEY")
+    assert "secret" not in str(raised.value)
+
+
+def test_a_server_that_says_nothing():
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"
+        by = UrlJudge(url, "judge-1", read_template(), wait=0.001, timeout=0.1, retries=1)
+        with pytest.raises(ConnectionError, match=r"failed 2 times, the last with: .*timed out"):
+            by.compare(PAIRS[0])
 
 
 def test_a_reply_without_a_letter_is_no_opinion():

@@ -1,23 +1,26 @@
 """A judge behind an OpenAI-compatible URL."""
 
-import http.client
-import json
 import os
 import re
 import time
-import urllib.error
-import urllib.request
 from typing import Any, NoReturn
 
+from mlcalib.common.optional import optional
 from mlcalib.judging.judges import Letter, Opinion, fill
 from mlcalib.judging.texts import Pair
 
 _LONGEST_WAIT = 60.0
 _TRANSIENT = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
+_KEY_ADVICE = "; the key is read from the environment variable {key}"
+_ADVICE = {
+    401: _KEY_ADVICE,
+    403: _KEY_ADVICE,
+    404: "; is the URL right (it mostly ends in /v1), and the model's name?",
+}
 
 
 class UrlJudge:
-    """A chat model that is asked over HTTP: ``POST {url}/chat/completions``.
+    """A chat model that is asked over HTTP: ``POST {url}/chat/completions``, by the openai client.
 
     Replies are greedy (temperature 0). What may pass (no connection, a timeout, 429, 5xx) is tried
     again, after twice the wait each time or as long as the server says, a minute at most.
@@ -34,7 +37,8 @@ class UrlJudge:
         workers: questions at the same time.
 
     Raises:
-        ValueError: not an HTTP URL.
+        ImportError: openai is not installed.
+        ValueError: not an HTTP URL, or a key that no HTTP header can hold.
     """
 
     reads_both = True
@@ -57,13 +61,28 @@ class UrlJudge:
                 f"The URL is '{url}', expected http:// or https:// and a host, e.g. "
                 "http://127.0.0.1:8000/v1."
             )
+        self._openai = optional("openai", "judge", "A judge behind a URL")
+        secret = os.environ.get(key)
+        if secret and not re.fullmatch(r"[!-~]+", secret):
+            raise ValueError(
+                f"The environment variable {key} holds more than an API key: a space, a line break "
+                "or a letter outside of ASCII; set it to the key alone."
+            )
+        self._client = self._openai.OpenAI(
+            base_url=url,
+            # The client must have a key, and would look for one under other names.
+            api_key=secret or "none",
+            timeout=timeout,
+            max_retries=0,  # its own waits are fixed, and end at 8 seconds
+            # A redirect would send the key to wherever it leads.
+            http_client=self._openai.DefaultHttpxClient(follow_redirects=False),
+        )
+        self._headers = {} if secret else {"Authorization": self._openai.Omit()}
         self._url = url.rstrip("/") + "/chat/completions"
         self._template = template
         self._key = key
         self._retries = retries
         self._wait = wait
-        self._timeout = timeout
-        self._opener = urllib.request.build_opener(_NoRedirect)
         self._request = {"model": model, "temperature": 0, "max_tokens": max_tokens}
         self.workers = workers
         self.identity = {"kind": "chat", "url": url, "template": template, **self._request}
@@ -75,22 +94,20 @@ class UrlJudge:
             ValueError: the server refuses the question, or answers in another form.
             ConnectionError: it could not be reached, or failed, each time.
         """
-        message = {"role": "user", "content": fill(self._template, pair)}
-        answer = self._ask({**self._request, "messages": [message]})
-        try:
-            choice = answer["choices"][0]
-            reply = choice["message"]["content"] or ""
-        except (KeyError, IndexError, TypeError) as error:
-            raise ValueError(
-                f"{self._url} did not answer as an OpenAI-compatible server: {str(answer)[:300]}"
-            ) from error
-        return Opinion(find_letter(reply), {"reply": reply, "stopped": choice.get("finish_reason")})
+        answer = self._ask(fill(self._template, pair))
+        try:  # the client takes whatever a server says
+            choice = answer.choices[0]
+            reply = choice.message.content or ""
+        except (AttributeError, IndexError, TypeError) as error:
+            raise self._foreign(answer) from error
+        stopped = getattr(choice, "finish_reason", None)
+        return Opinion(find_letter(reply), {"reply": reply, "stopped": stopped})
 
-    def _ask(self, content: dict[str, Any]) -> Any:
+    def _ask(self, question: str) -> Any:
         wait = self._wait
         for attempt in range(self._retries + 1):
             try:
-                return self._post(content)
+                return self._post(question)
             except _Transient as error:
                 if attempt == self._retries:
                     raise ConnectionError(
@@ -101,42 +118,35 @@ class UrlJudge:
                 wait *= 2
         raise AssertionError("unreachable")
 
-    def _post(self, content: dict[str, Any]) -> Any:
-        headers = {"Content-Type": "application/json"}
-        if key := os.environ.get(self._key):
-            headers["Authorization"] = f"Bearer {key}"
-        body = json.dumps(content).encode()
-        request = urllib.request.Request(self._url, body, headers, method="POST")
+    def _post(self, question: str) -> Any:
+        messages = [{"role": "user", "content": question}]
         try:
-            with self._opener.open(request, timeout=self._timeout) as response:
-                text = response.read().decode("utf-8", "replace")
-        except urllib.error.HTTPError as error:
-            with error:
-                self._refuse(error)
-        # URLError is an OSError, as are timeouts and broken connections.
-        except (OSError, http.client.HTTPException) as error:
-            raise _Transient(
-                str(getattr(error, "reason", error)) or type(error).__name__
-            ) from error
-        try:
-            return json.loads(text)
-        except ValueError as error:
-            raise ValueError(f"{self._url} answered what is not JSON: {text[:300]}") from error
+            return self._client.chat.completions.create(
+                messages=messages, extra_headers=self._headers, **self._request
+            )
+        except self._openai.APIStatusError as error:
+            self._refuse(error)
+        except self._openai.APIConnectionError as error:  # timeouts too
+            raise _Transient(str(error.__cause__ or error) or type(error).__name__) from error
+        except ValueError as error:  # not JSON, though the server calls it so
+            raise self._foreign(getattr(error, "doc", error)) from error
 
-    def _refuse(self, error: urllib.error.HTTPError) -> NoReturn:
-        said = error.read().decode("utf-8", "replace").strip()[:500]
-        if error.code in _TRANSIENT:
-            after = error.headers.get("Retry-After", "")
+    def _refuse(self, error: Any) -> NoReturn:
+        code, headers = error.status_code, error.response.headers
+        said = error.response.text.strip()[:500]
+        if code in _TRANSIENT:
+            after = headers.get("Retry-After", "")
             seconds = float(after) if re.fullmatch(r"\d+(\.\d+)?", after) else None
-            raise _Transient(f"HTTP {error.code} {said}", seconds) from error
-        advice = {
-            401: f"; the key is read from the environment variable {self._key}",
-            403: f"; the key is read from the environment variable {self._key}",
-            404: "; is the URL right (it mostly ends in /v1), and the model's name?",
-        }.get(error.code, "")
-        if 300 <= error.code < 400:
-            advice = f"; it redirects to {error.headers.get('Location')}: give that URL"
-        raise ValueError(f"{self._url} refused with HTTP {error.code}: {said}{advice}.") from error
+            raise _Transient(f"HTTP {code} {said}", seconds) from error
+        advice = _ADVICE.get(code, "").format(key=self._key)
+        if 300 <= code < 400:
+            advice = f"; it redirects to {headers.get('Location')}: give that URL"
+        raise ValueError(f"{self._url} refused with HTTP {code}: {said}{advice}.") from error
+
+    def _foreign(self, answer: object) -> ValueError:
+        return ValueError(
+            f"{self._url} did not answer as an OpenAI-compatible server: {str(answer)[:300]}"
+        )
 
 
 def find_letter(reply: str) -> Letter | None:
@@ -159,10 +169,3 @@ class _Transient(Exception):  # noqa: N818
     def __init__(self, said: str, wait: float | None = None) -> None:
         super().__init__(said)
         self.wait = wait
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """urllib would make a GET of a POST, and send the key to wherever it is sent."""
-
-    def redirect_request(self, *_: Any) -> None:
-        return None

@@ -4,7 +4,6 @@ import base64
 import hashlib
 import json
 import random
-import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mlcalib.common.files import atomic_file
+from mlcalib.common.templates import environment
 from mlcalib.judging.texts import Pair, fingerprint
 from mlcalib.languages import language
 from mlcalib.results.generations import Source
@@ -142,21 +142,15 @@ def _data(pairs: Sequence[Pair], key: Key, question: str, seed: int) -> dict[str
 
 def _html(data: dict[str, Any]) -> str:
     """Return the page; the policy lets no script run but the page's own."""
-    parts = files("mlcalib.judging.page")
-    page, style, script = (
-        parts.joinpath(f"page.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js")
+    package = "mlcalib.judging.page"
+    style, script = (
+        files(package).joinpath(name).read_text(encoding="utf-8")
+        for name in ("page.css", "page.js")
     )
-    values = {
-        "style": style,
-        "script": script,
-        "style_hash": _hash(style),
-        "script_hash": _hash(script),
-        # Within <script>, only "<" can end the data or open a comment.
-        "data": json.dumps(data, ensure_ascii=False).replace("<", "\\u003c"),
-    }
-    # In one pass, so that braces in the texts stay what they are.
-    return re.sub(r"\{(\w+)\}", lambda found: values[found[1]], page)
+    page = environment(package, {"hash": _hash}).get_template("page.html")
+    return page.render(data=data, style=style, script=script)
 
 
 def _hash(text: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+    """Return a script's or style's hash as a content security policy names it."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"

@@ -2,14 +2,16 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
+from pydantic import model_validator
 from torch import Tensor
 
 from mlcalib import _core
 from mlcalib._core import GridSpec, QuantizedLinear
 from mlcalib.common.config import Config
+from mlcalib.common.registry import unknown
 from mlcalib.statistics import StatisticSet
 
 
@@ -27,6 +29,14 @@ class QuantizerOptions(Config):
     group_size: int = 128
     symmetric: bool = False
     range: Literal["minmax", "mse", "gram"] = "minmax"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        for name in given:
+            if name not in cls.model_fields:
+                raise ValueError(unknown("option", name, cls.model_fields))
+        return given
 
 
 @dataclass(frozen=True)

@@ -197,9 +197,9 @@ def combine(parts: Sequence[Part], seed: int) -> Difference:
     """Return the sum of independent parts with its interval.
 
     The mean over languages is such a sum: its parts are the differences of the languages, divided
-    by their number. The degrees of freedom are those of Welch and Satterthwaite. A part with a single
-    document is assumed to vary from document to document as the others do on average. If all parts
-    have a single document, there is no interval.
+    by their number. The degrees of freedom are those of Welch and Satterthwaite. A part with a
+    single document is assumed to vary from document to document as the others do on average. If all
+    parts have a single document, there is no interval.
 
     Args:
         parts: for example one for each language, from independent draws, and all with the same

@@ -77,7 +77,8 @@ class StatisticSet:
     def view(self, name: str) -> dict[str, Tensor]:
         """Return the tensors of one kind, which are valid until the set changes.
 
-        Do not write to them. They are a copy only if the statistic is kept in another layout, as a Gram is.
+        Do not write to them. They are a copy only if the statistic is kept in another layout, as a
+        Gram is.
         """
         return self._statistics[name].view()
 

@@ -48,9 +48,9 @@ def check_evaluation(spec: StudySpec) -> None:
 def evaluate_model(study: ModelStudy, name: str, *, progress: bool) -> None:
     """Evaluate the float model and its finished checkpoints.
 
-    Scores are kept under ``scores`` as soon as they are known. So another task or language, or a run
-    after an interruption, costs only what is new. With fidelity the hidden states of the float model
-    are kept there too, until all checkpoints have been compared with them.
+    Scores are kept under ``scores`` as soon as they are known. So another task or language, or a
+    run after an interruption, costs only what is new. With fidelity the hidden states of the float
+    model are kept there too, until all checkpoints have been compared with them.
 
     Args:
         study: a study on one model.

@@ -181,7 +181,7 @@ def read_study(study: str | Path | Mapping[str, Any], **changes: Any) -> StudySp
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: the preset is unknown, the YAML is invalid, or a study cannot have a key or value.
+        ValueError: the preset is unknown, the YAML is invalid, or a key or value is wrong.
     """
     content: Any = study
     if not isinstance(study, Mapping):

@@ -1,4 +1,4 @@
-"""Scores of generations, by kind of task."""
+"""Scores generated texts, by the kind of their task."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -35,7 +35,7 @@ class Scored:
 
 
 def score(asked: Prompts, outputs: Sequence[str], encoder: Encoder | None, seed: int = 0) -> Scored:
-    """Score what a model generated.
+    """Score the texts that a model generated.
 
     Args:
         asked: the prompts.

@@ -141,7 +141,7 @@ def quantize(
         check_output(out)
     say_device(device)
     width, overrides = parse_bits(bits or [])
-    grid = {"bits": width, "group_size": group_size, "symmetric": symmetric}
+    grid: dict[str, Any] = {"bits": width, "group_size": group_size, "symmetric": symmetric}
     further = _options(option or [])
     kind = quantizers.get(method)
     kind.Options(**grid, **further)  # a wrong option is reported before any text is read

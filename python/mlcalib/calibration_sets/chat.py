@@ -81,15 +81,15 @@ def render(
             continue
         if template is None:
             raise ValueError(
-                f"{what} is conversations, which only a chat template makes text of; pass "
-                "--chat-template (chat_template=True), or choose a field of plain text (?field=)."
+                f"{what} consists of conversations, which need a chat template to become text; "
+                "pass --chat-template (chat_template=True), or choose a field of plain text (?field=)."
             )
         try:
             text = tokenizer.apply_chat_template(document, chat_template=template, tokenize=False)
         except TemplateSyntaxError as error:
             raise ValueError(
                 f"The chat template is not valid Jinja (line {error.lineno}: {error.message}); "
-                "mend it, or check that it is the file that was meant."
+                "correct it, or check that this is the right file."
             ) from error
         except TemplateError as error:
             tally.dropped[f"conversations that the chat template refuses ({error})"] += 1

@@ -110,7 +110,9 @@ def judge(
     else:
         by = LanguageModelJudge(model, question, dtype)
     if margin and not isinstance(by, RewardModelJudge):
-        raise ValueError("--margin is of reward models, and this judge is none; leave it out.")
+        raise ValueError(
+            "--margin is only for reward models, and this judge is not one; leave it out."
+        )
     judgements = run(pairs, by, out)
     rates, bias = judged_win_rates(judgements), position_bias(judgements)
     sources = read_source(first), read_source(second)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _ENDED = 0.25
-"""Share of a batch's texts that end before the others go on without them."""
+"""The share of a batch's texts that must have ended before they are removed from it."""
 _LOOKED_BACK = 2
 """Tokens beyond those of a stop sequence among which it is looked for, as lm-eval does: a model may
 write it in other tokens."""

@@ -41,7 +41,7 @@ def score(asked: Prompts, outputs: Sequence[str], encoder: Encoder | None, seed:
         asked: the prompts.
         outputs: the generations.
         encoder: what spBLEU splits text with.
-        seed: of the bootstrap behind the errors of corpus scores.
+        seed: the seed of the bootstrap that gives the errors of corpus scores.
     """
     if asked.kind == "translation":
         return _translations(asked, outputs, encoder, seed)

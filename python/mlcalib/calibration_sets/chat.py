@@ -82,7 +82,8 @@ def render(
         if template is None:
             raise ValueError(
                 f"{what} consists of conversations, which need a chat template to become text; "
-                "pass --chat-template (chat_template=True), or choose a field of plain text (?field=)."
+                "pass --chat-template (chat_template=True), or choose a field of plain text "
+                "(?field=)."
             )
         try:
             text = tokenizer.apply_chat_template(document, chat_template=template, tokenize=False)

@@ -100,7 +100,7 @@ def test_what_the_template_refuses_is_counted(tokenizer):
     ("chats", "template", "message"),
     [
         (["plain text"], True, r"text in 'en' is plain, but a chat template takes conv.*\?field"),
-        (CHATS, False, r"is conversations, .*pass --chat-template \(chat_template=True\)"),
+        (CHATS, False, r"consists of conversations, .*pass --chat-template \(chat_template=True\)"),
         (CHATS, "{% for %}", r"chat template is not valid Jinja \(line 1: "),
     ],
 )
@@ -169,5 +169,5 @@ def test_evaluation_takes_plain_text(tmp_path, tokenizer):
     model = mlcalib.quantize(
         tiny_llama(vocabulary=384), method="rtn", tokenizer=tokenizer, group_size=32
     )
-    with pytest.raises(ValueError, match="The eval text in 'en' is conversations"):
+    with pytest.raises(ValueError, match="The eval text in 'en' consists of conversations"):
         mlcalib.evaluate(model, "en", f"files:{tmp_path}", tokens=8, progress=False)

@@ -29,7 +29,7 @@ def test_without_a_gpu_auto_is_the_cpu_and_says_why(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert choose_device("auto") == choose_device("cpu") == torch.device("cpu")
     assert explain("auto", choose_device("auto")) == "device: cpu (torch sees no GPU)"
-    assert explain("cpu", choose_device("cpu")) == "device: cpu (asked for)"
+    assert explain("cpu", choose_device("cpu")) == "device: cpu"
     with pytest.raises(ValueError, match="'cuda', but torch sees no GPU"):
         choose_device("cuda")
 

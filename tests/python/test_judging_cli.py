@@ -198,7 +198,7 @@ def test_a_reward_model_takes_no_template(run, models, tokenizer, tmp_path):
     code, _, error = run(*given, tmp_path / "reward", "--template", tmp_path / "question")
     assert (code, "which reads no --template" in error) == (1, True)
     code, _, error = run(*given, models / "0", "--margin", 0.1)
-    assert (code, "--margin is of reward models" in error) == (1, True)
+    assert (code, "--margin is only for reward models" in error) == (1, True)
     code, text, error = run(*given, tmp_path / "reward", "--margin", 1e6)
     assert code == 0, error
     assert re.search(r"^\| en +\| +1 \| +1 \| +50\.0 \[", text, re.MULTILINE), text

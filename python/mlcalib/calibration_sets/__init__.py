@@ -1,4 +1,4 @@
-"""Text → calibration set: tokenise, keep to a budget, pack into sequences, leave a fingerprint."""
+"""Calibration sets: text becomes token ids, exactly to a budget, packed into sequences."""
 
 from mlcalib.calibration_sets.calibration_set import CalibrationSet, LanguageReport
 from mlcalib.calibration_sets.packing import build, from_ids, weighted

@@ -1,4 +1,4 @@
-"""``mlcalib.calibration``: text or token ids in, a calibration set out."""
+"""``mlcalib.calibration``: makes a calibration set from text or token ids."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -29,32 +29,37 @@ def calibration(  # noqa: PLR0913 - what a calibration set is made of
     chat_template: bool | str | Path = False,
     allow_short: bool = False,
 ) -> CalibrationSet:
-    r"""Make a calibration set.
+    r"""Make a calibration set: the token ids, per language, that a model is calibrated on.
 
     Args:
-        tokenizer: a fast tokenizer, or the model it belongs to (folder, hub name, GGUF file). May
-            be None where ``corpus`` holds token ids.
-        languages: a set (``multi10``), languages (``en,sw``), shares (``en:0.7,sw:0.3``) or a
-            ``LanguageSet``. Default: ``multi10`` with a corpus by name, and otherwise the languages
-            of ``corpus`` in equal shares.
-        corpus: ``sample``, ``files:PATH``, ``c4``, ``wikipedia``, ``hub:NAME``,
-            ``translated:MODEL?source=en&corpus=SPEC`` (see ``mlcalib.corpora.open_corpus``); or
-            language → documents (strings or lists of messages), or language → sequences of token
-            ids, all of which are used.
-        tokens: tokens of the whole set; split by the shares. Needed unless ids are given.
-        tokens_per_language: in place of ``tokens``: every language gives so many, and its share
-            weighs its statistics.
-        seq_len: tokens of a sequence; a forward always has the shape [1, seq_len].
-        seed: what documents are shuffled with.
-        separator: what stands between documents: None for what the tokenizer adds by itself, or
-            ``eos``, ``bos`` or a text such as ``\n\n``.
-        chat_template: what makes text of conversations: True for the tokenizer's template, the path
-            of a Jinja file (a ``Path``), or a template (``str``). Nothing but what it writes is
-            added to a conversation: no second BOS.
-        allow_short: use what there is where a language has too little text.
+        tokenizer: a fast tokenizer, or the model that it belongs to (a folder, a hub name, or a
+            GGUF file). It may be None if ``corpus`` holds token ids.
+        languages: the name of a set (``multi10``), a list (``en,sw``), shares (``en:0.7,sw:0.3``)
+            or a ``LanguageSet``. The default is ``multi10`` if the corpus is given by name, and
+            otherwise the languages of ``corpus`` in equal shares.
+        corpus: the name of a corpus: ``sample``, ``files:PATH``, ``c4``, ``wikipedia``,
+            ``hub:NAME`` or ``translated:MODEL?source=en&corpus=SPEC`` (see
+            ``mlcalib.corpora.open_corpus``). Or a mapping from languages to documents (strings or
+            lists of messages), or to sequences of token ids, which are all used.
+        tokens: the number of tokens of the whole set, which is split by the shares. This or
+            ``tokens_per_language`` is needed unless token ids are given.
+        tokens_per_language: the number of tokens of every language. The shares then weigh the
+            statistics of the languages.
+        seq_len: the number of tokens of a sequence. A forward always has the shape [1, seq_len].
+        seed: the seed with which documents are shuffled.
+        separator: what is put between documents: ``eos``, ``bos``, a text such as ``\n\n``, or
+            None for what the tokenizer adds by itself.
+        chat_template: how conversations become text: True for the tokenizer's chat template, the
+            path of a Jinja file (a ``Path``), or the template itself (a ``str``). Nothing is added
+            to what the template writes, so there is no second BOS.
+        allow_short: if a language has too little text, use what there is instead of raising an
+            error.
+
+    Returns:
+        The calibration set, with a report of what was asked for and found in each language.
 
     Raises:
-        FileNotFoundError: no such folder, or no text in a language.
+        FileNotFoundError: a folder does not exist, or there is no text in a language.
         ImportError: a package that the corpus needs is not installed.
         ValueError: see ``mlcalib.calibration_sets.build``.
     """

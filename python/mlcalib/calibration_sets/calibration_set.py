@@ -1,4 +1,4 @@
-"""The calibration set: sequences of token ids per language, and how they came about."""
+"""The calibration set: sequences of token ids per language, and where they come from."""
 
 import hashlib
 from collections.abc import Iterator
@@ -13,18 +13,19 @@ from mlcalib.corpora import left_out
 
 @dataclass(frozen=True)
 class LanguageReport:
-    """What was asked of a language's text, and what it gave.
+    """How many tokens of a language were asked for, and how many its text has.
 
     Attributes:
-        asked: tokens, by the language's share of the budget.
-        got: tokens that count; fewer than asked only where that was allowed.
-        sequences: sequences they fill, the last perhaps in part.
-        documents: documents they come from.
-        characters_per_token: of those documents; None where only ids were given.
-        cut: tokens of the last of those documents that do not count.
-        read: documents read of the source; of one that is shuffled, more than are used.
-        dropped: what of those was left out → how many, e.g. ``blank documents`` → 3.
-        origin: where the documents come from: file, or data set and commit, translation model, ….
+        asked: the tokens of the language by its share of the budget.
+        got: the tokens that count. They are fewer than asked only if that was allowed.
+        sequences: the sequences that these tokens fill; the last one may be filled in part.
+        documents: the documents that these tokens come from.
+        characters_per_token: the average over these documents; None if token ids were given.
+        cut: the tokens at the end of the last document that do not count.
+        read: the documents that were read from the source. A source that is shuffled reads more
+            than are used.
+        dropped: reason for leaving documents out → how many, e.g. ``blank documents`` → 3.
+        origin: where the documents come from: a file, a data set with its commit, ….
     """
 
     asked: int
@@ -40,21 +41,23 @@ class LanguageReport:
 
 @dataclass(frozen=True, eq=False)
 class CalibrationSet:
-    """Token ids to calibrate on, per language.
+    """The token ids that a model is calibrated on, per language.
 
     Attributes:
         ids: language → [n, seq_len] int64, on the CPU.
-        seq_len: tokens in a sequence.
-        seed: what documents were shuffled with; None where ids were given, which are not shuffled.
-        set_name: name of the set of languages.
-        corpus: name of the corpus.
-        separator: what stands between documents, in words.
-        tokenizer: fingerprint of the tokenizer.
-        report: language → what was asked for and what there was.
-        arguments: of ``mlcalib.calibration``, which makes this set again from them; JSON types.
-            Empty where text, ids, a chat template or a nameless tokenizer were given in memory.
-        chat_template: sha256 of what made text of conversations; None where text was given.
-        weights: language → what its statistics weigh in the mixture; where missing, 1.
+        seq_len: the number of tokens of a sequence.
+        seed: the seed with which documents were shuffled; None for token ids, which are not
+            shuffled.
+        set_name: the name of the set of languages.
+        corpus: the name of the corpus.
+        separator: what is put between documents, in words.
+        tokenizer: the fingerprint of the tokenizer.
+        report: language → what was asked for and found.
+        arguments: the arguments with which ``mlcalib.calibration`` makes this set again, in JSON
+            types. Empty if text, ids, a chat template or a tokenizer without a name were given as
+            objects.
+        chat_template: the sha256 of the chat template; None if there were no conversations.
+        weights: language → the weight of its statistics in the mixture; 1 if it is not there.
     """
 
     ids: dict[str, Tensor]
@@ -71,16 +74,16 @@ class CalibrationSet:
 
     @property
     def tokens(self) -> dict[str, int]:
-        """Language → tokens that count.
+        """Language → the number of tokens that count.
 
-        They are the first of ``ids`` in reading order; the rest of the last sequence is there so
-        that every forward has the same shape.
+        These are the first of ``ids`` in reading order. The rest of the last sequence is only there
+        so that every forward has the same shape.
         """
         return {language: report.got for language, report in self.report.items()}
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 (hex) of what changes results: ids, counts, order, weights, sequence length."""
+        """The sha256 (hex) of all that changes results: ids, counts, order, weights, seq_len."""
         digest = hashlib.sha256(f"seq_len {self.seq_len}\n".encode())
         for language, ids in self.ids.items():
             digest.update(f"{language} {len(ids)} {self.tokens[language]}\n".encode())
@@ -90,10 +93,10 @@ class CalibrationSet:
         return digest.hexdigest()
 
     def sequences(self, language: str) -> Iterator[tuple[Tensor, int]]:
-        """Iterate over a language's sequences.
+        """Iterate over the sequences of a language.
 
         Yields:
-            The ids, [1, seq_len] int64, and how many of them count: the first so many.
+            The ids [1, seq_len] int64, and the number of ids, from the first on, that count.
 
         Raises:
             KeyError: the calibration set does not have the language.
@@ -104,7 +107,7 @@ class CalibrationSet:
             left -= self.seq_len
 
     def describe(self) -> dict[str, Any]:
-        """Return what a checkpoint records of its calibration; JSON types."""
+        """Return what a checkpoint records about its calibration, in JSON types."""
         return {
             "set": self.set_name,
             "corpus": self.corpus,
@@ -120,7 +123,7 @@ class CalibrationSet:
         }
 
     def table(self) -> str:
-        """Return the report as plain text: languages, totals, what is missing or left out."""
+        """Return the report as a text table, with totals and with what is missing or left out."""
         header = ["language", "asked", "got", "sequences", "documents", "characters/token", "cut"]
         rows = [_row(language, report) for language, report in self.report.items()]
         totals = ["total", *(f"{sum(column):,}" for column in zip(*self._counts(), strict=True))]

@@ -1,4 +1,4 @@
-"""Conversations → text, by a chat template."""
+"""Turns conversations into text with a chat template."""
 
 import hashlib
 from collections.abc import Iterable, Iterator
@@ -16,12 +16,12 @@ DESCRIPTION = "none: the chat template says where a conversation begins and ends
 def find_template(
     tokenizer: "PreTrainedTokenizerBase", chat_template: bool | str | Path
 ) -> str | None:
-    """Return the chat template (Jinja) that was asked for, or None where none was.
+    """Return the chat template (Jinja) that was asked for, or None if none was.
 
     Args:
-        tokenizer: has a template of its own, or several by name.
-        chat_template: False for none; True for the tokenizer's; the name of one of the tokenizer's,
-            or a template itself; or the path of a file that holds one.
+        tokenizer: the tokenizer, which may have one template or several with names.
+        chat_template: False for none; True for the template of the tokenizer; the name of one of
+            its templates; a template itself; or the path of a file with one.
 
     Raises:
         ValueError: the tokenizer has no template.
@@ -51,10 +51,10 @@ def render(
     what: str,
     tally: Tally,
 ) -> Iterator[str]:
-    """Give the text of documents: of conversations, by the template.
+    """Yield the text of documents; conversations become text by the template.
 
-    A conversation that the template refuses (roles that do not alternate, a system message) is left
-    out and counted.
+    A conversation that the template refuses (because roles do not alternate, or because of a system
+    message) is left out and counted.
 
     Args:
         tokenizer: has the special tokens that the template writes.
@@ -81,15 +81,16 @@ def render(
             continue
         if template is None:
             raise ValueError(
-                f"{what} is conversations, which only a chat template makes text of; pass "
-                "--chat-template (chat_template=True), or choose a field of plain text (?field=)."
+                f"{what} consists of conversations, which need a chat template to become text; "
+                "pass --chat-template (chat_template=True), or choose a field of plain text "
+                "(?field=)."
             )
         try:
             text = tokenizer.apply_chat_template(document, chat_template=template, tokenize=False)
         except TemplateSyntaxError as error:
             raise ValueError(
                 f"The chat template is not valid Jinja (line {error.lineno}: {error.message}); "
-                "mend it, or check that it is the file that was meant."
+                "correct it, or check that this is the right file."
             ) from error
         except TemplateError as error:
             tally.dropped[f"conversations that the chat template refuses ({error})"] += 1

@@ -1,4 +1,4 @@
-"""Fill each language's share of the budget with its text."""
+"""Makes calibration sets: fills the share of each language with its text."""
 
 import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -40,31 +40,32 @@ def build(  # noqa: PLR0913 - options of one thing
 ) -> CalibrationSet:
     r"""Make a calibration set from text.
 
-    A language's sequences depend on its own documents, the seed and the tokenizer alone: the other
-    languages do not matter, and fewer tokens give the first of the same sequences.
+    The sequences of a language depend only on its own documents, the seed and the tokenizer. Other
+    languages do not change them, and a smaller budget gives the beginning of the same sequences.
 
     Args:
         tokenizer: a fast tokenizer.
-        texts: language → documents, as a list, which is shuffled, or as a corpus gives them, in
-            their order, read as far as needed. A document is a text or the messages of a
-            conversation, ``{"role": …, "content": …}``.
+        texts: language → documents, as a list, which is shuffled, or as the ``Documents`` of a
+            corpus, which are read in their order as far as they are needed. A document is a text
+            or the messages of a conversation, ``{"role": …, "content": …}``.
         language_set: the languages and their shares.
-        tokens: tokens of the whole calibration set; split over the languages by their shares.
-        seq_len: tokens in a sequence, 2 or more.
-        seed: what the documents are shuffled with.
-        separator: what stands between documents: None for what the tokenizer itself adds to a
-            document; ``eos``, ``bos`` or any text, e.g. ``\n\n``, for that after each document and
-            nothing else. With a chat template None is nothing: the template writes all there is.
-        chat_template: what makes text of conversations; see ``chat.find_template``.
-        allow_short: take what there is where a language has too little text.
+        tokens: the number of tokens of the whole set, which is split by the shares.
+        seq_len: the number of tokens of a sequence, 2 or more.
+        seed: the seed with which the documents are shuffled.
+        separator: what is put between documents. ``eos``, ``bos`` or any text, e.g. ``\n\n``, is
+            put after each document, and nothing else is added. With None, the tokenizer adds what
+            it always adds to a document; with a chat template, None adds nothing.
+        chat_template: how conversations become text; see ``chat.find_template``.
+        allow_short: if a language has too little text, use what there is instead of raising an
+            error.
         corpus: where the text comes from, for the record.
 
     Raises:
-        TypeError: a language's documents are one string.
-        ValueError: no tokens; ``seq_len`` below 2; a language without text, with a blank document,
-            with too little text, or with a share of 0 tokens; conversations without a chat
-            template, or text with one; a tokenizer that is not fast, lacks the separator or the
-            chat template, or gives ids it has no entry for.
+        TypeError: the documents of a language are one string.
+        ValueError: ``tokens`` is below 1 or ``seq_len`` below 2; a language has no text, a blank
+            document, too little text, or a share of 0 tokens; there are conversations without a
+            chat template, or text with one; the tokenizer is not fast, lacks the separator or the
+            chat template, or gives ids that it has no entry for.
     """
     _check_seq_len(seq_len)
     shares = language_set.split(tokens)
@@ -117,16 +118,16 @@ def weighted(
     tokens: int,
     **options: Any,
 ) -> CalibrationSet:
-    """Make a calibration set in which shares weigh statistics, not tokens.
+    """Make a calibration set in which the shares weigh statistics, not tokens.
 
-    Every language gives as many tokens; what they teach counts by its share. Sets that differ only
-    in their shares have the same text.
+    Every language has the same number of tokens, and its share is the weight of its statistics. So
+    sets that differ only in their shares have the same text.
 
     Args:
         tokenizer: see ``build``.
         texts: see ``build``.
         language_set: the languages and their shares.
-        tokens: of each language.
+        tokens: the number of tokens of each language.
         options: see ``build``.
 
     Raises:
@@ -143,17 +144,17 @@ def weighted(
 def from_ids(
     ids: Mapping[str, Sequence[Sequence[int]]], *, seq_len: int, corpus: str = "given"
 ) -> CalibrationSet:
-    """Make a calibration set from token ids: all of them, in the order given.
+    """Make a calibration set from token ids, which are all used in the order given.
 
     Args:
-        ids: language → documents, each a sequence of token ids. They are packed end to end with
-            nothing between them, so documents of ``seq_len`` ids are kept as they are.
-        seq_len: tokens in a sequence, 2 or more.
+        ids: language → documents, each a sequence of token ids. They are joined with nothing
+            between them, so documents of ``seq_len`` ids stay as they are.
+        seq_len: the number of tokens of a sequence, 2 or more.
         corpus: where the ids come from, for the record.
 
     Raises:
-        ValueError: ``seq_len`` below 2; no language or an unknown one; a language without ids; an
-            id that is not an integer of 0 or more.
+        ValueError: ``seq_len`` is below 2; there is no language, or an unknown one; a language has
+            no ids; an id is not an integer of 0 or more.
     """
     _check_seq_len(seq_len)
     if not ids:

@@ -1,4 +1,4 @@
-"""Documents → tokens, the same way for calibration and for evaluation."""
+"""Turns documents into tokens, in one way for calibration and evaluation."""
 
 import hashlib
 import json
@@ -15,15 +15,16 @@ if TYPE_CHECKING:
 
 
 class Stream(NamedTuple):
-    """Documents as one run of tokens.
+    """Documents, joined to one sequence of tokens.
 
     Attributes:
-        ids: [n] int64 token ids.
-        byte_counts: [n] int64, UTF-8 bytes of text that each token adds. A character that several
-            tokens make up counts at the first of them; one that no token covers (white space that
-            the tokenizer drops) at the next, or the last of its document. Special tokens add 0.
-        document: [n] int64, the index of the document that each token is of; a separator is of the
-            document before it.
+        ids: [n] int64, the token ids.
+        byte_counts: [n] int64, the UTF-8 bytes of text that each token adds. A character that is
+            made of several tokens counts at the first of them. A character that no token covers
+            (white space that the tokenizer drops) counts at the next token, or at the last one of
+            its document. Special tokens add 0.
+        document: [n] int64, the index of the document that each token belongs to; a separator
+            belongs to the document before it.
     """
 
     ids: Tensor
@@ -45,21 +46,22 @@ def stream(
     separator: str | None = None,
     tokens: int | None = None,
 ) -> Stream:
-    """Tokenise documents in the order given and put them end to end.
+    """Tokenise documents in the order given, and join them.
 
-    The bytes add up to those of the documents, and of the separators where these are text: what
-    bits per byte divides by.
+    The byte counts add up to the bytes of the documents and of separators that are text. Bits per
+    byte divides by them.
 
     Args:
         tokenizer: a fast tokenizer.
         documents: the texts; none blank.
         separator: see ``encode``.
-        tokens: stop after the document that fills so many; None to take all documents.
+        tokens: stop after the document with which this number of tokens is reached; None takes all
+            documents.
 
     Raises:
         TypeError: ``documents`` is one string.
-        ValueError: the tokenizer is not fast or gives ids it has no entry for; no documents, or a
-            blank one; a separator that the tokenizer lacks.
+        ValueError: the tokenizer is not fast, lacks the separator, or gives ids that it has no
+            entry for; there are no documents, or a blank one.
     """
     if isinstance(documents, Sequence):
         check_documents(documents, "The text")
@@ -122,7 +124,7 @@ def encode(
 
 
 def describe_separator(tokenizer: "PreTrainedTokenizerBase", separator: str | None) -> str:
-    """Say what stands between documents, for people to read.
+    """Return in words what is put between documents.
 
     Raises:
         ValueError: the tokenizer is not fast, or lacks the separator.
@@ -148,7 +150,7 @@ def describe_separator(tokenizer: "PreTrainedTokenizerBase", separator: str | No
 
 
 def tokenizer_fingerprint(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """Return the sha256, as hex, of all that decides how a fast tokenizer turns text into ids.
+    """Return the sha256 (hex) of everything that decides how a fast tokenizer turns text into ids.
 
     Raises:
         ValueError: the tokenizer is not fast.

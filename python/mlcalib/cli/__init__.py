@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 
@@ -24,8 +25,8 @@ from mlcalib.cli.report import report
 from mlcalib.cli.study import study
 
 app = typer.Typer(
-    help="Quantize multilingual language models with language-diverse calibration, and see per "
-    "language what it cost.",
+    help="Quantize multilingual language models with calibration text in many languages, and "
+    "measure what it costs in each language.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
@@ -35,9 +36,11 @@ console = Console(stderr=True)
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder to write; must not exist.")] = Path("demo"),
+    out: Annotated[Path, typer.Option(help="The folder to write. It must not exist yet.")] = Path(
+        "demo"
+    ),
 ) -> None:
-    """Quantize SmolLM2-135M with English and with ten languages, and compare per language."""
+    """Quantize SmolLM2-135M with English text and with ten languages, and compare the results."""
     from mlcalib.cli.demo import run
 
     run(out, echo=typer.echo)
@@ -54,7 +57,10 @@ app.command(context_settings=CONTEXT)(lm_eval)
 
 
 def main() -> None:
-    """Run; errors that a user can mend are printed without a traceback (MLCALIB_TRACEBACK=1)."""
+    """Run a command. Errors that a user can correct are printed without a traceback.
+
+    With the environment variable MLCALIB_TRACEBACK=1 they have one.
+    """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         app()
@@ -67,5 +73,17 @@ def main() -> None:
 def _fail(error: Exception) -> None:
     if os.environ.get("MLCALIB_TRACEBACK"):
         raise error
-    console.print(f"[bold red]{type(error).__name__}:[/] {escape(str(error))}", soft_wrap=True)
+    console.print(f"[bold red]{type(error).__name__}:[/] {escape(_said(error))}", soft_wrap=True)
     sys.exit(1)
+
+
+def _said(error: Exception) -> str:
+    """Return an error's message; of pydantic's errors only what a user needs."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    lines = []
+    for found in error.errors(include_url=False):
+        where = ".".join(map(str, found["loc"]))
+        said = str(found["ctx"]["error"]) if found["type"] == "value_error" else found["msg"]
+        lines.append(f"{where}: {said}" if where else said)
+    return "\n".join(lines)

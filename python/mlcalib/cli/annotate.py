@@ -13,44 +13,47 @@ def annotate(
     files: Annotated[
         list[str],
         typer.Argument(
-            help="Generations (JSONL) of two models; with --prompts, the two models; with --score, "
-            "the files that raters sent back."
+            help="The answers of two models (JSONL). With --prompts, the two models themselves. "
+            "With --score, the files that raters sent back."
         ),
     ],
     out: Annotated[
         Path | None,
         typer.Option(
-            help="The page, NAME.html; its key, NAME.key.json, is not for raters. With --score: "
-            "write the result to this JSON file."
+            help="The page to write, NAME.html. Its key, NAME.key.json, is written beside it and "
+            "is not for raters. With --score, the JSON file for the result."
         ),
     ] = None,
-    score: Annotated[
-        bool, typer.Option("--score", help="Score the files that raters sent back.")
-    ] = False,
+    score: Annotated[bool, typer.Option("--score", help="Count what raters sent back.")] = False,
     key: Annotated[
-        Path | None, typer.Option(help="With --score: the NAME.key.json of the page.")
+        Path | None, typer.Option(help="With --score, the NAME.key.json of the page.")
     ] = None,
     prompts: Annotated[
-        Path | None, typer.Option(help=f"Generate from these first. {PROMPTS}")
+        Path | None,
+        typer.Option(help=f"First let the two models answer these prompts. {PROMPTS}"),
     ] = None,
     languages: Languages = None,
     limit: Limit = None,
-    seed: Annotated[int, typer.Option(help="Of all that is random.")] = 0,
+    seed: Annotated[int, typer.Option(help="The seed of everything that is random.")] = 0,
     question: Annotated[
-        str, typer.Option(help="What raters are asked.")
+        str, typer.Option(help="The question that raters are asked.")
     ] = "Which answer is better?",
     max_tokens: MaxTokens = 256,
     batch_size: BatchSize = 1,
     dtype: Dtype = "auto",
     rows: Annotated[
         Path | None,
-        typer.Option(help="With --score: write the win rates as rows of results to this JSONL."),
+        typer.Option(
+            help="With --score, write the win rates as rows of results to this JSONL file."
+        ),
     ] = None,
 ) -> None:
-    """Write a web page on which people rate two models' answers blind, or score what they rated.
+    """Write a web page on which people compare the answers of two models, or count their ratings.
 
-    Example: mlcalib annotate float.jsonl gptq.jsonl --out rate.html, and when the files are back:
-    mlcalib annotate --score ratings-*.json --key rate.key.json
+    The page does not say which model wrote which answer.
+
+    Example: mlcalib annotate float.jsonl gptq.jsonl --out rate.html; and when raters have sent
+    their files: mlcalib annotate --score ratings-*.json --key rate.key.json
     """
     from mlcalib.judging import (
         generate,

@@ -4,33 +4,40 @@ from typing import Annotated
 
 import typer
 
-MODEL = "A folder with safetensors, a hub name, or a GGUF file."
+MODEL = "A folder with safetensors, a name on the Hugging Face hub, or a GGUF file."
 LANGUAGES = (
-    "A set (multi10, multi, aya23 …), languages (en,sw) or shares (en:0.7,sw:0.3). The command "
-    "languages lists them."
+    "The languages: the name of a set (multi10, multi, aya23 …), a list (en,sw), or a list with "
+    "shares (en:0.7,sw:0.3). 'mlcalib languages' lists all languages."
 )
 CORPUS = (
-    "sample (about 100 machine-written sentences per language, for demonstration only); "
-    "files:PATH with LANG/{calib,eval}.txt, .jsonl or .parquet; c4, wikipedia or hub:NAME, "
-    "streamed from the Hugging Face hub; or translated:MODEL?source=en&corpus=CORPUS, another "
-    "corpus translated by an NLLB, M2M100 or MADLAD-400 model."
+    "Where the text comes from. 'sample' has about 100 machine-written sentences per language, for "
+    "demonstration only. 'files:PATH' reads PATH/LANGUAGE/calib.txt and eval.txt (or .jsonl, or "
+    ".parquet). 'c4', 'wikipedia' and 'hub:NAME' stream a data set of the Hugging Face hub. "
+    "'translated:MODEL?source=en&corpus=CORPUS' translates another corpus with an NLLB, M2M100 or "
+    "MADLAD-400 model."
 )
 SEPARATOR = (
-    "What stands between documents: eos, bos or a text (\\n is a newline). Default: what the "
-    "tokenizer adds by itself."
+    "What is put between two documents: eos, bos or a text, in which \\n is a newline. By default "
+    "only what the tokenizer adds by itself."
 )
 FORMAT = (
-    "compressed-tensors (4 or 8 bits), gptq (2, 3, 4 or 8; gptq-v2 with zero points as they are), "
-    "awq (4), compressed-tensors-int8 (W8A8), gguf (group size 32: Q4_0, Q4_1 or Q8_0), or dense "
-    "(dequantized weights)."
+    "The layout of the checkpoint: compressed-tensors (4 or 8 bits), gptq (2, 3, 4 or 8 bits; "
+    "gptq-v2 stores zero points unchanged), awq (4 bits), compressed-tensors-int8 (8-bit weights "
+    "and activations), gguf (group size 32: Q4_0, Q4_1 or Q8_0), or dense (dequantized weights)."
 )
-DTYPE = "auto (as stored; float32 for GGUF), float32, bfloat16 or float16."
+DTYPE = (
+    "The dtype of the model: float32, bfloat16, float16, or auto for the dtype in which it is "
+    "stored (float32 for a GGUF file)."
+)
 
-DEVICE = "cpu, cuda, cuda:N, or auto (a GPU, where there is one and mlcalib was built for it)."
+DEVICE = (
+    "Where the model runs: cpu, cuda, cuda:N, or auto for a GPU if there is one and mlcalib was "
+    "built for it."
+)
 
 Languages = Annotated[str, typer.Option(help=LANGUAGES)]
 Corpus = Annotated[str, typer.Option(help=CORPUS)]
-SeqLen = Annotated[int, typer.Option(help="Tokens of a sequence, the context.")]
+SeqLen = Annotated[int, typer.Option(help="The number of tokens of each sequence (the context).")]
 Separator = Annotated[str | None, typer.Option(help=SEPARATOR)]
 Dtype = Annotated[str, typer.Option(help=DTYPE)]
 Device = Annotated[str, typer.Option(help=DEVICE)]
@@ -48,5 +55,5 @@ def say_device(asked: str) -> None:
 
 
 def unescape(separator: str | None) -> str | None:
-    """Return a separator in which a written n or t behind a backslash is a newline or a tab."""
+    """Return a separator in which a written backslash n or t has become a newline or a tab."""
     return None if separator is None else separator.replace("\\n", "\n").replace("\\t", "\t")

@@ -12,28 +12,32 @@ if TYPE_CHECKING:
 Tasks = Annotated[
     str,
     typer.Option(
-        help="Tasks with commas: perplexity; xnli, xstorycloze, xcopa, belebele, afrixnli, "
-        "afrimmlu, global_mmlu, global_mmlu_full, mmmlu, mgsm, mgsm_native_cot, flores, xlsum, "
-        "language_confusion, dolly, which need the extra eval."
+        help="The tasks, separated by commas: perplexity; and xnli, xstorycloze, xcopa, belebele, "
+        "afrixnli, afrimmlu, global_mmlu, global_mmlu_full, mmmlu, mgsm, mgsm_native_cot, flores, "
+        "xlsum, language_confusion and dolly, which need the extra eval."
     ),
 ]
 Data = Annotated[
     Path | None,
     typer.Option(
-        help="Read the data sets of benchmark tasks from this folder, "
-        "TASK/LANGUAGE/SPLIT.jsonl or .parquet, and not from the Hugging Face hub."
+        help="Read the data of benchmark tasks from this folder (TASK/LANGUAGE/SPLIT.jsonl or "
+        ".parquet) instead of from the Hugging Face hub."
     ),
 ]
 Limit = Annotated[
     int | None,
-    typer.Option(help="Items per benchmark task and language, the first so many. Default: all."),
+    typer.Option(
+        help="Use only the first LIMIT items of each benchmark task and language. By default all."
+    ),
 ]
 SentencePiece = Annotated[
-    Path | None, typer.Option(help="The SentencePiece model that spBLEU needs.")
+    Path | None, typer.Option(help="The file of the SentencePiece model that spBLEU needs.")
 ]
 Generations = Annotated[
     Path | None,
-    typer.Option(help="Write what models generate to NUMBER-MODEL/TASK.jsonl in this folder."),
+    typer.Option(
+        help="Write the texts that models generate to NUMBER-MODEL/TASK.jsonl in this folder."
+    ),
 ]
 
 
@@ -41,8 +45,8 @@ def check_needs(tasks: str, *, needing: Sequence[str]) -> bool:
     """Return whether perplexity is among the tasks.
 
     Args:
-        tasks: names with commas.
-        needing: options given that need perplexity.
+        tasks: names, separated by commas.
+        needing: those of the given options that need perplexity.
 
     Raises:
         ValueError: an unknown task, or no perplexity where an option needs it.
@@ -59,7 +63,7 @@ def check_needs(tasks: str, *, needing: Sequence[str]) -> bool:
 
 
 def benchmark_table(results: "Evaluation") -> str:
-    """Return what benchmark tasks gave, as a table."""
+    """Return the scores of benchmark tasks as a table."""
     from mlcalib.report import markdown
     from mlcalib.report.tables.tasks import task_table
 
@@ -72,6 +76,6 @@ def benchmark_table(results: "Evaluation") -> str:
 
 
 def write_generations(results: "Evaluation", folder: Path) -> None:
-    """Write what the models generated, for ``mlcalib judge`` and ``mlcalib annotate``."""
+    """Write the generated texts, for ``mlcalib judge`` and ``mlcalib annotate``."""
     for number, each in enumerate(results.tasks, start=1):
         each.write_generations(folder / f"{number}-{Path(each.model).name}")

@@ -11,9 +11,10 @@ def check(
         Path, typer.Argument(help="A checkpoint of any tool: a folder, or a GGUF file.")
     ],
 ) -> None:
-    """Check a checkpoint: is it whole, is it what its config says, and who can read it.
+    """Check a checkpoint: is it complete, does it fit its config, and which programs can load it?
 
-    Ends with status 1 if there is an error. Nothing is unpickled and no code of it runs.
+    The exit status is 1 if there is an error. No pickle is opened and no code of the checkpoint
+    runs.
 
     Example: mlcalib check QUANTIZED
     """

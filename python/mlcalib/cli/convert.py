@@ -10,21 +10,25 @@ def convert(
     source: Annotated[
         Path,
         typer.Argument(
-            help="Folder with a quantized checkpoint, or GGUF file, of any tool.", metavar="IN"
+            help="A quantized checkpoint of any tool: a folder, or a GGUF file.", metavar="IN"
         ),
     ],
-    out: Annotated[Path, typer.Argument(help="Folder to write; must not exist.")],
+    out: Annotated[Path, typer.Argument(help="The folder to write. It must not exist yet.")],
     format: Annotated[  # noqa: A002
-        str, typer.Option(help="compressed-tensors, gptq, gptq-v2, awq or gguf.")
+        str,
+        typer.Option(help="The new format: compressed-tensors, gptq, gptq-v2, awq or gguf."),
     ],
     dtype: Annotated[
         str,
         typer.Option(
-            help="Of what is not quantized: auto (as it is), float32, bfloat16 or float16."
+            help="The dtype of the weights that are not quantized: float32, bfloat16, float16, or "
+            "auto to leave them as they are."
         ),
     ] = "auto",
 ) -> None:
-    """Write a quantized checkpoint in another format: the same codes, scales and zero points.
+    """Write a quantized checkpoint in another format, without quantizing it again.
+
+    Codes, scales and zero points stay as they are.
 
     Example: mlcalib convert QUANTIZED OUT --format awq
     """

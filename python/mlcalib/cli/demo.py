@@ -1,4 +1,4 @@
-"""``mlcalib demo``: what the library is for, in one command."""
+"""``mlcalib demo``: shows in one command what mlcalib does."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,11 +18,12 @@ PROMPT = "The capital of France is"
 
 
 def run(out: Path, echo: Callable[[str], None] = print) -> None:
-    """Quantize SmolLM2-135M three ways, compare them per language, save and reload one.
+    """Quantize SmolLM2-135M in three ways, compare them per language, save and reload one.
 
     Args:
-        out: folder for ``report.md``, ``results.jsonl`` and the checkpoint ``gptq-multi10``.
-        echo: where text goes.
+        out: the folder to write ``report.md``, ``results.jsonl`` and the checkpoint
+            ``gptq-multi10`` into.
+        echo: is called with each piece of text that is printed.
 
     Raises:
         FileExistsError: ``out`` exists.
@@ -77,7 +78,7 @@ def run(out: Path, echo: Callable[[str], None] = print) -> None:
 
 
 def _generate(checkpoint: Path) -> str:
-    """Continue a prompt with the checkpoint as any user of transformers would load it."""
+    """Load the checkpoint with transformers, as any user would, and let it continue a prompt."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(checkpoint)

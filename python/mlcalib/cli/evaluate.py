@@ -19,23 +19,29 @@ from mlcalib.cli.benchmarks import (
 
 
 def evaluate(
-    models: Annotated[list[str], typer.Argument(help=f"{MODEL} The first is compared against.")],
+    models: Annotated[list[str], typer.Argument(help=f"{MODEL} All are compared with the first.")],
     languages: Languages = "multi10",
     corpus: Corpus = "sample",
     tokens: Annotated[
-        int, typer.Option(help="Scored tokens per language, the first of the eval split.")
+        int,
+        typer.Option(
+            help="The number of tokens of each language whose loss is measured, from the beginning "
+            "of the evaluation text."
+        ),
     ] = 8192,
     seq_len: SeqLen = 512,
     separator: Separator = None,
     dtype: Annotated[
-        str, typer.Option(help=f"{DTYPE} On a CPU with AMX auto is bfloat16 for all models.")
+        str,
+        typer.Option(help=f"{DTYPE} On a CPU with AMX, auto is bfloat16 for all models."),
     ] = "auto",
     fidelity: Annotated[
         bool,
         typer.Option(
             "--fidelity",
-            help="Compare next-token distributions with the first model's: KL divergence, its "
-            "percentiles, agreement, and how uneven the damage is over documents.",
+            help="Also compare the next-token predictions of each model with those of the first: "
+            "their KL divergence, its percentiles, how often the most likely token is the same, "
+            "and which share of the damage is in few documents.",
         ),
     ] = False,
     tasks: Tasks = "perplexity",
@@ -46,27 +52,31 @@ def evaluate(
     cache: Annotated[
         Path | None,
         typer.Option(
-            help="Keep results in this folder. What is there is not measured again, so the same "
-            "command goes on where an earlier one was interrupted."
+            help="Keep results in this folder. What is there is not measured again, so a command "
+            "that was interrupted continues where it stopped."
         ),
     ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Write the rows to this JSONL file, and what they are made of, item by item, to "
-            "NAME.items beside it. The command report turns them into tables and tests."
+            help="Write the results to this JSONL file, and the score of every item to NAME.items "
+            "beside it. 'mlcalib report' turns them into tables and tests."
         ),
     ] = None,
     card: Annotated[
         bool,
         typer.Option(
             "--card",
-            help="Put the results, with those of float models beside them, into the model card "
-            "(README.md) of each checkpoint that mlcalib wrote.",
+            help="Write the results, beside those of float models, into the model card (README.md) "
+            "of each checkpoint that mlcalib made.",
         ),
     ] = False,
 ) -> None:
-    """Measure perplexity, fidelity to a float model and benchmark tasks per language."""
+    """Measure what models lose in each language: perplexity, fidelity and benchmark tasks.
+
+    Example: mlcalib evaluate MODEL QUANTIZED --languages multi10 --corpus files:TEXT --fidelity
+    --out rows.jsonl
+    """
     import mlcalib
     from mlcalib.evaluation import definition, evaluation_dtype
     from mlcalib.evaluation.fidelity import DEFINITION
@@ -127,7 +137,7 @@ def evaluate(
 
 
 def _carded(models: list[str]) -> list[str]:
-    """Return the checkpoints that mlcalib wrote, after a look at their cards."""
+    """Return the checkpoints that mlcalib made, after checking that their cards can be changed."""
     from mlcalib.checkpoints.card import check_card
 
     folders = [model for model in models if (Path(model) / "mlcalib.json").is_file()]

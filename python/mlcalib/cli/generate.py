@@ -8,38 +8,46 @@ import typer
 from mlcalib.cli.arguments import LANGUAGES, Dtype
 
 PROMPTS = (
-    "JSONL or Parquet with id, language and prompt, or with the fields of the Aya evaluation suite "
-    "(inputs, language, script), as Dolly-200 has."
+    "The prompts: a JSONL or Parquet file with id, language and prompt, or with the fields of the "
+    "Aya evaluation suite (inputs, language, script), which Dolly-200 has."
 )
 
-Languages = Annotated[str | None, typer.Option(help=f"{LANGUAGES} Default: all that are there.")]
-Limit = Annotated[
-    int | None, typer.Option(help="Prompts per language, drawn by the seed. Default: all.")
+Languages = Annotated[
+    str | None, typer.Option(help=f"{LANGUAGES} By default all that the prompts have.")
 ]
-MaxTokens = Annotated[int, typer.Option(help="Longest answer.")]
+Limit = Annotated[
+    int | None,
+    typer.Option(
+        help="Draw this many prompts of each language, with --seed. By default all are used."
+    ),
+]
+MaxTokens = Annotated[int, typer.Option(help="The largest number of tokens in an answer.")]
 BatchSize = Annotated[
     int,
     typer.Option(
-        help="Prompts at a time, of about the same length. Use the same one for models that are "
-        "compared: other batches give other bits."
+        help="How many prompts, of about the same length, are answered at a time. Use the same "
+        "number for models that are compared, because other batches give slightly other results."
     ),
 ]
 
 
 def generate(
-    model: Annotated[str, typer.Argument(help="A folder with safetensors, or a hub name.")],
+    model: Annotated[str, typer.Argument(help="A folder with safetensors, or a name on the hub.")],
     prompts: Annotated[Path, typer.Option(help=PROMPTS)],
     out: Annotated[
-        Path, typer.Option(help="JSONL to write; one that is there already is gone on with.")
+        Path,
+        typer.Option(help="The JSONL file to write. If it exists, the missing answers are added."),
     ],
     languages: Languages = None,
     limit: Limit = None,
-    seed: Annotated[int, typer.Option(help="What prompts are drawn with (--limit).")] = 0,
+    seed: Annotated[int, typer.Option(help="The seed with which --limit draws prompts.")] = 0,
     max_tokens: MaxTokens = 256,
     batch_size: BatchSize = 1,
     dtype: Dtype = "auto",
 ) -> None:
-    """Let a model answer prompts greedily, to be judged or rated.
+    """Let a model answer prompts, for 'mlcalib judge' and 'mlcalib annotate'.
+
+    The model always takes the most likely next token.
 
     Example: mlcalib generate MODEL --prompts prompts.jsonl --languages en,sw --out answers.jsonl
     """

@@ -21,23 +21,35 @@ from mlcalib.cli.arguments import (
 def imatrix(
     model: Annotated[str, typer.Argument(help=MODEL)],
     out: Annotated[
-        Path, typer.Option(help="File to write; .dat for llama.cpp before July 2025, else GGUF.")
+        Path,
+        typer.Option(
+            help="The file to write, in the GGUF layout. A name that ends in .dat gets the layout "
+            "that llama.cpp used before July 2025."
+        ),
     ],
     languages: Languages = "multi10",
     corpus: Corpus = "sample",
     tokens: Annotated[
-        int, typer.Option(help="Tokens of all languages together, split by shares.")
+        int,
+        typer.Option(
+            help="The number of tokens of all languages together. They are split by the shares of "
+            "the languages."
+        ),
     ] = 40960,
     seq_len: SeqLen = 512,
-    seed: Annotated[int, typer.Option(help="What documents are shuffled with.")] = 0,
+    seed: Annotated[int, typer.Option(help="The seed with which documents are shuffled.")] = 0,
     separator: Separator = None,
     allow_short: Annotated[
-        bool, typer.Option("--allow-short", help="Use what there is where text is short.")
+        bool,
+        typer.Option(
+            "--allow-short",
+            help="If a language has too little text, use what there is instead of stopping.",
+        ),
     ] = False,
     dtype: Dtype = "auto",
     device: Device = "cpu",
 ) -> None:
-    """Write an importance matrix for llama.cpp, of any mixture of languages.
+    """Write an importance matrix for llama.cpp, from text in any mixture of languages.
 
     Example: mlcalib imatrix MODEL --languages multi10 --corpus files:TEXT --out imatrix.gguf;
     then: llama-quantize --imatrix imatrix.gguf MODEL-F16.gguf OUT.gguf Q4_K_M

@@ -12,50 +12,69 @@ if TYPE_CHECKING:
 
 
 def judge(
-    first: Annotated[Path, typer.Argument(help="Generations that the others are compared with.")],
-    second: Annotated[Path, typer.Argument(help="Generations of the other model.")],
+    first: Annotated[Path, typer.Argument(help="The answers of the first model (JSONL).")],
+    second: Annotated[
+        Path, typer.Argument(help="The answers of the model that is compared with it.")
+    ],
     model: Annotated[
         str,
         typer.Option(
-            help="The judge: a folder or a hub name of a causal language model or of a reward "
-            "model (a sequence classifier with one label); with --url, the model's name there."
+            help="The judge: the folder or hub name of a causal language model, or of a reward "
+            "model (a sequence classifier with one label). With --url it is the name of the model "
+            "on that server."
         ),
     ],
     out: Annotated[
-        Path, typer.Option(help="JSONL of the judgements; one that is there is gone on with.")
+        Path,
+        typer.Option(
+            help="The JSONL file for the judgements. If it exists, the missing ones are added."
+        ),
     ],
     url: Annotated[
-        str | None, typer.Option(help="OpenAI-compatible server, e.g. http://127.0.0.1:8000/v1.")
+        str | None,
+        typer.Option(help="Ask an OpenAI-compatible server, e.g. http://127.0.0.1:8000/v1."),
     ] = None,
     key: Annotated[
-        str, typer.Option(help="Environment variable that holds the server's API key.")
+        str, typer.Option(help="The environment variable that holds the server's API key.")
     ] = "OPENAI_API_KEY",
     template: Annotated[
         Path | None,
         typer.Option(
-            help="A file with your own question to a language model: {prompt}, {first}, {second}, "
-            "{language}; it must ask for the letter A, B or C (neither)."
+            help="A file with your own question to a language model, which contains {prompt}, "
+            "{first}, {second} and perhaps {language}. It must ask for the letter A, B or C "
+            "(neither)."
         ),
     ] = None,
     margin: Annotated[
-        float, typer.Option(help="Of a reward model: rewards this close are a tie.")
+        float,
+        typer.Option(help="Rewards of a reward model that differ by no more than this are a tie."),
     ] = 0.0,
     max_tokens: Annotated[
-        int, typer.Option(help="Of a server's reply; more for models that think first.")
+        int,
+        typer.Option(
+            help="The largest number of tokens in a server's reply. Models that think first need "
+            "more."
+        ),
     ] = 16,
     retries: Annotated[
-        int, typer.Option(help="How often a question that failed on the way is asked again.")
+        int,
+        typer.Option(help="How often a question is asked again when the connection fails."),
     ] = 5,
-    workers: Annotated[int, typer.Option(help="Questions to a server at the same time.")] = 4,
+    workers: Annotated[
+        int, typer.Option(help="How many questions are sent to a server at the same time.")
+    ] = 4,
     dtype: Dtype = "auto",
     table: Annotated[
         Path | None, typer.Option(help="Write the win rates to this JSON file.")
     ] = None,
     rows: Annotated[
-        Path | None, typer.Option(help="Write them as rows of results to this JSONL file.")
+        Path | None,
+        typer.Option(help="Write the win rates as rows of results to this JSONL file."),
     ] = None,
 ) -> None:
-    """Compare two models' generations by a language or reward model, in both orders.
+    """Let a language model or a reward model say which of two models answers better.
+
+    A language model is asked about each pair of answers twice, in both orders.
 
     Example: mlcalib judge float.jsonl gptq.jsonl --model JUDGE --out judgements.jsonl
     """
@@ -91,7 +110,9 @@ def judge(
     else:
         by = LanguageModelJudge(model, question, dtype)
     if margin and not isinstance(by, RewardModelJudge):
-        raise ValueError("--margin is of reward models, and this judge is none; leave it out.")
+        raise ValueError(
+            "--margin is only for reward models, and this judge is not one; leave it out."
+        )
     judgements = run(pairs, by, out)
     rates, bias = judged_win_rates(judgements), position_bias(judgements)
     sources = read_source(first), read_source(second)

@@ -1,4 +1,4 @@
-"""``mlcalib languages`` and ``mlcalib info``: what there is."""
+"""``mlcalib languages`` and ``mlcalib info``: lists of what is available."""
 
 import sys
 from typing import Annotated
@@ -11,12 +11,15 @@ from rich.table import Table
 def languages(
     of: Annotated[
         str | None,
-        typer.Argument(metavar="SET", help="Only those of a set (multi10) or a list (en,sw)."),
+        typer.Argument(
+            metavar="SET", help="List only the languages of this set (multi10) or list (en,sw)."
+        ),
     ] = None,
 ) -> None:
-    """List the languages, and which benchmarks have them.
+    """List the languages that mlcalib knows, and the benchmarks that have them.
 
-    Tier: from 0, hardly any text, to 5 (Joshi et al. 2020). Tab-separated where it is piped.
+    The tier says how much text a language has, from 0 (hardly any) to 5 (Joshi et al. 2020). In a
+    pipe the columns are separated by tabs.
 
     Example: mlcalib languages multi10
     """
@@ -47,7 +50,7 @@ def languages(
 
 
 def info() -> None:
-    """Print versions, instruction sets, and what is available."""
+    """Print the versions and instruction sets in use, and the methods and formats available."""
     import torch
     import transformers
 

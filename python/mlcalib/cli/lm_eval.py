@@ -9,9 +9,9 @@ CONTEXT = {"allow_extra_args": True, "ignore_unknown_options": True, "help_optio
 
 
 def lm_eval(context: typer.Context) -> None:
-    """Run lm-evaluation-harness, with the model `mlcalib`: all that mlcalib reads.
+    """Run lm-evaluation-harness with the model `mlcalib`, which is any model that mlcalib reads.
 
-    All arguments are those of its own command, `lm-eval`.
+    The arguments are those of the harness's own command, `lm-eval`.
 
     Example: mlcalib lm-eval run --model mlcalib --model_args pretrained=DIR --tasks xnli_sw
     """

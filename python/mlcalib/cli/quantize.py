@@ -21,55 +21,79 @@ from mlcalib.cli.arguments import (
 
 def quantize(
     model: Annotated[str, typer.Argument(help=MODEL)],
-    out: Annotated[Path, typer.Option(help="Folder to write; must not exist.")],
+    out: Annotated[Path, typer.Option(help="The folder to write. It must not exist yet.")],
     method: Annotated[
-        str, typer.Option(help="gptq, awq, smoothquant, rtn (which needs no text), or a plug-in.")
+        str,
+        typer.Option(
+            help="How codes are chosen: gptq, awq, smoothquant, rtn (round to nearest, which needs "
+            "no text), or the name of a plug-in."
+        ),
     ] = "gptq",
     bits: Annotated[
         list[str] | None,
         typer.Option(
-            help="Bits of a weight, 2 to 8 (default: 4), and again: REGEX=BITS for linears whose "
-            "name it matches; the first that matches counts."
+            help="The bits of each weight, from 2 to 8 (4 by default). Give --bits again as "
+            "REGEX=BITS for linears whose name matches REGEX; the first one that matches counts."
         ),
     ] = None,
     group_size: Annotated[
-        int, typer.Option(help="Input channels that share a scale; -1 for the whole row.")
+        int,
+        typer.Option(
+            help="How many input channels share a scale. It must divide the input channels of "
+            "every linear; -1 is the whole row."
+        ),
     ] = 128,
     symmetric: Annotated[
-        bool, typer.Option("--symmetric", help="Fix the zero point at mid-range.")
+        bool,
+        typer.Option(
+            "--symmetric",
+            help="Fix the zero point at the middle of the range, instead of choosing one for each "
+            "group.",
+        ),
     ] = False,
     languages: Languages = "multi10",
     corpus: Corpus = "sample",
     tokens: Annotated[
-        int, typer.Option(help="Calibration tokens of all languages together, split by shares.")
+        int,
+        typer.Option(
+            help="The number of calibration tokens of all languages together. They are split by "
+            "the shares of the languages."
+        ),
     ] = 40960,
     tokens_per_language: Annotated[
         int | None,
         typer.Option(
-            help="In place of --tokens: every language gives so many, and its share weighs its "
-            "statistics."
+            help="Instead of --tokens: the number of calibration tokens of every language. The "
+            "shares then weigh the statistics of the languages."
         ),
     ] = None,
     seq_len: SeqLen = 512,
-    seed: Annotated[int, typer.Option(help="What documents are shuffled with.")] = 0,
+    seed: Annotated[int, typer.Option(help="The seed with which documents are shuffled.")] = 0,
     separator: Separator = None,
     chat_template: Annotated[
         bool,
         typer.Option(
-            "--chat-template", help="Make text of conversations by the tokenizer's chat template."
+            "--chat-template",
+            help="Turn conversations into text with the tokenizer's chat template.",
         ),
     ] = False,
     chat_template_file: Annotated[
-        Path | None, typer.Option(help="The same, by the Jinja template in this file.")
+        Path | None,
+        typer.Option(help="Turn conversations into text with the Jinja template in this file."),
     ] = None,
     allow_short: Annotated[
-        bool, typer.Option("--allow-short", help="Use what there is where text is short.")
+        bool,
+        typer.Option(
+            "--allow-short",
+            help="If a language has too little text, use what there is instead of stopping.",
+        ),
     ] = False,
     propagate: Annotated[
         str,
         typer.Option(
-            help="quantized: statistics behind quantized blocks (two forwards); float: behind "
-            "float ones (one forward)."
+            help="'quantized' calibrates each block on the already quantized model, which runs the "
+            "text through each block twice. 'float' calibrates each block on the float model, "
+            "which runs it once."
         ),
     ] = "quantized",
     format: Annotated[  # noqa: A002
@@ -80,20 +104,29 @@ def quantize(
     hidden_states: Annotated[
         str,
         typer.Option(
-            help="Where the text lives between two blocks: memory; or disk, for a model or text "
-            "that is large, and from where a killed run goes on at once."
+            help="Where the activations of the text are kept between two blocks: memory, or disk. "
+            "Use disk for much text or a large model; an interrupted run then continues at once."
         ),
     ] = "memory",
     skip: Annotated[
         list[str] | None,
-        typer.Option(help="REGEX; linears whose name it matches stay in floating point."),
+        typer.Option(
+            help="A regular expression. Linears whose name it matches stay in floating point. "
+            "It can be given several times."
+        ),
     ] = None,
     option: Annotated[
         list[str] | None,
-        typer.Option(help="Further option of the method as NAME=VALUE, e.g. damp=0.02."),
+        typer.Option(
+            help="An option of the method as NAME=VALUE, e.g. damp=0.02. It can be given several "
+            "times."
+        ),
     ] = None,
 ) -> None:
-    """Quantize a model and write a checkpoint.
+    """Quantize a model and write a checkpoint that other programs can load.
+
+    The model is read one block at a time. If the command is interrupted, the same command continues
+    where it stopped.
 
     Example: mlcalib quantize MODEL --out OUT --group-size 64 --languages multi10
     --corpus files:TEXT --tokens 40960
@@ -107,10 +140,13 @@ def quantize(
     if not out.with_name(f".{out.name}.parts").is_dir():  # an unfinished run may be there
         check_output(out)
     say_device(device)
-    further = _options(option or [])
     width, overrides = parse_bits(bits or [])
+    grid: dict[str, Any] = {"bits": width, "group_size": group_size, "symmetric": symmetric}
+    further = _options(option or [])
+    kind = quantizers.get(method)
+    kind.Options(**grid, **further)  # a wrong option is reported before any text is read
     calibration = None
-    if quantizers.get(method).needs:
+    if kind.needs:
         calibration = mlcalib.calibration(
             model,
             languages,
@@ -137,9 +173,7 @@ def quantize(
         hidden_states=hidden_states,  # type: ignore[arg-type]  # checked there
         skip=skip or (),
         overrides=overrides,
-        bits=width,
-        group_size=group_size,
-        symmetric=symmetric,
+        **grid,
         **further,
     )
     typer.echo(summary(record))

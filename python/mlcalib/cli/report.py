@@ -11,35 +11,41 @@ def report(
         list[Path],
         typer.Argument(
             metavar="PATH...",
-            help="The folder that mlcalib study wrote, which may be unfinished; or one or several "
-            "files that mlcalib evaluate --out wrote.",
+            help="The folder that 'mlcalib study' wrote, which may be unfinished; or one or more "
+            "files that 'mlcalib evaluate --out' wrote.",
         ),
     ],
     out: Annotated[
         Path | None,
         typer.Option(
-            help="The HTML file; Markdown, tables and figures go beside it. Default: "
-            "report/report.html in the study's folder, ROWS.report/report.html beside ROWS.jsonl."
+            help="The HTML file to write. Markdown, tables and figures are written beside it. By "
+            "default it is report/report.html in the folder of the study, or "
+            "ROWS.report/report.html beside ROWS.jsonl."
         ),
     ] = None,
     float_: Annotated[
         str | None,
         typer.Option(
             "--float",
-            help="Of an evaluation: the model that the others are compared with. Default: the "
-            "first of the rows.",
+            help="The model of an evaluation that the others are compared with. By default it is "
+            "the first one.",
         ),
     ] = None,
     resamples: Annotated[
         int | None,
         typer.Option(
-            help="Resamples of the bootstrap behind every interval. Default: 10,000, more in large "
-            "studies."
+            help="How often the bootstrap draws documents for every interval. By default 10,000 "
+            "times, and more often in large studies."
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
+    seed: Annotated[int, typer.Option(help="The seed of the bootstrap.")] = 0,
 ) -> None:
-    """Write a report: one HTML page, Markdown, CSV tables, SVG and PDF figures."""
+    """Write a report of a study or an evaluation.
+
+    It is one HTML page, with Markdown, CSV tables, and SVG and PDF figures beside it.
+
+    Example: mlcalib report rows.jsonl
+    """
     from mlcalib.report import write_evaluation_report, write_report
 
     if any(path.is_dir() for path in paths):

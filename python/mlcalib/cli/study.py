@@ -10,29 +10,46 @@ from mlcalib.cli.arguments import CORPUS, DEVICE, DTYPE
 
 def study(
     spec: Annotated[
-        str, typer.Argument(metavar="STUDY", help="paper, paper-small, or the path of a YAML file.")
+        str,
+        typer.Argument(
+            metavar="STUDY",
+            help="The study: paper, paper-small, curves, or the path of a YAML file.",
+        ),
     ],
-    out: Annotated[Path, typer.Option(help="Folder; may hold an unfinished study.")],
+    out: Annotated[
+        Path, typer.Option(help="The folder to write. It may hold an unfinished study.")
+    ],
     plan: Annotated[
         bool,
         typer.Option(
-            "--plan", help="Only print cells, tokens, memory, disk, and what is done already."
+            "--plan",
+            help="Only print what would be made, how much text, memory and disk it takes, and what "
+            "is finished already.",
         ),
     ] = False,
-    corpus: Annotated[str | None, typer.Option(help=f"In place of the study's. {CORPUS}")] = None,
-    tokens: Annotated[
-        int | None, typer.Option(help="Of each setting, in place of the study's.")
+    corpus: Annotated[
+        str | None, typer.Option(help=f"Replaces the corpus of the study. {CORPUS}")
     ] = None,
-    dtype: Annotated[str | None, typer.Option(help=f"In place of the study's. {DTYPE}")] = None,
-    device: Annotated[str | None, typer.Option(help=f"In place of the study's. {DEVICE}")] = None,
+    tokens: Annotated[
+        int | None,
+        typer.Option(help="Replaces the number of calibration tokens of each setting."),
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help=f"Replaces the dtype of the study. {DTYPE}")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help=f"Replaces the device of the study. {DEVICE}")
+    ] = None,
     hidden_states: Annotated[
         str | None,
-        typer.Option(help="Where text lives between blocks: memory or disk."),
+        typer.Option(
+            help="Where the activations of the text are kept between two blocks: memory or disk."
+        ),
     ] = None,
 ) -> None:
     """Quantize and evaluate models in every combination of calibration settings and quantizers.
 
-    Killed or changed, it goes on with what is missing when it is called again.
+    If it is interrupted, or if settings are added, the same command continues with what is missing.
 
     Example: mlcalib study paper-small --out DIR --corpus files:TEXT --tokens 40960
     """

@@ -1,4 +1,4 @@
-"""Where text comes from: a corpus gives the documents of a language, by split."""
+"""Sources of text: a corpus gives the documents of a language, to calibrate on or to evaluate."""
 
 from mlcalib.corpora._documents import (
     Document,

@@ -16,11 +16,11 @@ WINDOW = 1000
 
 @dataclass
 class Tally:
-    """What was read of a source, and what of that was left out.
+    """How many documents were read from a source, and how many of these were left out.
 
     Attributes:
-        read: documents read; of a stream more than are used, for they are shuffled in a window.
-        dropped: what was left out → how many, e.g. ``blank documents`` → 3.
+        read: the documents read. A stream is shuffled within a window, so more are read than used.
+        dropped: reason for leaving documents out → how many, e.g. ``blank documents`` → 3.
     """
 
     read: int = 0
@@ -29,11 +29,12 @@ class Tally:
 
 @dataclass(frozen=True, eq=False)
 class Documents:
-    """Documents of one language, read as they are asked for, anew each time.
+    """The documents of one language, which are read when they are needed, and anew each time.
 
     Attributes:
-        read: gives the documents, none blank, and counts in the tally what it reads and leaves out.
-        origin: where they come from, for the record; JSON types.
+        read: gives the documents, none of them blank, and counts in the tally what it reads and
+            what it leaves out.
+        origin: where the documents come from, for the record, in JSON types.
     """
 
     read: Callable[[Tally], Iterator[Document]]
@@ -44,24 +45,24 @@ class Documents:
 
 
 def left_out(read: int, dropped: Mapping[str, int]) -> str:
-    """Say what a tally counts, e.g. ``left out of 9 read: 3 blank documents``; empty if nothing."""
+    """Return a tally in words, e.g. ``left out of 9 read: 3 blank documents``, or "" for none."""
     counts = ", ".join(f"{count:,} {what}" for what, count in sorted(dropped.items()))
     return f"left out of {read:,} read: {counts}" if counts else ""
 
 
 def shuffled(items: Sequence[T], seed: int, language: str) -> list[T]:
-    """Return the items in the order that the seed gives this language."""
+    """Return the items in a random order, which depends on the seed and the language."""
     draw = generator(seed, language)
     keys = [draw() for _ in items]
     return [items[index] for index in sorted(range(len(keys)), key=keys.__getitem__)]
 
 
 def window_shuffled(items: Iterable[T], draw: Callable[[], float]) -> Iterator[T]:
-    """Shuffle a stream: each item is drawn from the next ``WINDOW`` of them.
+    """Shuffle a stream: each item is drawn at random from a window of ``WINDOW`` items.
 
     Args:
-        items: the stream; read ``WINDOW`` items ahead.
-        draw: gives numbers in [0, 1).
+        items: the stream, which is read ``WINDOW`` items ahead.
+        draw: returns a random number in [0, 1).
     """
     window: list[T] = []
     for item in items:

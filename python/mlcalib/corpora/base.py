@@ -11,27 +11,28 @@ Split = Literal["calib", "eval"]
 
 
 class Corpus(Protocol):
-    """A source of text, made from its spec, ``NAME:ARGUMENT?OPTION=VALUE&…``.
+    """A source of text, which a user names as ``NAME:ARGUMENT?OPTION=VALUE&…``.
 
-    It is called with the argument, and the options as keywords; all are strings.
+    The class is called with the argument, and with the options as keywords; all are strings.
 
     Attributes:
-        name: what results say the text came from, e.g. ``files:/data/text``.
+        name: the name of the source in results, e.g. ``files:/data/text``.
     """
 
     name: str
 
     def documents(self, language: str, split: Split, seed: int | None = None) -> Documents:
-        """Return the documents of a language: text to calibrate on, or held-out text to evaluate.
+        """Return the documents of a language: text to calibrate on, or other text to evaluate on.
 
         Args:
-            language: its code in the catalogue.
+            language: the code of the language in the catalogue.
             split: ``calib`` or ``eval``; no document is in both.
-            seed: what the documents are shuffled with; None for the order of the source.
+            seed: the seed with which the documents are shuffled; None keeps the order of the
+                source.
 
         Raises:
-            FileNotFoundError: the corpus lacks the language or the split.
-            ValueError: the text cannot be read. Also raised when it is read.
+            FileNotFoundError: the corpus does not have the language or the split.
+            ValueError: the text cannot be read. This may be raised later, when it is read.
         """
         ...
 
@@ -43,15 +44,15 @@ def open_corpus(spec: str) -> Corpus:
     """Open a corpus.
 
     Args:
-        spec: ``NAME``, ``NAME:ARGUMENT``, either with ``?OPTION=VALUE&…`` after it (``%26`` for
-            an ``&`` in a value). ``sample``, the small demonstration text in this package;
-            ``files:PATH``, a folder of ``LANG/{calib,eval}.{txt,jsonl,parquet}``; ``c4``,
-            ``wikipedia`` or ``hub:NAME``, streamed from the Hugging Face hub;
-            ``translated:MODEL?source=en&corpus=SPEC``, another corpus in translation; or another
-            plug-in. Their modules say which options they take.
+        spec: ``NAME`` or ``NAME:ARGUMENT``, to which ``?OPTION=VALUE&…`` can be added (with ``%26``
+            for an ``&`` in a value). ``sample`` is the small demonstration text in this package;
+            ``files:PATH`` is a folder of ``LANG/{calib,eval}.{txt,jsonl,parquet}``; ``c4``,
+            ``wikipedia`` and ``hub:NAME`` are streamed from the Hugging Face hub;
+            ``translated:MODEL?source=en&corpus=SPEC`` is another corpus in translation. Plug-ins
+            add others. The docstring of each corpus lists its options.
 
     Raises:
-        ValueError: no such corpus, or an argument or option it does not take.
+        ValueError: there is no such corpus, or it does not take the argument or an option.
         FileNotFoundError: the folder does not exist.
         ImportError: a package that the corpus needs is not installed; the message names it.
     """

@@ -10,8 +10,8 @@ from mlcalib.corpora.hub import HubCorpus
 class C4Corpus(HubCorpus):
     """``c4``: ``allenai/c4``, English C4 and mC4 in a hundred languages (arXiv 2010.11934).
 
-    Calibration reads its split ``train``, evaluation ``validation``. ``c4:NAME`` reads a copy, on
-    the hub or in a folder. Options as of ``hub``.
+    Calibration reads the split ``train``, and evaluation ``validation``. ``c4:NAME`` reads a copy
+    on the hub or in a folder. The options are those of ``hub`` (see ``HubCorpus``).
     """
 
     codes: ClassVar[tuple[str, ...]] = ("mc4",)

@@ -11,19 +11,20 @@ from mlcalib.corpora.base import Split, registry
 class FilesCorpus:
     """``files:PATH``: a folder of ``LANG/{calib,eval}.txt``, ``.jsonl`` or ``.parquet``.
 
-    In ``.txt`` a document is a line or, where the file holds form feeds, the text between them. In
-    ``.jsonl`` it is a field of the JSON object on each line, in ``.parquet`` (which needs pyarrow)
-    a column: ``text``, or else ``messages`` or ``conversations``, a list of messages with ``role``
-    and ``content`` or ``from`` and ``value``. Other files are ignored.
+    In a ``.txt`` file each line is a document. If the file contains form feeds, the documents are
+    the texts between them. In ``.jsonl`` a document is a field of the JSON object on each line, and
+    in ``.parquet`` (which needs pyarrow) it is a value of a column. This field or column is
+    ``text``, or else ``messages`` or ``conversations``, a list of messages with ``role`` and
+    ``content`` (or ``from`` and ``value``). Other files are ignored.
 
     Args:
         argument: the folder.
-        field: the field or column to read instead.
+        field: another field or column to read.
 
     Raises:
         ValueError: no folder was given.
         FileNotFoundError: the folder does not exist.
-        NotADirectoryError: it is a file.
+        NotADirectoryError: the path is a file.
     """
 
     def __init__(self, argument: str, field: str | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Text streamed from a data set of the Hugging Face hub."""
+"""Text that is streamed from a data set of the Hugging Face hub."""
 
 import hashlib
 import json
@@ -19,24 +19,25 @@ COUNTED = "documents of the other split"
 
 @registry.register
 class HubCorpus:
-    """``hub:NAME``: a data set of the Hugging Face hub, or a folder laid out like one; streamed.
+    """``hub:NAME``: a data set of the Hugging Face hub, or a folder with its layout; streamed.
 
-    The configuration of a language is the one called by its code here, in FLORES-200, in mC4 or in
-    Wikipedia, alone (``sw``, ``swh_Latn``) or after a date (``20231101.sw``).
+    The configuration of a language is the one whose name is the code of the language in mlcalib,
+    FLORES-200, mC4 or Wikipedia, alone (``sw``, ``swh_Latn``) or after a date (``20231101.sw``).
 
-    Calibration reads the split ``train``, evaluation ``validation`` or else ``test``. Where both
-    would be the same split, a document is for evaluation if the sha256 of its text says so (one in
-    ten), and for calibration if not: copies of a document never end up on both sides.
+    Calibration reads the split ``train``, and evaluation ``validation`` or else ``test``. If both
+    would read the same split, the sha256 of a document's text decides: one document in ten is for
+    evaluation, and the others are for calibration. So copies of a document are never in both.
 
-    Files (in Parquet, row groups) are read in an order drawn with the seed, and their rows shuffled
-    in a window; no more is downloaded than the window and the token budget need. Files are those
-    of one commit, which the record names. Needs the package datasets.
+    Files (and the row groups of Parquet files) are read in a random order that depends on the seed,
+    and their rows are shuffled within a window. No more is downloaded than the window and the token
+    budget need. All files are those of one commit, which is recorded. This needs the package
+    datasets.
 
     Args:
         argument: the data set's name, ``OWNER/NAME``, or a folder.
-        config: the configuration where the rule does not find it; ``{}`` in it stands for the
-            language's code, e.g. ``2024.{}``.
-        field: the column to read; by default as in ``files:PATH``.
+        config: the name of the configuration, if it has another form; ``{}`` in it stands for the
+            code of the language, e.g. ``2024.{}``.
+        field: the column to read; by default that of ``files:PATH``.
         revision: branch, tag or commit; the default is the newest commit.
         calib: the split to calibrate on.
         eval: the split to evaluate on.

@@ -1,4 +1,4 @@
-"""Text made from another language's text by a translation model."""
+"""Text that a translation model makes from text in another language."""
 
 import hashlib
 import json
@@ -20,24 +20,25 @@ from mlcalib.languages import language as find_language
 class TranslatedCorpus:
     """``translated:MODEL?source=en&corpus=SPEC``: another corpus in machine translation.
 
-    Each document of the source language is translated sentence by sentence, greedily, when it is
-    asked for; of a conversation, each message. All languages get the same documents in the same
-    order. The source language itself, and languages that ``into`` leaves out, are as they are in
-    the other corpus.
+    Each document of the source language, or each message of a conversation, is translated sentence
+    by sentence, greedily, when it is needed. All languages get the same documents in the same
+    order. Text in the source language, and in languages that ``into`` does not name, is that of the
+    other corpus.
 
-    Translations are kept in ``$MLCALIB_CACHE`` (default ``~/.cache/mlcalib``), by the model's
-    files, the direction and the text, and never made twice.
+    Translations are kept in ``$MLCALIB_CACHE`` (by default ``~/.cache/mlcalib``). A text is not
+    translated again as long as the model's files and the two languages are the same.
 
     Args:
-        argument: the model: a folder or a name on the hub; NLLB, M2M100, MADLAD-400 or another of
-            their kind. (M2M100's tokenizer needs the package sentencepiece.)
+        argument: the model, a folder or a name on the hub: NLLB, M2M100, MADLAD-400 or a similar
+            one. (The tokenizer of M2M100 needs the package sentencepiece.)
         source: the language that is translated.
-        corpus: the corpus that has it, e.g. ``wikipedia`` or ``files:PATH``; ``%26`` for an ``&``.
+        corpus: the corpus with text in this language, e.g. ``wikipedia`` or ``files:PATH``, with
+            ``%26`` for an ``&``.
         into: the languages to translate into, e.g. ``st,xh``; by default all.
 
     Raises:
         ValueError: the model, the source or the corpus was not given, or is unknown.
-        FileNotFoundError: no such model or folder.
+        FileNotFoundError: the model or the folder does not exist.
     """
 
     def __init__(self, argument: str, source: str = "", corpus: str = "", into: str = "") -> None:

@@ -10,8 +10,8 @@ from mlcalib.corpora.hub import HubCorpus
 class WikipediaCorpus(HubCorpus):
     """``wikipedia``: ``wikimedia/wikipedia``, the articles of each language as plain text.
 
-    It has one split, so one article in ten is for evaluation (see ``HubCorpus``).
-    ``wikipedia:NAME`` reads a copy, on the hub or in a folder. Options as of ``hub``.
+    It has only one split, so one article in ten is kept for evaluation (see ``HubCorpus``).
+    ``wikipedia:NAME`` reads a copy on the hub or in a folder. The options are those of ``hub``.
     """
 
     codes: ClassVar[tuple[str, ...]] = ("wikipedia",)

@@ -1,4 +1,4 @@
-"""What quantization did to each language."""
+"""Evaluation: what quantization changed in each language."""
 
 from mlcalib.evaluation.cache import Cache
 from mlcalib.evaluation.evaluate import Evaluation, evaluate

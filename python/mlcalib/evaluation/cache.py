@@ -1,9 +1,10 @@
-"""Results on disk, so that nothing is measured twice and an interrupted evaluation resumes.
+"""Keeps results on disk, so that nothing is measured twice and interrupted evaluations continue.
 
-A key is a JSON object that names all that decides a result: the task, the model's fingerprint, the
-items', the options, the versions. Its sha256 is the name of the file, ``DIR/TASK/SHA256.json``,
-which holds the key too, for people to read. Files are written whole or not at all, so a run that is
-killed at any moment leaves a cache that is right, and several runs can share one.
+A key is a JSON object with everything that a result depends on: the task, the fingerprints of the
+model and the items, the options and the versions. Its sha256 is the name of the file,
+``DIR/TASK/SHA256.json``. The file also contains the key, so that people can read it. Files are
+written whole or not at all. So a run that is killed leaves a valid cache, and several runs can
+share one.
 """
 
 import json
@@ -18,7 +19,7 @@ from mlcalib.common.files import atomic_bytes, atomic_file
 from mlcalib.common.sha256 import file_sha256, json_sha256
 
 Key = Mapping[str, Any]
-"""JSON types; ``task``, a string, is among them."""
+"""A JSON object. It has the key ``task``, whose value is a string."""
 
 _FILES = "files.json"
 
@@ -27,10 +28,10 @@ class Cache:
     """A folder of results.
 
     Args:
-        folder: made when something is put there.
+        folder: its path; it is created when the first result is put there.
 
     Raises:
-        NotADirectoryError: there is a file.
+        NotADirectoryError: the path is a file.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -42,7 +43,7 @@ class Cache:
         """Return what was put under a key, or None.
 
         Raises:
-            ValueError: the file was damaged; names it.
+            ValueError: the file is damaged; the message names it.
         """
         path = self._path(key, ".json")
         if not path.is_file():
@@ -58,7 +59,7 @@ class Cache:
             ) from error
 
     def put(self, key: Key, value: Any) -> None:
-        """Keep a value (JSON types, not None, finite numbers) under a key."""
+        """Keep a value under a key: JSON types with finite numbers, and not None."""
         with atomic_file(self._path(key, ".json")) as file:
             json.dump({"key": key, "value": value}, file, ensure_ascii=False, allow_nan=False)
 
@@ -70,14 +71,14 @@ class Cache:
         """Return the tensor that was put under a key.
 
         Raises:
-            OSError, safetensors.SafetensorError: it is not there, or was damaged.
+            OSError, safetensors.SafetensorError: the file does not exist or is damaged.
         """
         from safetensors.torch import load_file
 
         return load_file(self._path(key, ".safetensors"))["tensor"]
 
     def put_tensor(self, key: Key, tensor: Tensor) -> None:
-        """Keep a tensor under a key; it does not get in the way of a value under the same key."""
+        """Keep a tensor under a key, which may also have a value."""
         from safetensors.torch import save
 
         content = save({"tensor": tensor.contiguous()}, {"key": json.dumps(key)})
@@ -85,14 +86,13 @@ class Cache:
             file.write(content)
 
     def drop(self, task: str) -> None:
-        """Remove all that was put under a task; nothing else gets lost."""
+        """Remove everything that was put under a task, and nothing else."""
         shutil.rmtree(self._folder / task, ignore_errors=True)
 
     def sha256(self, path: str | Path) -> str:
-        """Return the sha256 of a file as hex; a file is read again only after it has changed.
+        """Return the sha256 (hex) of a file, which is read again only after it has changed.
 
-        Whether it has is judged by its size and the times of its last change and last move
-        (st_mtime_ns, st_ctime_ns).
+        A file has changed if its size or one of its times (st_mtime_ns, st_ctime_ns) has.
         """
         path = Path(path).resolve()
         stat = path.stat()
@@ -110,4 +110,25 @@ class Cache:
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
     def _path(self, key: Key, suffix: str) -> Path:
+<<<<<<< HEAD
         return self._folder / str(key["task"]) / (json_sha256(key) + suffix)
+=======
+        return self._folder / str(key["task"]) / (fingerprint(key) + suffix)
+
+
+def fingerprint(value: Any) -> str:
+    """Return the sha256 (hex) of a value in JSON types. The order of keys does not matter."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """Return the sha256 (hex) of tensors: their names, dtypes, shapes and bytes."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+>>>>>>> prose

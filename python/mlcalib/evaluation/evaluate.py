@@ -1,4 +1,4 @@
-"""``mlcalib.evaluate``: models in, rows of results out."""
+"""``mlcalib.evaluate``: measures models and returns rows of results."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 
 class Evaluation(Results):
-    """The results of an evaluation: rows, and in ``items`` what they are made of.
+    """The results of an evaluation: rows, and in ``items`` the items that they come from.
 
     Attributes:
-        tasks: of each model in turn, what benchmark tasks gave beside rows: scores item by item,
-            generations, and cells without a number; empty where none was asked for.
+        tasks: for each model in turn, what its benchmark tasks gave: scores item by item, generated
+            texts, and cells without a number. Empty if no benchmark task was asked for.
     """
 
     def __init__(self, text: Results, tasks: Iterable[TaskResults]) -> None:
@@ -58,37 +58,41 @@ def evaluate(  # noqa: PLR0913 - options of one thing
 
     Args:
         model: a folder, a hub name, a GGUF file, what ``mlcalib.quantize`` returned, or a
-            transformers model; or several, which are compared with the first.
+            transformers model. If several are given, all are compared with the first.
         languages: as for ``mlcalib.calibration``; shares do not matter here.
-        corpus: as for ``mlcalib.calibration``; its eval split is used, which must be plain text.
+        corpus: as for ``mlcalib.calibration``. Its evaluation text is used, which must be plain
+            text.
         tasks: ``perplexity`` and benchmark tasks (``mlcalib.evaluation.tasks.task_names``), in a
-            list or with commas.
-        tokens: tokens scored per language for perplexity: the first so many.
-        seq_len: context of perplexity; windows do not overlap.
-        separator: what stands between documents, as for ``mlcalib.calibration``.
-        dtype: of models that are loaded here; see ``evaluation_dtype``.
-        tokenizer: of the transformers models.
-        fidelity: also compare the next-token distributions of each model with those of the first,
-            in the same forward as perplexity; see ``fidelity_rows``.
-        data: folder with the benchmark tasks' data; None for the hub's. See ``run_tasks``.
-        limit: items per benchmark task and language.
-        sentencepiece: the SentencePiece model that spBLEU needs.
-        cache: a folder in which results are kept as soon as they are there, and found again by
-            content of model and text, options and versions, so that the same call goes on where an
-            earlier one was interrupted; None to keep nothing.
-        progress: show bars.
+            list or separated by commas.
+        tokens: the number of tokens of each language that are scored for perplexity, from the
+            beginning of its text.
+        seq_len: the context for perplexity, in tokens. Windows do not overlap.
+        separator: what is put between documents, as for ``mlcalib.calibration``.
+        dtype: the dtype of models that are loaded here; see ``evaluation_dtype``.
+        tokenizer: the tokenizer of the transformers models.
+        fidelity: whether to also compare the next-token distributions of each model with those of
+            the first, in the forward that perplexity needs; see ``fidelity_rows``.
+        data: the folder with the data of benchmark tasks; None reads them from the hub. See
+            ``run_tasks``.
+        limit: the number of items of each benchmark task and language.
+        sentencepiece: the file of the SentencePiece model that spBLEU needs.
+        cache: a folder in which results are kept as soon as they are known. They are found again by
+            the content of model and text, the options and the versions, so a call that was
+            interrupted continues when it is repeated. None keeps nothing.
+        progress: whether to show progress bars.
 
     Returns:
-        Rows: the metrics ``perplexity``, ``bits_per_byte`` and ``token_loss`` (nats), whose
-        standard errors are over documents, with ``fidelity`` those of the task ``fidelity``; then
-        those of the benchmark tasks. In ``items`` the documents and items behind them; and of each
-        model, what the tasks gave beside.
+        Rows for the metrics ``perplexity``, ``bits_per_byte`` and ``token_loss`` (nats), whose
+        standard errors are over documents; with ``fidelity`` rows of the task ``fidelity``; and
+        rows of the benchmark tasks. The attribute ``items`` has the documents and items behind the
+        rows, and ``tasks`` has the other results of benchmark tasks.
 
     Raises:
-        FileNotFoundError: no such model or text, or no data of a task in any of the languages.
+        FileNotFoundError: a model or text does not exist, or a task has no data in any of the
+            languages.
         ImportError: a package that a task needs is not installed.
-        ValueError: an unknown task; too little text in a language, which is named; fidelity of a
-            single model, without perplexity, or of one that has other tokens than the first.
+        ValueError: a task is unknown; a language has too little text; or fidelity is asked for a
+            single model, without perplexity, or for models with different tokens.
     """
     models = model if isinstance(model, Sequence) and not isinstance(model, str) else [model]
     wanted = listed(tasks)

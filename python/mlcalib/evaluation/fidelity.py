@@ -1,6 +1,6 @@
-"""How near a model's predictions stay to those of the float model.
+"""Measures how far the predictions of a model are from those of the float model.
 
-A loss can fall by chance where a model knows a language badly; a divergence cannot.
+If a model knows a language badly, its loss can fall by chance. A divergence cannot.
 """
 
 import math
@@ -14,7 +14,7 @@ from mlcalib.results.rows import Row, versions
 from mlcalib.results.significance import paired_ratio
 
 WORST = 0.05
-"""The share of documents whose part in the rise of the loss is told."""
+"""The share of documents for which ``worst_share`` says how much of the rise they carry."""
 
 
 DEFINITION = (
@@ -26,7 +26,7 @@ DEFINITION = (
     "loss rose most carry: 5 % if all rise alike, more than 100 % if the others fall. Standard "
     "errors (±) are over documents."
 )
-"""What ``fidelity_rows`` gives, for people to read below a table."""
+"""The metrics of ``fidelity_rows`` in words, to print below a table."""
 
 
 def fidelity_rows(
@@ -36,21 +36,21 @@ def fidelity_rows(
     method: str,
     calibration: str,
 ) -> list[Row]:
-    """Return what sets a model apart from its reference, per language.
+    """Return how far a model is from its reference, as rows per language.
 
-    Metrics over tokens, with standard errors over documents: ``kl`` (mean KL(float || model),
-    nats), ``kl_p90`` and ``kl_p99`` (percentiles), ``top1_agreement`` (a share), ``loss_rise`` (of
-    the mean token loss, nats; the error is that of paired documents). Metrics over documents:
-    ``loss_rise_low``, ``loss_rise_high`` and ``loss_rise_p``, of ``significance.paired_ratio``,
-    which a single document leaves out; ``worst_documents_share`` (see ``worst_share``), which is
-    left out where the loss did not rise.
+    These metrics are over tokens, with standard errors over documents: ``kl`` (the mean of
+    KL(float || model), in nats), ``kl_p90`` and ``kl_p99`` (its percentiles), ``top1_agreement`` (a
+    share), and ``loss_rise`` (of the mean token loss, in nats; its error is over paired documents).
+    These metrics are over documents: ``loss_rise_low``, ``loss_rise_high`` and ``loss_rise_p`` (of
+    ``significance.paired_ratio``), which a single document does not have; and
+    ``worst_documents_share`` (see ``worst_share``), which does not exist if the loss did not rise.
 
     Args:
         scores: language → what ``fidelity_of`` returned.
-        reference: language → the float model's own scores.
-        model: as in ``Row``, likewise ``method`` and ``calibration``.
-        method: the quantizer.
-        calibration: the calibration set's name.
+        reference: language → the scores of the float model itself.
+        model: the name of the model in the rows.
+        method: the name of its quantizer.
+        calibration: the name of its calibration set.
     """
     origin: dict[str, Any] = {"model": model, "method": method, "calibration": calibration}
     origin["versions"] = versions()
@@ -62,17 +62,17 @@ def fidelity_rows(
 
 
 def worst_share(reference: DocumentScores, model: DocumentScores) -> float | None:
-    """Return the share of the rise in loss that the worst 5 % of documents carry.
+    """Return the share of the rise of the loss that the worst 5 % of documents carry.
 
     Of n documents these are the ceil(n / 20) whose loss rose most, in nats over the whole document.
-    0.05 would be an even rise of documents of one length; more than 1 means that without them the
-    loss would have fallen.
+    The share is 0.05 if all documents have one length and rise equally. It is above 1 if without
+    these documents the loss would have fallen.
 
     Returns:
-        The share; None where the loss did not rise.
+        The share, or None if the loss did not rise.
 
     Raises:
-        ValueError: the two do not hold the same documents.
+        ValueError: the two models were scored on different documents.
     """
     if (reference.tokens, reference.bytes) != (model.tokens, model.bytes):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""What each layer of a quantized model loses in each language, on any text."""
+"""Measures what each layer of a quantized model loses in each language, on any text."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -36,35 +36,36 @@ def layer_losses(  # noqa: PLR0913 - what a measurement is made of
     device: str = "cpu",
     progress: bool = True,
 ) -> list[LayerLosses]:
-    """Measure the loss of every quantized linear per language on held-out text.
+    """Measure the loss of every quantized linear in each language, on other text.
 
-    ``QuantizedModel.losses`` holds only the languages of its own calibration text. Here all models
-    are measured on one text, in one pass of the float model (streamed from safetensors files, a
-    block at a time): tr(D G Dᵀ) per token, with D the change of the weight and G the Gram of that
-    language.
+    ``QuantizedModel.losses`` has only the languages of its own calibration text. This function
+    measures all models on one text, with the activations of the float model, in one pass of it
+    (which reads safetensors files one block at a time). The loss is tr(D G Dᵀ) per token: D is the
+    change of the weight, G the Gram of the language.
 
     Args:
         model: the float model: a folder, a hub name, a GGUF file, or a transformers model.
-        quantized: what ``mlcalib.quantize`` made of it.
+        quantized: the models that ``mlcalib.quantize`` made of it.
         languages: as for ``mlcalib.calibration``; shares do not matter here.
-        corpus: as for ``mlcalib.calibration``; its eval split is used.
-        tokens: tokens per language: the first so many.
-        seq_len: tokens of a sequence.
-        separator: what stands between documents, as for ``mlcalib.calibration``.
-        dtype: of a model that is loaded here.
-        device: where blocks run: ``cpu``, ``cuda``, ``cuda:N``, or ``auto`` (a GPU, where there is
-            one and mlcalib was built for it).
-        progress: show a bar.
+        corpus: as for ``mlcalib.calibration``; its evaluation text is used.
+        tokens: the number of tokens of each language, from the beginning of its text.
+        seq_len: the number of tokens of a sequence.
+        separator: what is put between documents, as for ``mlcalib.calibration``.
+        dtype: the dtype of a model that is loaded here.
+        device: where blocks run: ``cpu``, ``cuda``, ``cuda:N``, or ``auto`` for a GPU if there is
+            one and mlcalib was built for it.
+        progress: whether to show a progress bar.
 
     Returns:
-        For each quantized model: linear → language → loss per token. A language of which an expert
-        saw no token is left out there.
+        For each quantized model: linear → language → loss per token. If an expert saw no token of a
+        language, this language is missing there.
 
     Raises:
-        FileNotFoundError: no such model or text.
-        NotImplementedError: a method that folded scales into the model (``awq``): its weights act
-            on other inputs than the float model's.
-        ValueError: no quantized model, one of another float model, or too little text.
+        FileNotFoundError: a model or text does not exist.
+        NotImplementedError: the method folded scales into the model (``awq``), so its linears read
+            other inputs than those of the float model.
+        ValueError: there is no quantized model, one belongs to another float model, or there is too
+            little text.
     """
     source = open_source(model, dtype)
     _check(

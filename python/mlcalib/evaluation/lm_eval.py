@@ -1,9 +1,9 @@
-"""The model ``mlcalib`` of lm-evaluation-harness: anything that mlcalib reads.
+"""The model ``mlcalib`` for lm-evaluation-harness: any model that mlcalib reads.
 
     mlcalib lm-eval run --model mlcalib --model_args pretrained=DIR --tasks xnli_sw
 
-and ``lm_eval.simple_evaluate("mlcalib", …)`` after ``import mlcalib``, which puts its name beside
-the harness's own (``evaluation/registration.py``).
+In Python it is ``lm_eval.simple_evaluate("mlcalib", …)`` after ``import mlcalib``, which adds its
+name to those of the harness (``evaluation/registration.py``).
 """
 
 import logging
@@ -20,17 +20,17 @@ _log = logging.getLogger(__name__)
 
 
 class LoadedModel(TaskModel):
-    """A model by its name, as lm-eval makes one from ``--model_args``.
+    """A model that is given by its name, as lm-eval makes it from ``--model_args``.
 
     Args:
         pretrained: a folder in any format that mlcalib reads, a hub name, or a GGUF file.
         dtype: ``auto`` (bfloat16 on a CPU with AMX, elsewhere as stored), ``float32``,
             ``bfloat16`` or ``float16``.
-        device: e.g. ``cuda:0``. Default: the CPU, as where there is no such GPU.
+        device: e.g. ``cuda:0``. By default the CPU, which is also used if there is no CUDA device;
+            a warning then says so.
         batch_size: as for ``TaskModel``.
         max_length: as for ``TaskModel``.
-        max_batch_size: of ``batch_size=auto``, as for ``hf``.
-        options: as for ``hf``: ``add_bos_token``, ``prefix_token_id``, ….
+        options: options of lm-eval's ``hf``: ``max_batch_size``, ``add_bos_token``, ….
 
     Raises:
         FileNotFoundError, ValueError: see ``mlcalib.checkpoints.packed.load_to_run``.

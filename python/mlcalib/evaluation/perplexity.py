@@ -1,4 +1,4 @@
-"""What a model says of each token of running text, in one forward for all metrics."""
+"""Scores each token of a text, in one forward for all metrics."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -20,12 +20,12 @@ _ROWS = 32  # of logits that are worked on at a time: bounded memory, and near t
 
 
 class DocumentScores(NamedTuple):
-    """Sums over the documents of one text, in their order; JSON types.
+    """Sums over each document of one text, in the order of the documents, in JSON types.
 
     Attributes:
-        loss: sum of the token losses of each, in nats.
-        tokens: scored tokens of each.
-        bytes: UTF-8 bytes that these add.
+        loss: the sum of the token losses, in nats.
+        tokens: the number of scored tokens.
+        bytes: the UTF-8 bytes that these tokens add.
     """
 
     loss: list[float]
@@ -35,15 +35,16 @@ class DocumentScores(NamedTuple):
 
 @dataclass(frozen=True)
 class Scores:
-    """What was measured of the scored tokens of one text.
+    """The scores of the tokens of one text.
 
     Attributes:
-        loss: [n] float64, -ln p of each token given those before it in its window.
-        byte_counts: [n] int64, bytes of text that each adds.
-        document: [n] int64, the document each is of.
-        kl: [n] float64, KL(reference || model) of the two distributions in which each token was
-            looked up, in nats; None where there was no reference.
-        agrees: [n] bool, whether both have the same most likely token; None likewise.
+        loss: [n] float64, -ln p of each token, given the tokens before it in its window.
+        byte_counts: [n] int64, the bytes of text that each token adds.
+        document: [n] int64, the document that each token belongs to.
+        kl: [n] float64, KL(reference || model) of the two distributions at each token, in nats;
+            None if there was no reference.
+        agrees: [n] bool, whether both models have the same most likely token; None if there was no
+            reference.
     """
 
     loss: Tensor
@@ -54,51 +55,51 @@ class Scores:
 
     @property
     def token_loss(self) -> tuple[float, float | None]:
-        """Mean loss in nats, and its standard error."""
+        """The mean loss in nats, and its standard error."""
         return self.mean(self.loss)
 
     @property
     def perplexity(self) -> tuple[float, float | None]:
-        """Exponential of the mean loss; the error by the delta method."""
+        """The exponential of the mean loss, and its standard error by the delta method."""
         mean, error = self.token_loss
         return math.exp(mean), None if error is None else math.exp(mean) * error
 
     @property
     def bits_per_byte(self) -> tuple[float, float | None]:
-        """Loss in bits over UTF-8 bytes: comparable between tokenizers."""
+        """The loss in bits per UTF-8 byte (comparable between tokenizers), and its error."""
         mean, error = _ratio(self.loss, self.byte_counts.double(), self.document)
         return mean / math.log(2), None if error is None else error / math.log(2)
 
     def by_document(self) -> DocumentScores:
-        """Return the sums over each document of which a token was scored."""
+        """Return the sums over each document that has a scored token."""
         ones = torch.ones_like(self.byte_counts)
         return DocumentScores(*map(self.sums, (self.loss, ones, self.byte_counts)))
 
     def sums(self, values: Tensor) -> list[Any]:
-        """Return the sums of [n] values of the tokens over each document, likewise."""
+        """Return the sum of the tokens' values [n] over each document that has a scored token."""
         documents, index = torch.unique(self.document, return_inverse=True)
         sums = torch.zeros(len(documents), dtype=values.dtype).index_add_(0, index, values)
         found: list[Any] = sums.tolist()
         return found
 
     def mean(self, values: Tensor) -> tuple[float, float | None]:
-        """Return the mean of [n] values of the tokens, and its standard error over documents."""
+        """Return the mean of the tokens' values [n], and its standard error over documents."""
         return _ratio(values.double(), torch.ones_like(self.loss), self.document)
 
 
 def perplexity_of(
     model: "PreTrainedModel", texts: Mapping[str, Stream], *, tokens: int, seq_len: int
 ) -> dict[str, Scores]:
-    """Score a live model in several languages.
+    """Score a model in memory in several languages.
 
     Args:
         model: see ``score``.
-        texts: language → text: what ``eval_text`` gives.
-        tokens: tokens to score of each.
-        seq_len: context.
+        texts: language → text, as ``eval_text`` returns.
+        tokens: the number of tokens to score in each language.
+        seq_len: the context, in tokens.
 
     Raises:
-        ValueError: see ``score``; names the language.
+        ValueError: see ``score``; the message names the language.
     """
     found = {}
     for code, text in texts.items():
@@ -116,21 +117,22 @@ def score(
     seq_len: int,
     reference: Iterable[Tensor] | None = None,
 ) -> Scores:
-    """Score the first ``tokens`` tokens of a text after its very first.
+    """Score ``tokens`` tokens of a text, beginning with its second token.
 
-    Windows of ``seq_len`` tokens follow each other without overlap; each token is predicted from
-    those before it in its window, the first of a window from the last of the window before.
+    Windows of ``seq_len`` tokens follow each other without overlap. Each token is predicted from
+    the tokens before it in its window, and the first token after a window from the whole window.
 
     Args:
-        model: predicts the next token; called with [1, seq_len], the last window padded.
+        model: a causal language model. It is called with ids [1, seq_len]; the last window is
+            padded.
         stream: the text.
-        tokens: tokens to score.
-        seq_len: context.
-        reference: another model's logits, [seq_len, vocabulary] of each window in turn; None to
-            measure no divergence.
+        tokens: the number of tokens to score.
+        seq_len: the context, in tokens.
+        reference: the logits of another model, [seq_len, vocabulary] for each window in turn; None
+            measures no divergence.
 
     Raises:
-        ValueError: the text is too short, the model gives NaN, or the reference has another
+        ValueError: the text is too short, the model gives NaN or Inf, or the reference has another
             vocabulary.
     """
     if len(stream.ids) < tokens + 1:
@@ -159,7 +161,7 @@ def score(
 def rows_of(
     scores: Mapping[str, Scores], model: str, method: str = "float", calibration: str = "none"
 ) -> list[Row]:
-    """Return the results that scores hold: language → scores, as ``perplexity_of`` gives."""
+    """Return scores (language → scores, as ``perplexity_of`` returns) as rows of results."""
     computed = versions()
     return [
         Row(
@@ -183,7 +185,7 @@ def rows_of(
 def items_of(
     scores: Mapping[str, Scores], model: str, method: str = "float", calibration: str = "none"
 ) -> list[ItemScores]:
-    """Return the documents behind ``rows_of``: loss, and divergence where it was measured."""
+    """Return the documents behind ``rows_of``: their loss, and their divergence if measured."""
     found = []
     for code, each in scores.items():
         loss, tokens, _ = each.by_document()
@@ -197,7 +199,7 @@ def items_of(
 def definition(
     tokenizer: "PreTrainedTokenizerBase", *, tokens: int, seq_len: int, separator: str | None
 ) -> str:
-    """Say how perplexity was measured, for people to read below a table."""
+    """Return in words how perplexity was measured, to print below a table."""
     return (
         f"Token perplexity of the first {tokens:,} tokens per language after the first; context "
         f"{seq_len}, stride {seq_len} (no overlap); between documents: "

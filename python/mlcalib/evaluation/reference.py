@@ -1,10 +1,10 @@
-"""The float model's next-token distributions, for any number of models to be compared with.
+"""The next-token distributions of the float model, with which other models are compared.
 
-They are not stored: tokens x vocabulary numbers, 84 GB in float32 for 10 languages of 8,192 tokens
-over a vocabulary of 256,000. What the output head reads is: tokens x hidden size in the model's
-dtype, 0.7 GB for the same text, a hidden size of 4,096 and bfloat16. The head makes the very same
-logits of it again, at the cost of one matrix product. So a float model runs once, and is never in
-memory beside a model that is compared with it.
+The distributions are not stored: for 10 languages of 8,192 tokens and a vocabulary of 256,000 they
+would take 84 GB in float32. The hidden states that the output head reads are stored instead. For
+this text, a hidden size of 4,096 and bfloat16 they take 0.7 GB. From them the head makes exactly
+the logits of the first time, with one matrix product. So the float model runs only once, and is
+never in memory together with a model that is compared with it.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 
 class Reference:
-    """The float model's distributions over a text, in any number of languages.
+    """The distributions of the float model over a text, in any number of languages.
 
     Args:
-        head: what ``head_of`` returned.
-        states: language → what ``recording`` recorded of it, [windows, seq_len, hidden size].
+        head: the head of the float model, as ``head_of`` returns.
+        states: language → the states that ``recording`` recorded, [windows, seq_len, hidden size].
     """
 
     def __init__(self, head: "PreTrainedModel", states: Callable[[str], Tensor]) -> None:
@@ -36,15 +36,15 @@ class Reference:
         self._states = states
 
     def logits(self, language: str) -> Iterator[Tensor]:
-        """Return the logits [seq_len, vocabulary] of each window, one at a time."""
+        """Return the logits [seq_len, vocabulary] of one window after the other."""
         return (_replayed(self._head, window) for window in self._states(language))
 
 
 def head_of(model: "PreTrainedModel") -> "PreTrainedModel":
-    """Return a copy of a model that has its output head alone; the parameters are shared.
+    """Return a copy of a model that has only its output head, with shared parameters.
 
     Raises:
-        NotImplementedError: a model that is not made of a base model and a head.
+        NotImplementedError: the model does not consist of a base model and a head.
     """
     _base(model)
     head = shared_copy(model)
@@ -54,10 +54,10 @@ def head_of(model: "PreTrainedModel") -> "PreTrainedModel":
 
 @contextmanager
 def recording(model: "PreTrainedModel") -> Iterator[list[Tensor]]:
-    """Record the hidden states [seq_len, hidden size] that the head reads, of each forward.
+    """Record the hidden states [seq_len, hidden size] that the head reads in each forward.
 
     Raises:
-        NotImplementedError: as ``head_of``.
+        NotImplementedError: see ``head_of``.
     """
     states: list[Tensor] = []
 
@@ -74,19 +74,19 @@ def recording(model: "PreTrainedModel") -> Iterator[list[Tensor]]:
 def reference_of(
     model: "PreTrainedModel", texts: Mapping[str, Stream], *, tokens: int, seq_len: int
 ) -> tuple[Reference, dict[str, Scores]]:
-    """Run a float model once, for its own scores and for what others are compared with.
+    """Run the float model once, for its scores and for the reference of other models.
 
     Args:
         model: the float model. Its head (and what is tied to it) stays in memory.
-        texts: language → text: what ``eval_text`` gives.
-        tokens: tokens to score of each.
-        seq_len: context.
+        texts: language → text, as ``eval_text`` returns.
+        tokens: the number of tokens to score in each language.
+        seq_len: the context, in tokens.
 
     Returns:
-        The reference, which holds tokens x hidden size numbers in memory, and the scores.
+        The reference, which keeps tokens × hidden size numbers in memory, and the scores.
 
     Raises:
-        ValueError: see ``score``; names the language.
+        ValueError: see ``score``; the message names the language.
         NotImplementedError: see ``head_of``.
     """
     states: dict[str, Tensor] = {}
@@ -106,17 +106,17 @@ def fidelity_of(
     tokens: int,
     seq_len: int,
 ) -> dict[str, Scores]:
-    """Score a model, in one forward, for perplexity and against a reference.
+    """Score a model for perplexity and against a reference, in one forward.
 
     Args:
-        model: the model, with the reference's vocabulary.
-        texts: those that the reference was made of, likewise ``tokens`` and ``seq_len``.
+        model: the model, with the vocabulary of the reference.
+        texts: the texts, ``tokens`` and ``seq_len`` must be those of the reference.
         reference: what ``reference_of`` returned.
-        tokens: tokens to score of each.
-        seq_len: context.
+        tokens: the number of tokens to score in each language.
+        seq_len: the context, in tokens.
 
     Raises:
-        ValueError: see ``score``; names the language.
+        ValueError: see ``score``; the message names the language.
     """
     scores = {}
     for code, text in texts.items():

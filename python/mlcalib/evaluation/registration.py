@@ -1,4 +1,4 @@
-"""Lets lm-evaluation-harness know the model ``mlcalib``, without importing it."""
+"""Registers the model ``mlcalib`` with lm-evaluation-harness, without importing the harness."""
 
 import warnings
 
@@ -7,7 +7,7 @@ from mlcalib.common.imports import when_imported
 
 
 def register() -> None:
-    """Put the model's name beside the harness's own, now or once they are imported."""
+    """Add the model's name to those of the harness, now or when these are imported."""
     when_imported(compat.HARNESS_MODELS, _register)
 
 

@@ -1,4 +1,4 @@
-"""Scores of models per language, from the cache where they are known."""
+"""Scores models language by language; scores that the cache has are not measured again."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -19,26 +19,26 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 STATES = "states"
-"""The cache's word for the hidden states that others are compared with, its largest files."""
+"""The name, in the cache, of the hidden states that others are compared with (large files)."""
 
 _Key = dict[str, Any]
 
 
 class Scorer:
-    """Scores models one after another; with ``fidelity``, against the first of them.
+    """Scores models one after another, and with ``fidelity`` against the first of them.
 
-    Scores of a text are kept as soon as they are there. A model is not even loaded where all of its
-    scores are known; of the first one its head alone stays in memory.
+    The scores of a text are kept as soon as they are known. A model is not even loaded if all of
+    its scores are known. Only the head of the first model stays in memory.
 
     Args:
-        tokens: tokens to score of each text.
-        seq_len: context.
-        fidelity: measure the divergence of all others from the first model.
-        allow_short: score what there is where a text has fewer tokens.
+        tokens: the number of tokens to score in each text.
+        seq_len: the context, in tokens.
+        fidelity: whether to measure the divergence of all other models from the first.
+        allow_short: whether to score a text that has fewer tokens.
         cache: where scores are kept, or None.
 
     Attributes:
-        first: language → scores of the first model.
+        first: language → the scores of the first model.
     """
 
     def __init__(
@@ -61,11 +61,11 @@ class Scorer:
         self._states: dict[str, Tensor] = {}
 
     def scores(self, subject: Subject, texts: Mapping[str, Stream]) -> Iterator[tuple[str, Scores]]:
-        """Score a model on texts, language → text; gives each language as soon as it is done.
+        """Score a model on texts (language → text), and yield each language when it is done.
 
         Raises:
-            ValueError: see ``score``; or, with ``fidelity``, a model that has other tokens than the
-                first. Names language and model.
+            ValueError: see ``score``; or, with ``fidelity``, the model has other tokens than the
+                first. The message names language and model.
         """
         if self._fidelity and self._reference is None:
             self._reference = subject
@@ -83,7 +83,7 @@ class Scorer:
             yield code, found
 
     def release(self, subject: Subject) -> None:
-        """Let go of a model of which everything was scored."""
+        """Unload a model whose scores are complete."""
         if subject is self._reference and subject.loaded:
             self._head = head_of(subject.model)
         subject.unload()

@@ -1,4 +1,4 @@
-"""A model that is evaluated, whatever it was given as."""
+"""A model that is evaluated, in whichever form it was given."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Model: TypeAlias = "str | Path | QuantizedModel | PreTrainedModel"
-"""What can be evaluated."""
+"""The forms in which a model can be given."""
 
 
 class Subject:
@@ -27,14 +27,15 @@ class Subject:
     Attributes:
         given: a folder, a hub name, a GGUF file, what ``mlcalib.quantize`` returned, or a
             transformers model.
-        dtype: of a model that is loaded here.
-        name: the model as it was given; of a transformers model, where it was loaded from.
-        method: its quantizer, or ``float``; from its ``mlcalib.json``, if it has one.
-        calibration: name of its calibration set, or ``none``; likewise.
+        dtype: the dtype of a model that is loaded here.
+        name: the model as it was given; for a transformers model, where it was loaded from.
+        method: its quantizer from its ``mlcalib.json``, or ``float``.
+        calibration: the name of its calibration set from its ``mlcalib.json``, or ``none``.
 
     Raises:
-        FileNotFoundError: there is no such model.
-        ValueError: a damaged checkpoint or record, or a transformers model without its tokenizer.
+        FileNotFoundError: the model does not exist.
+        ValueError: the checkpoint or its record is damaged, or a transformers model was given
+            without its tokenizer.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class Subject:
         return "model" in vars(self) or self._in_memory is not None
 
     def unload(self) -> None:
-        """Let go of a model that was loaded here; it is loaded again when it is needed again."""
+        """Remove a model that was loaded here from memory; it is loaded again when needed."""
         vars(self).pop("model", None)
 
     @cached_property
@@ -82,15 +83,25 @@ class Subject:
         return load_tokenizer(self.name)
 
     def fingerprint(self, cache: Cache) -> str:
-        """Return what tells this model from any other, as far as its results go.
+        """Return a fingerprint of everything in the model that its results depend on.
 
+<<<<<<< HEAD
         It is made of what ``mlcalib.models.identity.content`` says, and the dtype.
+=======
+        For a folder this is the content of its weights, configs, tokenizer and templates (but not
+        of ``mlcalib.json`` and the model card); for a GGUF file its content; for a hub name the
+        commit; for a model in memory its config and parameters.
+>>>>>>> prose
 
         Args:
-            cache: remembers the sha256 of files that did not change.
+            cache: remembers the sha256 of files that have not changed.
 
         Raises:
+<<<<<<< HEAD
             ValueError: a damaged checkpoint, or a hub name that leads to no commit.
+=======
+            ValueError: a hub name has no commit.
+>>>>>>> prose
         """
         if self._fingerprint is None:
             model = self.name if self._in_memory is None else self._in_memory
@@ -99,11 +110,11 @@ class Subject:
 
 
 def evaluation_dtype(models: "Sequence[Model]", dtype: str = "auto") -> str:
-    """Return the dtype that models are evaluated in where ``dtype`` was asked for.
+    """Return the dtype in which models are evaluated if ``dtype`` was asked for.
 
-    ``auto`` is bfloat16 on a CPU with AMX, which multiplies it many times faster than float32; so
-    only where all models are loaded here, for one that is in memory has a dtype, and models are
-    compared in one. Anything else is what it is: ``auto`` as stored, ``float32``, ….
+    On a CPU with AMX, which multiplies bfloat16 many times faster than float32, ``auto`` becomes
+    bfloat16. This holds only if all models are loaded here: a model in memory has a dtype already,
+    and models are compared in one dtype. Everything else is returned unchanged.
     """
     in_memory = any(not isinstance(model, str | Path) for model in models)
     if dtype == "auto" and not in_memory and compat.multiplies_bfloat16():

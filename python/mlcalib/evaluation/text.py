@@ -1,4 +1,4 @@
-"""The text that models are evaluated on."""
+"""The text on which models are evaluated."""
 
 import logging
 from typing import TYPE_CHECKING
@@ -21,21 +21,21 @@ def eval_text(
     separator: str | None,
     tokens: int,
 ) -> dict[str, Stream]:
-    """Tokenise the beginning of each language's eval split, as much as takes ``tokens`` to score.
+    """Tokenise the beginning of each language's evaluation text, enough to score ``tokens``.
 
     Args:
         tokenizer: a fast tokenizer.
         languages: as for ``mlcalib.calibration``; shares do not matter here.
-        corpus: as for ``mlcalib.calibration``; its eval split must be plain text.
-        separator: what stands between documents, as for ``mlcalib.calibration``.
-        tokens: tokens to score of each language, after its very first.
+        corpus: as for ``mlcalib.calibration``; its evaluation text must be plain text.
+        separator: what is put between documents, as for ``mlcalib.calibration``.
+        tokens: the number of tokens to score in each language, after its first token.
 
     Returns:
-        Language → text: whole documents, fewer tokens where the split has no more.
+        Language → text, in whole documents. It has fewer tokens if there is no more text.
 
     Raises:
-        FileNotFoundError: the corpus lacks a language.
-        ValueError: an unknown language or corpus, a text that cannot be read.
+        FileNotFoundError: the corpus does not have a language.
+        ValueError: a language or the corpus is unknown, or a text cannot be read.
     """
     return {
         code: _text(tokenizer, given, code, separator, tokens)

@@ -1,4 +1,4 @@
-"""Languages, and sets of them with weights: what a calibration set is made of."""
+"""The languages that mlcalib knows, and sets of languages with weights."""
 
 from mlcalib.languages.catalogue import Language, language, languages
 from mlcalib.languages.language_sets import LanguageSet, language_set, set_names

@@ -17,20 +17,19 @@ class Language:
     """A natural language in one script, or a kind of text (``code``, ``math``) treated like one.
 
     Attributes:
-        code: what the language is called throughout mlcalib: its shortest BCP 47 tag, e.g. ``sw``.
+        code: the name of the language in mlcalib: its shortest BCP 47 tag, e.g. ``sw``.
         name: the English name.
         script: ISO 15924 code, e.g. ``Latn``; None for a kind of text.
-        family: language family, by Ethnologue's top level; None for a kind of text.
+        family: the language family, by the top level of Ethnologue; None for a kind of text.
         tier: how much text there is to train on, as the class of Joshi et al. 2020
             (arXiv 2004.09095), from 0 (hardly any) to 5 (the most); None for a kind of text.
-        flores: code in FLORES-200, e.g. ``swh_Latn``. NLLB has the same, but for ``sat_Olck``,
-            which is ``sat_Beng`` there, and ``arb_Latn`` and ``min_Arab``, which it lacks.
-        mc4: configuration of the data set ``allenai/c4``, e.g. ``sw``, or ``iw`` for Hebrew.
-        wikipedia: edition of Wikipedia, e.g. ``sw``, or ``zh-yue`` for Cantonese.
-        benchmarks: benchmark → what the language is called there. A benchmark that does not have
-            the language is absent.
+        flores: the code in FLORES-200, e.g. ``swh_Latn``. NLLB uses these codes too, but calls
+            ``sat_Olck`` ``sat_Beng``, and lacks ``arb_Latn`` and ``min_Arab``.
+        mc4: the configuration of the data set ``allenai/c4``, e.g. ``sw``, or ``iw`` for Hebrew.
+        wikipedia: the edition of Wikipedia, e.g. ``sw``, or ``zh-yue`` for Cantonese.
+        benchmarks: for each benchmark that has the language, its name there.
 
-    ``flores``, ``mc4`` and ``wikipedia`` are None where the source does not have the language.
+    ``flores``, ``mc4`` and ``wikipedia`` are None if the source does not have the language.
     """
 
     code: str
@@ -55,16 +54,16 @@ class Language:
 
 
 def languages() -> list[Language]:
-    """List the languages by code, then the kinds of text."""
+    """Return all languages in the order of their codes, and then the kinds of text."""
     return list(_catalogue().values())
 
 
 def language(code: str) -> Language:
-    """Look a language up by its code.
+    """Return the language with a code.
 
     Raises:
-        ValueError: there is no such language; the message names the nearest, by spelling, English
-            name, or code elsewhere (``iw``, ``zho_Hans``).
+        ValueError: there is no such language. The message suggests languages with a similar code or
+            English name, or with this code in another source (``iw``, ``zho_Hans``).
     """
     if code not in _catalogue():
         raise ValueError(unknown_language(code))
@@ -72,7 +71,7 @@ def language(code: str) -> Language:
 
 
 def unknown_language(given: str, sets: Iterable[str] = ()) -> str:
-    """Say that there is no such language (or set, where ``sets`` are given) and what was meant."""
+    """Return a message: there is no such language (or set, if ``sets`` are given), and guesses."""
     sets = list(sets)
     meanings = {name: f"'{name}'" for name in sets}
     for attribute in ("code", "name", "flores", "mc4", "wikipedia"):

@@ -1,4 +1,4 @@
-"""Sets of languages with weights, and the many ways to spell one."""
+"""Sets of languages with weights, and the ways in which a user can write one."""
 
 import math
 from dataclasses import dataclass
@@ -17,15 +17,17 @@ from mlcalib.languages.catalogue import language, languages, unknown_language
 class LanguageSet:
     """The languages of a calibration setting and their shares of its tokens.
 
-    Weights count tokens, not samples or documents: a language whose text takes more tokens to say
-    the same thing gets no more of the budget.
+    Weights count tokens, not documents. A language that needs more tokens for a text of one meaning
+    therefore gets no larger share of the budget.
 
     Attributes:
-        name: fit for a file name, e.g. ``multi10``, ``en+sw``, ``en0.7+sw0.3``.
-        weights: language code → share. Given as any positive numbers; kept with sum 1.
+        name: can be part of a file name, e.g. ``multi10``, ``en+sw``, ``en0.7+sw0.3``.
+        weights: language code → share. Any positive numbers may be given; they are stored with the
+            sum 1.
 
     Raises:
-        ValueError: no languages, an unknown language, a weight that is not a positive number.
+        ValueError: there are no languages, a language is unknown, or a weight is not a positive
+            number.
     """
 
     name: str
@@ -47,14 +49,15 @@ class LanguageSet:
         object.__setattr__(self, "weights", shares)
 
     def split(self, total: int) -> dict[str, int]:
-        """Split a number of tokens over the languages by largest remainder.
+        """Split a number of tokens over the languages, by the method of largest remainders.
 
         Args:
-            total: tokens of the whole setting.
+            total: the number of tokens of all languages together.
 
         Returns:
-            Tokens per language, in the order of ``weights``. They add up to ``total``; each is less
-            than 1 away from its exact share. Of equal remainders the earlier language wins.
+            Tokens per language, in the order of ``weights``. They add up to ``total``, and each
+            differs from its exact share by less than 1. Of equal remainders the earlier language
+            gets the token.
 
         Raises:
             ValueError: ``total`` is not positive.
@@ -74,21 +77,22 @@ class LanguageSet:
 
 
 def set_names() -> list[str]:
-    """List the sets that come with mlcalib."""
+    """Return the names of the sets that come with mlcalib."""
     return sorted(_builtin_sets())
 
 
 def language_set(spec: str) -> LanguageSet:
-    """Make a set from what a user writes.
+    """Return the set that a user describes.
 
     Args:
-        spec: the name of a set (``multi10``); the path of a YAML file with ``weights: {en: 1, …}``
-            (and, if wanted, a ``source:`` note), which gives the set its name; languages with equal
-            weights (``en,sw``); or languages with weights (``en:0.7,sw:0.3``).
+        spec: one of four: the name of a set (``multi10``); the path of a YAML file with
+            ``weights: {en: 1, …}`` (and optionally a note, ``source:``), whose name is the name of
+            the set; languages with equal weights (``en,sw``); or languages with weights
+            (``en:0.7,sw:0.3``).
 
     Raises:
-        ValueError: an unknown set or language, a language named twice, a weight that is not a
-            positive number, weights for some languages only, a file that is not a set.
+        ValueError: a set or language is unknown, a language is named twice, a weight is not a
+            positive number, only some languages have weights, or the file is not a set.
         FileNotFoundError: the file does not exist.
     """
     spec = spec.strip()

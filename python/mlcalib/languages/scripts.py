@@ -36,9 +36,9 @@ _NAMES = {
 
 
 def script_name(code: str | None) -> str:
-    """Return the name of a script by its ISO 15924 code: ``Latin`` for ``Latn``; "" for None.
+    """Return the English name of a script (``Latin`` for ``Latn``), or "" for None.
 
     Raises:
-        KeyError: no language of the catalogue is written in it.
+        KeyError: no language of the catalogue is written in this script.
     """
     return "" if code is None else _NAMES[code]

@@ -46,7 +46,7 @@ def explain(asked: str, device: torch.device) -> str:
     if device.type != "cpu":
         free, total = torch.cuda.mem_get_info(device)
         return f"device: {device} ({device_name(device)}, {free >> 30} of {total >> 30} GiB free)"
-    return f"device: cpu ({'asked for' if asked == 'cpu' else _why_no_gpu()})"
+    return "device: cpu" if asked == "cpu" else f"device: cpu ({_why_no_gpu()})"
 
 
 def _why_no_gpu() -> str | None:

@@ -1,4 +1,4 @@
-"""Quantizers: one file each."""
+"""Quantizers: they turn weights into codes. Each is one file, whose name is its name."""
 
 from mlcalib.common.registry import Registry
 from mlcalib.quantizers.base import Quantizer

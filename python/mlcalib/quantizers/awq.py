@@ -17,14 +17,16 @@ class AwqQuantizerOptions(QuantizerOptions):
     """Options of ``awq``.
 
     Attributes:
-        range: how ranges are chosen while scales are searched, and without ``clip`` at the end.
-        points: scales tried per scale group, powers 0, 1/points, … of the mean |x|.
-        objective: ``linear`` takes the scale with the least error of the linears' outputs, from the
-            Gram; ``block``, behind a norm, with that of the attention's or MLP's output, from its
-            forward, as the authors do.
-        clip: choose final ranges by the error of the outputs (the group's block of the Gram).
-        probe_tokens: calibration tokens that ``block`` runs on, or a sequence of each language if
-            that is more.
+        range: how ranges are chosen while scales are searched; without ``clip`` also at the end.
+        points: how many scales are tried for each scale group: the powers 0, 1/points, … of the
+            mean |x|.
+        objective: which error the scale makes least. ``linear`` takes that of the linears' outputs,
+            from the Gram. ``block`` takes that of the attention's or MLP's output, by running it,
+            as the authors of AWQ do; this is possible where the input comes from a norm.
+        clip: whether the final ranges are chosen by the error of the outputs (with the group's
+            block of the Gram).
+        probe_tokens: the calibration tokens that ``block`` runs on, or one sequence of each
+            language if that is more.
     """
 
     range: Literal["minmax", "mse", "gram"] = "minmax"

@@ -1,26 +1,29 @@
-"""What every quantizer is."""
+"""The base class of quantizers and of their options."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
+from pydantic import model_validator
 from torch import Tensor
 
 from mlcalib import _core
 from mlcalib._core import GridSpec, QuantizedLinear
 from mlcalib.common.config import Config
+from mlcalib.common.registry import unknown
 from mlcalib.statistics import StatisticSet
 
 
 class QuantizerOptions(Config):
-    """Options of every quantizer; see ``_core.GridSpec``.
+    """The options that every quantizer has; see ``_core.GridSpec``.
 
     Attributes:
-        bits: 2 … 8.
-        group_size: input channels that share a scale; -1 is the whole row.
-        symmetric: zero point fixed at mid-range.
-        range: how each group's range is chosen.
+        bits: the bits of a code, from 2 to 8.
+        group_size: how many input channels share a scale; -1 is the whole row.
+        symmetric: whether the zero point is fixed at the middle of the range.
+        range: how the range of each group is chosen: its extremes (``minmax``), the least squared
+            error of the weights (``mse``), or the least error weighted by the Gram (``gram``).
     """
 
     bits: int = 4
@@ -28,14 +31,22 @@ class QuantizerOptions(Config):
     symmetric: bool = False
     range: Literal["minmax", "mse", "gram"] = "minmax"
 
+    @model_validator(mode="before")
+    @classmethod
+    def _known(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        for name in given:
+            if name not in cls.model_fields:
+                raise ValueError(unknown("option", name, cls.model_fields))
+        return given
+
 
 @dataclass(frozen=True)
 class ScaledInput:
-    """An input whose channels may be scaled.
+    """An input of linears whose channels may be scaled.
 
     Attributes:
-        weights: of the linears that read it, [out, in] each.
-        statistics: of the input, with at least one token.
+        weights: the weights of the linears that read it, [out, in] each.
+        statistics: the statistics of the input, with at least one token.
     """
 
     weights: Sequence[Tensor]
@@ -44,11 +55,11 @@ class ScaledInput:
 
 @dataclass(frozen=True)
 class ChannelScales:
-    """Scales of input channels: weights are multiplied by them, inputs divided.
+    """Scales of input channels. Weights are multiplied by them, and inputs are divided.
 
     Attributes:
-        values: float32 [in], positive.
-        summary: how they were found, for the records.
+        values: the scales, float32 [in], positive.
+        summary: how they were found, for the record.
     """
 
     values: Tensor
@@ -56,17 +67,18 @@ class ChannelScales:
 
 
 OutputLoss = Callable[[Sequence[Tensor]], float]
-"""Weights of a scale group's linears, in order → mean squared error of what they are part of."""
+"""Takes the weights of a scale group's linears in order, and returns the mean squared error of the
+output of the attention or MLP that they are part of."""
 
 
 class Quantizer:
-    """Turns weights into codes, given statistics of their input. Knows no model.
+    """Turns weights into codes, with statistics of their input. It knows no model.
 
     Attributes:
-        needs: kinds of statistic it cannot do without.
+        needs: the kinds of statistic that it needs; empty if it needs no calibration.
         scales: whether it has ``prepare``.
-        Options: its options.
-        spec: the grids it fits.
+        Options: the class of its options.
+        spec: the grids that it fits.
     """
 
     needs: ClassVar[tuple[str, ...]] = ()
@@ -74,10 +86,14 @@ class Quantizer:
     Options: ClassVar[type[QuantizerOptions]] = QuantizerOptions
 
     def __init__(self, options: QuantizerOptions, scale_dtype: torch.dtype) -> None:
-        """Take options of this quantizer and the dtype that the checkpoint holds scales in.
+        """Make a quantizer.
+
+        Args:
+            options: an object of ``Options``.
+            scale_dtype: the dtype in which the checkpoint stores scales.
 
         Raises:
-            ValueError: bits or group size outside their domain.
+            ValueError: ``bits`` or ``group_size`` has a value that is not possible.
         """
         self.options = options
         self.spec = GridSpec(
@@ -86,45 +102,50 @@ class Quantizer:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """Kinds of statistic that it is to be given: ``needs``, and what its options ask for."""
+        """The kinds of statistic that it is given: ``needs``, and what its options ask for."""
         return self.needs
 
     @property
     def order(self) -> Literal["activation", "natural"]:
-        """The order in which input channels are visited, which formats record."""
+        """The order in which input channels are visited; formats record it."""
         return "natural"
 
     @property
     def probe_tokens(self) -> int:
-        """Tokens that ``prepare`` wants parts of the block run on; 0 if it does not ask."""
+        """The number of tokens on which ``prepare`` runs parts of the block; 0 for none."""
         return 0
 
     def prepare(
         self, inputs: Sequence[ScaledInput], source_of: Tensor | None, loss_of: OutputLoss | None
     ) -> ChannelScales:
-        """Return scales for the channels of inputs that one source makes; if ``scales`` is set.
+        """Return scales for the channels of an input; called only if ``scales`` is set.
 
         Args:
-            inputs: of the same channels: one, or one for each expert.
-            source_of: int64 [in], for each channel the source's channel; those that share one get
-                one scale. None where it is one to one.
-            loss_of: runs the attention or MLP; None behind a linear, or if ``probe_tokens`` is 0.
+            inputs: one input, or one for each expert, all with the same channels. They come from
+                one norm or linear, the source.
+            source_of: int64 [in], for each channel the channel of the source that makes it.
+                Channels with the same source channel get the same scale. None if each has its own.
+            loss_of: runs the attention or MLP and returns its error. None if the source is a
+                linear, or if ``probe_tokens`` is 0.
         """
         raise NotImplementedError(f"{type(self).__name__} chooses no scales.")
 
     def solve(
         self, weights: Sequence[Tensor], statistics: StatisticSet | None
     ) -> list[QuantizedLinear]:
-        """Quantize linears that read the same input: to nearest, unless a quantizer does better.
+        """Quantize the linears that read one input. The base class rounds to nearest.
 
-        Where it scales, the scales have been folded into the weights and the statistics.
+        If the quantizer scales, the scales are already folded into the weights and the statistics.
 
         Args:
-            weights: [out, in] each, float32, bfloat16 or float16, with the same ``in``.
-            statistics: of their input; None only where ``needs`` is empty.
+            weights: [out, in] each, float32, bfloat16 or float16, all with the same ``in``.
+            statistics: the statistics of their input; None only if ``needs`` is empty.
+
+        Returns:
+            For each weight its codes and grid.
 
         Raises:
-            ValueError: NaN or Inf; shapes that do not fit; no statistics where it needs them.
+            ValueError: there is NaN or Inf, shapes do not fit, or statistics are missing.
         """
         if statistics is None and self.needs:
             raise ValueError(
@@ -134,9 +155,9 @@ class Quantizer:
         return [_core.rtn(weight, self.spec, gram) for weight in weights]
 
     def round(self, weights: Sequence[Tensor]) -> list[QuantizedLinear]:
-        """Round linears whose input no token ever reached: there is nothing to solve from.
+        """Round linears whose input no token has reached, so that there are no statistics.
 
-        The grids weigh all channels alike. Args and errors as ``solve``.
+        The grids weigh all channels equally. For arguments and errors see ``solve``.
         """
         results = []
         for weight in weights:

@@ -1,4 +1,4 @@
-"""GPTQ (arXiv 2210.17323) in its feedback form, with Gram-weighted ranges and corrected targets."""
+"""GPTQ (arXiv 2210.17323), with ranges weighted by the Gram, and with corrected targets."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -18,14 +18,18 @@ class GptqQuantizerOptions(QuantizerOptions):
     """Options of ``gptq``; see ``_core.GptqOptions``.
 
     Attributes:
-        range: how each group's range is chosen: ``gram`` weights errors by the Gram's diagonal.
-        damp: added to the Gram's diagonal, as a fraction of its mean.
-        order: ``activation`` (with static groups) or ``natural``.
-        refit: rounds of refitting scales to the codes and solving again.
-        correction: from 0 to 1, how far weights move, before they are rounded, towards what gives
-            the float model's outputs for the quantized model's inputs (``_core.corrected``, the
-            target of GPTAQ, arXiv 2504.02692). Needs ``propagate="quantized"``.
-        static_grid: False (natural order only) fits a group's grid when it is reached.
+        range: how the range of each group is chosen; ``gram`` weights errors by the diagonal of
+            the Gram.
+        damp: what is added to the diagonal of the Gram, as a fraction of its mean.
+        order: the order in which input channels are visited: ``activation`` (the largest first,
+            with static groups) or ``natural``.
+        refit: how often scales are fitted again to the codes and the weights are solved again.
+        correction: from 0 to 1: how far weights move, before they are rounded, towards weights
+            that give the float model's outputs for the quantized model's inputs
+            (``_core.corrected``; the target of GPTAQ, arXiv 2504.02692). It needs
+            ``propagate="quantized"``.
+        static_grid: whether the grids are fitted before solving. False, which needs the natural
+            order, fits the grid of a group when the group is reached.
     """
 
     range: Literal["minmax", "mse", "gram"] = "gram"
@@ -38,7 +42,7 @@ class GptqQuantizerOptions(QuantizerOptions):
 
 @quantizers.register
 class Gptq(Quantizer):
-    """Rounds column by column and lets later columns make up for the error of earlier ones."""
+    """Rounds column by column; later columns make up for the error of earlier ones."""
 
     needs = ("gram",)
     Options = GptqQuantizerOptions
@@ -62,17 +66,17 @@ class Gptq(Quantizer):
 
     @property
     def order(self) -> Literal["activation", "natural"]:
-        """The order in which input channels are visited."""
+        """See ``Quantizer.order``."""
         return self._gptq.order
 
     def solve(
         self, weights: Sequence[Tensor], statistics: StatisticSet | None
     ) -> list[QuantizedLinear]:
-        """See ``Quantizer.solve``; one factorisation serves all the weights.
+        """See ``Quantizer.solve``. All weights share one factorisation of the Gram.
 
         Raises:
-            ValueError: no statistics.
-            torch.linalg.LinAlgError: the Gram is not positive definite, however damped.
+            ValueError: there are no statistics.
+            torch.linalg.LinAlgError: the Gram is not positive definite, even with the largest damp.
         """
         if statistics is None:
             raise ValueError("gptq needs calibration; give a calibration set, or use method='rtn'.")

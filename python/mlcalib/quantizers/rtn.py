@@ -1,4 +1,4 @@
-"""Round to nearest: needs no calibration."""
+"""Round to nearest, which needs no calibration."""
 
 from typing import Literal
 
@@ -7,13 +7,13 @@ from mlcalib.quantizers.base import QuantizerOptions
 
 
 class RtnOptions(QuantizerOptions):
-    """Options of ``rtn``: the range is ``minmax``, or ``mse`` for least squared error."""
+    """Options of ``rtn``. The range is ``minmax``, or ``mse`` for the least squared error."""
 
     range: Literal["minmax", "mse"] = "minmax"
 
 
 @quantizers.register
 class Rtn(Quantizer):
-    """Rounds every weight to the nearest level of its group's grid."""
+    """Rounds every weight to the nearest level of the grid of its group."""
 
     Options = RtnOptions

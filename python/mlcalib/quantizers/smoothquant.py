@@ -1,4 +1,7 @@
-"""SmoothQuant (arXiv 2211.10438): move outliers of activations into weights, for W8A8."""
+"""SmoothQuant (arXiv 2211.10438): moves outliers of activations into weights.
+
+It is for W8A8: weights of 8 bits, and activations that are rounded to 8 bits while the model runs.
+"""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -14,12 +17,13 @@ from mlcalib.statistics import StatisticSet
 
 
 class SmoothQuantOptions(QuantizerOptions):
-    """Options of ``smoothquant``; 8 bits, symmetric, a scale for each row is what W8A8 wants.
+    """Options of ``smoothquant``. The defaults (8 bits, symmetric, a scale per row) are for W8A8.
 
     Attributes:
-        alpha: exponent that shares the difficulty out: 0 leaves activations as they are, 1 makes
-            their channels alike; ``search`` takes the best of 0, 0.05, … 1 for each scale group.
-        activation_bits: of the activations that the search has in mind.
+        alpha: the exponent that shares the outliers between activations and weights. 0 leaves
+            activations as they are, and 1 gives all their channels the same size. ``search`` takes
+            the best of 0, 0.05, … 1 for each scale group.
+        activation_bits: the bits of activations for which the search chooses.
     """
 
     bits: int = 8
@@ -42,7 +46,7 @@ class SmoothQuant(Quantizer):
         """See ``Quantizer``.
 
         Raises:
-            ValueError: alpha outside 0 … 1.
+            ValueError: alpha is not from 0 to 1.
         """
         super().__init__(options, scale_dtype)
         if options.alpha != "search" and not 0 <= options.alpha <= 1:
@@ -54,12 +58,12 @@ class SmoothQuant(Quantizer):
     ) -> ChannelScales:
         """See ``Quantizer.prepare``.
 
-        The search counts, over the calibration tokens, the squared error of the linears' outputs
-        that rounding weights makes (by the Gram) and that rounding activations is expected to make:
-        a step has the variance step²/12, and a token's step follows its largest activation. That
-        is not known, but its mean square lies between the largest mean square of a channel (the
-        Gram's diagonal) and the square of the largest activation of the text: taken is the
-        geometric mean of the two.
+        The search adds two squared errors of the linears' outputs over the calibration tokens: the
+        error from rounding weights, by the Gram, and the expected error from rounding activations.
+        Rounding with a step has the variance step²/12, and the step of a token depends on its
+        largest activation. This is not known. Its mean square lies between the largest mean square
+        of a channel (the Gram's diagonal) and the square of the largest activation of the text, and
+        the geometric mean of the two is used.
         """
         largest = torch.stack([_largest(each.statistics) for each in inputs]).amax(0)
         widest = torch.stack(

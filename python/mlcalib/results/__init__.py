@@ -1,4 +1,4 @@
-"""What was measured: rows, generations, and which differences are more than chance."""
+"""Results: rows of numbers, generated texts, and which differences are more than chance."""
 
 from mlcalib.results.rows import (
     Results,

@@ -5,12 +5,12 @@ from typing import NamedTuple
 
 
 class Flips(NamedTuple):
-    """Answers that changed.
+    """How many answers of a task changed.
 
     Attributes:
-        right_to_wrong: items that the float model had right, and the model has wrong.
-        wrong_to_right: the reverse.
-        n: items in all.
+        right_to_wrong: items that the float model answered rightly, and the other model wrongly.
+        wrong_to_right: items for which it is the other way round.
+        n: all items.
     """
 
     right_to_wrong: int
@@ -19,14 +19,17 @@ class Flips(NamedTuple):
 
 
 def flips(float_items: Sequence[float], model_items: Sequence[float]) -> Flips:
-    """Count the answers of one task that changed; accuracy hides those that cancel.
+    """Count the answers of one task that changed.
+
+    A change of accuracy does not show the changes that cancel.
 
     Args:
-        float_items: of each item, 1 where the float model is right, else 0.
-        model_items: likewise of the model, same items in the same order.
+        float_items: for each item 1 if the float model is right, and 0 if it is wrong.
+        model_items: these numbers for the other model, for the same items in the same order.
 
     Raises:
-        ValueError: no items, other numbers of items, or values other than 0 and 1.
+        ValueError: there are no items, the two have different numbers of items, or a value is
+            neither 0 nor 1.
     """
     if len(float_items) != len(model_items) or not float_items:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""What models write: one layout of files, whichever command makes them and whichever reads them."""
+"""Generated texts: the one layout of files in which all commands write and read them."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -10,12 +10,12 @@ from mlcalib.common.files import write_json_lines
 
 @dataclass(frozen=True)
 class Source:
-    """Where texts come from, as in a row of results.
+    """The model that wrote a text, as in a row of results.
 
     Attributes:
         model: the model as it was given.
-        method: quantizer, ``float``, or ``unknown``.
-        calibration: name of the calibration set, or ``none``.
+        method: the name of its quantizer, ``float``, or ``unknown``.
+        calibration: the name of its calibration set, or ``none``.
     """
 
     model: str
@@ -30,7 +30,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a model is asked.
+    """A text that a model is given.
 
     Attributes:
         id: unique within the language.
@@ -49,7 +49,7 @@ class Generation(Prompt):
 
     Attributes:
         output: the answer.
-        reference: what is right; None where nothing is, or it is not known.
+        reference: the right answer; None if there is none, or it is not known.
     """
 
     output: str
@@ -57,11 +57,11 @@ class Generation(Prompt):
 
 
 def generation_row(generation: Generation, source: Source, **more: Any) -> dict[str, Any]:
-    """Return the row of a generation in a file; JSON types.
+    """Return a generation as a row of a file, in JSON types.
 
-    It has ``id``, ``language``, ``prompt`` and ``output``, ``reference`` where there is one, what
-    the writer knows besides (``more``: ``task``, ``finished``), and ``model``, ``method`` and
-    ``calibration``.
+    The row has ``id``, ``language``, ``prompt`` and ``output``; ``reference`` if there is one; what
+    else the writer knows (``more``, such as ``task`` or ``finished``); and ``model``, ``method``
+    and ``calibration``.
     """
     row = asdict(generation)
     if generation.reference is None:
@@ -72,5 +72,5 @@ def generation_row(generation: Generation, source: Source, **more: Any) -> dict[
 def write_generations(
     generations: Iterable[Generation], source: Source, path: str | Path, **more: Any
 ) -> None:
-    """Write generations as JSON lines, all of them or nothing; see ``generation_row``."""
+    """Write generations as JSON lines, either all of them or none; see ``generation_row``."""
     write_json_lines((generation_row(each, source, **more) for each in generations), path)

@@ -1,4 +1,4 @@
-"""Tidy results: one number a row; and what each is made of, item by item."""
+"""Results as rows of one number each, and the items that each number is computed from."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -13,20 +13,20 @@ from mlcalib.common.row_files import file_rows
 
 @dataclass(frozen=True)
 class Row:
-    """One result.
+    """One measured number.
 
     Attributes:
         model: the model as it was given.
-        method: quantizer, or ``float``.
-        calibration: name of the calibration set, or ``none``.
-        language: code.
-        task: what was measured on.
-        metric: what was measured.
+        method: the name of the quantizer, or ``float``.
+        calibration: the name of the calibration set, or ``none``.
+        language: the code of the language.
+        task: what the model was measured on, e.g. ``perplexity`` or ``xnli``.
+        metric: what was measured, e.g. ``bits_per_byte`` or ``acc``.
         value: the number.
-        stderr: its standard error, in the same unit; None where there is none.
-        n: number of scored tokens (or items, or documents).
-        seed: of what was drawn at random; None where nothing was.
-        versions: what computed it, e.g. ``mlcalib 0.1.0, torch 2.13.0``; empty if unknown.
+        stderr: its standard error, in the unit of the value; None if there is none.
+        n: the number of scored tokens (or items, or documents).
+        seed: the seed of random draws; None if nothing was drawn.
+        versions: what computed it, e.g. ``mlcalib 0.1.0, torch 2.13.0``; empty if not known.
     """
 
     model: str
@@ -44,20 +44,20 @@ class Row:
 
 @dataclass(frozen=True)
 class ItemScores:
-    """What a score is made of, item by item, or why there is none.
+    """The items that a score is computed from, or the reason why there is no score.
 
     Items are in the order of the data, which is the same for every model. The score is the sum of
-    the values over that of the sizes, and perplexity the exponential of that; a corpus score
-    (chrF++) is near to it only.
+    the values over the sum of the sizes, and perplexity is the exponential of that. A corpus score
+    (chrF++) is only close to it.
 
     Attributes:
-        model: as in ``Row``, likewise ``method``, ``calibration``, ``language``, ``task`` and
+        model: see ``Row``, also for ``method``, ``calibration``, ``language``, ``task`` and
             ``metric``.
-        values: 1 right and 0 wrong, the score of a text alone, or the sum over a document (loss in
-            nats); None for an item that says nothing.
-        sizes: scored tokens of each document; None for 1 each.
-        missing: why there is no score, e.g. ``no task (try afrixnli)``; without a metric it holds
-            for the whole task.
+        values: for each item 1 (right) or 0 (wrong), the score of a single text, or the sum over a
+            document (of the loss in nats); None for an item without a score.
+        sizes: the scored tokens of each document; None if every item counts as 1.
+        missing: why there is no score, e.g. ``no task (try afrixnli)``. If ``metric`` is None, this
+            holds for the whole task.
     """
 
     model: str
@@ -72,10 +72,10 @@ class ItemScores:
 
 
 class Results(list[Row]):
-    """Rows, with what they are made of.
+    """Rows, with the items that they are computed from.
 
     Attributes:
-        items: in any order.
+        items: the items, in any order.
     """
 
     def __init__(self, rows: Iterable[Row] = (), items: Iterable[ItemScores] = ()) -> None:
@@ -84,7 +84,7 @@ class Results(list[Row]):
 
 
 def joined(results: Iterable[Results]) -> Results:
-    """Return the results of several runs as one."""
+    """Return the results of several runs as one object."""
     parts = list(results)
     return Results(
         (row for part in parts for row in part), (each for part in parts for each in part.items)
@@ -99,21 +99,21 @@ def versions(*packages: str) -> str:
 
 
 def write_rows(rows: Iterable[Row], path: str | Path) -> None:
-    """Write rows as JSON lines; all of them or nothing."""
+    """Write rows as JSON lines, either all of them or none."""
     write_json_lines(map(asdict, rows), path)
 
 
 def read_rows(path: str | Path) -> list[Row]:
-    """Read what ``write_rows`` wrote, now or before rows had a seed and versions.
+    """Read the rows that ``write_rows`` wrote; a row may lack ``seed`` and ``versions``.
 
     Raises:
-        ValueError: a line that is not a row; names it.
+        ValueError: a line is not a row; the message names the line.
     """
     return _read(path, Row, "a row of results")
 
 
 def write_results(results: Results, path: str | Path) -> Path:
-    """Write rows as JSON lines, and their items likewise beside them; return the items' path."""
+    """Write rows as JSON lines, and their items beside them; return the path of the items."""
     beside = items_path(path)
     write_json_lines(map(asdict, results.items), beside)
     write_json_lines(map(asdict, results), path)
@@ -121,11 +121,12 @@ def write_results(results: Results, path: str | Path) -> Path:
 
 
 def read_results(path: str | Path) -> Results:
-    """Read rows, and their items where these lie beside them.
+    """Read rows, and their items if these are beside them.
 
     Raises:
-        FileNotFoundError: there are no rows.
-        ValueError: a line that is not what it should be, or items of other rows; names the file.
+        FileNotFoundError: the file of the rows does not exist.
+        ValueError: a line is not a row or an item, or the items belong to other rows; the message
+            names the file.
     """
     rows, beside = read_rows(path), items_path(path)
     if not beside.is_file():
@@ -143,7 +144,7 @@ def read_results(path: str | Path) -> Results:
 
 
 def items_path(path: str | Path) -> Path:
-    """Return where the items of ``rows.jsonl`` are: ``rows.items``, which no ``*.jsonl`` finds."""
+    """Return the path of the items beside ``rows.jsonl``: ``rows.items``."""
     return Path(path).with_suffix(".items")
 
 

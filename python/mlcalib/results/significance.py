@@ -1,13 +1,13 @@
-"""Whether a measured difference is more than chance: paired bootstrap, McNemar, Holm.
+"""Is a measured difference more than chance? Paired bootstrap, McNemar's test, Holm's correction.
 
-Tokens of one document are not independent, so documents are what is drawn. Both models of a pair
-are measured on the same documents, so differences are taken document by document.
+The tokens of a document are not independent, so the bootstrap draws whole documents. Both models of
+a pair are measured on the same documents, so differences are taken document by document.
 
-A plain percentile interval is too narrow where documents are few (with 5 of them a 95 % interval
-holds the truth 83 % of the time, with 3 of them 74 %). Deviations are therefore widened as
+A plain percentile interval is too narrow if there are few documents (a 95 % interval contains the
+truth 83 % of the time with 5 documents, and 74 % with 3). Deviations are therefore widened as
 Student's t widens those of a normal mean, by sqrt(n / (n - 1)) · t / z, which is 1.01 at 200
 documents and 2.7 at 3; see Hesterberg, "What Teachers Should Know about the Bootstrap" (2015,
-arXiv 1411.5279), section 4.3, on narrowness bias. p is held to the same.
+arXiv 1411.5279), section 4.3, on narrowness bias. p is widened in this way too.
 """
 
 import math
@@ -27,15 +27,16 @@ _CHUNK = 1 << 22  # counts drawn at a time: 32 MiB
 
 @dataclass(frozen=True)
 class Difference:
-    """A difference, and what resampling the documents says about it.
+    """A measured difference, with its interval and p from resampling the documents.
 
     Attributes:
-        value: the difference, as measured.
-        low: lower end of its 95 % interval; None where a single document leaves it open.
-        high: upper end, likewise.
-        p: two-sided probability of a difference this far from 0 by chance; None likewise.
-        n: documents (or items).
-        seed: of the resampling.
+        value: the measured difference.
+        low: the lower end of its 95 % interval; None if there is only one document.
+        high: the upper end of the interval; None if there is only one document.
+        p: the two-sided probability of a difference at least this far from 0 by chance; None if
+            there is only one document.
+        n: the number of documents (or items).
+        seed: the seed of the resampling.
     """
 
     value: float
@@ -47,7 +48,7 @@ class Difference:
 
     @property
     def significant(self) -> bool:
-        """Whether p is below 0.05; False where there is no p."""
+        """Whether p is below 0.05. It is False if there is no p."""
         return self.p is not None and self.p < 1 - LEVEL
 
 
@@ -56,9 +57,10 @@ class Part:
     """Ratios of models on one set of documents, as measured and on resamples of the documents.
 
     Attributes:
-        value: [models], or a single number, as measured.
-        deviations: [models, resamples], or [resamples], from ``value``; NaN where n is 1.
-        n: documents.
+        value: the measured ratios [models], or a single number.
+        deviations: how far the resamples are from ``value``, [models, resamples] or [resamples];
+            NaN if n is 1.
+        n: the number of documents.
     """
 
     value: Floats
@@ -66,7 +68,7 @@ class Part:
     n: int
 
     def contrast(self, weights: ArrayLike) -> "Part":
-        """Return a weighted sum over [models], such as +1 of one and -1 of another."""
+        """Return a weighted sum over the models, e.g. one model (+1) minus another (-1)."""
         weights = np.asarray(weights, dtype=np.float64)
         return Part(weights @ self.value, weights @ self.deviations, self.n)
 
@@ -76,21 +78,22 @@ def paired_ratio(
 ) -> Difference:
     """Return Σ(second - first) / Σ size with its interval, by a paired bootstrap over documents.
 
-    With losses in nats and token counts: the rise of the mean token loss.
+    If the sums are losses in nats and the sizes are numbers of tokens, this is the rise of the mean
+    token loss.
 
     Args:
-        first: [n] sums over each document, of the model compared against.
-        second: [n] of the other model, same documents in the same order.
-        size: [n] what they are sums over, such as scored tokens; not all 0.
+        first: [n], the sum over each document for the model that is compared against.
+        second: [n], these sums for the other model, with the documents in the same order.
+        size: [n], the size of each document, e.g. its scored tokens; not all 0.
         resamples: how often documents are drawn.
-        seed: of the draws.
+        seed: the seed of the draws.
 
     Returns:
         The difference. A single document has no interval and no p.
 
     Raises:
-        ValueError: lengths that differ, no documents, NaN or Inf, sizes that are negative or sum
-            to 0, no resamples.
+        ValueError: the lengths differ, there are no documents or no resamples, a number is NaN or
+            Inf, a size is negative, or the sizes sum to 0.
     """
     first, second = _pair(first, second)
     return combine([resample(second - first, size, resamples=resamples, seed=seed)], seed)
@@ -99,7 +102,17 @@ def paired_ratio(
 def paired_mean(
     first: ArrayLike, second: ArrayLike, *, resamples: int = 10_000, seed: int = 0
 ) -> Difference:
-    """Return mean(second) - mean(first) likewise: [n] items (1 right, 0 wrong) of each."""
+    """Return mean(second) - mean(first) with its interval, by a paired bootstrap over items.
+
+    Args:
+        first: [n], for each item 1 if the first model is right, and 0 if it is wrong.
+        second: [n], these numbers for the second model.
+        resamples: how often items are drawn.
+        seed: the seed of the draws.
+
+    Raises:
+        ValueError: see ``paired_ratio``.
+    """
     first, second = _pair(first, second)
     # Items that fare alike are interchangeable: a few kinds of them instead of thousands.
     values, repeats = np.unique(second - first, return_counts=True)
@@ -110,7 +123,17 @@ def paired_mean(
 def interval(
     values: ArrayLike, size: ArrayLike, *, resamples: int = 10_000, seed: int = 0
 ) -> Difference:
-    """Return Σ values / Σ size likewise: a ratio of one model, as its difference from 0."""
+    """Return Σ values / Σ size of one model with its interval, as a difference from 0.
+
+    Args:
+        values: [n], the sum over each document.
+        size: [n], the size of each document.
+        resamples: how often documents are drawn.
+        seed: the seed of the draws.
+
+    Raises:
+        ValueError: see ``paired_ratio``.
+    """
     values = _vector(values, "values")
     return paired_ratio(np.zeros_like(values), values, size, resamples=resamples, seed=seed)
 
@@ -124,22 +147,22 @@ def resample(
     stream: int = 0,
     repeats: ArrayLike | None = None,
 ) -> Part:
-    """Draw documents with replacement; all rows of ``values`` see the same draws.
+    """Draw documents with replacement. All rows of ``values`` use the same draws.
 
     Args:
-        values: [n] sums over each document, or [models, n].
-        size: [n] what they are sums over.
+        values: [n] or [models, n], the sum over each document.
+        size: [n], the size of each document.
         resamples: how often documents are drawn.
-        seed: of the draws.
-        stream: draws with another number are independent; one for each language, say.
-        repeats: [n] how many documents, all alike, each stands for. Default: one.
+        seed: the seed of the draws.
+        stream: draws with different numbers are independent, e.g. one number for each language.
+        repeats: [n], how many equal documents each one stands for. By default 1.
 
     Returns:
-        Σ values / Σ size as measured, and how far each resample is from it, times
-        sqrt(n / (n - 1)), since resampling finds the variance too small by that.
+        Σ values / Σ size as measured, and how far each resample is from it. The latter is
+        multiplied by sqrt(n / (n - 1)), because resampling underestimates the deviation by this.
 
     Raises:
-        ValueError: as ``paired_ratio``.
+        ValueError: see ``paired_ratio``.
     """
     size = _vector(size, "size")
     values = np.asarray(values, dtype=np.float64)
@@ -173,13 +196,15 @@ def resample(
 def combine(parts: Sequence[Part], seed: int) -> Difference:
     """Return the sum of independent parts with its interval.
 
-    The mean over languages is one: its parts are the languages' differences over their number.
-    Degrees of freedom are Welch's and Satterthwaite's. A part of a single document is taken to vary
-    from document to document as the others do on average; if all are, there is no interval.
+    The mean over languages is such a sum: its parts are the differences of the languages, divided
+    by their number. The degrees of freedom are those of Welch and Satterthwaite. A part with a
+    single document is assumed to vary from document to document as the others do on average. If all
+    parts have a single document, there is no interval.
 
     Args:
-        parts: of each language, say; of different draws, and with as many resamples.
-        seed: of the draws.
+        parts: for example one for each language, from independent draws, and all with the same
+            number of resamples.
+        seed: the seed of the draws.
     """
     value, n = float(sum(each.value for each in parts)), sum(each.n for each in parts)
     known = [each for each in parts if each.n > 1]
@@ -213,10 +238,11 @@ def _single(parts: Sequence[Part], known: Sequence[Part], seed: int) -> list[Flo
 def mcnemar(first: ArrayLike, second: ArrayLike) -> float:
     """Return the exact two-sided p of McNemar's test on paired right (1) or wrong (0) items.
 
-    Items on which both agree say nothing; of the others, each side wins as a fair coin falls.
+    Only the items on which the two differ count. If the two were equally good, each of these items
+    would be decided like the toss of a fair coin.
 
     Raises:
-        ValueError: other numbers of items, or values other than 0 and 1.
+        ValueError: the two have different numbers of items, or a value is neither 0 nor 1.
     """
     from scipy import stats
 
@@ -233,10 +259,11 @@ def mcnemar(first: ArrayLike, second: ArrayLike) -> float:
 def holm(p_values: Mapping[Any, float]) -> dict[Any, float]:
     """Return p-values adjusted for their number (Holm 1979), in the order given.
 
-    Those below 0.05 keep the chance of even one false finding among all of them below 0.05.
+    If every adjusted value below 0.05 is called significant, the chance of even one false finding
+    among all of them is below 0.05.
 
     Raises:
-        ValueError: a value that is not a probability.
+        ValueError: a value is not a probability.
     """
     for name, p in p_values.items():
         if not 0 <= p <= 1:

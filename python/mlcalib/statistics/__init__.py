@@ -1,4 +1,4 @@
-"""Statistics of activations, added up per language and mixed."""
+"""Statistics of activations, which are added up per language and mixed."""
 
 from collections.abc import Hashable, Iterable, Mapping
 from typing import TypeVar
@@ -16,40 +16,42 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 class StatisticSet:
-    """The statistics of one input: several kinds, fed with the same activations."""
+    """Statistics of several kinds of one input of linears, all of the same activations."""
 
     def __init__(self, names: Iterable[str], channels: int) -> None:
-        """Start empty.
+        """Make an empty set.
 
         Args:
-            names: kinds of statistic, e.g. ``gram``.
-            channels: channels of the input.
+            names: the kinds of statistic, e.g. ``gram``.
+            channels: the number of channels of the input.
 
         Raises:
-            ValueError: an unknown kind.
+            ValueError: a kind is unknown.
         """
         self._channels = channels
         self._statistics = {name: _core.make_statistic(name, channels) for name in names}
 
     @property
     def tokens(self) -> float:
-        """Tokens seen."""
+        """The number of tokens that were added, counted with their weights."""
         return max((statistic.tokens for statistic in self._statistics.values()), default=0.0)
 
     def update(self, x: Tensor, reference: Tensor | None = None) -> None:
-        """Add the tokens of x [..., channels].
+        """Add the tokens of some activations.
 
         Args:
-            x: activations.
-            reference: the float model's for the same tokens, of x's shape, for kinds that compare.
+            x: the activations [..., channels].
+            reference: the activations of the float model for these tokens, in the shape of ``x``.
+                Kinds that compare the two need it.
 
         Raises:
-            ValueError: NaN or Inf; another number of channels; a reference that is missing.
+            ValueError: ``x`` has NaN or Inf or another number of channels, or the reference is
+                missing.
         """
         _core.update(list(self._statistics.values()), x, reference)
 
     def merge(self, other: "StatisticSet", weight: float = 1.0) -> None:
-        """Add ``weight`` times another set of the same kinds."""
+        """Add ``weight`` times another set, which must have the same kinds."""
         for name, statistic in self._statistics.items():
             statistic.merge(other._statistics[name], weight)
 
@@ -58,13 +60,13 @@ class StatisticSet:
         return StatisticSet(self._statistics, self._channels)
 
     def copy(self) -> "StatisticSet":
-        """Return another set with the same tokens."""
+        """Return a copy, which can be changed by itself."""
         copied = self.empty_like()
         copied.merge(self)
         return copied
 
     def rescale(self, factors: Tensor) -> None:
-        """Make them those of activations multiplied by ``factors`` [channels], positive."""
+        """Turn the statistics into those of activations times ``factors`` [channels], positive."""
         for statistic in self._statistics.values():
             statistic.rescale(factors)
 
@@ -73,37 +75,38 @@ class StatisticSet:
         return self._statistics[name].state()
 
     def view(self, name: str) -> dict[str, Tensor]:
-        """Return the tensors of one kind; good until they change, and not to be written to.
+        """Return the tensors of one kind, which are valid until the set changes.
 
-        A copy only of what is kept otherwise: a Gram is one triangle in tiles.
+        Do not write to them. They are a copy only if the statistic is kept in another layout, as a
+        Gram is.
         """
         return self._statistics[name].view()
 
     def gram(self) -> Tensor:
-        """Return the Gram, float32 [channels, channels], unpacked anew at every call."""
+        """Return the Gram, float32 [channels, channels]; every call unpacks it again."""
         return self._statistics["gram"].view()["gram"]
 
 
 def losses(change: Tensor, sets: Iterable[StatisticSet]) -> list[float]:
-    """Return tr(D G Dᵀ) with the Gram of each set, which stays packed.
+    """Return tr(D G Dᵀ) for the Gram G of each set, without unpacking it.
 
     Args:
         change: D [out, channels], float32.
-        sets: each with a Gram.
+        sets: statistics with a Gram.
 
     Raises:
-        ValueError: other channels than the change has.
+        ValueError: a Gram has another number of channels than the change.
     """
     return _core.losses(change, [each._statistics["gram"] for each in sets])
 
 
 def compares(kinds: Iterable[str]) -> bool:
-    """Return whether some kinds compare activations with the float model's."""
+    """Return whether any of the kinds compares activations with those of the float model."""
     return any(_core.make_statistic(kind, 1).compares for kind in kinds)
 
 
 def mix(statistics: Mapping[Key, StatisticSet], weights: Mapping[Key, float]) -> StatisticSet:
-    """Return Σ weight · statistics over the keys of ``weights``: any mixture, no new pass."""
+    """Return Σ weight · statistics over the keys of ``weights``: a mixture, without a new pass."""
     mixed = next(iter(statistics.values())).empty_like()
     for key, weight in weights.items():
         mixed.merge(statistics[key], weight)
@@ -111,7 +114,7 @@ def mix(statistics: Mapping[Key, StatisticSet], weights: Mapping[Key, float]) ->
 
 
 def histogram_edges() -> Tensor:
-    """Return the edges of the bins of ``histogram``, float32 [129]: 0, four an octave, infinity."""
+    """Return the edges of the bins of ``histogram``, float32 [129], from 0 to infinity."""
     steps = torch.arange(_OCTAVES * _BINS_OF_OCTAVE)
     mantissas = 1 + (steps % _BINS_OF_OCTAVE) / _BINS_OF_OCTAVE
     edges = torch.ldexp(mantissas, _LOWEST + steps // _BINS_OF_OCTAVE)
@@ -119,18 +122,18 @@ def histogram_edges() -> Tensor:
 
 
 def quantile(histogram: Mapping[str, Tensor], share: float) -> Tensor:
-    """Return below which magnitude a share of each channel's activations lies, from counts.
+    """Return the magnitude below which a share of the activations of each channel lies.
 
     Args:
         histogram: the state of a statistic ``histogram``.
-        share: from 0 to 1.
+        share: the share, from 0 to 1.
 
     Returns:
         float32 [channels]: the upper edge of the bin that holds the quantile, at most 25 % above
         it; infinity in the last bin.
 
     Raises:
-        ValueError: no tokens, or another share.
+        ValueError: the histogram has no tokens, or the share is not from 0 to 1.
     """
     if not 0 <= share <= 1:
         raise ValueError(f"share is {share}, expected a share from 0 to 1.")

@@ -1,4 +1,4 @@
-"""One pass of a model, every calibration setting and quantizer."""
+"""Studies: every combination of calibration settings and quantizers, from one pass of a model."""
 
 from mlcalib.studies.grid import settings_of, variants_of
 from mlcalib.studies.spec import StudySpec, preset_names, read_study

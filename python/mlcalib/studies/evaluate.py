@@ -1,4 +1,4 @@
-"""Evaluate the float model and every checkpoint of a study; what is done is not done again."""
+"""Evaluates the float model and every checkpoint of a study, without repeating what is done."""
 
 import hashlib
 import json
@@ -32,11 +32,11 @@ from mlcalib.studies.run import ModelStudy, model_path
 from mlcalib.studies.spec import EvaluationSpec, StudySpec
 
 FLOAT = "float"
-"""What the unquantized model is called among the variants."""
+"""The name of the model before quantization, among the variants."""
 
 
 def check_evaluation(spec: StudySpec) -> None:
-    """Make sure, before anything is quantized, that what benchmark tasks need is there.
+    """Check, before anything is quantized, that benchmark tasks have the data that they need.
 
     Raises:
         FileNotFoundError, ImportError: see ``mlcalib.evaluate``.
@@ -48,14 +48,14 @@ def check_evaluation(spec: StudySpec) -> None:
 def evaluate_model(study: ModelStudy, name: str, *, progress: bool) -> None:
     """Evaluate the float model and its finished checkpoints.
 
-    Scores are kept under ``scores`` as soon as they are there, so that another task or language, or
-    a run that was killed, costs what is new alone. With fidelity the float model's hidden states
-    lie there too, until all checkpoints were compared with them.
+    Scores are kept under ``scores`` as soon as they are known. So another task or language, or a
+    run after an interruption, costs only what is new. With fidelity the hidden states of the float
+    model are kept there too, until all checkpoints have been compared with them.
 
     Args:
         study: a study on one model.
-        name: of the model, as the study spells it.
-        progress: show a bar.
+        name: the name of the model in the study.
+        progress: whether to show a progress bar.
 
     Raises:
         FileNotFoundError, ValueError: see ``mlcalib.evaluate``.
@@ -107,7 +107,7 @@ def evaluate_model(study: ModelStudy, name: str, *, progress: bool) -> None:
 
 
 def described(study: ModelStudy) -> dict[str, Any]:
-    """Return what ``study.json`` says of the evaluation."""
+    """Return what ``study.json`` says about the evaluation."""
     spec = study.spec.evaluation
     if spec is None:
         return {}
@@ -127,7 +127,7 @@ def described(study: ModelStudy) -> dict[str, Any]:
 
 
 def evaluation_file(study: ModelStudy, variant: str) -> Path:
-    """Return where the evaluation of a variant lies."""
+    """Return the path of the evaluation of a variant."""
     return study.folder / "evaluations" / f"{variant}.json"
 
 

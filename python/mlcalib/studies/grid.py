@@ -1,4 +1,4 @@
-"""What a study's grid is made of: calibration settings, and every quantizer on each of them."""
+"""The grid of a study: calibration settings, and every quantizer on each of them."""
 
 from collections.abc import Mapping
 from itertools import product
@@ -18,12 +18,12 @@ def _many(value: Any) -> Many:
 
 
 class Setting(Config):
-    """A calibration setting, resolved.
+    """A calibration setting with one budget.
 
     Attributes:
-        name: fit for a file name.
-        languages: the set as it is spelled.
-        tokens: of the whole setting; None where they are given per language.
+        name: can be part of a file name.
+        languages: the languages, as the study writes them.
+        tokens: the number of tokens of the whole setting; None if they are given per language.
         tokens_per_language: see ``SettingSpec``.
     """
 
@@ -42,11 +42,11 @@ class VariantSpec(Config):
     """A checkpoint to be made of each model.
 
     Attributes:
-        name: fit for a file name.
-        setting: name of the setting; None for a quantizer that needs no text.
+        name: can be part of a file name.
+        setting: the name of the setting; None for a quantizer that needs no text.
         quantizer: method and options in short, without the setting.
-        method: name of the quantizer.
-        options: of the quantizer.
+        method: the name of the quantizer.
+        options: the options of the quantizer.
         propagate: ``float`` or ``quantized``.
     """
 
@@ -59,10 +59,10 @@ class VariantSpec(Config):
 
 
 def settings_of(spec: StudySpec) -> dict[str, Setting]:
-    """Return name → calibration setting, in order.
+    """Return name → calibration setting, in the order of the study.
 
     Raises:
-        ValueError: two settings have one name; an unknown language.
+        ValueError: two settings have the same name, or a language is unknown.
     """
     found: dict[str, Setting] = {}
     for each in spec.settings:
@@ -85,11 +85,11 @@ def settings_of(spec: StudySpec) -> dict[str, Setting]:
 
 
 def variants_of(spec: StudySpec) -> dict[str, VariantSpec]:
-    """Return name → variant: every quantizer on every setting, in order.
+    """Return name → variant: every quantizer on every setting, in the order of the study.
 
     Raises:
-        ValueError: an unknown quantizer or option; two variants of one name; no setting for a
-            quantizer that needs one.
+        ValueError: a quantizer or option is unknown, two variants have the same name, or there is
+            no setting for a quantizer that needs one.
     """
     settings = settings_of(spec)
     found: dict[str, VariantSpec] = {}
@@ -121,7 +121,7 @@ def variants_of(spec: StudySpec) -> dict[str, VariantSpec]:
 
 
 def _label(method: str, options: Mapping[str, Any]) -> str:
-    """Say method and options in short, e.g. ``gptq-w4-g64``."""
+    """Return method and options in short, e.g. ``gptq-w4-g64``."""
     left = dict(options)
     defaults = quantizers.get(method).Options()
     bits, size = (left.pop(key, getattr(defaults, key)) for key in ("bits", "group_size"))

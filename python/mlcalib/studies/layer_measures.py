@@ -1,4 +1,4 @@
-"""What evaluation text does in each layer, and how far calibration text prepared it for that."""
+"""Measures evaluation text in each layer, and compares it with the calibration text."""
 
 import json
 from collections.abc import Mapping
@@ -23,9 +23,9 @@ _WORST = 8  # channels that are named
 class LayerMeasures:
     """Runs evaluation text beside the calibration text; see ``block_pass.Measure``.
 
-    Of each linear and language: the power of its output, the extremes of its input on calibration
-    and on evaluation text, and for each calibration setting the share of the evaluation activations
-    that lie outside of what the setting's text spans, channel by channel.
+    For each linear and language it measures the power of the output, the extremes of the input on
+    calibration and on evaluation text, and for each calibration setting the share of the evaluation
+    activations that lie outside the range of the setting's text in their channel.
     """
 
     kinds = ("gram", "range")
@@ -41,15 +41,15 @@ class LayerMeasures:
         stopwatch: Stopwatch,
         device: torch.device,
     ) -> None:
-        """Take what is there.
+        """Make the measure of one model.
 
         Args:
             source: the model.
-            text: evaluation text.
+            text: the evaluation text.
             mixtures: setting → prefixes of the calibration text.
-            folder: gets a file for each block.
-            hidden: where hidden states live; by default in memory.
-            stopwatch: gets the time.
+            folder: a file for each block is written into it.
+            hidden: where hidden states are kept; by default in memory.
+            stopwatch: the time is added to it.
             device: where blocks run.
         """
         self._source, self._adapter, self._text = source, source.adapter, text
@@ -121,7 +121,7 @@ class LayerMeasures:
         self._moving().turn()
 
     def merged(self, blocks: list[str]) -> dict[str, Any]:
-        """Return what was learnt of all blocks, as ``layers.json`` holds it."""
+        """Return what was measured in all blocks, as in ``layers.json``."""
         found: dict[str, Any] = {"power": {}, "ranges": {}, "heldout_ranges": {}, "outside": {}}
         for name in blocks:
             record = read_json(self._file(name))

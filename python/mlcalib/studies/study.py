@@ -1,4 +1,4 @@
-"""``mlcalib.study``: what a user calls."""
+"""``mlcalib.study``: quantizes and evaluates in every combination of settings."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -30,27 +30,28 @@ def study(
     """Quantize and evaluate models in every combination of settings and quantizers.
 
     Statistics add up, so with float propagation the model runs once for all settings. What is
-    finished is skipped: a study that is killed goes on when it is called again, and one that is
-    changed makes what is new. Its checkpoints are those of ``mlcalib.quantize_checkpoint`` with
-    ``propagate="float"``, bit for bit, on the same instruction set and number of threads.
+    finished is skipped: a study that was interrupted continues when it is called again, and a study
+    to which settings were added makes only the new checkpoints. The checkpoints are, bit for bit,
+    those of ``mlcalib.quantize_checkpoint`` with ``propagate="float"`` on the same instruction set
+    and number of threads.
 
     Args:
-        spec: the name of a preset (``paper``, ``paper-small``), the path of a YAML file, its
-            content, or a ``StudySpec``.
-        out: the folder of the study; may hold an unfinished one.
-        plan_only: only say what would be done.
-        progress: show bars.
-        echo: where text goes.
-        changes: of single keys of the study, e.g. ``corpus`` or ``tokens``.
+        spec: the name of a preset (``paper``, ``paper-small``, ``curves``), the path of a YAML
+            file, its content, or a ``StudySpec``.
+        out: the folder of the study. It may hold an unfinished study.
+        plan_only: only print what would be done.
+        progress: whether to show progress bars.
+        echo: is called with each piece of text that is printed.
+        changes: new values of single keys of the study, e.g. ``corpus`` or ``tokens``.
 
     Returns:
         For each model what was left to do.
 
     Raises:
-        FileNotFoundError: no such study, model or text.
-        ValueError: a study that says something impossible, too little text, or a folder that
-            holds a variant made from other inputs; names it.
-        OSError: the disk is full; what is finished is kept.
+        FileNotFoundError: the study, a model or a text does not exist.
+        ValueError: the study asks for something impossible, there is too little text, or the folder
+            holds a variant that was made from other inputs; the message names it.
+        OSError: the disk is full. What is finished is kept.
     """
     if isinstance(spec, StudySpec):
         spec = spec.model_dump(exclude_defaults=True)

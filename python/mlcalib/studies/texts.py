@@ -1,4 +1,4 @@
-"""The text of a study: read and tokenised once, shared by all of its calibration settings."""
+"""The text of a study, which is read and tokenised once for all calibration settings."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StudyText:
-    """Calibration text.
+    """The calibration text of a study.
 
     Attributes:
-        settings: name → its calibration set, the same as ``mlcalib.calibration`` makes.
-        union: the longest text of each language; every setting's is a beginning of it.
-        prefixes: those that the settings are made of.
+        settings: name → calibration set, equal to what ``mlcalib.calibration`` makes.
+        union: the longest text of each language. The text of every setting is a beginning of it.
+        prefixes: the beginnings that the settings consist of.
     """
 
     settings: dict[str, CalibrationSet]
@@ -32,7 +32,7 @@ class StudyText:
 
 
 def study_text(spec: StudySpec, tokenizer: "PreTrainedTokenizerBase") -> StudyText | None:
-    """Make all calibration sets of a study; None where it has no settings.
+    """Make all calibration sets of a study, or return None if it has no settings.
 
     Raises:
         FileNotFoundError, ValueError: see ``mlcalib.calibration``.
@@ -47,6 +47,32 @@ def study_text(spec: StudySpec, tokenizer: "PreTrainedTokenizerBase") -> StudyTe
     return StudyText(made, _union(made), list(prefixes))
 
 
+<<<<<<< HEAD
+=======
+def evaluation_text(
+    spec: StudySpec, tokenizer: "PreTrainedTokenizerBase", languages: LanguageSet, tokens: int
+) -> CalibrationSet:
+    """Return the first tokens of each language's evaluation text, to run through a model.
+
+    Raises:
+        FileNotFoundError, ValueError: see ``mlcalib.calibration``.
+    """
+    alike = LanguageSet(languages.name, dict.fromkeys(languages.weights, 1))
+    corpus = (spec.evaluation and spec.evaluation.corpus) or spec.corpus
+    source = open_corpus(corpus)
+    texts = {code: source.documents(code, "eval") for code in alike.weights}
+    return build(
+        tokenizer,
+        texts,
+        alike,
+        tokens=tokens * len(texts),
+        seq_len=spec.seq_len,
+        separator=spec.separator,
+        corpus=corpus,
+    )
+
+
+>>>>>>> prose
 def _open(spec: StudySpec, code: str) -> Documents:
     return open_corpus(spec.corpora.get(code, spec.corpus)).documents(code, "calib", spec.seed)
 

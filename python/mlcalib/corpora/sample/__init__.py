@@ -1,4 +1,4 @@
-"""A little text in every language, for demonstrations that need no download."""
+"""A small text in each of some languages, for demonstrations that need no download."""
 
 from importlib.resources import files
 
@@ -9,7 +9,7 @@ from mlcalib.corpora.base import Split, registry
 
 @registry.register
 class SampleCorpus:
-    """``sample``: the text in this folder. Machine-written and unreviewed; see its README.md.
+    """``sample``: the text in this folder, which a machine wrote and nobody reviewed (README.md).
 
     Raises:
         ValueError: an argument was given.

@@ -1,4 +1,4 @@
-"""Benchmark tasks: lm-evaluation-harness's, and what it lacks."""
+"""Benchmark tasks: those of lm-evaluation-harness, and some that it does not have."""
 
 from mlcalib.evaluation.tasks.catalogue import PERPLEXITY, check_tasks, task_names
 from mlcalib.evaluation.tasks.outcome import Missing, TaskResults

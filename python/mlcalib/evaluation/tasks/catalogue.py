@@ -1,4 +1,4 @@
-"""The benchmark tasks, by plain names, and what each is called for a language."""
+"""The benchmark tasks, and the name that each gives to a language."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from mlcalib.common.registry import unknown
 from mlcalib.languages import Language, languages
 
 PERPLEXITY = "perplexity"
-"""The task that is no benchmark: running text."""
+"""The one task that is not a benchmark; it scores plain text."""
 
 Kind = Literal["choice", "answer", "translation", "summary", "confusion", "prompts"]
 
@@ -18,20 +18,21 @@ class Task:
     """A benchmark task.
 
     Attributes:
-        name: plain name.
-        kind: ``choice`` and ``answer`` are run by lm-eval as its own task says, the first by the
-            likelihood of choices, the second by generation; the others are generated and scored
-            here.
-        benchmark: key of ``Language.benchmarks`` (or ``flores``) whose value names the language.
-        folder: name of the data set, and of its folder in a data directory.
-        split: what is scored.
-        fields: what a row must have.
+        name: the name of the task in mlcalib.
+        kind: tasks of the kinds ``choice`` (by the likelihood of choices) and ``answer`` (by
+            generation) are run by lm-eval with its own task files. For the other kinds mlcalib
+            generates texts and scores them.
+        benchmark: the key of ``Language.benchmarks`` (or ``flores``) whose value names the
+            language.
+        folder: the name of the data set, and of its folder in a data directory.
+        split: the split that is scored.
+        fields: the fields that a row must have.
         hub: the data set on the Hugging Face hub.
-        files: of ``choice`` and ``answer``: lm-eval's task files, relative to its ``tasks``, with
-            ``{}`` for the language; ``*`` for one file per subject.
-        subject: the field that lm-eval picks a subject's rows by, where it has a task per subject.
-        metrics: lm-eval's metrics of an item, the one that decides right or wrong first.
-        fillers: tasks that ask for something alike in other languages.
+        files: for ``choice`` and ``answer``, the task files of lm-eval, relative to its ``tasks``,
+            with ``{}`` for the language and ``*`` if there is one file for each subject.
+        subject: the field by which lm-eval picks the rows of a subject, if it has a task for each.
+        metrics: lm-eval's metrics of an item; the first one decides right or wrong.
+        fillers: similar tasks, which may have other languages.
     """
 
     name: str
@@ -47,7 +48,7 @@ class Task:
     fillers: tuple[str, ...] = ()
 
     def code(self, language: Language) -> str | None:
-        """Return what the language is called in the data set; None if it is not there."""
+        """Return the name of the language in the data set, or None if it is not there."""
         if self.benchmark == "flores":
             return language.flores
         return language.benchmarks.get(self.benchmark)
@@ -233,15 +234,15 @@ _TASKS = {task.name: task for task in _ALL}
 
 
 def task_names() -> list[str]:
-    """List the plain names."""
+    """Return the names of all benchmark tasks."""
     return list(_TASKS)
 
 
 def find_task(name: str) -> Task:
-    """Return a task by its plain name.
+    """Return the task with a name.
 
     Raises:
-        ValueError: there is none; names the nearest.
+        ValueError: there is none; the message suggests a similar name.
     """
     if name not in _TASKS:
         raise ValueError(unknown("task", name, [PERPLEXITY, *task_names()]))
@@ -249,20 +250,20 @@ def find_task(name: str) -> Task:
 
 
 def check_tasks(names: Sequence[str]) -> None:
-    """Make sure that there are such tasks.
+    """Check that tasks with these names exist.
 
     Raises:
-        ValueError: there is none of a name.
+        ValueError: a name is unknown.
     """
     for name in names:
         find_task(name)
 
 
 def fillers(task: Task, language: Language) -> list[str]:
-    """Return the tasks that ask for something alike and have the language."""
+    """Return the similar tasks that have the language."""
     return [name for name in task.fillers if _TASKS[name].code(language)]
 
 
 def task_languages(task: Task) -> Sequence[Language]:
-    """List the languages that a task has."""
+    """Return the languages that a task has."""
     return [language for language in languages() if task.code(language)]

@@ -1,8 +1,8 @@
 """Language confusion: does a model answer in the language that it should?
 
-Rates as in Marchisio et al. 2024 (arXiv 2406.20052) and its code, for-ai/language-confusion on
-GitHub, but for the detector (py3langid, whose model is in its wheel; there fastText's lid.176) and
-for English words (there those of a dictionary).
+The rates follow Marchisio et al. 2024 (arXiv 2406.20052) and its code, for-ai/language-confusion on
+GitHub. Two things differ: the detector is py3langid, whose model is in its wheel, and not the
+lid.176 of fastText; and English words are recognised by their letters, and not by a dictionary.
 """
 
 import re
@@ -17,10 +17,10 @@ from mlcalib.evaluation.tasks.text_metrics import unspaced
 from mlcalib.languages import Language
 
 MIN_WORDS = 5
-"""Words of a line that is looked at; shorter ones say too little."""
+"""The number of words that a line must have to be judged; shorter lines say too little."""
 
 MIN_PROBABILITY = 0.3
-"""Of the detector; below, a line's language is unknown, and the line is wrong."""
+"""Below this probability of the detector, the language of a line is unknown and the line wrong."""
 
 # What the detector calls by another name, or tells apart where readers do not.
 _LABELS = {
@@ -38,12 +38,12 @@ _REMOVED = str.maketrans({**dict.fromkeys(string.punctuation + "،", ""), "—":
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a response was found to be.
+    """The judgement of a response.
 
     Attributes:
-        lines: whether all its lines are in the right language; None if none is long enough.
-        words: whether no line has a word of another script's; None if that was not asked: a line
-            is wrong, or the language has Latin letters itself.
+        lines: whether all its lines are in the right language; None if no line is long enough.
+        words: whether no line has a Latin word; None if this does not apply, because a line is in
+            the wrong language or the language itself has Latin letters.
     """
 
     lines: bool | None
@@ -51,7 +51,7 @@ class Verdict:
 
 
 def measurable(language: Language) -> str | None:
-    """Return why the rates of a language cannot be measured; None if they can."""
+    """Return why the rates of a language cannot be measured, or None if they can."""
     if _labels(language) & set(_detector().labels):
         return None
     return "not measured: the detector does not know the language"
@@ -60,10 +60,10 @@ def measurable(language: Language) -> str | None:
 def judge(responses: Sequence[str], language: Language) -> list[Verdict]:
     """Judge responses that should be in a language.
 
-    A response passes at line level if every line of at least 5 words (10 characters where words
-    are not spaced) is detected as the language. It passes at word level if, besides, none of these
-    lines has a word of more than three lower-case Latin letters; asked of languages in other
-    scripts only.
+    A response passes at line level if every line of at least 5 words (or 10 characters, if words
+    are not separated by spaces) is detected as the language. It passes at word level if, besides,
+    none of these lines has a word of more than three lower-case Latin letters. The latter is asked
+    only of languages in other scripts.
 
     Raises:
         ImportError: ``py3langid`` is not installed.

@@ -1,4 +1,4 @@
-"""Rows of a data set from local files, or from the hub."""
+"""Reads the rows of a data set from local files or from the hub."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,8 +17,8 @@ SUFFIXES = (".jsonl", ".parquet")
 def local_file(data: Path, task: Task, language: Language, split: str | None = None) -> Path | None:
     """Return the file with a language's split: ``FOLDER/CODE/SPLIT.jsonl`` or ``.parquet``.
 
-    The split that is scored may also be ``FOLDER/CODE.jsonl``. CODE is what the data set calls the
-    language, or mlcalib's code for it.
+    The split that is scored may also be ``FOLDER/CODE.jsonl``. CODE is the name of the language in
+    the data set, or its code in mlcalib.
     """
     wanted = split or task.split
     for code in dict.fromkeys((task.code(language), language.code)):
@@ -33,7 +33,7 @@ def local_file(data: Path, task: Task, language: Language, split: str | None = N
 
 
 def missing_file(where: Path, task: Task, language: Language) -> FileNotFoundError:
-    """Say which file was looked for, and where it can be had."""
+    """Return an error that says which file was looked for, and where to get it."""
     return FileNotFoundError(
         f"task '{task.name}', language '{language.code}': there is no {where} (nor .parquet). Save "
         f"the split '{task.split}' of the Hugging Face data set {task.hub}, for "
@@ -46,8 +46,13 @@ def read_rows(path: Path, fields: Sequence[str]) -> list[JsonRow]:
     """Read JSONL or Parquet.
 
     Raises:
+<<<<<<< HEAD
         ImportError, ValueError: see ``file_rows``.
         ValueError: a row lacks one of ``fields``, or there is no row.
+=======
+        ValueError: a line is not a JSON object, a row lacks one of ``fields``, or there are no
+            rows.
+>>>>>>> prose
     """
     rows = []
     for where, row in file_rows(path):

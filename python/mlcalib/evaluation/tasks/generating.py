@@ -1,4 +1,4 @@
-"""Greedy generation in batches that texts leave when they end."""
+"""Greedy generation in batches, from which texts that have ended are removed."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _ENDED = 0.25
-"""Share of a batch's texts that end before the others go on without them."""
+"""The share of a batch's texts that must have ended before they are removed from it."""
 _LOOKED_BACK = 2
 """Tokens beyond those of a stop sequence among which it is looked for, as lm-eval does: a model may
 write it in other tokens."""
@@ -30,10 +30,11 @@ def generate(
     stop: Sequence[str],
     max_length: int,
 ) -> Tensor:
-    """Generate greedily as ``model.generate`` does, but read no further where a text has ended.
+    """Generate greedily as ``model.generate`` does, without continuing texts that have ended.
 
-    ``model.generate`` reads all rows until the last has ended, which for texts of many lengths is
-    most of the time. Here rows leave the batch, and the others go on from their cache.
+    ``model.generate`` computes all rows until the last one has ended. With texts of very different
+    lengths this is most of its time. Here rows that have ended are removed from the batch, and the
+    others continue with their cache.
 
     Args:
         model: a transformers model whose cache is that of attention.

@@ -1,4 +1,4 @@
-"""Benchmark tasks whose results are kept, a task and a language at a time."""
+"""Runs benchmark tasks and keeps their results, for each task and language."""
 
 import logging
 from collections.abc import Sequence
@@ -26,11 +26,11 @@ def run_subject(
     languages: str | Sequence[str],
     **options: Any,
 ) -> TaskResults:
-    """Run benchmark tasks as ``run_tasks`` does; with a cache, only what it does not hold.
+    """Run benchmark tasks as ``run_tasks`` does, but with a cache only what it does not have.
 
-    A result is named by the content of the model and of the task's data folder, the options and the
-    versions. Data sets of the hub are taken not to change. A model of which everything is known is
-    not loaded.
+    A result is found again by the content of the model and of the task's data folder, the options
+    and the versions. Data sets of the hub are assumed not to change. A model whose results are all
+    known is not loaded.
 
     Args:
         subject: the model.

@@ -1,4 +1,4 @@
-"""A transformers model as lm-evaluation-harness sees it, which reads shared beginnings once."""
+"""A transformers model for lm-evaluation-harness, which computes shared beginnings only once."""
 
 import copy
 import math
@@ -29,11 +29,11 @@ Request = tuple[tuple[str, str], list[int], list[int]]
 
 
 class TaskModel(HFLM):  # type: ignore[misc]  # lm_eval has no types
-    """``hf`` of lm-eval for a live model: same log-likelihoods, fewer tokens read.
+    """lm-eval's ``hf`` for a model in memory, with the same log-likelihoods from fewer tokens.
 
     Requests that begin alike (the choices of an item, the items of a premise) share one forward of
-    what they share. Only what is scored reaches the vocabulary. Generations are those of ``hf``;
-    they leave their batch when they end.
+    their common beginning. Only tokens that are scored go through the output head. Generated texts
+    are those of ``hf``; they are removed from their batch when they have ended.
 
     Args:
         model: a transformers model.
@@ -67,14 +67,14 @@ class TaskModel(HFLM):  # type: ignore[misc]  # lm_eval has no types
         self._batch_tokens = _BATCH_TOKENS.get(kind, _BATCH_TOKENS_ELSEWHERE)
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[Scored]:
-        """Return of each (context, continuation) the log-likelihood, and whether it is greedy."""
+        """Return for each (context, continuation) its log-likelihood, and whether it is greedy."""
         found: list[Scored] = super().loglikelihood(
             requests, disable_tqdm=disable_tqdm or not self._progress
         )
         return found
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        """Return what the model writes after each prompt."""
+        """Return the text that the model writes after each prompt."""
         found: list[str] = super().generate_until(
             requests, disable_tqdm=disable_tqdm or not self._progress
         )

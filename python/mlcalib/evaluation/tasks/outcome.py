@@ -1,4 +1,4 @@
-"""What running tasks gives."""
+"""The results of benchmark tasks."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -11,14 +11,14 @@ from mlcalib.results.rows import ItemScores, Results, Row, versions
 
 @dataclass(frozen=True)
 class Missing:
-    """A cell that has no number, and why.
+    """A cell without a number, and the reason.
 
     Attributes:
-        task: which.
-        language: code.
-        metric: which; None for the whole task.
+        task: the name of the task.
+        language: the code of the language.
+        metric: the metric; None for the whole task.
         reason: e.g. ``no task``, ``tokenizer not available``, ``not measured: …``.
-        fillers: tasks that ask for something alike and have the language.
+        fillers: similar tasks that have the language.
     """
 
     task: str
@@ -34,21 +34,21 @@ class Missing:
 
 @dataclass
 class TaskResults:
-    """Results of tasks in languages, of one model.
+    """The results of one model in tasks and languages.
 
-    Tasks are named as in the rows: ``flores`` gives ``flores_from_en`` and ``flores_to_en``,
-    ``language_confusion`` its ``…_monolingual`` and ``…_crosslingual``.
+    Tasks have the names of the rows: ``flores`` becomes ``flores_from_en`` and ``flores_to_en``,
+    and ``language_confusion`` becomes ``…_monolingual`` and ``…_crosslingual``.
 
     Attributes:
-        model: what the rows call it.
-        method: what quantized it.
-        calibration: what it was calibrated on.
-        seed: of the bootstrap behind the errors of corpus scores.
+        model: the name of the model in the rows.
+        method: the name of its quantizer.
+        calibration: the name of its calibration set.
+        seed: the seed of the bootstrap that gives the errors of corpus scores.
         rows: the numbers.
-        items: task → language → a number per item, in the order of the data: 0 or 1 for wrong and
-            right; for translations and summaries the score of that text alone (chrF++, ROUGE-L);
-            None for an item that says nothing (a response too short to tell its language).
-        generations: task → language → what the model wrote, in the order of the data.
+        items: task → language → a number per item, in the order of the data: 0 (wrong) or 1
+            (right); for translations and summaries the score of the single text (chrF++, ROUGE-L);
+            None for an item without a score (a response that is too short to tell its language).
+        generations: task → language → the texts that the model wrote, in the order of the data.
         missing: the cells without a number.
     """
 
@@ -64,7 +64,7 @@ class TaskResults:
     def add(
         self, task: str, language: str, scores: Sequence[Score], items: Sequence[float | None]
     ) -> None:
-        """Add what was found of a task in a language."""
+        """Add the scores of a task in a language."""
         computed = versions("lm_eval", "sacrebleu", "py3langid")
         self.rows += [
             Row(
@@ -87,7 +87,7 @@ class TaskResults:
 
     @property
     def results(self) -> Results:
-        """The rows with their items, and the cells without a number."""
+        """The rows with their items and with the cells that have no number."""
         first = {(row.task, row.language): row.metric for row in reversed(self.rows)}
         of = (self.model, self.method, self.calibration)
         items = [
@@ -105,16 +105,16 @@ class TaskResults:
     def add_generations(
         self, task: str, language: str, texts: Iterable[tuple[str, str, str | None]]
     ) -> None:
-        """Add what the model wrote: prompt, output and reference; ids are places in the data."""
+        """Add generated texts (prompt, output, reference); their ids are places in the data."""
         self.generations.setdefault(task, {})[language] = [
             Generation(str(number), language, *text) for number, text in enumerate(texts)
         ]
 
     def write_generations(self, folder: str | Path) -> list[Path]:
-        """Write what the model wrote as JSONL files, one per task; return their paths.
+        """Write the generated texts as JSONL files, one for each task, and return their paths.
 
-        A row is as ``mlcalib.results.generations.generation_row`` says, with the ``task``;
-        ``mlcalib judge`` and ``mlcalib annotate`` read it.
+        ``mlcalib.results.generations.generation_row`` describes a row, to which ``task`` is added.
+        ``mlcalib judge`` and ``mlcalib annotate`` read these files.
         """
         source = Source(self.model, self.method, self.calibration)
         paths = []

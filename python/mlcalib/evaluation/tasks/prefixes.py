@@ -1,4 +1,4 @@
-"""Groups of token sequences that begin alike, so that a model reads what they share once."""
+"""Groups token sequences that begin alike, so that a model reads their common part only once."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 Tokens = tuple[int, ...]
 
 MIN_SHARE = 0.3
-"""Share of a sequence that must be common before it joins a group."""
+"""The share of a sequence that it must have in common with a group to join it."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class Group:
 
 
 def group(sequences: Sequence[Tokens]) -> list[Group]:
-    """Group distinct sequences so that few tokens are read twice; long beginnings come first.
+    """Group distinct sequences so that few tokens are read twice. Long beginnings come first.
 
-    Sequences are taken in the order of a dictionary, where those that begin alike are neighbours. A
-    sequence joins its neighbour's group if that saves tokens, and if it shares enough with it not
-    to shorten what the next ones could share.
+    Sequences are sorted, so that those that begin alike are neighbours. A sequence joins the group
+    of its neighbour if this saves tokens, and if it shares so much with it that the following ones
+    can still share a long beginning.
     """
     groups = []
     members: list[Tokens] = []

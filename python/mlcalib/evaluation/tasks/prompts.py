@@ -1,4 +1,4 @@
-"""Prompts of the tasks that are generated and scored here."""
+"""The prompts of the tasks that mlcalib itself generates and scores."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ ENGLISH = "en"
 
 @dataclass(frozen=True)
 class Prompts:
-    """What a model is asked in one language for one task.
+    """The prompts of one task in one language.
 
     Attributes:
         task: name of the task in the results, e.g. ``flores_to_en``.
@@ -51,7 +51,7 @@ class Prompts:
 def prompts(
     task: Task, about: Language, data: Path | None, limit: int | None, lm: "TaskModel"
 ) -> list[Prompts]:
-    """Return the prompts of a task in a language; none where it does not have the language.
+    """Return the prompts of a task in a language, or none if the task does not have it.
 
     Raises:
         FileNotFoundError: a file is missing in ``data``.
@@ -69,10 +69,10 @@ def prompts(
 
 
 def prompt_files(task: Task, about: Language, data: Path) -> list[Path]:
-    """Return the files that hold a language's prompts; none where the task does not have it.
+    """Return the files with the prompts of a language, or none if the task does not have it.
 
     Raises:
-        FileNotFoundError: one is missing.
+        FileNotFoundError: a file is missing.
     """
     if not _has(task, about):
         return []
@@ -89,8 +89,8 @@ def _has(task: Task, about: Language) -> bool:
 def worded(asked: Prompts, lm: "TaskModel") -> list[str]:
     """Return the texts that the model reads.
 
-    What a user says goes through the tokenizer's chat template; a model without one gets the
-    question form in which the Language Confusion Benchmark asks base models.
+    The message of a user goes through the chat template of the tokenizer. A model without a chat
+    template gets the question form in which the Language Confusion Benchmark asks base models.
     """
     if not asked.chat:
         return asked.texts

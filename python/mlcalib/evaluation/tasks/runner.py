@@ -1,4 +1,4 @@
-"""Run benchmark tasks on a model."""
+"""Runs benchmark tasks on a model."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -34,7 +34,7 @@ T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 NO_FILE = "no data file"
-"""Why a cell is missing whose task has the language."""
+"""The reason for a missing cell if the task has the language, but the data folder does not."""
 
 
 def run_tasks(  # noqa: PLR0913 - options of an evaluation, all by name
@@ -58,27 +58,33 @@ def run_tasks(  # noqa: PLR0913 - options of an evaluation, all by name
 
     Args:
         model: a transformers model, or a folder, hub name or GGUF file.
-        tokenizer: its tokenizer; None for that of a model that is loaded here.
-        tasks: plain names (``mlcalib.evaluation.tasks.task_names``), in a list or with commas.
-        languages: a set (``multi10``) or codes, in a list or with commas.
-        data: folder with local data, ``TASK/LANGUAGE/SPLIT.jsonl`` or ``.parquet`` (see
-            docs/evaluation.md); the network is not touched then. None: the data sets of the hub.
-        limit: items per task and language, the first so many; where a task has subjects or sources,
-            of each.
-        seed: of the bootstrap behind the errors of BLEU and chrF++; nothing else is drawn.
-        sentencepiece: the SentencePiece model that spBLEU needs, e.g. FLORES-200's.
-        name: what the rows call the model. Default: the path, or the name that it was loaded by.
-        method: what the rows say quantized it.
-        calibration: what the rows say it was calibrated on.
-        batch_size: sequences generated together. Default: 16.
-        max_length: context. Default: the model's.
-        progress: show bars.
+        tokenizer: its tokenizer; None for the tokenizer of a model that is loaded here.
+        tasks: names of tasks (``mlcalib.evaluation.tasks.task_names``), in a list or separated by
+            commas.
+        languages: a set (``multi10``) or codes, in a list or separated by commas.
+        data: a folder with local data, ``TASK/LANGUAGE/SPLIT.jsonl`` or ``.parquet`` (see
+            docs/evaluation.md). The network is then not used. None reads the data from the hub.
+        limit: use only the first ``limit`` items of each task and language; if a task has subjects
+            or sources, of each of these.
+        seed: the seed of the bootstrap that gives the errors of BLEU and chrF++. Nothing else is
+            random.
+        sentencepiece: the file of the SentencePiece model that spBLEU needs, e.g. FLORES-200's.
+        name: the name of the model in the rows; by default its path or hub name.
+        method: the name of its quantizer in the rows.
+        calibration: the name of its calibration set in the rows.
+        batch_size: how many sequences are generated together; by default 16.
+        max_length: the context in tokens; by default that of the model.
+        progress: whether to show progress bars.
+
+    Returns:
+        The rows, scores item by item, generated texts, and cells without a number.
 
     Raises:
-        FileNotFoundError: ``data`` has no file of a task in any of the languages; says where one
-            can be had. (Where it has some, the other cells are missing, and a warning names them.)
+        FileNotFoundError: ``data`` has no file of a task in any of the languages; the message says
+            where to get one. (If it has some, the other cells are missing, and a warning names
+            them.)
         ImportError: the extra ``eval`` is not installed.
-        ValueError: an unknown task or language, a limit below 1, or a file that is not what the
+        ValueError: a task or language is unknown, the limit is below 1, or a file is not what the
             task reads.
     """
     wanted = [find_task(each) for each in listed(tasks)]
@@ -119,15 +125,15 @@ def run_tasks(  # noqa: PLR0913 - options of an evaluation, all by name
 
 
 def check_data(tasks: Sequence[str], languages: Sequence[str], data: str | Path | None) -> None:
-    """Make sure, before any model is loaded, that what tasks need is there.
+    """Check, before any model is loaded, that tasks have the data that they need.
 
     Args:
-        tasks: plain names.
-        languages: codes.
+        tasks: names of tasks.
+        languages: codes of languages.
         data: as for ``run_tasks``.
 
     Raises:
-        FileNotFoundError: there is no such folder, or it has no file of a task in any of the
+        FileNotFoundError: the folder does not exist, or has no file of a task in any of the
             languages.
         ImportError: the extra ``eval`` is not installed.
     """

@@ -1,4 +1,4 @@
-"""Scores of generations, by kind of task."""
+"""Scores generated texts, by the kind of their task."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -35,13 +35,13 @@ class Scored:
 
 
 def score(asked: Prompts, outputs: Sequence[str], encoder: Encoder | None, seed: int = 0) -> Scored:
-    """Score what a model generated.
+    """Score the texts that a model generated.
 
     Args:
         asked: the prompts.
         outputs: the generations.
         encoder: what spBLEU splits text with.
-        seed: of the bootstrap behind the errors of corpus scores.
+        seed: the seed of the bootstrap that gives the errors of corpus scores.
     """
     if asked.kind == "translation":
         return _translations(asked, outputs, encoder, seed)

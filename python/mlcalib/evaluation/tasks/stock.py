@@ -1,4 +1,4 @@
-"""Tasks that lm-evaluation-harness has: its own task files, on local data or the hub's."""
+"""Runs the task files of lm-evaluation-harness, on local data or on that of the hub."""
 
 import contextlib
 import logging
@@ -40,7 +40,7 @@ class StockTask:
 
 
 def stock_task(task: Task, language: Language) -> StockTask | None:
-    """Find lm-eval's task files for a language; None where it has none.
+    """Return lm-eval's task files for a language, or None if it has none.
 
     Raises:
         ImportError: lm-eval is not installed.
@@ -59,7 +59,7 @@ def stock_data(stock: StockTask, data: Path) -> Path:
     """Return the local file that a task scores.
 
     Raises:
-        FileNotFoundError: it is not there; says where it can be had.
+        FileNotFoundError: it does not exist; the message says where to get it.
     """
     task, language = stock.task, stock.language
     split = _scored(_splits(stock.files[0]))
@@ -73,7 +73,7 @@ def stock_data(stock: StockTask, data: Path) -> Path:
 def run_stock(
     lm: "TaskModel", tasks: Sequence[StockTask], data: Path | None, limit: int | None
 ) -> list[list[Sample]]:
-    """Run tasks in one go, so that requests of all of them are batched together.
+    """Run several tasks together, so that their requests share batches.
 
     Args:
         lm: the model.

@@ -1,4 +1,4 @@
-"""Scores of generated text: BLEU, chrF++ and ROUGE-L, as Papineni, Popović and Lin define them."""
+"""Scores of generated texts: BLEU (Papineni), chrF++ (Popović) and ROUGE-L (Lin)."""
 
 import math
 import unicodedata
@@ -15,7 +15,7 @@ from mlcalib.common.optional import optional
 from mlcalib.languages import Language
 
 SAMPLES = 1000
-"""Bootstrap samples behind the error of a corpus score."""
+"""The number of bootstrap samples from which the error of a corpus score is computed."""
 
 _UNSPACED = frozenset({"Hans", "Hant", "Jpan", "Thai", "Laoo", "Khmr", "Mymr", "Tibt"})
 
@@ -25,11 +25,11 @@ class Score:
     """A score of a set of texts.
 
     Attributes:
-        metric: its name.
-        value: the score; from 0 to 100 here, higher is better.
+        metric: the name of the metric.
+        value: the score; from 0 to 100, where higher is better.
         stderr: its standard error over texts; None for a single text.
-        n: how many texts.
-        drawn: whether the error is of samples drawn at random.
+        n: the number of texts.
+        drawn: whether the error comes from random samples.
     """
 
     metric: str
@@ -40,7 +40,7 @@ class Score:
 
 
 def unspaced(language: Language) -> bool:
-    """Whether the script has no spaces between words."""
+    """Return whether the script of a language has no spaces between words."""
     return language.script in _UNSPACED
 
 
@@ -54,7 +54,7 @@ def bleu_tokenizer(language: Language) -> str:
 def bleu(
     outputs: Sequence[str], references: Sequence[str], language: Language, seed: int = 0
 ) -> Score:
-    """BLEU; the name of the metric says the tokenizer, e.g. ``bleu_13a``."""
+    """Return BLEU. The name of the metric says the tokenizer, e.g. ``bleu_13a``."""
     from sacrebleu.metrics.bleu import BLEU
 
     tokenizer = bleu_tokenizer(language)
@@ -63,14 +63,14 @@ def bleu(
 
 
 def chrf(outputs: Sequence[str], references: Sequence[str], seed: int = 0) -> Score:
-    """chrF++: character n-grams to 6 and word n-grams to 2."""
+    """Return chrF++, from character n-grams of up to 6 and word n-grams of up to 2."""
     from sacrebleu.metrics.chrf import CHRF
 
     return _corpus("chrf++", CHRF(word_order=2), outputs, references, seed)
 
 
 def chrf_of_each(outputs: Sequence[str], references: Sequence[str]) -> list[float]:
-    """chrF++ of each text on its own. Its mean is not the chrF++ of all."""
+    """Return the chrF++ of each single text. Their mean is not the chrF++ of all texts."""
     from sacrebleu.metrics.chrf import CHRF
 
     metric = CHRF(word_order=2)
@@ -84,7 +84,7 @@ def spbleu(
     encode: Callable[[str], list[str]],
     seed: int = 0,
 ) -> Score:
-    """BLEU over the pieces of a SentencePiece model."""
+    """Return BLEU over the pieces of a SentencePiece model."""
     from sacrebleu.metrics.bleu import BLEU
 
     pieces, wanted = (
@@ -94,12 +94,12 @@ def spbleu(
 
 
 def sentencepiece_encoder(path: str | Path) -> Callable[[str], list[str]]:
-    """Return what splits text with a SentencePiece model.
+    """Return a function that splits text into the pieces of a SentencePiece model.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         ImportError: ``sentencepiece`` is not installed.
-        ValueError: it is not a SentencePiece model.
+        ValueError: the file is not a SentencePiece model.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"There is no SentencePiece model at {path}.")
@@ -118,10 +118,11 @@ def sentencepiece_encoder(path: str | Path) -> Callable[[str], list[str]]:
 def rouge_of_each(
     outputs: Sequence[str], references: Sequence[str], language: Language
 ) -> list[float]:
-    """ROUGE-L (F1, 0 to 100) of each text.
+    """Return the ROUGE-L (F1, from 0 to 100) of each text.
 
-    Words are runs of letters, digits and marks, lower case, not stemmed; characters where the
-    script has no spaces. (The usual package drops all letters but a to z.)
+    Words are sequences of letters, digits and marks, in lower case and not stemmed. If the script
+    has no spaces, characters take the place of words. (The usual package drops all letters except a
+    to z.)
     """
     scorer = optional("rouge_score.rouge_scorer", "eval", "ROUGE-L").RougeScorer(
         ["rougeL"], tokenizer=_Words(unspaced(language))

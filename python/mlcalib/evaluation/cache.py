@@ -110,25 +110,4 @@ class Cache:
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
     def _path(self, key: Key, suffix: str) -> Path:
-<<<<<<< HEAD
         return self._folder / str(key["task"]) / (json_sha256(key) + suffix)
-=======
-        return self._folder / str(key["task"]) / (fingerprint(key) + suffix)
-
-
-def fingerprint(value: Any) -> str:
-    """Return the sha256 (hex) of a value in JSON types. The order of keys does not matter."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
-    """Return the sha256 (hex) of tensors: their names, dtypes, shapes and bytes."""
-    import torch
-
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
->>>>>>> prose

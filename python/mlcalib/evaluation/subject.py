@@ -85,23 +85,13 @@ class Subject:
     def fingerprint(self, cache: Cache) -> str:
         """Return a fingerprint of everything in the model that its results depend on.
 
-<<<<<<< HEAD
         It is made of what ``mlcalib.models.identity.content`` says, and the dtype.
-=======
-        For a folder this is the content of its weights, configs, tokenizer and templates (but not
-        of ``mlcalib.json`` and the model card); for a GGUF file its content; for a hub name the
-        commit; for a model in memory its config and parameters.
->>>>>>> prose
 
         Args:
             cache: remembers the sha256 of files that have not changed.
 
         Raises:
-<<<<<<< HEAD
             ValueError: a damaged checkpoint, or a hub name that leads to no commit.
-=======
-            ValueError: a hub name has no commit.
->>>>>>> prose
         """
         if self._fingerprint is None:
             model = self.name if self._in_memory is None else self._in_memory

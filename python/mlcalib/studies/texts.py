@@ -47,32 +47,6 @@ def study_text(spec: StudySpec, tokenizer: "PreTrainedTokenizerBase") -> StudyTe
     return StudyText(made, _union(made), list(prefixes))
 
 
-<<<<<<< HEAD
-=======
-def evaluation_text(
-    spec: StudySpec, tokenizer: "PreTrainedTokenizerBase", languages: LanguageSet, tokens: int
-) -> CalibrationSet:
-    """Return the first tokens of each language's evaluation text, to run through a model.
-
-    Raises:
-        FileNotFoundError, ValueError: see ``mlcalib.calibration``.
-    """
-    alike = LanguageSet(languages.name, dict.fromkeys(languages.weights, 1))
-    corpus = (spec.evaluation and spec.evaluation.corpus) or spec.corpus
-    source = open_corpus(corpus)
-    texts = {code: source.documents(code, "eval") for code in alike.weights}
-    return build(
-        tokenizer,
-        texts,
-        alike,
-        tokens=tokens * len(texts),
-        seq_len=spec.seq_len,
-        separator=spec.separator,
-        corpus=corpus,
-    )
-
-
->>>>>>> prose
 def _open(spec: StudySpec, code: str) -> Documents:
     return open_corpus(spec.corpora.get(code, spec.corpus)).documents(code, "calib", spec.seed)
 

@@ -46,13 +46,8 @@ def read_rows(path: Path, fields: Sequence[str]) -> list[JsonRow]:
     """Read JSONL or Parquet.
 
     Raises:
-<<<<<<< HEAD
         ImportError, ValueError: see ``file_rows``.
         ValueError: a row lacks one of ``fields``, or there is no row.
-=======
-        ValueError: a line is not a JSON object, a row lacks one of ``fields``, or there are no
-            rows.
->>>>>>> prose
     """
     rows = []
     for where, row in file_rows(path):

@@ -9,7 +9,7 @@ JOBS ?= $(shell nproc)
 
 DEBIAN := libeigen3-dev libgtest-dev libbenchmark-dev ccache clang-format
 # Of Python, what needs no model.
-export CORE_TESTS := $(wildcard tests/python/test_core_*.py) tests/python/test_install.py
+export CORE_TESTS := $(wildcard tests/python/core/test_core_*.py) tests/python/package/test_install.py
 CPP := $(shell find cpp tests/cpp benchmarks/cpp examples/cpp -name '*.[ch]pp' -o -name '*.cu' -o -name '*.cuh')
 
 # Objects of one clone serve the next, and the sdist that test-wheel builds.

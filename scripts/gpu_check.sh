@@ -51,14 +51,14 @@ export PYTHONPATH=$site PYTHONUNBUFFERED=1
 pytest=("$python" -m pytest -p no:cacheprovider -o filterwarnings=default -q)
 step import 60 "$python" scripts/gpu_check_device.py "$out/device.json"
 if [ ! "$dry" ]; then
-  step tests 120 "${pytest[@]}" --durations=5 tests/python/test_cuda.py
-  step devices 120 "${pytest[@]}" --durations=5 tests/python/test_devices.py
+  step tests 120 "${pytest[@]}" --durations=5 tests/python/core/test_cuda.py
+  step devices 120 "${pytest[@]}" --durations=5 tests/python/models/test_devices.py
   step model 90 "$python" benchmarks/python/llama_cuda.py --json "$out/model.jsonl"
   step kernels 100 "$python" benchmarks/python/kernels_cuda.py --json "$out/kernels.jsonl"
   step block 40 "$python" benchmarks/python/block_cuda.py --json "$out/block.jsonl"
   small='test_gram and 77 or test_packing and 33 or rounding and 33 and gram or several_linears or test_awq and 130'
   for tool in memcheck racecheck; do
-    step "$tool" 60 compute-sanitizer --tool "$tool" --error-exitcode 9 "${pytest[@]}" tests/python/test_cuda.py -k "$small"
+    step "$tool" 60 compute-sanitizer --tool "$tool" --error-exitcode 9 "${pytest[@]}" tests/python/core/test_cuda.py -k "$small"
   done
 fi
 "$python" scripts/gpu_check_report.py "$out"

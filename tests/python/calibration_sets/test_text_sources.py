@@ -1,6 +1,6 @@
 """Every kind of source in several languages: asked against got, and what the record says.
 
-``pytest tests/python/test_text_sources.py -s`` shows the tables.
+``pytest tests/python/calibration_sets/test_text_sources.py -s`` shows the tables.
 """
 
 import json

@@ -12,7 +12,7 @@ from small_models import tiny_llama
 
 from mlcalib.results.rows import read_rows
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+EXAMPLES = Path(__file__).parents[3] / "examples"
 BIN = Path(sys.executable).parent
 
 

@@ -15,7 +15,7 @@ from transformers.models.whisper.tokenization_whisper import LANGUAGES as WHISPE
 from mlcalib.corpora import open_corpus
 from mlcalib.languages import language, languages
 
-SHARED = Path(__file__).parents[3] / "shared" / "data" / "eval"
+SHARED = Path(__file__).parents[4] / "shared" / "data" / "eval"
 NATURAL = [entry for entry in languages() if entry.kind == "natural"]
 
 FAMILIES = {

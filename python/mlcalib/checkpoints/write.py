@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mlcalib._core import GridSpec, QuantizedLinear
+from mlcalib.checkpoints.source_files import config_of, copy_files, save_json
 from mlcalib.common import compat
 from mlcalib.common.files import atomic_folder
 from mlcalib.common.layer_names import saved_name
@@ -143,7 +144,7 @@ def quantization_section(
     return checkpoint_format.quantization_config(named, order, ignore)
 
 
-def write_checkpoint(
+def write_checkpoint(  # noqa: PLR0913 - what a checkpoint is made of
     model: Any,
     tokenizer: Any,
     out: str | Path,
@@ -154,6 +155,8 @@ def write_checkpoint(
     config_file: str | None = None,
     card: str | None = None,
     max_shard_size: int | str = "5GB",
+    source: Path | None = None,
+    save_tokenizer: bool = True,
 ) -> None:
     """Write a Hugging Face folder; all of it or nothing.
 
@@ -167,6 +170,9 @@ def write_checkpoint(
         config_file: a file that repeats the section; None for none.
         card: the model card, README.md; None for none.
         max_shard_size: of a safetensors file, in bytes or as "5GB"; one larger tensor still fits.
+        source: the folder of the model that was quantized, whose files are copied and whose
+            config.json is extended; None where it was not in a folder.
+        save_tokenizer: whether the tokenizer is saved over the source's; without a source it is.
 
     Raises:
         FileExistsError: ``out`` exists and is not empty.
@@ -175,8 +181,14 @@ def write_checkpoint(
     described = json.dumps(metadata, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     with atomic_folder(out) as folder:
         write_checkpoint_files(folder, pieces, max_shard_size)
-        _save_config(model, section, folder)
-        _save_tokenizer(tokenizer, folder)
+        if source is None:
+            _save_config(model, section, folder)
+        else:
+            copy_files(source, folder)
+            tied = bool(model.config.tie_word_embeddings)
+            save_json(folder / "config.json", config_of(source, section, model.dtype, tied=tied))
+        if source is None or save_tokenizer:
+            _save_tokenizer(tokenizer, folder)
         if config_file is not None:
             text = json.dumps(section, indent=2) + "\n"
             (folder / config_file).write_text(text, encoding="utf-8")

@@ -99,7 +99,8 @@ def fill_buffers(model: "PreTrainedModel") -> None:
 def forget_quantizer(model: "PreTrainedModel") -> None:
     """Let a model whose weights were dequantized be saved as any other."""
     # Undocumented: the config keeps what the file was, and the model its reader.
-    del model.config.quantization_config
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
     model.hf_quantizer = None
 
 

@@ -12,9 +12,9 @@ from mlcalib.languages import LanguageSet
 from mlcalib.models.device import choose_device
 from mlcalib.quantization.block_pass import run_pass
 from mlcalib.quantization.job import BlockView, Observation
+from mlcalib.quantization.open_source import open_source
 from mlcalib.quantization.quantized_model import QuantizedModel
 from mlcalib.quantization.solve import losses_per_token, references
-from mlcalib.quantization.source import open_source
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -67,7 +67,7 @@ def layer_losses(  # noqa: PLR0913 - what a measurement is made of
         ValueError: there is no quantized model, one belongs to another float model, or there is too
             little text.
     """
-    source = open_source(model, dtype)
+    source = open_source(model, dtype).ready()
     _check(
         quantized, {name: each.weight for name, each in source.adapter.named_linears(source.model)}
     )

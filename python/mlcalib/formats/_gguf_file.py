@@ -40,7 +40,7 @@ def check_config(config: Any, architecture: str, tokenizer: Any) -> None:
     kind = _rope(config)["rope_type"]
     if kind not in ("default", "linear", "llama3"):
         raise NotImplementedError(f"rope_type {kind!r} is not written to GGUF yet")
-    check_tokenizer(tokenizer)
+    check_tokenizer(tokenizer, config.vocab_size)
 
 
 def write_gguf(

@@ -5,6 +5,7 @@ name (``tokenizer.ggml.pre``), which is told here from the tokenizer's own pre-t
 """
 
 import json
+import logging
 import re
 import tempfile
 from pathlib import Path
@@ -12,23 +13,57 @@ from typing import Any
 
 from mlcalib.common.optional import optional
 
+_log = logging.getLogger(__name__)
+
 # How text is split → llama.cpp's name (``llama_vocab::impl::load`` in src/llama-vocab.cpp).
 _SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _REGEXES = {_SPLIT % r"\p{N}{1,3}": "llama-bpe", _SPLIT % r"\p{N}": "qwen2"}
+_SPACES = ("Prepend", "Replace")  # of SentencePiece's spaces, which llama.cpp knows
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 
 
-def check_tokenizer(tokenizer: Any) -> None:
+def check_tokenizer(tokenizer: Any, vocab_size: int) -> None:
     """Refuse a tokenizer that llama.cpp would split text by otherwise.
+
+    Args:
+        tokenizer: of the model.
+        vocab_size: rows of the embedding.
 
     Raises:
         NotImplementedError: says what it has.
+        ValueError: a token beyond the embedding; names it.
     """
-    if _source_file(tokenizer) is None:
-        _kind(_description(tokenizer))
+    if _source_file(tokenizer) is not None:
+        return
+    description = _description(tokenizer)
+    _kind(description)
+    _check_normalizer(description["normalizer"])
+    last, token = max((number, token) for token, number in tokenizer.get_vocab().items())
+    if last >= vocab_size:
+        raise ValueError(
+            f"The tokenizer has the token {last} ({token!r}), but the model's embedding has "
+            f"{vocab_size} rows, and a GGUF file needs a row for each token. Save in another "
+            "format, or give the tokenizer that the model was trained with."
+        )
+
+
+def _check_normalizer(normalizer: dict[str, Any] | None) -> None:
+    """Refuse what changes most texts before they are split; warn of what changes some."""
+    for step in (normalizer or {}).get("normalizers", [normalizer] if normalizer else []):
+        if step["type"] == "NFC":
+            _log.warning(
+                "The tokenizer composes text (NFC) before it splits it, and llama.cpp does not: "
+                "text with combining marks, such as decomposed Yorùbá or Vietnamese, becomes other "
+                "tokens there. Normalize such text before it reaches llama.cpp."
+            )
+        elif step["type"] not in _SPACES:
+            raise NotImplementedError(
+                f"The tokenizer changes text ({step['type']}) before it splits it, which llama.cpp "
+                "does not: it would read other tokens. Save in another format."
+            )
 
 
 def add_tokenizer(writer: Any, tokenizer: Any, vocab_size: int) -> None:
@@ -42,8 +77,7 @@ def add_tokenizer(writer: Any, tokenizer: Any, vocab_size: int) -> None:
         vocab_size: rows of the embedding; those without a token are named [PAD…].
 
     Raises:
-        NotImplementedError: as ``check_tokenizer``.
-        ValueError: a token beyond the embedding.
+        NotImplementedError, ValueError: as ``check_tokenizer``.
     """
     if (file := _source_file(tokenizer)) is not None:
         _copy(writer, file)
@@ -52,8 +86,6 @@ def add_tokenizer(writer: Any, tokenizer: Any, vocab_size: int) -> None:
     description = _description(tokenizer)
     model, pre = _kind(description)
     names = {number: token for token, number in tokenizer.get_vocab().items()}
-    if max(names) >= vocab_size:
-        raise ValueError(f"token {max(names)} has no embedding: there are {vocab_size}")
     tokens = [names.get(number, f"[PAD{number}]") for number in range(vocab_size)]
     added = {token["id"]: token["special"] for token in description["added_tokens"]}
     writer.add_tokenizer_model(model)

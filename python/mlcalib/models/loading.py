@@ -85,17 +85,22 @@ def architecture(source: str) -> str:
     return name
 
 
-def skeleton(source: str, dtype: torch.dtype | None = None) -> "PreTrainedModel":
+def skeleton(
+    source: str, dtype: torch.dtype | None = None, *, untied: bool = False
+) -> "PreTrainedModel":
     """Return the model's modules without weights (on the meta device), from its config alone.
 
     Args:
         source: see ``load_model``.
         dtype: of the weights; None for the config's.
+        untied: with output embeddings of its own, whatever the config says.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     folder, options = _where(source)
     config = AutoConfig.from_pretrained(folder, **options)
+    if untied:
+        config.tie_word_embeddings = False
     with torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
     return model

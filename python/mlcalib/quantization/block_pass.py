@@ -17,6 +17,7 @@ from mlcalib.quantization.job import BlockView, Job, Text
 from mlcalib.quantization.propagation import BlockStatistics, Flow, Prefix
 from mlcalib.quantization.solve import References, check_block, check_shared, references
 from mlcalib.quantization.source import Source, copied
+from mlcalib.quantization.text_check import check_text
 from mlcalib.statistics import compares
 
 Propagate = Literal["quantized", "float"]
@@ -100,6 +101,7 @@ def run_pass(  # noqa: PLR0913 - what a pass is made of
         measure.start(first)
     flow = None
     if text is not None:
+        check_text(source.model, text)
         hidden = hidden or HiddenStates()
         if hidden.position > first:
             hidden.restart()

@@ -9,6 +9,7 @@ from mlcalib.calibration_sets import CalibrationSet
 from mlcalib.checkpoints import quantization_section, write_checkpoint, write_file_checkpoint
 from mlcalib.checkpoints.card import model_card
 from mlcalib.checkpoints.record import checkpoint_record
+from mlcalib.checkpoints.source_files import with_source_card
 from mlcalib.common.layer_names import saved_name
 from mlcalib.common.safetensors_write import Piece
 from mlcalib.quantization.sink import Content, Sink
@@ -57,17 +58,20 @@ def finish(
     tokenizer: "PreTrainedTokenizerBase",
     out: str | Path,
     record: Mapping[str, Any],
+    *,
+    save_tokenizer: bool = False,
 ) -> None:
     """Write the checkpoint whose blocks are finished; all of it or nothing.
 
     Args:
-        source: gives the config and all tensors outside of blocks.
+        source: gives the config, the files and all tensors outside of blocks.
         sink: gives the blocks.
         specs: linear (its name in the model) → its grid.
         order: the order in which the solver visited channels.
-        tokenizer: is saved with the model.
+        tokenizer: of the model; the source's files of it are copied.
         out: the folder, as for ``check_output``.
         record: content of ``mlcalib.json``.
+        save_tokenizer: save the tokenizer over the source's.
 
     Raises:
         FileExistsError: ``out`` exists and is not empty.
@@ -76,6 +80,8 @@ def finish(
     """
     form, model = sink.checkpoint_format, source.model
     card = model_card(record)
+    if source.folder is not None:
+        card = with_source_card(card, source.folder)
     if form.file is not None:
         contents = _contents(source, sink)
         write_file_checkpoint(model, tokenizer, out, form, contents, record, card=card)
@@ -89,6 +95,8 @@ def finish(
         record,
         config_file=form.config_file,
         card=card,
+        source=source.folder,
+        save_tokenizer=save_tokenizer,
     )
 
 
@@ -101,7 +109,7 @@ def _pieces(source: Source, sink: Sink) -> dict[str, Piece]:
             found |= sink.pieces(name)
         else:
             found[saved_name(name, source.adapter.saved_names)] = outside[name]
-    return found
+    return found | source.extra_pieces()
 
 
 def _contents(source: Source, sink: Sink) -> Iterator[Content]:

@@ -21,8 +21,8 @@ from mlcalib.models import Adapter, gguf_architectures
 from mlcalib.models.device import choose_device
 from mlcalib.quantization.block_pass import run_pass
 from mlcalib.quantization.job import BlockView, Observation
+from mlcalib.quantization.open_source import open_source
 from mlcalib.quantization.solve import longest
-from mlcalib.quantization.source import open_source
 from mlcalib.statistics import StatisticSet, mix
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def imatrix(
         ImportError: the package gguf is missing.
     """
     optional("gguf", "gguf", "an importance matrix")
-    source = open_source(model, dtype)
+    source = open_source(model, dtype).ready()
     names = _tensor_names(type(source.model).__name__, source.adapter, source.model)
     moments = _Moments(names)
     run_pass(

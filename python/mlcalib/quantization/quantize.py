@@ -12,12 +12,13 @@ from mlcalib.models.loading import load_tokenizer
 from mlcalib.quantization.block_pass import Propagate, run_pass
 from mlcalib.quantization.finish import merged
 from mlcalib.quantization.job import QuantizationJob
+from mlcalib.quantization.open_source import open_source
 from mlcalib.quantization.propagation import mixture_of
 from mlcalib.quantization.quantized_model import QuantizedModel
 from mlcalib.quantization.recipe import check_method, make_recipe
 from mlcalib.quantization.sink import MemorySink
 from mlcalib.quantization.solve import check_block
-from mlcalib.quantization.source import Source, UnloadedSource, live_source
+from mlcalib.quantization.text_check import check_text
 from mlcalib.quantization.variant import Variant
 
 if TYPE_CHECKING:
@@ -74,13 +75,12 @@ def quantize(  # noqa: PLR0913 - what a quantization is made of
     place = choose_device(device)
     stopwatch = Stopwatch()
     with stopwatch.timed("load"):
-        if isinstance(model, str | Path):
-            opened: Source = UnloadedSource(str(model), dtype)
-            tokenizer = tokenizer or load_tokenizer(opened.name)
-        elif tokenizer is None:
+        if tokenizer is None and not isinstance(model, str | Path):
             raise ValueError("A model was given without its tokenizer; pass tokenizer=.")
-        else:
-            opened = live_source(model)
+        opened = open_source(model, dtype)
+        given, tokenizer = tokenizer is not None, tokenizer or load_tokenizer(opened.name)
+    if calibration is not None:
+        check_text(opened.model, calibration, tokenizer)
     recipe = make_recipe(
         opened.model,
         opened.adapter,
@@ -125,4 +125,7 @@ def quantize(  # noqa: PLR0913 - what a quantization is made of
             for name, layer in layers.items()
         },
         scales,
+        source.folder,
+        source.extra,
+        tokenizer_given=given,
     )

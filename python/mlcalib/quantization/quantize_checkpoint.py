@@ -17,10 +17,11 @@ from mlcalib.quantization.finish import finish, finish_record
 from mlcalib.quantization.hidden_states import HiddenStatesOnDisk
 from mlcalib.quantization.job import QuantizationJob
 from mlcalib.quantization.manifest import claim, machine, recipe_inputs
+from mlcalib.quantization.open_source import open_source
 from mlcalib.quantization.propagation import mixture_of
 from mlcalib.quantization.recipe import check_method, make_recipe
 from mlcalib.quantization.sink import FileSink
-from mlcalib.quantization.source import open_source
+from mlcalib.quantization.text_check import check_text
 from mlcalib.quantization.variant import Variant
 
 
@@ -81,8 +82,10 @@ def quantize_checkpoint(  # noqa: PLR0913 - what a quantization is made of
         check_output(out)
     stopwatch = Stopwatch()
     with stopwatch.timed("load"):
-        source = open_source(str(model), dtype)
+        source = open_source(model, dtype)
         tokenizer = load_tokenizer(str(model))
+    if calibration is not None:
+        check_text(source.model, calibration, tokenizer)
     recipe = make_recipe(
         source.model,
         source.adapter,
@@ -96,6 +99,8 @@ def quantize_checkpoint(  # noqa: PLR0913 - what a quantization is made of
         overrides=overrides,
         options=options,
     )
+    with stopwatch.timed("load"):
+        source = source.ready()
     with locked(folder):
         inputs = machine(place) | {"model": source.fingerprint} | recipe_inputs(recipe, calibration)
         if claim(folder, f"The quantization to {out}", inputs):

@@ -34,6 +34,10 @@ class QuantizedModel:
         expert_tokens: expert → language → calibration tokens that were routed to it.
         ranges: name → language → extremes of its input on that language's calibration text.
         scales: source of a scale group (a norm or a linear) → how its scales were found.
+        folder: what the model was read from, whose config and other files the checkpoint takes
+            over; None where it was given in memory or as a GGUF file.
+        extra: tensors in the folder that the model has no place for; saved as they are.
+        tokenizer_given: whether the tokenizer is saved in place of the folder's.
     """
 
     model: "PreTrainedModel"
@@ -46,6 +50,9 @@ class QuantizedModel:
     expert_tokens: dict[str, dict[str, int]] = field(default_factory=dict)
     ranges: dict[str, dict[str, tuple[float, float]]] = field(default_factory=dict)
     scales: dict[str, dict[str, float]] = field(default_factory=dict)
+    folder: Path | None = None
+    extra: list[str] = field(default_factory=list)
+    tokenizer_given: bool = False
 
     def save(self, out: str | Path, format: str = "compressed-tensors") -> None:  # noqa: A002
         """Write a Hugging Face folder with a model card; all of it or nothing.
@@ -63,8 +70,18 @@ class QuantizedModel:
         model, adapter = self.model, find_adapter(type(self.model).__name__)
         sink = MemorySink(model, adapter, formats.get(format)(), self.linears)
         specs = self._specs(sink.checkpoint_format)
-        source = Source(self.recipe["model"], model, adapter, model.dtype)
-        finish(source, sink, specs, self.recipe["order"], self.tokenizer, out, record)
+        name, order = self.recipe["model"], self.recipe["order"]
+        source = Source(name, model, adapter, model.dtype, self.folder, self.extra)
+        finish(
+            source,
+            sink,
+            specs,
+            order,
+            self.tokenizer,
+            out,
+            record,
+            save_tokenizer=self.tokenizer_given,
+        )
         self.seconds["write"] = self.seconds.get("write", 0.0) + time.perf_counter() - start
 
     def _specs(self, checkpoint_format: Format) -> dict[str, GridSpec]:

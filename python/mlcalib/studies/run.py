@@ -22,10 +22,11 @@ from mlcalib.quantization.finish import finish, finish_record, merged
 from mlcalib.quantization.hidden_states import HiddenStates, HiddenStatesOnDisk
 from mlcalib.quantization.job import QuantizationJob
 from mlcalib.quantization.manifest import claim, machine, recipe_inputs
+from mlcalib.quantization.open_source import open_source
 from mlcalib.quantization.propagation import Mixture, mixture_of
 from mlcalib.quantization.recipe import Recipe, make_recipe
 from mlcalib.quantization.sink import FileSink
-from mlcalib.quantization.source import Source, open_source
+from mlcalib.quantization.source import Source
 from mlcalib.quantization.variant import Variant
 from mlcalib.studies.grid import VariantSpec, variants_of
 from mlcalib.studies.layer_measures import LayerMeasures
@@ -93,7 +94,7 @@ def open_model(spec: StudySpec, name: str, out: Path) -> ModelStudy:
     Raises:
         FileNotFoundError, ValueError, NotImplementedError: see ``mlcalib.study``.
     """
-    source = open_source(model_path(name), spec.dtype)
+    source = open_source(model_path(name), spec.dtype).ready()
     tokenizer = load_tokenizer(model_path(name))
     recipes = {
         variant.name: make_recipe(

@@ -57,9 +57,26 @@ def test_the_front_matter_is_what_the_hub_reads(checkpoint):
     }
 
 
+def test_the_licence_of_the_source_is_kept(folder, tmp_path):
+    card = "---\nlicense: apache-2.0\nlanguage: [en, yo]\nwidget: [a]\n---\nOf the base model.\n"
+    (folder / "README.md").write_text(card)
+    try:
+        quantized = mlcalib.quantize(folder, method="rtn", group_size=32, progress=False)
+        quantized.save(tmp_path / "out")
+    finally:
+        (folder / "README.md").write_text("The base model's own card.")
+    found = ModelCard.load(tmp_path / "out" / "README.md")
+    assert found.data.license == "apache-2.0"
+    assert found.data.to_dict()["widget"] == ["a"]
+    assert "mlcalib" in found.data.tags
+    assert found.text.count("Of the base model.") == 1
+
+
 def test_the_card_says_what_was_done(checkpoint, folder):
     text = (checkpoint / "README.md").read_text()
-    assert "own card" not in text
+    own, below = text.split("## The card of the model that was quantized")
+    assert below.strip() == "The base model's own card."
+    assert "own card" not in own
     for part in (
         "# tiny: gptq, 4 bits, calibrated on en0.5+sw0.333333+code0.166667",
         f"- Base model: `{folder}`, quantized in float32",

@@ -227,7 +227,7 @@ def test_killed_processes_leave_the_same_bytes(saved, tmp_path):
 
 def test_buffers_are_those_of_transformers(saved):
     from mlcalib.models.loading import load_model
-    from mlcalib.quantization.source import open_source
+    from mlcalib.quantization.open_source import open_source
 
     for family in ARCHITECTURES:
         folder = saved(tiny_model(family, dtype=torch.bfloat16, vocabulary=384), family)

@@ -14,8 +14,9 @@ from mlcalib.checkpoints import load_quantized
 from mlcalib.common.layer_names import fused_groups, patterns
 from mlcalib.models import find_adapter
 from mlcalib.quantization import propagation as flow
-from mlcalib.quantization import source
+from mlcalib.quantization.open_source import open_source
 from mlcalib.quantization.overrides import resolve
+from mlcalib.quantization.stored_weights import StoredWeights
 from mlcalib.quantizers import quantizers
 from mlcalib.statistics import StatisticSet
 
@@ -296,7 +297,7 @@ def folder(model, tokenizer, tmp_path):
 
 
 def test_torn_fused_layers_are_refused_before_weights_are_read(quantize, folder, monkeypatch):
-    monkeypatch.setattr(source, "load_model", None)
+    monkeypatch.setattr(StoredWeights, "read", None)
     with pytest.raises(ValueError, match=r"'q_proj' takes model\.layers\.0\.self_attn\.q"):
         quantize(folder, skip=["q_proj"])
 
@@ -395,5 +396,5 @@ def test_vllm_finds_the_grid_of_each_layer(quantize, tmp_path, options):
 
 def test_the_names_in_a_folder_are_those_of_the_loaded_model(folder, model):
     names = [name for name, _ in find_adapter("LlamaForCausalLM").named_linears(model)]
-    for opened in (source.UnloadedSource(str(folder), "auto"), source.live_source(model)):
+    for opened in (open_source(folder, "auto"), open_source(model, "auto")):
         assert [name for name, _ in opened.adapter.named_linears(opened.model)] == names

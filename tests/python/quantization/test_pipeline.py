@@ -190,7 +190,7 @@ def test_tied_weights_are_refused(quantize, model):
         ({"method": "gtpq"}, "Unknown quantizer 'gtpq'. Did you mean 'gptq'"),
         ({"format": "ggml"}, "Unknown format 'ggml'"),
         ({"propagate": "both"}, "propagate is 'both'"),
-        ({"damping": 0.1}, "damping\n.*not permitted"),
+        ({"damping": 0.1}, "Unknown option 'damping'"),
         ({"damp": -1.0}, "damp is -1, expected a positive fraction"),
         ({"order": "activation", "static_grid": False}, "static_grid=False"),
     ],

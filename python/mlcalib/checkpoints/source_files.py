@@ -1,0 +1,88 @@
+"""What a checkpoint takes over from the folder of the model that was quantized.
+
+The files of that folder are copied byte for byte. Its config.json keeps its own keys and words, so
+that a reader that understood the source understands the checkpoint; only what quantization changes
+is changed. Nothing is loaded and saved again, which would leave keys out or spell them otherwise.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import ModelCard, ModelCardData
+
+from mlcalib.common.safetensors_read import read_json
+from mlcalib.formats import formats
+
+_WEIGHTS = (
+    ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".gguf", ".onnx", ".h5", ".msgpack",
+    ".index.json",
+)  # fmt: skip
+_OWN = {"config.json", "README.md", "mlcalib.json", ".gitattributes"}
+SECTIONS = ("quantization_config", "compression_config")
+"""Keys of config.json under which a quantized model says how."""
+
+
+def copy_files(source: Path, folder: Path) -> None:
+    """Copy the source's files: tokenizer, templates, generation config, licence, code and others.
+
+    Not copied are weights, what a checkpoint has of its own (config.json, mlcalib.json, the model
+    card), files that repeat a quantization section, folders and links to nothing.
+    """
+    left = _OWN | {name for form in formats.names() for name in formats.get(form).config_files}
+    for path in sorted(source.iterdir()):
+        if path.is_file() and path.name not in left and not path.name.endswith(_WEIGHTS):
+            shutil.copyfile(path, folder / path.name)
+
+
+def config_of(
+    source: Path, section: dict[str, Any] | None, dtype: torch.dtype, *, tied: bool
+) -> dict[str, Any]:
+    """Return config.json of a checkpoint: the source's, with what quantization changes.
+
+    Args:
+        source: the folder of the model that was quantized.
+        section: the new ``quantization_config``; None for none.
+        dtype: of the weights that are not quantized.
+        tied: whether the output embeddings are the input embeddings.
+
+    Raises:
+        ValueError: config.json cannot be read.
+    """
+    config = read_json(source / "config.json")
+    for key in SECTIONS:
+        config.pop(key, None)
+    if section is not None:
+        config["quantization_config"] = section
+    name = str(dtype).removeprefix("torch.")
+    keys = [key for key in ("dtype", "torch_dtype") if key in config] or ["dtype"]
+    config |= dict.fromkeys(keys, name)
+    if "tie_word_embeddings" in config or not tied:
+        config["tie_word_embeddings"] = tied
+    return config
+
+
+def with_source_card(card: str, source: Path) -> str:
+    """Return a model card with the source's own below it; its licence and metadata are kept."""
+    path = source / "README.md"
+    if not path.is_file():
+        return card
+    text = path.read_text(encoding="utf-8", errors="replace")
+    ours = ModelCard(card, ignore_metadata_errors=True)
+    theirs = ModelCard(text, ignore_metadata_errors=True)
+    both = {
+        key: value
+        for each in (theirs, ours)
+        for key, value in vars(each.data).items()
+        if value is not None
+    }
+    metadata = ModelCardData(ignore_metadata_errors=True, **both).to_yaml()
+    below = f"## The card of the model that was quantized\n\n{theirs.text.strip()}"
+    return f"---\n{metadata}\n---\n\n{ours.text.strip()}\n\n{below}\n"
+
+
+def save_json(path: Path, content: Any) -> None:
+    """Write JSON as transformers does, but with letters of all scripts as they are."""
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,104 @@
+"""From what a user names, a model as a pass takes it."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from mlcalib.models import find_adapter
+from mlcalib.models.experts import unfuse
+from mlcalib.models.loading import (
+    architecture,
+    check_dtype,
+    check_source,
+    load_model,
+    shared_copy,
+    skeleton,
+)
+from mlcalib.quantization.source import Source
+from mlcalib.quantization.streamed_source import StreamedSource
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def open_source(model: "str | Path | PreTrainedModel", dtype: str) -> Source:
+    """Open a model, to be streamed where its files allow that.
+
+    Args:
+        model: a folder with safetensors, a hub name (whose files are fetched), a GGUF file, or a
+            transformers model, which is not changed.
+        dtype: ``auto`` (as stored; float32 for GGUF), ``float32``, ``bfloat16`` or ``float16``; of
+            a model that is read here.
+
+    Returns:
+        The model, without weights in memory unless they were there; ``ready`` comes before a pass.
+
+    Raises:
+        FileNotFoundError, ValueError, NotImplementedError: see ``StreamedSource`` and
+            ``GgufSource``.
+    """
+    if not isinstance(model, str | Path):
+        return live_source(model)
+    name = str(model)
+    check_source(name)
+    if name.endswith(".gguf"):
+        return GgufSource(name, dtype)
+    return StreamedSource(name, local_folder(name), dtype)
+
+
+def live_source(model: "PreTrainedModel") -> Source:
+    """Open a transformers model; its parameters are shared, and it is not changed."""
+    adapter = find_adapter(type(model).__name__)
+    own = shared_copy(model).eval()
+    unfuse(own, adapter)
+    name = model.config.name_or_path or type(model).__name__
+    return Source(name, own, adapter, own.dtype)
+
+
+class GgufSource(Source):
+    """A GGUF file, whose weights are loaded when all that is asked for has been checked."""
+
+    def __init__(self, name: str, dtype: str) -> None:
+        """Make the modules without weights, from the config alone.
+
+        Args:
+            name: of the file.
+            dtype: ``auto`` (float32), ``float32``, ``bfloat16`` or ``float16``.
+
+        Raises:
+            FileNotFoundError, ValueError, NotImplementedError: see ``load_model``; an architecture
+                without an adapter.
+        """
+        check_source(name)
+        check_dtype(dtype)
+        self._asked = dtype
+        adapter = find_adapter(architecture(name))
+        stored = torch.float32 if dtype == "auto" else getattr(torch, dtype)
+        model = skeleton(name, stored)
+        unfuse(model, adapter)
+        super().__init__(name, model, adapter, stored)
+
+    def ready(self) -> Source:
+        """See ``Source.ready``: a GGUF file is loaded whole."""
+        return self.loaded()
+
+    def loaded(self) -> Source:
+        """See ``Source.loaded``."""
+        model = load_model(self.name, self._asked)
+        unfuse(model, self.adapter)
+        return Source(self.name, model, self.adapter, model.dtype)
+
+
+def local_folder(name: str) -> Path:
+    """Return a model's folder on this machine; a hub name's files are fetched.
+
+    Raises:
+        OSError: the hub has no such model, or cannot be reached.
+    """
+    if (path := Path(name)).is_dir():
+        return path
+    from huggingface_hub import snapshot_download
+
+    wanted = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
+    return Path(snapshot_download(name, allow_patterns=wanted))

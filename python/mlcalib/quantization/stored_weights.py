@@ -1,0 +1,200 @@
+"""The tensors of a model's folder as the model needs them: codes are dequantized when read."""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from mlcalib.checkpoints.read import Checkpoint
+from mlcalib.checkpoints.source_files import SECTIONS
+from mlcalib.common.safetensors_read import TensorEntry, read_header, read_json, validate_folder
+from mlcalib.common.safetensors_write import Piece, file_pieces
+from mlcalib.formats import formats
+
+_FLOATS = ("F64", "F32", "BF16", "F16")
+_CODES = ("F8_E4M3", "F8_E5M2", "I8")
+_SCALES = ("weight_scale_inv", "weight_scale")
+_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
+
+
+class StoredWeights:
+    """The tensors in a folder's safetensors files, by their names there.
+
+    Weights that are codes are read as what they stand for: FP8 and int8 with a scale for each
+    tensor, row or block of it, and all formats that mlcalib reads. ``names`` has them under the
+    names of the weights.
+
+    Attributes:
+        folder: the model's.
+        names: what can be read.
+        section: the quantization section; None of a model that is not quantized.
+    """
+
+    def __init__(self, folder: Path, dtype: torch.dtype) -> None:
+        """Look at the files; no tensor is read.
+
+        Args:
+            folder: with safetensors.
+            dtype: of the model, in which formats keep scales.
+
+        Raises:
+            ValueError: a damaged checkpoint, or codes of which it is not known what they stand for.
+            NotImplementedError: codes of a kind that mlcalib does not read; names it.
+        """
+        self.folder = folder
+        self._files = validate_folder(folder)
+        self._entries: dict[str, TensorEntry] = {}
+        for file in dict.fromkeys(self._files.values()):
+            self._entries |= read_header(file)
+        self.section, self._from = _section(folder)
+        self._packed: Checkpoint | None = None
+        self._scaled: dict[str, str] = {}  # weight → its scale
+        self._owned: dict[str, set[str]] = {}  # weight that is codes → its tensors
+        if self.section is not None:
+            self._understand(self.section, dtype)
+        codes = {name for tensors in self._owned.values() for name in tensors}
+        self.names = [*(name for name in self._files if name not in codes), *self._owned]
+
+    @property
+    def files(self) -> set[Path]:
+        """The files that hold tensors."""
+        return set(self._files.values())
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """Return a tensor's shape; None where its codes do not tell."""
+        if self._packed is not None and name in self._owned:
+            shapes = {key: entry.shape for key, entry in self._entries.items()}
+            found = self._packed.format.stored_shape(name.removesuffix(".weight"), shapes)
+            return found if found is not None and -1 not in found else None
+        return self._entries[name].shape
+
+    def check_dtypes(self, names: Iterable[str]) -> None:
+        """Refuse codes without a section that says what they stand for.
+
+        Raises:
+            ValueError: a tensor is neither floating point nor understood; names it.
+        """
+        for name in names:
+            if name not in self._owned and (kind := self._entries[name].dtype) not in _FLOATS:
+                raise ValueError(
+                    f"{self.folder}: {name} is {kind}, and nothing says which numbers that stands "
+                    f"for: config.json has no quantization_config, nor is there {_FILES[0]}. Give "
+                    "the model in floating point, or restore the missing section."
+                )
+
+    def read(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+        """Yield tensors, file by file; codes dequantized (float32)."""
+        by_file: dict[Path, list[str]] = {}
+        for name in names:
+            if self._packed is not None and name in self._owned:
+                yield name, self._packed.linear(name.removesuffix(".weight")).dequantize()
+            else:
+                by_file.setdefault(self._files[name], []).append(name)
+        for file, inside in by_file.items():
+            with safe_open(file, framework="pt") as opened:  # a view of the file: to be copied
+                for name in inside:
+                    yield name, self._scaled_up(name, opened.get_tensor(name))
+
+    def pieces(self, names: Iterable[str]) -> dict[str, Piece]:
+        """Return tensors as they are in the files, to be written elsewhere."""
+        found: dict[str, Piece] = {}
+        for name in names:
+            found[name] = file_pieces(self._files[name])[name]
+        return found
+
+    def _understand(self, section: Mapping[str, Any], dtype: torch.dtype) -> None:
+        """Find out which tensors are codes, and of what."""
+        method = str(section.get("quant_method") or "gptq")  # files of its own say none
+        entries = self._entries
+        form = None
+        if method != "fp8" and section.get("format") not in ("float-quantized", "naive-quantized"):
+            if method not in _readable():
+                raise NotImplementedError(
+                    f"{self.folder} is quantized with '{method}' ({self._from}), whose weights "
+                    f"mlcalib does not read; it reads fp8 and {', '.join(_readable())}. Give the "
+                    "model in floating point."
+                )
+            form = formats.get(method).of_config(section)
+        if form is not None:
+            linears: dict[str, list[str]] = {}
+            for tensor in entries:
+                linears.setdefault(tensor.rpartition(".")[0], []).append(tensor)
+            linears = {n: own for n, own in linears.items() if f"{n}.{form.codes}" in own}
+            specs = form.read_specs(dict(section), linears, dtype)
+            config = {"quantization_config": dict(section)}
+            self._packed = Checkpoint(self._files, config, form, linears, specs, dtype)
+            self._owned = {
+                f"{n}.weight": {each for each in own if not each.endswith(".bias")}
+                for n, own in linears.items()
+            }
+            return
+        for name in (each for each, entry in entries.items() if entry.dtype in _CODES):
+            prefix = name.removesuffix("weight")
+            scale = next((f"{prefix}{each}" for each in _SCALES if prefix + each in entries), None)
+            if scale is None or f"{prefix}weight_zero_point" in entries:
+                raise ValueError(
+                    f"{self.folder}: {name} is {entries[name].dtype} without a scale that says "
+                    f"what it stands for (expected {' or '.join(prefix + each for each in _SCALES)}"
+                    ", and no zero point). Give the model in floating point."
+                )
+            self._scaled[name] = scale
+            beside = {f"{prefix}input_scale", f"{prefix}weight_shape"} & entries.keys()
+            self._owned[name] = {name, scale} | beside
+
+    def _scaled_up(self, name: str, tensor: Tensor) -> Tensor:
+        """Return what codes stand for; other tensors as they are."""
+        if name not in self._scaled:
+            return tensor
+        scale = self._scaled[name]
+        with safe_open(self._files[scale], framework="pt") as opened:
+            factors = opened.get_tensor(scale).float()
+        return tensor.float() * _spread(factors, tensor, f"{self.folder}: {scale}", self._block())
+
+    def _block(self) -> tuple[int, int] | None:
+        """Return the rows and columns that share a scale, where the section says."""
+        section = self.section or {}
+        size = section.get("weight_block_size")
+        for group in section.get("config_groups", {}).values():
+            size = size or group.get("weights", {}).get("block_structure")
+        return (int(size[0]), int(size[1])) if size else None
+
+
+def _readable() -> list[str]:
+    """Return the formats of folders that keep codes."""
+    kinds = {name: formats.get(name) for name in formats.names()}
+    return [name for name, kind in kinds.items() if kind.codes is not None and kind.file is None]
+
+
+def _section(folder: Path) -> tuple[dict[str, Any] | None, str]:
+    """Return what says how a model is quantized, and the file it stands in."""
+    config = read_json(folder / "config.json")
+    for key in SECTIONS:
+        if isinstance(section := config.get(key), dict):
+            return section, "config.json"
+    for name in _FILES:
+        if (folder / name).is_file():
+            return read_json(folder / name), name
+    return None, ""
+
+
+def _spread(scale: Tensor, weight: Tensor, what: str, block: tuple[int, int] | None) -> Tensor:
+    """Return scales of a tensor, of its rows or of its blocks, for each of its elements."""
+    if scale.numel() == 1:
+        return scale.reshape(1)
+    if weight.dim() == 2:
+        rows, columns = weight.shape
+        if scale.numel() == rows and scale.shape[0] == rows:
+            return scale.reshape(rows, 1)
+        if block and tuple(scale.shape) == tuple(
+            math.ceil(size / step) for size, step in zip(weight.shape, block, strict=True)
+        ):
+            wide = scale.repeat_interleave(block[0], 0)[:rows]
+            return wide.repeat_interleave(block[1], 1)[:, :columns]
+    raise ValueError(
+        f"{what} is {list(scale.shape)} for a weight {list(weight.shape)}; expected one scale, one "
+        f"for each row, or one for each block{f' of {list(block)}' if block else ''}."
+    )

@@ -1,0 +1,44 @@
+"""Whether a model can read a text, found out before it does."""
+
+from typing import TYPE_CHECKING
+
+from mlcalib.calibration_sets import CalibrationSet
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def check_text(
+    model: "PreTrainedModel",
+    text: CalibrationSet,
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
+) -> None:
+    """Refuse token ids that have no embedding, and sequences longer than the model's context.
+
+    Args:
+        model: its config and the shape of its embedding are read; it needs no weights.
+        text: the token ids.
+        tokenizer: names the token in the message.
+
+    Raises:
+        ValueError: says which id, or how long a sequence may be.
+    """
+    longest = getattr(model.config, "max_position_embeddings", None)
+    if isinstance(longest, int) and 0 < longest < text.seq_len:
+        raise ValueError(
+            f"Sequences have {text.seq_len} tokens, but the model has {longest} positions "
+            f"(max_position_embeddings); give a seq_len of {longest} or less."
+        )
+    rows = model.get_input_embeddings().weight.shape[0]
+    for language, ids in text.ids.items():
+        highest = int(ids.max())
+        if highest >= rows:
+            token = ""
+            if tokenizer is not None:
+                token = f" ({tokenizer.convert_ids_to_tokens(highest)!r})"
+            raise ValueError(
+                f"The text in '{language}' has the token {highest}{token}, but the model's "
+                f"embedding has {rows} rows. The tokenizer belongs to another model, or has "
+                "tokens that the model was never given: leave that token out of the text (another "
+                "separator, another chat template), or give the model's own tokenizer."
+            )

@@ -40,17 +40,26 @@ def quantize(  # noqa: PLR0913 - what a quantization is made of
     overrides: Mapping[str, Mapping[str, Any]] | None = None,
     **options: Any,
 ) -> QuantizedModel:
-    r"""Quantize the linears of a model's blocks.
+    r"""Quantize a model in memory: the weights of all linears in its blocks become codes.
+
+    The calibration text runs through the model block by block, and each linear is quantized so that
+    its outputs on that text change as little as possible. Embeddings, norms and the output head
+    stay in floating point. ``quantize_checkpoint`` does the same without holding the model in
+    memory.
 
     Args:
-        model: a folder, a hub name, a GGUF file, or a transformers model, which is not changed.
-        calibration: see ``mlcalib.calibration_sets``; None for methods that need none.
-        method: name of a quantizer: ``rtn``, ``gptq``, ``awq``.
-        propagate: ``quantized`` calibrates each block on the already quantized model (two forwards
-            of each block), ``float`` on the float model (one forward).
-        format: the checkpoint format to be saved: what it cannot hold is refused now.
-        tokenizer: needed with a transformers model, to be saved with it.
-        dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``; of a model that is loaded here.
+        model: a folder with safetensors, a name on the hub, a GGUF file, or a transformers model,
+            which is not changed.
+        calibration: the text, made by ``mlcalib.calibration``; None for a method that needs none.
+        method: the name of a quantizer: ``gptq``, ``awq``, ``smoothquant``, ``rtn`` (rounding to
+            nearest) or a plug-in.
+        propagate: ``quantized`` calibrates each block on the already quantized model, which runs
+            the text through each block twice; ``float`` calibrates it on the float model.
+        format: the checkpoint format to save. Grids that it cannot hold are refused now.
+        tokenizer: of a transformers model, saved with it. With a folder or a hub name it replaces
+            the model's own.
+        dtype: of the weights while they are quantized, and of those that are not: ``auto`` (as they
+            are stored), ``float32``, ``bfloat16`` or ``float16``; of a model that is loaded here.
         device: where blocks run and linears are solved, one block at a time: ``cpu``, ``cuda``,
             ``cuda:N``, or ``auto`` (a GPU, where there is one and mlcalib was built for it). The
             quantized model is where the model was.
@@ -61,13 +70,19 @@ def quantize(  # noqa: PLR0913 - what a quantization is made of
             e.g. ``{"down_proj": {"bits": 8}}``. What ``skip`` matches is skipped; otherwise the
             first pattern that matches counts. Several grids in one ``compressed-tensors``
             checkpoint must all be symmetric.
-        options: of the quantizer: ``bits``, ``group_size``, ``symmetric``, ``range``, …
+        options: of the quantizer: ``bits`` (of a weight), ``group_size`` (input channels that share
+            a scale), ``symmetric``, ``range``, …
+
+    Returns:
+        The quantized model, with the loss of each linear in each calibration language.
 
     Raises:
         ValueError: an unknown method, format or option; a format that cannot hold the grids; a
             pattern that takes no linear, or only some of those that vLLM and SGLang fuse (q, k and
-            v; gate and up; experts); NaN or Inf in a layer; a damaged checkpoint.
-        NotImplementedError: an architecture without an adapter.
+            v; gate and up; experts); NaN or Inf in a layer; a damaged checkpoint; text that the
+            model cannot read.
+        NotImplementedError: an architecture without an adapter, or weights in a format that is not
+            read.
         torch.linalg.LinAlgError: a Gram that is not positive definite.
     """
     check_method(method, propagate, calibrated=calibration is not None, options=options)

@@ -9,7 +9,8 @@ from torch import nn
 from mlcalib.checkpoints.record import layer_record
 from mlcalib.common.stopwatch import Stopwatch
 from mlcalib.models import Adapter
-from mlcalib.quantization.propagation import BlockStatistics, Flow, Probe
+from mlcalib.quantization.probe import Probe
+from mlcalib.quantization.propagation import BlockStatistics, Flow
 from mlcalib.quantization.sink import Sink
 from mlcalib.quantization.solve import References, expert_tokens, input_ranges
 from mlcalib.quantization.source import copied

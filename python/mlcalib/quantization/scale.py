@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mlcalib.common.errors import named
 from mlcalib.models import Adapter
 from mlcalib.models.folding import fold, source_channels
-from mlcalib.quantization.propagation import Probe
+from mlcalib.quantization.probe import Probe
 from mlcalib.quantizers import Quantizer
 from mlcalib.quantizers.base import ScaledInput
 from mlcalib.statistics import StatisticSet

@@ -8,7 +8,8 @@ from torch import nn
 
 from mlcalib.common.stopwatch import Stopwatch
 from mlcalib.models import Adapter
-from mlcalib.quantization.propagation import BlockStatistics, Flow, Mixture, Probe
+from mlcalib.quantization.probe import Probe
+from mlcalib.quantization.propagation import BlockStatistics, Flow, Mixture
 from mlcalib.quantization.scale import ScaledBlock, scale_block
 from mlcalib.quantization.solve import Key, References, SolvedBlock, mix_block, solve_block
 from mlcalib.quantizers import Quantizer

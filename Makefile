@@ -15,7 +15,7 @@ CPP := $(shell find cpp tests/cpp benchmarks/cpp examples/cpp -name '*.[ch]pp' -
 # Objects of one clone serve the next, and the sdist that test-wheel builds.
 export CCACHE_BASEDIR := $(CURDIR)
 
-.PHONY: help demo test test-cpp test-python test-isa test-asan test-oldest test-newest test-torch test-browser \
+.PHONY: help demo test test-cpp test-python test-isa test-asan test-clang test-oldest test-newest test-torch test-browser \
         test-interop example-cpp wheel test-wheel lint tidy cuda-check bench lock install clean
 
 help:
@@ -24,6 +24,7 @@ help:
 	@echo "make test-isa     the core's tests on AVX2 and on the baseline"
 	@echo "make test-oldest  the Python tests with the lowest versions that pyproject.toml admits; also test-newest"
 	@echo "make test-torch TORCH=2.12.1  the core's tests with another torch (gigabytes)"
+	@echo "make test-clang   the C++ core and its tests, compiled by clang 16"
 	@echo "make test-browser  the rating page in chromium (fetched where it is missing)"
 	@echo "make test-interop  foreign readers on checkpoints in every format, as a table"
 	@echo "make lint   formatters, linters, types, layers, stubs"
@@ -95,6 +96,12 @@ test-browser: install
 # INTEROP_SMALL=1 leaves SmolLM2 out, INTEROP_LLAMA_CPP=0 llama.cpp, which is compiled.
 test-interop: install
 	scripts/test_interop.sh $(PYTHON) $(BIN)/python .venv-interop build/interop
+
+test-clang: install
+	scripts/install_debian.sh clang-16 libomp-16-dev
+	$(BIN)/cmake --preset clang
+	$(BIN)/cmake --build build/clang
+	build/clang/tests/cpp/mlcalib_tests
 
 test-asan: install
 	$(BIN)/cmake --preset asan

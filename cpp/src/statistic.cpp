@@ -273,7 +273,8 @@ TensorMap Statistic::state() const { return show(/*copies=*/true); }
 TensorMap Statistic::view() const { return show(/*copies=*/false); }
 
 void Statistic::check_state(const TensorMap& state) const {
-  for (const auto& [key, tensor] : state) {
+  for (const auto& entry : state) {
+    const std::string& key = entry.first;
     TORCH_CHECK_VALUE(key == "tokens" || std::any_of(parts_.begin(), parts_.end(),
                                                      [&](const Part& p) { return p.name == key; }),
                       "state of ", name_, " holds the unknown tensor '", key, "'.");

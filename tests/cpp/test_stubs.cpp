@@ -48,11 +48,11 @@ class StubTest : public testing::TestWithParam<StubCase> {};
 
 TEST_P(StubTest, NamesTheMissingKernelAndDevice) {
   const std::string kernel = std::string("the kernel ") + GetParam().name + " ";
-  for (const auto& [device, name] :
+  for (const auto& each :
        {std::pair{at::kMeta, "device meta"}, std::pair{at::kPrivateUse1, "device privateuseone"},
         std::pair{at::kFPGA, "device fpga"}}) {
-    expect_error<c10::NotImplementedError>([&] { GetParam().call(device); },
-                                           {kernel.c_str(), name});
+    expect_error<c10::NotImplementedError>([&] { GetParam().call(each.first); },
+                                           {kernel.c_str(), each.second});
   }
 }
 

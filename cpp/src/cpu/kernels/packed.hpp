@@ -36,7 +36,9 @@ constexpr int64_t nibble_column(int64_t p) { return 2 * (p % 4) + p / 4; }
 #ifdef __AVX512F__
 inline Vec nibble(Mask word, int64_t p) {
   const Vec table = {0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2, -1};
-  return __builtin_shuffle(table, word >> static_cast<int32_t>(4 * p));  // reads four bits of each
+  const Mask index = word >> static_cast<int32_t>(4 * p);  // of which four bits are read
+  return reinterpret_cast<Vec>(
+      _mm512_permutexvar_ps(reinterpret_cast<__m512i>(index), reinterpret_cast<__m512>(table)));
 }
 #else
 inline Vec nibble(Mask word, int64_t p) {

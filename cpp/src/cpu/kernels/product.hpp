@@ -33,8 +33,14 @@ struct Pairs {
   static Vec multiply_add(Vec sum, float a, Vec b) {
     int32_t bits;
     __builtin_memcpy(&bits, &a, sizeof bits);
+#ifdef __clang__
+    // Clang 16 crashes where a vector becomes one of its bfloat16.
+    asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(_mm512_set1_epi32(bits)), "v"(b));
+    return sum;
+#else
     return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(_mm512_set1_epi32(bits)),
                             reinterpret_cast<__m512bh>(b));
+#endif
   }
 };
 #endif

@@ -2,6 +2,7 @@
 #include <c10/util/Exception.h>
 
 #ifdef MLCALIB_X86
+#include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -37,13 +38,25 @@ extern const PackedBlockKernels packed_block_kernels;
 namespace {
 
 #ifdef MLCALIB_X86
+// Asked by cpuid, because __builtin_cpu_supports of clang 16 knows neither by name.
+bool has_f16c() {
+  constexpr unsigned kF16c = 1U << 29;
+  unsigned a, b, c, d;
+  return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & kF16c) != 0;
+}
+
+bool has_amx() {
+  constexpr unsigned kBf16 = 1U << 22, kTile = 1U << 24;
+  unsigned a, b, c, d;
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (d & kBf16) != 0 && (d & kTile) != 0;
+}
+
 // Whether the tile registers may be used: Linux saves them only for a process that asks.
 bool has_tiles() {
 #ifdef SYS_arch_prctl
   constexpr long kRequestPermission = 0x1023;  // ARCH_REQ_XCOMP_PERM
   constexpr long kTileData = 18;               // XFEATURE_XTILEDATA
-  return __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") &&
-         syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  return has_amx() && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 #else
   return false;
 #endif
@@ -74,8 +87,7 @@ const std::vector<const KernelTable*>& tables() {
       }
       list.push_back(&avx512::table);
     }
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-        __builtin_cpu_supports("f16c")) {
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c()) {
       list.push_back(&avx2::table);
     }
 #endif

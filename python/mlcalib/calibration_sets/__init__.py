@@ -1,10 +1,13 @@
 """Calibration sets: text becomes token ids, exactly to a budget, packed into sequences."""
 
 from mlcalib.calibration_sets.calibration_set import CalibrationSet, LanguageReport
+from mlcalib.calibration_sets.context import check_context
 from mlcalib.calibration_sets.packing import build, from_ids, weighted
 from mlcalib.calibration_sets.tokens import (
     Stream,
+    begin_ids,
     describe_separator,
+    describe_windows,
     stream,
     tokenizer_fingerprint,
 )
@@ -13,8 +16,11 @@ __all__ = [
     "CalibrationSet",
     "LanguageReport",
     "Stream",
+    "begin_ids",
     "build",
+    "check_context",
     "describe_separator",
+    "describe_windows",
     "from_ids",
     "stream",
     "tokenizer_fingerprint",

@@ -1,17 +1,21 @@
 """``mlcalib.calibration``: makes a calibration set from text or token ids."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlcalib.calibration_sets import CalibrationSet, build, from_ids, weighted
+from mlcalib.calibration_sets.context import check_context, read_config
 from mlcalib.corpora import Document, Documents, open_corpus
 from mlcalib.languages import LanguageSet, language_set
 from mlcalib.models.loading import check_source, load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+_log = logging.getLogger(__name__)
 
 
 def calibration(  # noqa: PLR0913 - what a calibration set is made of
@@ -28,6 +32,7 @@ def calibration(  # noqa: PLR0913 - what a calibration set is made of
     separator: str | None = None,
     chat_template: bool | str | Path = False,
     allow_short: bool = False,
+    window_bos: bool = True,
 ) -> CalibrationSet:
     r"""Make a calibration set: the token ids, per language, that a model is calibrated on.
 
@@ -54,6 +59,8 @@ def calibration(  # noqa: PLR0913 - what a calibration set is made of
             to what the template writes, so there is no second BOS.
         allow_short: if a language has too little text, use what there is instead of raising an
             error.
+        window_bos: whether every sequence begins as the tokenizer begins a text: with BOS, if it
+            adds one. Otherwise a sequence begins where the one before it ends.
 
     Returns:
         The calibration set, with a report of what was asked for and found in each language.
@@ -61,7 +68,8 @@ def calibration(  # noqa: PLR0913 - what a calibration set is made of
     Raises:
         FileNotFoundError: a folder does not exist, or there is no text in a language.
         ImportError: a package that the corpus needs is not installed.
-        ValueError: see ``mlcalib.calibration_sets.build``.
+        ValueError: see ``mlcalib.calibration_sets.build``; or ``seq_len`` is above the context
+            length of the model that was given for its tokenizer.
     """
     nothing: Mapping[str, Any] = {}
     name, given = (corpus, nothing) if isinstance(corpus, str) else ("given", corpus)
@@ -80,10 +88,11 @@ def calibration(  # noqa: PLR0913 - what a calibration set is made of
         given = {code: source.documents(code, "calib", seed) for code in languages.weights}
     if isinstance(tokenizer, str | Path):
         check_source(str(tokenizer))
+        check_context(str(tokenizer), read_config(str(tokenizer)), seq_len)
         loaded = load_tokenizer(str(tokenizer))
     else:
         loaded = tokenizer
-    return from_documents(
+    made = from_documents(
         loaded,
         given,  # type: ignore[arg-type]  # ids were dealt with above
         languages,
@@ -97,8 +106,13 @@ def calibration(  # noqa: PLR0913 - what a calibration set is made of
             "separator": separator,
             "chat_template": chat_template,
             "allow_short": allow_short,
+            "window_bos": window_bos,
         },
     )
+    for code, report in made.report.items():
+        for warning in report.warnings:
+            _log.warning("calibration text in '%s': %s", code, warning)
+    return made
 
 
 def from_documents(
@@ -144,7 +158,8 @@ def from_documents(
     if spelled is None or not (tokenizer.name_or_path and isinstance(template, bool)):
         return built
     where = {"tokenizer": tokenizer.name_or_path, "languages": spelled, "corpus": corpus}
-    return replace(built, arguments={**where, unit: count, **options})
+    said = {key: value for key, value in options.items() if (key, value) != ("window_bos", True)}
+    return replace(built, arguments={**where, unit: count, **said})
 
 
 def _token_ids(given: Mapping[str, Any]) -> Mapping[str, Sequence[Sequence[int]]] | None:

@@ -8,7 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
-from mlcalib.corpora import left_out
+from mlcalib.corpora import left_out, notes
+
+REPEATED = 0.1  # of a language's documents; more is warned of
+OWN_SCRIPT = 0.5  # of a language's letters; less is warned of
 
 
 @dataclass(frozen=True)
@@ -21,11 +24,18 @@ class LanguageReport:
         sequences: the sequences that these tokens fill; the last one may be filled in part.
         documents: the documents that these tokens come from.
         characters_per_token: the average over these documents; None if token ids were given.
-        cut: the tokens at the end of the last document that do not count.
+        cut: the tokens at the end of the last document that do not count. Of a long document, which
+            is not tokenised to its end, only those that were made.
         read: the documents that were read from the source. A source that is shuffled reads more
             than are used.
         dropped: reason for leaving documents out → how many, e.g. ``blank documents`` → 3.
         origin: where the documents come from: a file, a data set with its commit, ….
+        repeated: the documents whose text is that of another one before them.
+        own_script: the share of the letters of these documents that belong to the script of the
+            language. None if the language has no script, the text has no letters, or token ids were
+            given.
+        noted: what else is remarkable about what was read → how many.
+        examples: what was left out or is remarkable → its first example.
     """
 
     asked: int
@@ -37,6 +47,30 @@ class LanguageReport:
     read: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
     origin: dict[str, Any] = field(default_factory=dict)
+    repeated: int = 0
+    own_script: float | None = None
+    noted: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, str] = field(default_factory=dict)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take the state of a pickle, of before there were all fields too."""
+        self.__init__(**state)  # type: ignore[misc]  # frozen: this is how fields are set
+
+    @property
+    def warnings(self) -> list[str]:
+        """What makes this text doubtful: repeats, little of the language's script, and notes."""
+        found = notes(self.noted, self.examples)
+        if self.repeated > REPEATED * self.documents:
+            found.append(
+                f"{self.repeated:,} of {self.documents:,} documents repeat another (more than "
+                f"{REPEATED:.0%}): the text is less than it seems"
+            )
+        if self.own_script is not None and self.own_script < OWN_SCRIPT:
+            found.append(
+                f"{self.own_script:.1%} of the letters are of the language's script (less than "
+                f"{OWN_SCRIPT:.0%}): is this text in the language?"
+            )
+        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +92,7 @@ class CalibrationSet:
             objects.
         chat_template: the sha256 of the chat template; None if there were no conversations.
         weights: language → the weight of its statistics in the mixture; 1 if it is not there.
+        windows: what every sequence begins with, in words, e.g. ``bos <s>``; empty for nothing.
     """
 
     ids: dict[str, Tensor]
@@ -71,6 +106,7 @@ class CalibrationSet:
     chat_template: str | None = None
     arguments: dict[str, Any] = field(default_factory=dict)
     weights: dict[str, float] = field(default_factory=dict)
+    windows: str = ""
 
     @property
     def tokens(self) -> dict[str, int]:
@@ -83,13 +119,15 @@ class CalibrationSet:
 
     @cached_property
     def fingerprint(self) -> str:
-        """The sha256 (hex) of all that changes results: ids, counts, order, weights, seq_len."""
+        """The sha256 (hex) of all that changes results: ids, counts, order, weights, sequences."""
         digest = hashlib.sha256(f"seq_len {self.seq_len}\n".encode())
         for language, ids in self.ids.items():
             digest.update(f"{language} {len(ids)} {self.tokens[language]}\n".encode())
             digest.update(ids.numpy().astype("<i8").tobytes())
             if self.weights.get(language, 1.0) != 1.0:
                 digest.update(f"weight {self.weights[language]!r}\n".encode())
+        if self.windows:
+            digest.update(f"windows {self.windows}\n".encode())
         return digest.hexdigest()
 
     def sequences(self, language: str) -> Iterator[tuple[Tensor, int]]:
@@ -108,12 +146,14 @@ class CalibrationSet:
 
     def describe(self) -> dict[str, Any]:
         """Return what a checkpoint records about its calibration, in JSON types."""
+        windows = {"windows": self.windows} if self.windows else {}
         return {
             "set": self.set_name,
             "corpus": self.corpus,
             "seq_len": self.seq_len,
             "seed": self.seed,
             "separator": self.separator,
+            **windows,
             "chat_template": self.chat_template,
             "tokenizer": self.tokenizer,
             "fingerprint": self.fingerprint,
@@ -124,10 +164,13 @@ class CalibrationSet:
 
     def table(self) -> str:
         """Return the report as a text table, with totals and with what is missing or left out."""
-        header = ["language", "asked", "got", "sequences", "documents", "characters/token", "cut"]
+        header = [
+            "language", "asked", "got", "sequences", "documents", "repeated", "characters/token",
+            "own script", "cut",
+        ]  # fmt: skip
         rows = [_row(language, report) for language, report in self.report.items()]
         totals = ["total", *(f"{sum(column):,}" for column in zip(*self._counts(), strict=True))]
-        totals[5:5] = [""]
+        totals[6:6] = ["", ""]
         cells = [header, *rows, totals]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         lines = ["  ".join(_align(row, widths)).rstrip() for row in cells]
@@ -136,19 +179,23 @@ class CalibrationSet:
                 missing = report.asked - report.got
                 lines.append(f"short: {language} lacks {missing:,} of {report.asked:,} tokens")
         for language, report in self.report.items():
-            if counts := left_out(report.read, report.dropped):
+            if counts := left_out(report.read, report.dropped, report.examples):
                 lines.append(f"{language}: {counts}")
+            lines += [f"warning: {language}: {warning}" for warning in report.warnings]
         return "\n".join(lines)
 
     def _counts(self) -> list[tuple[int, ...]]:
-        return [(r.asked, r.got, r.sequences, r.documents, r.cut) for r in self.report.values()]
+        return [
+            (r.asked, r.got, r.sequences, r.documents, r.repeated, r.cut)
+            for r in self.report.values()
+        ]
 
 
 def _row(language: str, report: LanguageReport) -> list[str]:
-    counts = (report.asked, report.got, report.sequences, report.documents)
-    ratio = report.characters_per_token
-    shown = "-" if ratio is None else f"{ratio:.2f}"
-    return [language, *(f"{count:,}" for count in counts), shown, f"{report.cut:,}"]
+    counts = (report.asked, report.got, report.sequences, report.documents, report.repeated)
+    ratio, script = report.characters_per_token, report.own_script
+    shown = ["-" if ratio is None else f"{ratio:.2f}", "-" if script is None else f"{script:.1%}"]
+    return [language, *(f"{count:,}" for count in counts), *shown, f"{report.cut:,}"]
 
 
 def _align(row: list[str], widths: list[int]) -> list[str]:

@@ -3,9 +3,9 @@
 import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from mlcalib.corpora import Document, Tally
+from mlcalib.corpora import INVALID, Document, Tally, is_valid
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -54,7 +54,8 @@ def render(
     """Yield the text of documents; conversations become text by the template.
 
     A conversation that the template refuses (because roles do not alternate, or because of a system
-    message) is left out and counted.
+    message) or fails on is left out and counted, and so is text with half of a surrogate pair. A
+    conversation is noted if the template does not write each of its messages as it stands.
 
     Args:
         tokenizer: has the special tokens that the template writes.
@@ -67,8 +68,6 @@ def render(
         ValueError: conversations without a template, or text with one; the template is not valid
             Jinja.
     """
-    from jinja2 import TemplateError, TemplateSyntaxError
-
     for document in documents:
         if isinstance(document, str):
             if template is not None:
@@ -77,7 +76,10 @@ def render(
                     "or 'conversations'; ?field=NAME chooses a field); give such, or leave "
                     "--chat-template (chat_template=) out."
                 )
-            yield document
+            if is_valid(document):
+                yield document
+            else:
+                tally.drop(INVALID, what)
             continue
         if template is None:
             raise ValueError(
@@ -85,17 +87,42 @@ def render(
                 "pass --chat-template (chat_template=True), or choose a field of plain text "
                 "(?field=)."
             )
-        try:
-            text = tokenizer.apply_chat_template(document, chat_template=template, tokenize=False)
-        except TemplateSyntaxError as error:
-            raise ValueError(
-                f"The chat template is not valid Jinja (line {error.lineno}: {error.message}); "
-                "correct it, or check that this is the right file."
-            ) from error
-        except TemplateError as error:
-            tally.dropped[f"conversations that the chat template refuses ({error})"] += 1
-            continue
-        if text.strip():
+        text = _written(tokenizer, document, template, tally)
+        if text is not None:
             yield text
-        else:
-            tally.dropped["conversations that the chat template makes blank"] += 1
+
+
+def _written(
+    tokenizer: "PreTrainedTokenizerBase",
+    conversation: list[dict[str, Any]],
+    template: str,
+    tally: Tally,
+) -> str | None:
+    """Return the text of a conversation, or count why there is none and return None."""
+    from jinja2 import TemplateSyntaxError
+
+    try:
+        text = tokenizer.apply_chat_template(
+            conversation,
+            tools=getattr(conversation, "tools", None),
+            chat_template=template,
+            tokenize=False,
+        )
+    except TemplateSyntaxError as error:
+        raise ValueError(
+            f"The chat template is not valid Jinja (line {error.lineno}: {error.message}); "
+            "mend it, or check that it is the file that was meant."
+        ) from error
+    except Exception as error:  # a template is a program, and may fail as one
+        reason = f"{type(error).__name__}: {error}"
+        tally.drop("conversations that the chat template refuses", reason)
+        return None
+    if not isinstance(text, str) or not text.strip():
+        tally.drop("conversations that the chat template makes blank", f"{conversation[0]}")
+        return None
+    for message in conversation:
+        if message["content"].strip() not in text:
+            what = "conversations of which the chat template changes or leaves out a message"
+            tally.note(what, f"first: of the {message['role']}")
+            break
+    return text

@@ -13,13 +13,23 @@ from mlcalib.calibration_sets import chat
 from mlcalib.calibration_sets.calibration_set import CalibrationSet, LanguageReport
 from mlcalib.calibration_sets.tokens import (
     Encoded,
+    begin_ids,
     check_documents,
     describe_separator,
+    describe_windows,
     encode,
     tokenizer_fingerprint,
 )
-from mlcalib.corpora import Document, Documents, Tally, left_out, shuffled
-from mlcalib.languages import LanguageSet, language
+from mlcalib.corpora import (
+    Document,
+    Documents,
+    Tally,
+    left_out,
+    notes,
+    read_conversation,
+    shuffled,
+)
+from mlcalib.languages import LanguageSet, language, script_share
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -36,6 +46,7 @@ def build(  # noqa: PLR0913 - options of one thing
     separator: str | None = None,
     chat_template: bool | str | Path = False,
     allow_short: bool = False,
+    window_bos: bool = True,
     corpus: str = "given",
 ) -> CalibrationSet:
     r"""Make a calibration set from text.
@@ -58,12 +69,14 @@ def build(  # noqa: PLR0913 - options of one thing
         chat_template: how conversations become text; see ``chat.find_template``.
         allow_short: if a language has too little text, use what there is instead of raising an
             error.
+        window_bos: whether every sequence begins with the special tokens that the tokenizer begins
+            a text with (BOS, if it adds one). They count as tokens.
         corpus: where the text comes from, for the record.
 
     Raises:
         TypeError: the documents of a language are one string.
-        ValueError: ``tokens`` is below 1 or ``seq_len`` below 2; a language has no text, a blank
-            document, too little text, or a share of 0 tokens; there are conversations without a
+        ValueError: ``tokens`` is below 1, or ``seq_len`` below 2 or too small for text; a language
+            has no text, a blank document, too little text, or a share of 0 tokens; there are conversations without a
             chat template, or text with one; the tokenizer is not fast, lacks the separator or the
             chat template, or gives ids that it has no entry for.
     """
@@ -84,16 +97,26 @@ def build(  # noqa: PLR0913 - options of one thing
             check_documents(texts[code], f"The text in '{code}'")  # type: ignore[arg-type]
     template = chat.find_template(tokenizer, chat_template)
     written = template is not None and separator is None  # by the template, special tokens too
+    begin = begin_ids(tokenizer) if window_bos else ()
+    _check_seq_len(seq_len, begin)
     packed = {}
     for code, asked in shares.items():
         documents, tally = _documents(texts[code], seed, code), Tally()
         rendered = chat.render(
             tokenizer, documents.read(tally), template, f"The text in '{code}'", tally
         )
-        encoded = encode(tokenizer, rendered, "" if written else separator)
-        ids, entry = _pack(encoded, asked, seq_len, _fill_id(tokenizer))
-        dropped = dict(tally.dropped)
-        entry = replace(entry, read=tally.read, dropped=dropped, origin=documents.origin)
+        room = -(-asked // seq_len) * seq_len
+        encoded = encode(tokenizer, rendered, "" if written else separator, room)
+        script = language(code).script
+        ids, entry = _pack(encoded, asked, seq_len, _fill_id(tokenizer), begin, script)
+        entry = replace(
+            entry,
+            read=tally.read,
+            dropped=dict(tally.dropped),
+            noted=dict(tally.noted),
+            examples=tally.examples,
+            origin=documents.origin,
+        )
         packed[code] = ids, entry
     report = {code: entry for code, (_, entry) in packed.items()}
     _check_enough(report, allow_short)
@@ -107,6 +130,7 @@ def build(  # noqa: PLR0913 - options of one thing
         tokenizer=tokenizer_fingerprint(tokenizer),
         report=report,
         chat_template=chat.fingerprint(template),
+        windows=describe_windows(tokenizer, window_bos),
     )
 
 
@@ -166,7 +190,8 @@ def from_ids(
         total = sum(map(len, rows))
         if not total:
             raise ValueError(f"There are no ids for '{code}'; give some or leave it out.")
-        packed[code] = _pack((Encoded("", row, []) for row in rows), total, seq_len, 0)
+        encoded = (Encoded("", row, []) for row in rows)
+        packed[code] = _pack(encoded, total, seq_len, 0, (), None)
     return CalibrationSet(
         ids={code: rows for code, (rows, _) in packed.items()},
         seq_len=seq_len,
@@ -180,30 +205,45 @@ def from_ids(
 
 
 def _pack(
-    documents: Iterable[Encoded], asked: int, seq_len: int, fill: int
+    documents: Iterable[Encoded],
+    asked: int,
+    seq_len: int,
+    fill: int,
+    begin: tuple[int, ...],
+    script: str | None,
 ) -> tuple[Tensor, LanguageReport]:
     """Take documents until whole sequences hold ``asked`` tokens, or there are no more."""
     room = -(-asked // seq_len) * seq_len
     ids: list[int] = []
-    used = characters = used_end = 0
+    begun = 0  # tokens among the first ``asked`` that stand before a sequence, in no document
+    used: list[Encoded] = []
     for document in documents:
         if len(ids) < asked:
-            used += 1
-            characters += len(document.text)
-            used_end = len(ids) + len(document.ids)
-        ids += document.ids
+            used.append(document)
+        at = 0
+        while at < len(document.ids):
+            if not len(ids) % seq_len and tuple(document.ids[at : at + len(begin)]) != begin:
+                begun += max(0, min(len(begin), asked - len(ids)))
+                ids += begin
+            end = at + seq_len - len(ids) % seq_len
+            ids += document.ids[at:end]
+            at = end
         if len(ids) >= room:
             break
     got = min(asked, len(ids))
     sequences = -(-got // seq_len)
     rows = (ids + [fill] * seq_len)[: sequences * seq_len]
+    texts = [document.text for document in used]
+    characters, total = sum(map(len, texts)), sum(len(document.ids) for document in used)
     report = LanguageReport(
         asked=asked,
         got=got,
         sequences=sequences,
-        documents=used,
-        characters_per_token=characters / used_end if characters and used_end else None,
-        cut=used_end - got,
+        documents=len(used),
+        characters_per_token=characters / total if characters and total else None,
+        cut=total + begun - got,
+        repeated=len(texts) - len(set(texts)) if characters else 0,
+        own_script=script_share(texts, script),
     )
     return torch.tensor(rows, dtype=torch.int64).view(sequences, seq_len), report
 
@@ -214,7 +254,11 @@ def _documents(given: Sequence[Document] | Documents, seed: int, code: str) -> D
 
     def read(tally: Tally) -> Iterator[Document]:
         tally.read = len(given)
-        return iter(shuffled(given, seed, code))
+        for document in shuffled(given, seed, code):
+            if isinstance(document, str):
+                yield document
+            elif (found := read_conversation(document, None, tally, f"'{code}'")) is not None:
+                yield found
 
     return Documents(read)
 
@@ -225,9 +269,10 @@ def _fill_id(tokenizer: "PreTrainedTokenizerBase") -> int:
     return next((token for token in known if token is not None), 0)
 
 
-def _check_seq_len(seq_len: int) -> None:
-    if seq_len < 2:
-        raise ValueError(f"seq_len is {seq_len}; a sequence needs 2 tokens or more.")
+def _check_seq_len(seq_len: int, begin: tuple[int, ...] = ()) -> None:
+    least = max(2, len(begin) + 1)
+    if seq_len < least:
+        raise ValueError(f"seq_len is {seq_len}; a sequence needs {least} tokens or more.")
 
 
 def _check_enough(reports: Mapping[str, LanguageReport], allow_short: bool) -> None:
@@ -249,7 +294,8 @@ def _check_enough(reports: Mapping[str, LanguageReport], allow_short: bool) -> N
 
 
 def _what_went(report: LanguageReport) -> str:
-    counts = left_out(report.read, report.dropped)
+    said = [left_out(report.read, report.dropped, report.examples)]
+    counts = "; ".join(filter(None, [*said, *notes(report.noted, report.examples)]))
     return f" ({counts})" if counts else ""
 
 

@@ -14,6 +14,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+LONG = 65536
+"""Characters of a document that is tokenised as far as it is needed, and no further."""
+
+_MARGIN = 1024  # characters before a cut that tokens of the text behind it do not reach
+
+
 class Stream(NamedTuple):
     """Documents, joined to one sequence of tokens.
 
@@ -25,11 +31,13 @@ class Stream(NamedTuple):
             its document. Special tokens add 0.
         document: [n] int64, the index of the document that each token belongs to; a separator
             belongs to the document before it.
+        begin: the ids that each window of the text begins with; see ``begin_ids``.
     """
 
     ids: Tensor
     byte_counts: Tensor
     document: Tensor
+    begin: tuple[int, ...] = ()
 
 
 class Encoded(NamedTuple):
@@ -45,6 +53,7 @@ def stream(
     documents: Iterable[str],
     separator: str | None = None,
     tokens: int | None = None,
+    window_bos: bool = True,
 ) -> Stream:
     """Tokenise documents in the order given, and join them.
 
@@ -55,8 +64,9 @@ def stream(
         tokenizer: a fast tokenizer.
         documents: the texts; none blank.
         separator: see ``encode``.
-        tokens: stop after the document with which this number of tokens is reached; None takes all
-            documents.
+        tokens: stop after the document with which this number of tokens is reached, or inside it
+            if it is long (see ``encode``). None takes all documents.
+        window_bos: whether ``begin`` is what the tokenizer begins a text with, or nothing.
 
     Raises:
         TypeError: ``documents`` is one string.
@@ -68,13 +78,15 @@ def stream(
     ids: list[int] = []
     counts: list[int] = []
     owners: list[int] = []
-    for index, encoded in enumerate(encode(tokenizer, documents, separator)):
+    for index, encoded in enumerate(encode(tokenizer, documents, separator, tokens)):
         ids += encoded.ids
         counts += _byte_counts(encoded)
         owners += [index] * len(encoded.ids)
         if tokens is not None and len(ids) >= tokens:
             break
-    return Stream(*(torch.tensor(values, dtype=torch.int64) for values in (ids, counts, owners)))
+    begin = begin_ids(tokenizer) if window_bos else ()
+    columns = [torch.tensor(values, dtype=torch.int64) for values in (ids, counts, owners)]
+    return Stream(columns[0], columns[1], columns[2], begin)
 
 
 def check_documents(documents: Sequence[Document], what: str) -> None:
@@ -89,9 +101,15 @@ def check_documents(documents: Sequence[Document], what: str) -> None:
 
 
 def encode(
-    tokenizer: "PreTrainedTokenizerBase", documents: Iterable[str], separator: str | None
+    tokenizer: "PreTrainedTokenizerBase",
+    documents: Iterable[str],
+    separator: str | None,
+    tokens: int | None = None,
 ) -> Iterator[Encoded]:
     r"""Tokenise documents one by one, as they are asked for.
+
+    A document of more than ``LONG`` characters is not tokenised to its end where its beginning
+    holds all tokens that are wanted: it is then cut off behind these, without a separator.
 
     Args:
         tokenizer: a fast tokenizer.
@@ -100,21 +118,26 @@ def encode(
             (``add_special_tokens``). Otherwise it adds nothing, and after each document comes
             ``eos`` or ``bos`` (the token of that name), or any other text, such as ``\n\n``;
             nothing where that is the empty string.
+        tokens: how many are wanted of all documents together; None for all there are.
 
     Yields:
-        The ids and offsets of each document with its separator.
+        The text, ids and offsets of each document with its separator.
 
     Raises:
         ValueError: the tokenizer is not fast, lacks the separator, or gives an id beyond its size.
     """
     tail = _separator(tokenizer, separator)
     size = len(tokenizer)
+    left = tokens
     for document in documents:
-        body = _tokenise(tokenizer, document, add_special_tokens=separator is None)
-        # Text that separates goes on where the document ends, so its offsets do too.
-        end = len(document)
-        offsets = body.offsets + [(start + end, stop + end) for start, stop in tail.offsets]
-        encoded = Encoded(document + tail.text, body.ids + tail.ids, offsets)
+        encoded = _beginning(tokenizer, document, left, add_special_tokens=separator is None)
+        if encoded is None:
+            body = _tokenise(tokenizer, document, add_special_tokens=separator is None)
+            # Text that separates goes on where the document ends, so its offsets do too.
+            end = len(document)
+            offsets = body.offsets + [(start + end, stop + end) for start, stop in tail.offsets]
+            encoded = Encoded(document + tail.text, body.ids + tail.ids, offsets)
+        left = None if left is None else left - len(encoded.ids)
         if encoded.ids and max(encoded.ids) >= size:
             raise ValueError(
                 f"The tokenizer gives the id {max(encoded.ids)} but has only {size} entries; it is "
@@ -136,17 +159,35 @@ def describe_separator(tokenizer: "PreTrainedTokenizerBase", separator: str | No
         if separator in ("bos", "eos"):
             return f"{separator} {tokenizer.convert_ids_to_tokens(ids[0])} after each document"
         return f"text {separator!r} ({len(ids)} tokens) after each document"
-    _check_fast(tokenizer)
-    probe: Any = tokenizer("a", return_special_tokens_mask=True)
-    body = probe["special_tokens_mask"].index(0)
-    end = len(probe["input_ids"]) - probe["special_tokens_mask"][::-1].index(0)
-    before = [_special_name(tokenizer, i, "bos") for i in probe["input_ids"][:body]]
-    after = [_special_name(tokenizer, i, "eos") for i in probe["input_ids"][end:]]
+    start, end = _around(tokenizer)
+    before = [_special_name(tokenizer, i, "bos") for i in start]
+    after = [_special_name(tokenizer, i, "eos") for i in end]
     parts = [f"{' '.join(before)} before each document"] if before else []
     parts += [f"{' '.join(after)} after each document"] if after else []
     return ", ".join(parts) or (
         "none: the tokenizer adds nothing between documents; set --separator"
     )
+
+
+def begin_ids(tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:
+    """Return the special tokens that the tokenizer begins a text with: BOS, where it adds one.
+
+    A model that was trained with it may be lost in a window that lacks it.
+
+    Raises:
+        ValueError: the tokenizer is not fast.
+    """
+    return _around(tokenizer)[0]
+
+
+def describe_windows(tokenizer: "PreTrainedTokenizerBase", window_bos: bool = True) -> str:
+    """Say what each window begins with, e.g. ``bos <s>``; empty where that is nothing.
+
+    Raises:
+        ValueError: the tokenizer is not fast.
+    """
+    found = begin_ids(tokenizer) if window_bos else ()
+    return " ".join(_special_name(tokenizer, token, "bos") for token in found)
 
 
 def tokenizer_fingerprint(tokenizer: "PreTrainedTokenizerBase") -> str:
@@ -160,6 +201,18 @@ def tokenizer_fingerprint(tokenizer: "PreTrainedTokenizerBase") -> str:
     # Set by the last call, not by the tokenizer; no call here truncates or pads.
     del state["truncation"], state["padding"]
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+
+def _around(
+    tokenizer: "PreTrainedTokenizerBase",
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the special tokens that the tokenizer puts before and behind a text."""
+    _check_fast(tokenizer)
+    probe: Any = tokenizer("a", return_special_tokens_mask=True)
+    ids, special = tuple(probe["input_ids"]), list(probe["special_tokens_mask"])
+    if 0 not in special:  # the tokenizer drops the text
+        return (), ()
+    return ids[: special.index(0)], ids[len(ids) - special[::-1].index(0) :]
 
 
 def _check_fast(tokenizer: "PreTrainedTokenizerBase") -> None:
@@ -185,6 +238,30 @@ def _tokenise(
         verbose=False,
     )
     return Encoded(text, batch["input_ids"], batch["offset_mapping"])
+
+
+def _beginning(
+    tokenizer: "PreTrainedTokenizerBase",
+    document: str,
+    wanted: int | None,
+    *,
+    add_special_tokens: bool,
+) -> Encoded | None:
+    """Return the first tokens of a long document, at least those wanted, as they are in all of it.
+
+    None where the document is not long, or has no more tokens than that.
+    """
+    size = LONG
+    while wanted is not None and size < len(document):
+        part = _tokenise(tokenizer, document[:size], add_special_tokens=add_special_tokens)
+        # Where text is cut off tokens are others; what is well before that is as it was.
+        safe = (i for i, (_, stop) in enumerate(part.offsets) if stop > size - _MARGIN)
+        count = next(safe, 0)
+        if count >= wanted:
+            end = part.offsets[count - 1][1]
+            return Encoded(document[:end], part.ids[:count], part.offsets[:count])
+        size *= 2
+    return None
 
 
 def _separator(tokenizer: "PreTrainedTokenizerBase", separator: str | None) -> Encoded:

@@ -12,9 +12,9 @@ LANGUAGES = (
 CORPUS = (
     "Where the text comes from. 'sample' has about 100 machine-written sentences per language, for "
     "demonstration only. 'files:PATH' reads PATH/LANGUAGE/calib.txt and eval.txt (or .jsonl, or "
-    ".parquet). 'c4', 'wikipedia' and 'hub:NAME' stream a data set of the Hugging Face hub. "
-    "'translated:MODEL?source=en&corpus=CORPUS' translates another corpus with an NLLB, M2M100 or "
-    "MADLAD-400 model."
+    ".parquet; also .gz or .zst). 'c4', 'wikipedia' and 'hub:NAME' stream a data set of the "
+    "Hugging Face hub. 'translated:MODEL?source=en&corpus=CORPUS' translates another corpus with an "
+    "NLLB, M2M100 or MADLAD-400 model."
 )
 SEPARATOR = (
     "What is put between two documents: eos, bos or a text, in which \\n is a newline. By default "
@@ -39,6 +39,14 @@ Languages = Annotated[str, typer.Option(help=LANGUAGES)]
 Corpus = Annotated[str, typer.Option(help=CORPUS)]
 SeqLen = Annotated[int, typer.Option(help="The number of tokens of each sequence (the context).")]
 Separator = Annotated[str | None, typer.Option(help=SEPARATOR)]
+WindowBos = Annotated[
+    bool,
+    typer.Option(
+        "--window-bos/--no-window-bos",
+        help="Whether every sequence begins as the tokenizer begins a text: with BOS, if it adds "
+        "one.",
+    ),
+]
 Dtype = Annotated[str, typer.Option(help=DTYPE)]
 Device = Annotated[str, typer.Option(help=DEVICE)]
 

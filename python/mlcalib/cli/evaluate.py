@@ -5,7 +5,16 @@ from typing import Annotated
 
 import typer
 
-from mlcalib.cli.arguments import DTYPE, MODEL, Corpus, Languages, Separator, SeqLen, unescape
+from mlcalib.cli.arguments import (
+    DTYPE,
+    MODEL,
+    Corpus,
+    Languages,
+    Separator,
+    SeqLen,
+    WindowBos,
+    unescape,
+)
 from mlcalib.cli.benchmarks import (
     Data,
     Generations,
@@ -23,14 +32,15 @@ def evaluate(
     languages: Languages = "multi10",
     corpus: Corpus = "sample",
     tokens: Annotated[
-        int,
+        int | None,
         typer.Option(
             help="The number of tokens of each language whose loss is measured, from the beginning "
-            "of the evaluation text."
+            "of the evaluation text. Default: 8192, or all if there are fewer."
         ),
-    ] = 8192,
+    ] = None,
     seq_len: SeqLen = 512,
     separator: Separator = None,
+    window_bos: WindowBos = True,
     dtype: Annotated[
         str,
         typer.Option(help=f"{DTYPE} On a CPU with AMX, auto is bfloat16 for all models."),
@@ -97,6 +107,7 @@ def evaluate(
         tokens=tokens,
         seq_len=seq_len,
         separator=separator,
+        window_bos=window_bos,
         dtype=dtype,
         fidelity=fidelity,
         data=data,
@@ -118,7 +129,13 @@ def evaluate(
     if len(models) > 1:
         typer.echo(f"\nRise in token loss (nats) against {models[0]}\n")
         typer.echo(markdown(rise_table(rows)))
-    how = definition(load_tokenizer(models[0]), tokens=tokens, seq_len=seq_len, separator=separator)
+    how = definition(
+        load_tokenizer(models[0]),
+        tokens=tokens,
+        seq_len=seq_len,
+        separator=separator,
+        window_bos=window_bos,
+    )
     if (computed := evaluation_dtype(models, dtype)) != dtype:
         how += f" Computed in {computed} (this CPU has AMX)."
     if fidelity:

@@ -13,6 +13,7 @@ from mlcalib.cli.arguments import (
     Languages,
     Separator,
     SeqLen,
+    WindowBos,
     say_device,
     unescape,
 )
@@ -39,6 +40,7 @@ def imatrix(
     seq_len: SeqLen = 512,
     seed: Annotated[int, typer.Option(help="The seed with which documents are shuffled.")] = 0,
     separator: Separator = None,
+    window_bos: WindowBos = True,
     allow_short: Annotated[
         bool,
         typer.Option(
@@ -65,10 +67,13 @@ def imatrix(
         seq_len=seq_len,
         seed=seed,
         separator=unescape(separator),
+        window_bos=window_bos,
         allow_short=allow_short,
     )
     typer.echo(calibration.table())
     typer.echo(f"separator: {calibration.separator}")
+    if calibration.windows:
+        typer.echo(f"every sequence begins with: {calibration.windows}")
     found = mlcalib.imatrix(model, calibration, dtype=dtype, device=device)
     found.save(out)
     typer.echo(f"{len(found.statistics)} tensors written to {out}")

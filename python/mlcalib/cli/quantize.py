@@ -14,6 +14,7 @@ from mlcalib.cli.arguments import (
     Languages,
     Separator,
     SeqLen,
+    WindowBos,
     say_device,
     unescape,
 )
@@ -70,6 +71,7 @@ def quantize(
     seq_len: SeqLen = 512,
     seed: Annotated[int, typer.Option(help="The seed with which documents are shuffled.")] = 0,
     separator: Separator = None,
+    window_bos: WindowBos = True,
     chat_template: Annotated[
         bool,
         typer.Option(
@@ -156,11 +158,14 @@ def quantize(
             seq_len=seq_len,
             seed=seed,
             separator=unescape(separator),
+            window_bos=window_bos,
             chat_template=chat_template_file or chat_template,
             allow_short=allow_short,
         )
         typer.echo(calibration.table())
         typer.echo(f"separator: {calibration.separator}")
+        if calibration.windows:
+            typer.echo(f"every sequence begins with: {calibration.windows}")
     record = mlcalib.quantize_checkpoint(
         model,
         out,

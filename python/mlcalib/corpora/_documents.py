@@ -8,10 +8,26 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-Conversation = list[dict[str, str]]  # messages: {"role": …, "content": …}
-Document = str | Conversation
+Document = str | list[dict[str, Any]]
+"""A text, or the messages of a conversation: ``{"role": …, "content": …}``."""
 
 WINDOW = 1000
+
+_EXAMPLE = 200  # characters that are shown of one
+
+
+class Conversation(list[dict[str, Any]]):
+    """The messages of a conversation, as a corpus gives them.
+
+    Attributes:
+        tools: the JSON schemas of the tools that the assistant was offered; None where none were.
+    """
+
+    def __init__(
+        self, messages: Iterable[dict[str, Any]], tools: Sequence[Any] | None = None
+    ) -> None:
+        super().__init__(messages)
+        self.tools = tools
 
 
 @dataclass
@@ -21,10 +37,30 @@ class Tally:
     Attributes:
         read: the documents read. A stream is shuffled within a window, so more are read than used.
         dropped: reason for leaving documents out → how many, e.g. ``blank documents`` → 3.
+        noted: what else is remarkable → how many, e.g. ``files of the folder that are not read``.
+        examples: what was left out or is remarkable → its first example.
     """
 
     read: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
+    noted: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict, compare=False)
+
+    def drop(self, what: str, example: str) -> None:
+        """Count one document, row or line that is left out."""
+        self.dropped[what] += 1
+        self.examples.setdefault(what, _shortened(example))
+
+    def take(self, other: "Tally") -> None:
+        """Count what another tally counts, in place of what was counted here."""
+        self.read = other.read
+        self.dropped, self.noted = Counter(other.dropped), Counter(other.noted)
+        self.examples = dict(other.examples)
+
+    def note(self, what: str, example: str, count: int = 1) -> None:
+        """Count what is to be said of text that is not left out."""
+        self.noted[what] += count
+        self.examples.setdefault(what, example)
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,10 +80,21 @@ class Documents:
         return self.read(Tally())
 
 
-def left_out(read: int, dropped: Mapping[str, int]) -> str:
-    """Return a tally in words, e.g. ``left out of 9 read: 3 blank documents``, or "" for none."""
-    counts = ", ".join(f"{count:,} {what}" for what, count in sorted(dropped.items()))
+def left_out(read: int, dropped: Mapping[str, int], examples: Mapping[str, str]) -> str:
+    """Return a tally in words, e.g. ``left out of 9 read: 3 blank documents (first: line 2)``.
+
+    The arguments are the attributes of a ``Tally``. The result is "" if nothing was left out.
+    """
+    counts = ", ".join(
+        f"{count:,} {what}" + (f" (first: {examples[what]})" if what in examples else "")
+        for what, count in sorted(dropped.items())
+    )
     return f"left out of {read:,} read: {counts}" if counts else ""
+
+
+def notes(noted: Mapping[str, int], examples: Mapping[str, str]) -> list[str]:
+    """Say what else a tally holds, e.g. ``2 files of the folder that are not read (a, b)``."""
+    return [f"{count:,} {what} ({examples[what]})" for what, count in sorted(noted.items())]
 
 
 def shuffled(items: Sequence[T], seed: int, language: str) -> list[T]:
@@ -82,3 +129,8 @@ def generator(seed: int, language: str) -> Callable[[], float]:
     """Return what draws the order of a language's documents; the same in every Python."""
     # random() is the one draw that Python promises to keep the same from version to version.
     return random.Random(f"{seed} {language}").random
+
+
+def _shortened(example: str) -> str:
+    text = " ".join(example.split())
+    return text if len(text) <= _EXAMPLE else f"{text[:_EXAMPLE]}…"

@@ -1,14 +1,27 @@
 """Reads documents out of a folder of ``LANG/{calib,eval}.{txt,jsonl,parquet}``."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.resources.abc import Traversable
+from typing import NamedTuple
 
-from mlcalib.common.row_files import decode, file_rows
+from mlcalib.common.row_files import decode, file_rows, lines_of, stem_and_kind
 from mlcalib.corpora._documents import Document, Documents, Tally, left_out, shuffled
-from mlcalib.corpora._rows import choose_field, read_value
+from mlcalib.corpora._rows import TOOLS, choose_field, read_row, read_value
 from mlcalib.corpora.base import Split
 
 KINDS = ("txt", "jsonl", "parquet")
+SPLITS = ("calib", "eval")
+
+NEARLY_ALL = 0.9  # of a file's characters in one document is remarkable
+_LONG = 1000  # characters, if it is no mere line
+_ABOUT = ("readme", "license", "licence", "licenses")  # files that are about the text
+
+
+class _Folder(NamedTuple):
+    """The files of a language: those of each split, what is read first, and the others' names."""
+
+    splits: dict[str, list[Traversable]]
+    others: list[str]
 
 
 def read_documents(
@@ -20,8 +33,9 @@ def read_documents(
 ) -> Documents:
     """Return the documents of one language and split, without surrounding white space.
 
-    Of several files the first of .txt, .jsonl, .parquet is read. Blank documents are left out and
-    counted.
+    Of several files the first of .txt, .jsonl, .parquet is read, a plain one before a compressed
+    one (.gz, .zst); names may be in any case. The others are noted in the tally. What holds no
+    document is left out and counted.
 
     Args:
         root: the folder of the languages' folders.
@@ -32,62 +46,117 @@ def read_documents(
 
     Raises:
         FileNotFoundError: there is no folder for the language, or no file for the split.
-        ValueError: when read: invalid UTF-8; a line that is no JSON object; no such field, or
-            neither text nor messages in it; not a Parquet file; no documents.
+        ValueError: when read: invalid UTF-8; a damaged compressed or Parquet file, or one without
+            the column; no documents.
     """
-    if language not in (available := _languages(root)):
+    folders = {item.name: _folder(item) for item in root.iterdir() if item.is_dir()}
+    available = sorted(name for name, folder in folders.items() if any(folder.splits.values()))
+    if language not in available:
+        inside = folders[language].others if language in folders else _names(root)
+        unread = f" These files are not read: {', '.join(inside)}." if inside else ""
         raise FileNotFoundError(
             f"The corpus at '{root}' has no text in '{language}' (no folder "
             f"'{root.joinpath(language)}' with calib or eval text). It has: "
-            f"{', '.join(available) or 'no language at all'}."
+            f"{', '.join(available) or 'no language at all'}.{unread}"
         )
-    file = _split_file(root.joinpath(language), split)
+    file, unread_names = _split_file(root.joinpath(language), folders[language], split)
 
     def read(tally: Tally) -> Iterator[Document]:
+        if unread_names:
+            what = "files of the folder that are not read"
+            tally.note(what, ", ".join(unread_names), len(unread_names))
         found = [document for document in _documents(file, field, tally) if document is not None]
         if not found:
-            counts = left_out(tally.read, tally.dropped)
+            counts = left_out(tally.read, tally.dropped, tally.examples)
             raise ValueError(
                 f"'{file}' holds no documents{f' ({counts})' if counts else ''}; put one on each "
                 "line or leave it out."
             )
+        _note_nearly_all(found, file, tally)
         yield from found if seed is None else shuffled(found, seed, language)
 
     return Documents(read, {"file": str(file)})
 
 
-def _languages(root: Traversable) -> list[str]:
-    return sorted(item.name for item in root.iterdir() if item.is_dir() and _files(item))
+def _folder(folder: Traversable) -> _Folder:
+    splits: dict[str, list[Traversable]] = {split: [] for split in SPLITS}
+    for name in sorted(_names(folder), key=lambda name: (len(name), name)):
+        stem, kind = stem_and_kind(name)
+        if stem in splits and kind in KINDS and folder.joinpath(name).is_file():
+            splits[stem].append(folder.joinpath(name))
+    for files in splits.values():  # stable: a plain file stays before a compressed one
+        files.sort(key=lambda file: KINDS.index(stem_and_kind(file.name)[1]))
+    known = {file.name for files in splits.values() for file in files}
+    return _Folder(splits, [name for name in _names(folder) if name not in known])
 
 
-def _files(folder: Traversable) -> list[str]:
-    names = [f"{split}.{kind}" for split in ("calib", "eval") for kind in KINDS]
-    return [name for name in names if folder.joinpath(name).is_file()]
+def _names(folder: Traversable) -> list[str]:
+    """Return what a folder holds, but for hidden files and those that are about the text."""
+    names = sorted(item.name for item in folder.iterdir())
+    about = [name for name in names if name.lower().partition(".")[0] in _ABOUT]
+    return [name for name in names if name not in about and not name.startswith((".", "_"))]
 
 
-def _split_file(folder: Traversable, split: Split) -> Traversable:
-    names = _files(folder)
-    found = [name for name in names if name.startswith(f"{split}.")]
+def _split_file(
+    where: Traversable, folder: _Folder, split: Split
+) -> tuple[Traversable, Sequence[str]]:
+    """Return the file of a split that is read, and the names of those that are not."""
+    found = folder.splits[split]
     if not found:
         expected = " or ".join(f"'{split}.{kind}'" for kind in KINDS)
+        there = [file.name for files in folder.splits.values() for file in files]
         raise FileNotFoundError(
-            f"'{folder}' has no {split} text: {expected} was expected, but there is only "
-            f"{', '.join(names)}."
+            f"'{where}' has no {split} text: {expected} was expected, but there is only "
+            f"{', '.join([*there, *folder.others])}."
         )
-    return folder.joinpath(found[0])  # in the order of KINDS, never two of them
+    return found[0], [*(file.name for file in found[1:]), *folder.others]
 
 
 def _documents(file: Traversable, field: str | None, tally: Tally) -> Iterator[Document | None]:
-    if file.name.endswith(".txt"):
-        for text in _texts(decode(file)):
-            yield read_value(text, "text", tally, str(file))
+    if stem_and_kind(file.name)[1] == "txt":
+        for number, text in enumerate(_texts(decode(file)), start=1):
+            # The mark is in the middle of files that were put end to end.
+            document = text.strip().removeprefix("\ufeff")
+            yield read_value(document, "text", tally, f"{file}, document {number}")
         return
-    for where, row in file_rows(file, lambda names: [choose_field(names, field, str(file))]):
-        name = choose_field(row, field, where)
-        yield read_value(row[name], name, tally, where)
+
+    def columns(names: Sequence[str]) -> Sequence[str]:
+        chosen = choose_field(names, field, str(file))
+        return [chosen, TOOLS] if TOOLS in names and chosen != TOOLS else [chosen]
+
+    def refused(what: str, example: str) -> None:
+        tally.read += 1
+        tally.drop(what, example)
+
+    for where, row in file_rows(file, columns, refused):
+        yield read_row(row, field, tally, where)
 
 
-def _texts(text: str) -> list[str]:
-    # Not splitlines: a form feed or U+2028 inside a document does not end its line.
-    texts = text.split("\f" if "\f" in text else "\n")
-    return texts if texts[-1].strip() else texts[:-1]  # what ends the last document starts none
+def _texts(text: str) -> Iterator[str]:
+    """Give the documents of a .txt file: between form feeds where there are any, or else lines."""
+    last = ""
+    for number, piece in enumerate(text.split("\f") if "\f" in text else lines_of(text)):
+        if number:
+            yield last
+        last = piece
+    if last.strip():  # what ends the last document starts none
+        yield last
+
+
+def _note_nearly_all(documents: Sequence[Document], file: Traversable, tally: Tally) -> None:
+    sizes = [_size(document) for document in documents]
+    longest = max(sizes)
+    if longest <= max(_LONG, NEARLY_ALL * sum(sizes)):
+        return
+    document = documents[sizes.index(longest)]
+    example = f"{file}: {longest:,} of {sum(sizes):,} characters"
+    if isinstance(document, str) and stem_and_kind(file.name)[1] == "txt" and "\n" in document:
+        lines = len(list(lines_of(document)))
+        example += f", {lines:,} lines, for form feeds separate documents where there are any"
+    tally.note(f"documents that hold over {NEARLY_ALL:.0%} of the text", example)
+
+
+def _size(document: Document) -> int:
+    if isinstance(document, str):
+        return len(document)
+    return sum(len(message["content"]) for message in document)

@@ -1,15 +1,33 @@
 """A row of a data set → a document: text, or the messages of a conversation."""
 
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mlcalib.corpora._documents import Conversation, Document, Tally
 
 FIELDS = ("text", "messages", "conversations")
+TOOLS = "tools"  # the field beside messages that holds what the assistant could call
 
-# ShareGPT calls the speaker of a message ``from`` and its text ``value``.
-_SPEAKERS = {"human": "user", "gpt": "assistant"}
+INVALID = "documents that are not valid Unicode"  # JSON can escape one half of a surrogate pair
+
 _ROLES = ("system", "user", "assistant", "tool")
+_SPEAKERS = {
+    "developer": "system",
+    "human": "user",
+    "prompter": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+    "function_call": "assistant",
+    "function": "tool",
+    "function_response": "tool",
+    "observation": "tool",
+    "ipython": "tool",
+}
+_TEXT_PARTS = ("text", "input_text", "output_text")
+_REASONING_PARTS = ("thinking", "reasoning")
 
 
 def choose_field(names: Iterable[str], wanted: str | None, where: str) -> str:
@@ -27,60 +45,146 @@ def choose_field(names: Iterable[str], wanted: str | None, where: str) -> str:
     return found
 
 
-def read_value(value: Any, field: str, tally: Tally, where: str) -> Document | None:
-    """Return a field's value as a document, or count why there is none and return None.
+def read_row(
+    row: Mapping[str, Any], wanted: str | None, tally: Tally, where: str
+) -> Document | None:
+    """Return the document that a row holds, or count why there is none and return None.
 
-    Counted are null, blank text, and conversations that no chat template could take.
-
-    Raises:
-        ValueError: the value is neither text nor a list of messages; says ``where``.
+    Args:
+        row: field → value.
+        wanted: the field to read; None for the first of ``FIELDS`` that is not null.
+        tally: counts the row, and what is left out.
+        where: the row, in messages.
     """
+    fields = [name for name in ([wanted] if wanted else FIELDS) if name in row]
+    if not fields:
+        tally.read += 1
+        names = wanted or "text, messages or conversations"
+        has = ", ".join(row) or "no field"
+        tally.drop(f"documents without {names}", f"{where}, has: {has}; ?field=NAME reads another")
+        return None
+    field = next((name for name in fields if row[name] is not None), fields[0])
+    return read_value(row[field], field, tally, where, row.get(TOOLS))
+
+
+def read_value(
+    value: Any, field: str, tally: Tally, where: str, tools: Any = None
+) -> Document | None:
+    """Return a field's value as a document, or count why there is none and return None."""
     tally.read += 1
     if value is None:
-        tally.dropped[f"documents without {field}"] += 1
+        tally.drop(f"documents without {field}", where)
         return None
     if isinstance(value, str):
-        text = _valid(value, field, where).strip()
-        if not text:
-            tally.dropped["blank documents"] += 1
-        return text or None
-    if not isinstance(value, list) or not all(isinstance(item, Mapping) for item in value):
-        raise ValueError(
-            f"{where}: '{field}' is a {type(value).__name__}; a string or a list of messages was "
-            "expected."
-        )
-    return _conversation(value, field, tally, where)
-
-
-def _conversation(
-    messages: list[Mapping[str, Any]], field: str, tally: Tally, where: str
-) -> Conversation | None:
-    conversation: Conversation = []
-    for message in messages:
-        role = message.get("role", message.get("from"))
-        content = message.get("content", message.get("value"))
-        if role is None:
-            raise ValueError(
-                f"{where}: a message in '{field}' has: {', '.join(message) or 'no field'}; role "
-                "and content, or from and value, were expected."
-            )
-        role = _SPEAKERS.get(role, role)
-        if role not in _ROLES:
-            tally.dropped["conversations with an unknown speaker"] += 1
-            return None
-        if not isinstance(content, str):
-            tally.dropped["conversations with a message that is no text"] += 1
-            return None
-        conversation.append({"role": role, "content": _valid(content, field, where)})
-    if not any(message["content"].strip() for message in conversation):
-        tally.dropped["blank documents"] += 1
+        text = value.strip()
+        if text and is_valid(text):
+            return text
+        tally.drop(INVALID if text else "blank documents", where)
         return None
-    return conversation
+    if not isinstance(value, list) or not all(isinstance(item, Mapping) for item in value):
+        kind = type(value).__name__
+        tally.drop(f"documents whose {field} is neither text nor messages", f"{where}: a {kind}")
+        return None
+    return read_conversation(value, tools, tally, where)
 
 
-def _valid(text: str, field: str, where: str) -> str:
+def read_conversation(
+    messages: Sequence[Mapping[str, Any]], tools: Any, tally: Tally, where: str
+) -> Conversation | None:
+    """Return messages as chat templates take them, or count why they cannot be and return None.
+
+    Speakers get the names that templates know (``developer`` is ``system``), text parts of a
+    content are joined by newlines, reasoning parts become ``reasoning_content``. All else that is
+    said of a message (``tool_calls``, ``reasoning_content``, ``name``, …) is kept.
+
+    Args:
+        messages: each with ``role`` and ``content``, or ``from`` and ``value``.
+        tools: JSON schemas of the tools, as a list or as JSON; None for none.
+        tally: counts what is left out.
+        where: the conversation, in messages.
+    """
+    read = []
+    for message in messages:
+        speaker = message.get("role", message.get("from"))
+        role = _SPEAKERS.get(str(speaker).lower(), str(speaker).lower())
+        if role not in _ROLES:
+            has = f"'{speaker}'" if isinstance(speaker, str) else f"none, but {', '.join(message)}"
+            tally.drop("conversations with an unknown speaker", f"{where}: {has}")
+            return None
+        found = _message(message, role)
+        if found is None:
+            tally.drop("conversations with a message that is no text", f"{where}, of the {role}")
+            return None
+        read.append(found)
+    if not any(message["content"].strip() or "tool_calls" in message for message in read):
+        tally.drop("blank documents", where)
+        return None
+    offered = _from_json(tools) or None
+    if not is_valid(json.dumps([read, offered], ensure_ascii=False, default=str)):
+        tally.drop(INVALID, where)
+        return None
+    return Conversation(read, offered if isinstance(offered, list) else None)
+
+
+def is_valid(text: str) -> bool:
+    """Return whether a text can be encoded: it holds no half of a surrogate pair."""
     try:
         text.encode()
-    except UnicodeEncodeError as error:  # JSON can escape one half of a surrogate pair
-        raise ValueError(f"{where}: '{field}' is not valid Unicode: {error}.") from error
-    return text
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _message(message: Mapping[str, Any], role: str) -> dict[str, Any] | None:
+    """Return a message with its content as text; None where it has other content."""
+    content = message.get("content", message.get("value"))
+    said = ("role", "content", "from", "value")
+    # In Parquet a message has all fields that any has, null where it has none.
+    rest = {key: value for key, value in message.items() if key not in said and value is not None}
+    if rest.get("tool_calls"):
+        rest["tool_calls"] = [_call(each) for each in rest["tool_calls"]]
+        content = "" if content is None else content
+    if isinstance(content, list):
+        reasoning = [part for part in content if _kind(part) in _REASONING_PARTS]
+        texts = [_part(part) for part in content if part not in reasoning]
+        thoughts = [_part(part) for part in reasoning]
+        if None in [*texts, *thoughts]:
+            return None
+        if thoughts:
+            rest.setdefault("reasoning_content", "\n".join(map(str, thoughts)))
+        content = "\n".join(map(str, texts))
+    return {"role": role, "content": content, **rest} if isinstance(content, str) else None
+
+
+def _kind(part: Any) -> Any:
+    return part.get("type", "text") if isinstance(part, Mapping) else "text"
+
+
+def _part(part: Any) -> str | None:
+    if isinstance(part, str):
+        return part
+    kind = _kind(part)
+    if not isinstance(part, Mapping) or kind not in (*_TEXT_PARTS, *_REASONING_PARTS):
+        return None
+    text = part.get("text")
+    found = part.get(kind) if text is None else text
+    return found if isinstance(found, str) else None
+
+
+def _call(call: Any) -> Any:
+    """Return a tool call with its arguments as an object, which templates of transformers take."""
+    function = call.get("function") if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping):
+        return call
+    arguments = _from_json(function.get("arguments"))
+    return {**call, "function": {**function, "arguments": arguments}}
+
+
+def _from_json(value: Any) -> Any:
+    """Return what a JSON text says; anything else as it is."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value

@@ -1,6 +1,7 @@
 """What a corpus is, and how one is found by name."""
 
 import inspect
+import os
 from typing import Literal, Protocol
 from urllib.parse import unquote
 
@@ -49,15 +50,15 @@ def open_corpus(spec: str) -> Corpus:
             ``files:PATH`` is a folder of ``LANG/{calib,eval}.{txt,jsonl,parquet}``; ``c4``,
             ``wikipedia`` and ``hub:NAME`` are streamed from the Hugging Face hub;
             ``translated:MODEL?source=en&corpus=SPEC`` is another corpus in translation. Plug-ins
-            add others. The docstring of each corpus lists its options.
+            add others. The docstring of each corpus lists its options. The path of a folder that
+            exists may contain ``?``.
 
     Raises:
         ValueError: there is no such corpus, or it does not take the argument or an option.
         FileNotFoundError: the folder does not exist.
         ImportError: a package that the corpus needs is not installed; the message names it.
     """
-    head, _, query = spec.partition("?")
-    name, _, argument = head.partition(":")
+    name, argument, query = _parts(spec)
     corpus = registry.get(name)
     options = _options(spec, query)
     known = list(inspect.signature(corpus).parameters)[1:]
@@ -69,6 +70,21 @@ def open_corpus(spec: str) -> Corpus:
                 else f"The corpus '{name}' takes no options, but '{option}' was given."
             )
     return corpus(argument, **options)  # type: ignore[call-arg]  # a protocol has no __init__
+
+
+def _parts(spec: str) -> tuple[str, str, str]:
+    """Return name, argument and options of a spec, as they are written."""
+    name, colon, rest = spec.partition(":")
+    if "?" in name or not colon:
+        name, _, query = spec.partition("?")
+        return name, "", query
+    pieces = rest.split("?")
+    for count in range(len(pieces), 1, -1):  # the longest path that is there
+        path = "?".join(pieces[:count])
+        if os.path.exists(os.path.expanduser(path)):
+            return name, path, "?".join(pieces[count:])
+    argument, _, query = rest.partition("?")
+    return name, argument, query
 
 
 def _options(spec: str, query: str) -> dict[str, str]:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from mlcalib.common.optional import optional
 from mlcalib.corpora._documents import Document, Documents, Tally, generator, window_shuffled
-from mlcalib.corpora._rows import choose_field, read_value
+from mlcalib.corpora._rows import choose_field, read_row
 from mlcalib.corpora.base import Split, registry
 from mlcalib.languages import language as find_language
 
@@ -161,10 +161,10 @@ class HubCorpus:
     def _read(
         self, stream: Any, where: str, draw: Callable[[], float] | None, tally: Tally
     ) -> Iterator[Document]:
-        name = None
+        checked = False
         for row in stream if draw is None else _in_random_parts(stream, draw):
-            name = name or choose_field(row, self._field, where)
-            document = read_value(row[name], name, tally, where)
+            checked = checked or bool(choose_field(row, self._field, where))
+            document = read_row(row, self._field, tally, where)
             if document is not None:
                 yield document
 
@@ -188,9 +188,14 @@ def _random_shards(stream: Any, draw: Callable[[], float]) -> Iterator[Any]:
 
 def _one_side(documents: Iterator[Document], split: Split, tally: Tally) -> Iterator[Document]:
     for document in documents:
-        text = document if isinstance(document, str) else json.dumps(document, ensure_ascii=False)
+        text = document if isinstance(document, str) else _said(document)
         held_out = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) % HELD_OUT == 0
         if held_out == (split == "eval"):
             yield document
         else:
             tally.dropped[COUNTED] += 1
+
+
+def _said(conversation: list[dict[str, Any]]) -> str:
+    said = [{"role": each["role"], "content": each["content"]} for each in conversation]
+    return json.dumps(said, ensure_ascii=False)

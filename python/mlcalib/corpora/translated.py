@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 
 from mlcalib.common.files import atomic_file
 from mlcalib.corpora import _translator
-from mlcalib.corpora._documents import Document, Documents, Tally
+from mlcalib.corpora._documents import Conversation, Document, Documents, Tally
 from mlcalib.corpora._translator import Direction, Translation, Translator
 from mlcalib.corpora.base import Split, open_corpus, registry
 from mlcalib.languages import language as find_language
@@ -96,14 +96,15 @@ class TranslatedCorpus:
             if any(counts):
                 tally.dropped[what] += sum(counts)
         if not any(translation.text for translation in found):
-            tally.dropped["documents whose translation is blank"] += 1
+            tally.drop("documents whose translation is blank", texts[0])
             return None
         if isinstance(document, str):
             return found[0].text
-        return [
-            {**message, "content": translation.text}
-            for message, translation in zip(document, found, strict=True)
-        ]
+        translated = zip(document, found, strict=True)
+        return Conversation(
+            ({**message, "content": each.text} for message, each in translated),
+            getattr(document, "tools", None),
+        )
 
     def _translate(self, text: str, direction: Direction, folder: Path) -> Translation:
         file = folder / f"{hashlib.sha256(text.encode()).hexdigest()}.json"

@@ -1,15 +1,21 @@
 """``mlcalib.evaluate``: measures models and returns rows of results."""
 
+import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
-from mlcalib.calibration_sets import Stream, tokenizer_fingerprint
+from mlcalib.calibration_sets import (
+    Stream,
+    check_context,
+    describe_windows,
+    tokenizer_fingerprint,
+)
 from mlcalib.evaluation.cache import Cache
 from mlcalib.evaluation.fidelity import fidelity_rows
-from mlcalib.evaluation.perplexity import items_of, rows_of
+from mlcalib.evaluation.perplexity import DEFAULT_TOKENS, items_of, rows_of
 from mlcalib.evaluation.scorer import Scorer
 from mlcalib.evaluation.subject import Model, Subject, evaluation_dtype
 from mlcalib.evaluation.tasks import PERPLEXITY, TaskResults, check_data, check_tasks, listed
@@ -20,6 +26,9 @@ from mlcalib.results.rows import Results, joined
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+_log = logging.getLogger(__name__)
 
 
 class Evaluation(Results):
@@ -42,9 +51,10 @@ def evaluate(  # noqa: PLR0913 - options of one thing
     corpus: str = "sample",
     *,
     tasks: str | Sequence[str] = PERPLEXITY,
-    tokens: int = 8192,
+    tokens: int | None = None,
     seq_len: int = 512,
     separator: str | None = None,
+    window_bos: bool = True,
     dtype: str = "auto",
     tokenizer: "PreTrainedTokenizerBase | None" = None,
     fidelity: bool = False,
@@ -65,9 +75,12 @@ def evaluate(  # noqa: PLR0913 - options of one thing
         tasks: ``perplexity`` and benchmark tasks (``mlcalib.evaluation.tasks.task_names``), in a
             list or separated by commas.
         tokens: the number of tokens of each language that are scored for perplexity, from the
-            beginning of its text.
+            beginning of its text. By default 8,192, or all if a text has fewer, which a warning
+            says.
         seq_len: the context for perplexity, in tokens. Windows do not overlap.
         separator: what is put between documents, as for ``mlcalib.calibration``.
+        window_bos: whether every window begins as the tokenizer begins a text, as for
+            ``mlcalib.calibration``. ``Row.windows`` records it.
         dtype: the dtype of models that are loaded here; see ``evaluation_dtype``.
         tokenizer: the tokenizer of the transformers models.
         fidelity: whether to also compare the next-token distributions of each model with those of
@@ -91,7 +104,8 @@ def evaluate(  # noqa: PLR0913 - options of one thing
         FileNotFoundError: a model or text does not exist, or a task has no data in any of the
             languages.
         ImportError: a package that a task needs is not installed.
-        ValueError: a task is unknown; a language has too little text; or fidelity is asked for a
+        ValueError: a task is unknown; a language has too little text; ``seq_len`` is above the
+            context length of a model; or fidelity is asked for a
             single model, without perplexity, or for models with different tokens.
     """
     models = model if isinstance(model, Sequence) and not isinstance(model, str) else [model]
@@ -106,21 +120,32 @@ def evaluate(  # noqa: PLR0913 - options of one thing
     check_data(benchmarks, codes, data)
     computed = evaluation_dtype(models, dtype)
     subjects = [Subject(each, computed, tokenizer) for each in models]
+    perplexity = PERPLEXITY in wanted
+    for subject in subjects if perplexity else ():
+        check_context(subject.name, subject.config, seq_len)
     kept = None if cache is None else Cache(cache)
-    scorer = Scorer(tokens=tokens, seq_len=seq_len, fidelity=fidelity, cache=kept)
+    scorer = Scorer(
+        tokens=DEFAULT_TOKENS if tokens is None else tokens,
+        seq_len=seq_len,
+        fidelity=fidelity,
+        allow_short=tokens is None,
+        cache=kept,
+    )
     texts: dict[str, dict[str, Stream]] = {}  # a tokenizer's fingerprint → language → text
     results = Results()
     found: list[TaskResults] = []
-    perplexity = PERPLEXITY in wanted
     count = len(models) * len(codes)
     with tqdm(total=count, desc="evaluating", disable=not (progress and perplexity)) as bar:
         for subject in subjects:
             if perplexity:
                 key = tokenizer_fingerprint(subject.tokenizer)
                 if key not in texts:
-                    texts[key] = eval_text(subject.tokenizer, languages, corpus, separator, tokens)
+                    texts[key] = _texts(
+                        subject.tokenizer, languages, corpus, separator, tokens, window_bos
+                    )
                 bar.set_postfix_str(subject.method)
-                scored = _scored(subject, scorer, texts[key], fidelity, bar)
+                windows = describe_windows(subject.tokenizer, window_bos)
+                scored = _scored(subject, scorer, texts[key], fidelity, windows, bar)
                 results = joined([results, scored])
             if benchmarks:
                 found.append(
@@ -140,17 +165,44 @@ def _check_fidelity(fidelity: bool, models: "Sequence[Model]", tasks: Sequence[s
         )
 
 
+def _texts(
+    tokenizer: "PreTrainedTokenizerBase",
+    languages: LanguageSet,
+    corpus: str,
+    separator: str | None,
+    tokens: int | None,
+    window_bos: bool,
+) -> dict[str, Stream]:
+    """Return the text to score; say where it has fewer tokens than the default."""
+    wanted = DEFAULT_TOKENS if tokens is None else tokens
+    texts = eval_text(tokenizer, languages, corpus, separator, wanted, window_bos=window_bos)
+    short = {code: len(text.ids) - 1 for code, text in texts.items() if len(text.ids) <= wanted}
+    if tokens is None and short:
+        _log.warning(
+            "the text of %s has fewer tokens than the default, %s; all are scored: %s",
+            corpus,
+            f"{wanted:,}",
+            ", ".join(f"{code} {count:,}" for code, count in short.items()),
+        )
+    return texts
+
+
 def _scored(
-    subject: Subject, scorer: Scorer, texts: dict[str, Stream], fidelity: bool, bar: "tqdm[Any]"
+    subject: Subject,
+    scorer: Scorer,
+    texts: dict[str, Stream],
+    fidelity: bool,
+    windows: str,
+    bar: "tqdm[Any]",
 ) -> Results:
     """Return the results of a model on running text."""
     origin = (subject.name, subject.method, subject.calibration)
     results = Results()
     compared = fidelity and bool(scorer.first)  # the first model is not, with itself
     for code, found in scorer.scores(subject, texts):
-        results += rows_of({code: found}, *origin)
+        results += rows_of({code: found}, *origin, windows)
         results.items += items_of({code: found}, *origin)
         if compared:
-            results += fidelity_rows({code: found}, scorer.first, *origin)
+            results += fidelity_rows({code: found}, scorer.first, *origin, windows)
         bar.update()
     return results

@@ -35,6 +35,7 @@ def fidelity_rows(
     model: str,
     method: str,
     calibration: str,
+    windows: str = "",
 ) -> list[Row]:
     """Return how far a model is from its reference, as rows per language.
 
@@ -51,9 +52,10 @@ def fidelity_rows(
         model: the name of the model in the rows.
         method: the name of its quantizer.
         calibration: the name of its calibration set.
+        windows: what every window began with.
     """
     origin: dict[str, Any] = {"model": model, "method": method, "calibration": calibration}
-    origin["versions"] = versions()
+    origin |= {"versions": versions(), "windows": windows}
     return [
         Row(language=code, task="fidelity", **origin, **metric)
         for code, found in scores.items()

@@ -32,6 +32,7 @@ def layer_losses(  # noqa: PLR0913 - what a measurement is made of
     tokens: int = 1024,
     seq_len: int = 512,
     separator: str | None = None,
+    window_bos: bool = True,
     dtype: str = "auto",
     device: str = "cpu",
     progress: bool = True,
@@ -51,6 +52,7 @@ def layer_losses(  # noqa: PLR0913 - what a measurement is made of
         tokens: the number of tokens of each language, from the beginning of its text.
         seq_len: the number of tokens of a sequence.
         separator: what is put between documents, as for ``mlcalib.calibration``.
+        window_bos: whether every sequence begins as the tokenizer begins a text, likewise.
         dtype: the dtype of a model that is loaded here.
         device: where blocks run: ``cpu``, ``cuda``, ``cuda:N``, or ``auto`` for a GPU if there is
             one and mlcalib was built for it.
@@ -72,7 +74,9 @@ def layer_losses(  # noqa: PLR0913 - what a measurement is made of
         quantized, {name: each.weight for name, each in source.adapter.named_linears(source.model)}
     )
     tokenizer = quantized[0].tokenizer
-    text = eval_sequences(tokenizer, languages, corpus, separator, tokens, seq_len=seq_len)
+    text = eval_sequences(
+        tokenizer, languages, corpus, separator, tokens, seq_len=seq_len, window_bos=window_bos
+    )
     losses = _Losses(quantized)
     run_pass(
         source,

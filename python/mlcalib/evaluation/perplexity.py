@@ -1,7 +1,7 @@
 """Scores each token of a text, in one forward for all metrics."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -9,12 +9,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mlcalib.calibration_sets import Stream, describe_separator
+from mlcalib.calibration_sets import (
+    Stream,
+    check_context,
+    describe_separator,
+    describe_windows,
+)
 from mlcalib.common.errors import named
 from mlcalib.results.rows import ItemScores, Row, versions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+DEFAULT_TOKENS = 8192
+"""Tokens that are scored per language where no number is asked for and the text has so many."""
 
 _ROWS = 32  # of logits that are worked on at a time: bounded memory, and near the cache
 
@@ -120,21 +128,23 @@ def score(
     """Score ``tokens`` tokens of a text, beginning with its second token.
 
     Windows of ``seq_len`` tokens follow each other without overlap. Each token is predicted from
-    the tokens before it in its window, and the first token after a window from the whole window.
+    the tokens before it in its window, and the first token after a window from the whole window. If
+    the text has ``begin``, every window begins with it, and holds so many fewer tokens of the text.
 
     Args:
         model: a causal language model. It is called with ids [1, seq_len]; the last window is
             padded.
         stream: the text.
         tokens: the number of tokens to score.
-        seq_len: the context, in tokens.
+        seq_len: the context, in tokens; more than ``begin`` has.
         reference: the logits of another model, [seq_len, vocabulary] for each window in turn; None
             measures no divergence.
 
     Raises:
-        ValueError: the text is too short, the model gives NaN or Inf, or the reference has another
-            vocabulary.
+        ValueError: the text is too short, ``seq_len`` is too small or above the context length of
+            the model, the model gives NaN or Inf, or the reference has another vocabulary.
     """
+    check_context("the model", model.config.to_dict(), seq_len)
     if len(stream.ids) < tokens + 1:
         raise ValueError(
             f"{tokens:,} tokens are to be scored, but the text has {len(stream.ids):,}, of which "
@@ -142,14 +152,14 @@ def score(
             "(--tokens) or give more text."
         )
     found = []
-    starts = range(0, tokens, seq_len)
-    others = repeat(None, len(starts)) if reference is None else reference
-    for start, other in zip(starts, others, strict=True):
-        count = min(seq_len, tokens - start)
+    spans = list(_spans(stream, tokens, seq_len))
+    others = repeat(None, len(spans)) if reference is None else reference
+    for (start, count, begin), other in zip(spans, others, strict=True):
         targets = stream.ids[start + 1 : start + count + 1]
-        window = _window(stream.ids[start : start + count], seq_len)
-        logits = model(input_ids=window, use_cache=False).logits[0]
-        found.append(_measure(logits[:count], targets, None if other is None else other[:count]))
+        ids = torch.cat([begin, stream.ids[start : start + count]])
+        logits = model(input_ids=_window(ids, seq_len), use_cache=False).logits[0]
+        rows = slice(len(begin), len(ids))
+        found.append(_measure(logits[rows], targets, None if other is None else other[rows]))
         del logits, other  # before the next ones are made
     loss, *divergence = (torch.cat(parts) for parts in zip(*found, strict=True))
     if not all(torch.isfinite(values).all() for values in (loss, *divergence)):
@@ -159,7 +169,11 @@ def score(
 
 
 def rows_of(
-    scores: Mapping[str, Scores], model: str, method: str = "float", calibration: str = "none"
+    scores: Mapping[str, Scores],
+    model: str,
+    method: str = "float",
+    calibration: str = "none",
+    windows: str = "",
 ) -> list[Row]:
     """Return scores (language → scores, as ``perplexity_of`` returns) as rows of results."""
     computed = versions()
@@ -175,6 +189,7 @@ def rows_of(
             stderr=stderr,
             n=len(found.loss),
             versions=computed,
+            windows=windows,
         )
         for code, found in scores.items()
         for metric in ("perplexity", "bits_per_byte", "token_loss")
@@ -197,16 +212,41 @@ def items_of(
 
 
 def definition(
-    tokenizer: "PreTrainedTokenizerBase", *, tokens: int, seq_len: int, separator: str | None
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    tokens: int | None,
+    seq_len: int,
+    separator: str | None,
+    window_bos: bool = True,
 ) -> str:
-    """Return in words how perplexity was measured, to print below a table."""
+    """Return in words how perplexity was measured, to print below a table.
+
+    The arguments are those of ``mlcalib.evaluate``.
+    """
+    count = f"first {tokens:,}" if tokens is not None else f"first {DEFAULT_TOKENS:,} (or all)"
+    windows = describe_windows(tokenizer, window_bos)
     return (
-        f"Token perplexity of the first {tokens:,} tokens per language after the first; context "
-        f"{seq_len}, stride {seq_len} (no overlap); between documents: "
+        f"Token perplexity of the {count} tokens per language after the first; context "
+        f"{seq_len}, stride {seq_len} (no overlap)"
+        f"{f', every context begins with {windows}' if windows else ''}; between documents: "
         f"{describe_separator(tokenizer, separator)}. Standard errors are over documents. Token "
         "perplexity is not comparable between tokenizers or languages; bits per byte is closer to "
         "it."
     )
+
+
+def _spans(stream: Stream, tokens: int, seq_len: int) -> Iterator[tuple[int, int, Tensor]]:
+    """Give where each window starts in the text, its tokens of text, and the ids before these."""
+    begin = torch.tensor(stream.begin, dtype=torch.int64)
+    if seq_len <= len(begin):
+        raise ValueError(f"seq_len is {seq_len}; a window needs {len(begin) + 1} tokens or more.")
+    start = 0
+    while start < tokens:
+        begun = torch.equal(stream.ids[start : start + len(begin)], begin)
+        before = begin[:0] if begun else begin
+        count = min(seq_len - len(before), tokens - start)
+        yield start, count, before
+        start += count
 
 
 def _window(ids: Tensor, seq_len: int) -> Tensor:

@@ -121,7 +121,8 @@ class Scorer:
         recorded = False
         for code, text in texts.items():
             with named(f"language '{code}', model {subject.name}"):
-                if not torch.equal(text.ids, self._texts[code].ids):
+                known = self._texts[code]
+                if text.begin != known.begin or not torch.equal(text.ids, known.ids):
                     raise ValueError(
                         f"its tokenizer makes other tokens of the text than that of {first.name}; "
                         "next-token distributions are comparable over one vocabulary only."
@@ -183,6 +184,7 @@ class Scorer:
             "tokens": tokens,
             "seq_len": self._seq_len,
             "versions": versions(),
+            **({"begin": list(text.begin)} if text.begin else {}),
         }
 
     def _divergence_key(self, subject: Subject, code: str, text: Stream) -> _Key:
@@ -228,4 +230,5 @@ class Scorer:
 
 
 def _text_sha256(text: Stream, tokens: int) -> str:
-    return tensors_sha256({name: part[: tokens + 1] for name, part in text._asdict().items()})
+    parts = {"ids": text.ids, "byte_counts": text.byte_counts, "document": text.document}
+    return tensors_sha256({name: part[: tokens + 1] for name, part in parts.items()})

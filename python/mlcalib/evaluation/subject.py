@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+from mlcalib.calibration_sets.context import read_config
 from mlcalib.checkpoints.packed import load_to_run
 from mlcalib.checkpoints.record import origin
 from mlcalib.common import compat
@@ -65,6 +66,14 @@ class Subject:
         if self._in_memory is not None:
             return self._in_memory
         return load_to_run(self.name, self.dtype)
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """What its ``config.json`` says."""
+        if self._in_memory is not None:
+            found: dict[str, Any] = self._in_memory.config.to_dict()
+            return found
+        return read_config(self.name)
 
     @property
     def loaded(self) -> bool:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from mlcalib.calibration_sets import CalibrationSet, Stream, build, stream
 from mlcalib.calibration_sets.chat import render
-from mlcalib.corpora import Documents, Tally, left_out, open_corpus
+from mlcalib.corpora import Documents, Tally, left_out, notes, open_corpus
 from mlcalib.languages import LanguageSet, language_set
 
 if TYPE_CHECKING:
@@ -20,6 +20,8 @@ def eval_text(
     corpus: str,
     separator: str | None,
     tokens: int,
+    *,
+    window_bos: bool = True,
 ) -> dict[str, Stream]:
     """Tokenise the beginning of each language's evaluation text, enough to score ``tokens``.
 
@@ -29,16 +31,19 @@ def eval_text(
         corpus: as for ``mlcalib.calibration``; its evaluation text must be plain text.
         separator: what is put between documents, as for ``mlcalib.calibration``.
         tokens: the number of tokens to score in each language, after its first token.
+        window_bos: whether every window begins as the tokenizer begins a text; see
+            ``mlcalib.calibration``.
 
     Returns:
-        Language → text, in whole documents. It has fewer tokens if there is no more text.
+        Language → text, in whole documents except for long ones (see ``stream``). It has fewer
+        tokens if there is no more text.
 
     Raises:
         FileNotFoundError: the corpus does not have a language.
         ValueError: a language or the corpus is unknown, or a text cannot be read.
     """
     return {
-        code: _text(tokenizer, given, code, separator, tokens)
+        code: _text(tokenizer, given, code, separator, tokens, window_bos)
         for code, given in _documents(languages, corpus).items()
     }
 
@@ -51,6 +56,7 @@ def eval_sequences(
     tokens: int,
     *,
     seq_len: int,
+    window_bos: bool = True,
 ) -> CalibrationSet:
     """Pack the first tokens of each language's eval split into sequences, to run block by block.
 
@@ -61,6 +67,7 @@ def eval_sequences(
         separator: see ``eval_text``.
         tokens: tokens of each language.
         seq_len: tokens of a sequence, 2 or more.
+        window_bos: see ``eval_text``.
 
     Raises:
         FileNotFoundError: the corpus lacks a language.
@@ -75,6 +82,7 @@ def eval_sequences(
         tokens=tokens * len(texts),
         seq_len=seq_len,
         separator=separator,
+        window_bos=window_bos,
         corpus=corpus,
     )
 
@@ -91,10 +99,13 @@ def _text(
     code: str,
     separator: str | None,
     tokens: int,
+    window_bos: bool,
 ) -> Stream:
     tally = Tally()
     texts = render(tokenizer, documents.read(tally), None, f"The eval text in '{code}'", tally)
-    found = stream(tokenizer, texts, separator, tokens + 1)  # the first is not scored
-    if counts := left_out(tally.read, tally.dropped):
+    # The first token is not scored.
+    found = stream(tokenizer, texts, separator, tokens + 1, window_bos)
+    said = [left_out(tally.read, tally.dropped, tally.examples)]
+    for counts in filter(None, [*said, *notes(tally.noted, tally.examples)]):
         _log.warning("eval text in '%s': %s", code, counts)
     return found

@@ -2,7 +2,7 @@
 
 from mlcalib.languages.catalogue import Language, language, languages
 from mlcalib.languages.language_sets import LanguageSet, language_set, set_names
-from mlcalib.languages.scripts import script_name
+from mlcalib.languages.scripts import script_name, script_share
 
 __all__ = [
     "Language",
@@ -11,5 +11,6 @@ __all__ = [
     "language_set",
     "languages",
     "script_name",
+    "script_share",
     "set_names",
 ]

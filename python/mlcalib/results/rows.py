@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from mlcalib import _core
 from mlcalib.common.files import write_json_lines
@@ -27,6 +27,7 @@ class Row:
         n: the number of scored tokens (or items, or documents).
         seed: the seed of random draws; None if nothing was drawn.
         versions: what computed it, e.g. ``mlcalib 0.1.0, torch 2.13.0``; empty if not known.
+        windows: what every window of text began with, e.g. ``bos <s>``; empty for nothing.
     """
 
     model: str
@@ -40,6 +41,14 @@ class Row:
     n: int
     seed: int | None = None
     versions: str = ""
+    windows: str = ""
+
+    def record(self) -> dict[str, Any]:
+        """Return the row as it is written; without ``windows`` where it is empty."""
+        found = asdict(self)
+        if not self.windows:
+            del found["windows"]
+        return found
 
 
 @dataclass(frozen=True)
@@ -100,7 +109,7 @@ def versions(*packages: str) -> str:
 
 def write_rows(rows: Iterable[Row], path: str | Path) -> None:
     """Write rows as JSON lines, either all of them or none."""
-    write_json_lines(map(asdict, rows), path)
+    write_json_lines(map(Row.record, rows), path)
 
 
 def read_rows(path: str | Path) -> list[Row]:
@@ -116,7 +125,7 @@ def write_results(results: Results, path: str | Path) -> Path:
     """Write rows as JSON lines, and their items beside them; return the path of the items."""
     beside = items_path(path)
     write_json_lines(map(asdict, results.items), beside)
-    write_json_lines(map(asdict, results), path)
+    write_json_lines(map(Row.record, results), path)
     return beside
 
 

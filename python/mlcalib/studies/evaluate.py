@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from mlcalib.calibration_sets import Stream
+from mlcalib.calibration_sets import Stream, describe_windows
 from mlcalib.common.files import atomic_file
 from mlcalib.common.safetensors_read import read_json
 from mlcalib.evaluation import (
@@ -66,8 +66,14 @@ def evaluate_model(study: ModelStudy, name: str, *, progress: bool) -> None:
     texts: dict[str, Stream] = {}
     if PERPLEXITY in spec.tasks:
         corpus = spec.corpus or study.spec.corpus
-        separator = study.spec.separator
-        texts = eval_text(study.tokenizer, spec.languages, corpus, separator, spec.tokens)
+        texts = eval_text(
+            study.tokenizer,
+            spec.languages,
+            corpus,
+            study.spec.separator,
+            spec.tokens,
+            window_bos=study.spec.window_bos,
+        )
     inputs = _inputs(study, spec, texts)
     models = {FLOAT: Path(model_path(name))}
     models |= {each: study.checkpoint(each) for each in study.variants if study.finished(each)}
@@ -77,6 +83,7 @@ def evaluate_model(study: ModelStudy, name: str, *, progress: bool) -> None:
         file = evaluation_file(study, variant)
         if not file.is_file() or read_json(file).get("inputs") != wanted:
             todo[variant] = wanted
+    windows = describe_windows(study.tokenizer, study.spec.window_bos)
     cache = Cache(study.folder / "scores")
     scorer = Scorer(
         tokens=spec.tokens,
@@ -95,7 +102,7 @@ def evaluate_model(study: ModelStudy, name: str, *, progress: bool) -> None:
         scores = dict(scorer.scores(subject, texts))
         if variant in todo:
             origin = _origin(study, name, variant)
-            found = _content(origin, scores, scorer.first if variant != FLOAT else {})
+            found = _content(origin, windows, scores, scorer.first if variant != FLOAT else {})
             if _benchmarks(spec):
                 _add_benchmarks(study, spec, variant, subject, cache, origin, found)
             found |= {"variant": variant, "seconds": time.perf_counter() - start}
@@ -116,6 +123,7 @@ def described(study: ModelStudy) -> dict[str, Any]:
         tokens=spec.tokens,
         seq_len=study.spec.seq_len,
         separator=study.spec.separator,
+        window_bos=study.spec.window_bos,
     )
     return {
         "tasks": list(spec.tasks),
@@ -144,16 +152,19 @@ def _origin(study: ModelStudy, name: str, variant: str) -> tuple[str, str, str]:
 
 
 def _content(
-    origin: tuple[str, str, str], scores: Mapping[str, Scores], reference: Mapping[str, Scores]
+    origin: tuple[str, str, str],
+    windows: str,
+    scores: Mapping[str, Scores],
+    reference: Mapping[str, Scores],
 ) -> dict[str, Any]:
     """Return what an evaluation file holds of running text; without a reference no fidelity."""
-    rows = rows_of(scores, *origin)
+    rows = rows_of(scores, *origin, windows)
     if reference:
-        rows += fidelity_rows(scores, reference, *origin)
+        rows += fidelity_rows(scores, reference, *origin, windows)
     documents = {code: each.by_document()._asdict() for code, each in scores.items()}
     divergence = {code: each.sums(each.kl) for code, each in scores.items() if each.kl is not None}
     return {
-        "rows": [asdict(row) for row in rows],
+        "rows": [row.record() for row in rows],
         "documents": documents,
         "divergence": divergence,
     }
@@ -184,7 +195,7 @@ def _add_benchmarks(
         progress=False,
     )
     results.write_generations(study.folder / "generations" / variant)
-    found["rows"] += [asdict(row) for row in results.rows]
+    found["rows"] += [row.record() for row in results.rows]
     found["items"] = results.items
     found["missing"] = [asdict(each) for each in results.missing]
 
@@ -195,6 +206,8 @@ def _inputs(study: ModelStudy, spec: EvaluationSpec, texts: Mapping[str, Stream]
         code: hashlib.sha256(text.ids.numpy().tobytes()).hexdigest() for code, text in texts.items()
     }
     asked = spec.model_dump(mode="json")
+    begin = {code: list(text.begin) for code, text in texts.items() if text.begin}
+    asked |= {"begin": begin} if begin else {}
     return {**asked, "seq_len": study.spec.seq_len, "text": sums, "model": study.source.fingerprint}
 
 

@@ -214,6 +214,7 @@ def _measure(study: ModelStudy, stopwatch: Stopwatch) -> LayerMeasures | None:
         spec.separator,
         spec.layers.tokens,
         seq_len=spec.seq_len,
+        window_bos=spec.window_bos,
     )
     mixtures = {}
     if study.text is not None:

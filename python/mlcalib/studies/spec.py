@@ -125,6 +125,7 @@ class StudySpec(Config):
         seq_len: the number of tokens of a sequence.
         seed: the seed with which documents are shuffled.
         separator: what is put between documents, as for ``mlcalib.calibration``.
+        window_bos: whether every window begins as the tokenizer begins a text, likewise.
         allow_short: whether a language with too little text is used as it is.
         propagate: ``float`` (all variants share one pass) or ``quantized`` (a pass for each).
         format: the format of the checkpoints.
@@ -146,6 +147,7 @@ class StudySpec(Config):
     seq_len: int = Field(default=512, ge=2)
     seed: int = 0
     separator: str | None = None
+    window_bos: bool = True
     allow_short: bool = False
     propagate: Literal["float", "quantized"] = "float"
     format: str = "compressed-tensors"

@@ -1,7 +1,7 @@
 """The text of a study, which is read and tokenised once for all calibration settings."""
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -73,6 +73,7 @@ def _calibration(
             "separator": spec.separator,
             "chat_template": False,
             "allow_short": spec.allow_short,
+            "window_bos": spec.window_bos,
         },
     )
 
@@ -97,7 +98,7 @@ def _union(made: Mapping[str, CalibrationSet]) -> CalibrationSet:
 
 def _kept(documents: Documents) -> Documents:
     """Return documents that are read from their source once, however often they are asked for."""
-    known: list[tuple[Document, int, Counter[str]]] = []  # with the tally when each was given
+    known: list[tuple[Document, Tally]] = []  # with the tally when each was given
     tally = Tally()
     rest = documents.read(tally)
     ended: list[bool] = []
@@ -108,11 +109,11 @@ def _kept(documents: Documents) -> Documents:
             if at == len(known):
                 if ended or (found := next(rest, None)) is None:
                     ended.append(True)
-                    own.read, own.dropped = tally.read, Counter(tally.dropped)
+                    own.take(tally)
                     return
-                known.append((found, tally.read, Counter(tally.dropped)))
-            document, own.read, dropped = known[at]
-            own.dropped = Counter(dropped)
+                known.append((found, deepcopy(tally)))
+            document, counted = known[at]
+            own.take(counted)
             at += 1
             yield document
 

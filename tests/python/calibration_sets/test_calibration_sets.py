@@ -1,3 +1,5 @@
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -6,8 +8,9 @@ from hypothesis import strategies as st
 from small_tokenizer import make_tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from mlcalib.calibration_sets import build, from_ids
-from mlcalib.languages import LanguageSet, language_set
+import mlcalib
+from mlcalib.calibration_sets import LanguageReport, build, from_ids
+from mlcalib.languages import LanguageSet, language_set, languages, script_share
 
 EN = [f"The market number {i} opens before sunrise, {'and again ' * (i % 5)}." for i in range(40)]
 SW = [f"Soko la {i} hufunguliwa kabla ya jua kuchomoza{' tena' * (i % 3)}." for i in range(40)]
@@ -140,14 +143,64 @@ def test_table(tokenizer):
     assert report.characters_per_token == 13 / each
     lines = found.table().splitlines()
     assert lines[0].split() == [
-        "language", "asked", "got", "sequences", "documents", "characters/token", "cut",
+        "language", "asked", "got", "sequences", "documents", "repeated", "characters/token",
+        "own", "script", "cut",
     ]  # fmt: skip
-    numbers = [asked, asked, -(-asked // 8), 3, f"{13 / each:.2f}", each - 1]
+    numbers = [asked, asked, -(-asked // 8), 3, 2, f"{13 / each:.2f}", "100.0%", each - 1]
     assert lines[1].split() == ["en", *map(str, numbers)]
-    assert lines[2].split() == ["sw", *map(str, (asked, short, 1, 1, f"{4 / short:.2f}", 0))]
-    totals = [2 * asked, asked + short, -(-asked // 8) + 1, 4, each - 1]
+    assert lines[2].split() == [
+        "sw",
+        *map(str, (asked, short, 1, 1, 0, f"{4 / short:.2f}", "100.0%", 0)),
+    ]
+    totals = [2 * asked, asked + short, -(-asked // 8) + 1, 4, 2, each - 1]
     assert lines[3].split() == ["total", *map(str, totals)]
-    assert lines[4:] == [f"short: sw lacks {asked - short} of {asked} tokens"]
+    assert lines[4:] == [
+        f"short: sw lacks {asked - short} of {asked} tokens",
+        "warning: en: 2 of 3 documents repeat another (more than 10%): the text is less than it "
+        "seems",
+    ]
+
+
+def test_text_in_another_script_is_warned_of(tokenizer, caplog):
+    french = [f"le marché numéro {number} ouvre avant l'aube" for number in range(40)]
+    found = mlcalib.calibration(tokenizer, corpus={"zh": french}, tokens=64, seq_len=16)
+    assert found.report["zh"].own_script == 0
+    said = "0.0% of the letters are of the language's script (less than 50%)"
+    assert said in found.table()
+    assert said in caplog.text
+    for code, text in (("zh", ZH), ("code", french), ("sw", SW)):
+        found = calibrate(tokenizer, code, tokens=64, texts={code: text})
+        assert found.report[code].own_script == (None if code == "code" else 1)
+        assert not found.report[code].warnings
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "share"),
+    [
+        ("Jpan", "市場はビールを売る。", 1),
+        ("Hang", "시장 市場", 1),
+        ("Hans", "市场market", 0.25),
+        ("Latn", "Yoru\u0300ba\u0301 12%", 1),
+        ("Cyrl", "12 !?", None),
+        (None, "text", None),
+    ],
+)
+def test_the_share_of_a_script(code, text, share):
+    assert script_share([text], code) == share
+
+
+def test_every_script_has_a_property():
+    for script in {each.script for each in languages() if each.script}:
+        script_share(["a"], script)
+
+
+def test_a_report_of_before_is_unpickled():
+    report = LanguageReport(9, 9, 1, 1, 1.5, 0)
+    old = LanguageReport.__new__(LanguageReport)
+    known = ("asked", "got", "sequences", "documents", "characters_per_token", "cut")
+    old.__setstate__({name: getattr(report, name) for name in known})
+    assert old == report
+    assert pickle.loads(pickle.dumps(report)) == report
 
 
 def test_too_little_text(tokenizer):
@@ -215,7 +268,7 @@ def test_from_ids():
     assert found.tokens == {"sw": 5, "en": 4}
     assert [count for _, count in found.sequences("sw")] == [4, 1]
     assert (found.set_name, found.seed) == ("sw+en", None)
-    assert found.table().splitlines()[1].split() == ["sw", "5", "5", "2", "2", "-", "0"]
+    assert found.table().splitlines()[1].split() == ["sw", "5", "5", "2", "2", "0", "-", "-", "0"]
     tensors = from_ids({"sw": [torch.tensor([1, 2, 3, 4, 5])], "en": [[0, 1, 2, 3]]}, seq_len=4)
     assert tensors.fingerprint == found.fingerprint
 

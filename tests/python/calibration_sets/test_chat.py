@@ -55,7 +55,7 @@ def test_the_template_writes_all_there_is(tokenizer):
     wanted = tokenizer(text, add_special_tokens=False).input_ids
     assert wanted.count(tokenizer.bos_token_id) == 1
     assert wanted.count(tokenizer.eos_token_id) == 2
-    whole = calibrate(tokenizer, [CHATS[3]], tokens=len(wanted))
+    whole = calibrate(tokenizer, [CHATS[3]], tokens=len(wanted), window_bos=False)
     assert ids_of(whole) == wanted
     # As transformers itself tokenizes a conversation.
     batch = tokenizer.apply_chat_template(CHATS[3], tokenize=True)
@@ -88,10 +88,12 @@ def test_the_record_has_the_template(tokenizer, tmp_path):
 def test_what_the_template_refuses_is_counted(tokenizer):
     refused = [{"role": "system", "content": "Be brief."}, *conversation(1)]
     calibration = calibrate(tokenizer, [*CHATS, refused, refused], tokens=10_000, allow_short=True)
-    counted = {"conversations that the chat template refuses (no system message)": 2}
+    counted = {"conversations that the chat template refuses": 2}
     assert calibration.report["en"].dropped == counted
     assert calibration.report["en"].documents == 20
-    assert "en: left out of 22 read: 2 conversations that" in calibration.table()
+    said = "en: left out of 22 read: 2 conversations that the chat template refuses (first: Templ"
+    assert said in calibration.table()
+    assert "no system message" in calibration.table()
     with pytest.raises(ValueError, match=r"no documents in 'en' \(left out of 1 read: 1 conv"):
         calibrate(tokenizer, [refused])
 
@@ -114,6 +116,9 @@ def test_a_tokenizer_without_a_template():
         calibrate(make_tokenizer())
 
 
+THOUGHT = [{"type": "thinking", "thinking": "it opens early"}, {"type": "text", "text": "six"}]
+CALL = {"type": "function", "function": {"name": "opening", "arguments": '{"market": 3}'}}
+CALLED = {"type": "function", "function": {"name": "opening", "arguments": {"market": 3}}}
 SHAREGPT = [{"from": "human", "value": "When?"}, {"from": "gpt", "value": "Before sunrise."}]
 
 
@@ -142,6 +147,37 @@ SHAREGPT = [{"from": "human", "value": "When?"}, {"from": "gpt", "value": "Befor
             "conversations with a message that is no text",
         ),
         ({"messages": None}, None, "documents without messages"),
+        ({"text": None, "messages": CHATS[0]}, CHATS[0], None),
+        (
+            {"messages": [{"role": "Developer", "content": "Be brief."}]},
+            [{"role": "system", "content": "Be brief."}],
+            None,
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, "b"]}]},
+            [{"role": "user", "content": "a\nb"}],
+            None,
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]},
+            None,
+            "conversations with a message that is no text",
+        ),
+        (
+            {"messages": [{"role": "assistant", "content": THOUGHT, "name": None}]},
+            [{"role": "assistant", "content": "six", "reasoning_content": "it opens early"}],
+            None,
+        ),
+        (
+            {"messages": [{"role": "assistant", "content": None, "tool_calls": [CALL]}]},
+            [{"role": "assistant", "content": "", "tool_calls": [CALLED]}],
+            None,
+        ),
+        (
+            {"messages": [{"role": "user", "content": "x", "reasoning": "\ud83d"}]},
+            None,
+            "documents that are not valid Unicode",
+        ),
     ],
 )
 def test_rows(tmp_path, row, found, dropped):
@@ -154,10 +190,50 @@ def test_rows(tmp_path, row, found, dropped):
     assert tally == Tally(2, {dropped: 1} if dropped else {})
 
 
+def test_tools_reach_the_template(tokenizer, tmp_path):
+    (tmp_path / "en").mkdir()
+    schema = {"type": "function", "function": {"name": "opening", "parameters": {}}}
+    rows = [
+        {"messages": CHATS[0], "tools": tools} for tools in ([schema], json.dumps([schema]), None)
+    ]
+    (tmp_path / "en/calib.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    template = (
+        "{% for t in tools or [] %}{{ t.function.name }}!{% endfor %}{{ messages[0].content }}"
+    )
+    found = mlcalib.calibration(
+        tokenizer, "en", f"files:{tmp_path}", tokens=500, seq_len=32, chat_template=template,
+        allow_short=True,
+    )  # fmt: skip
+    text = tokenizer.decode(ids_of(found), skip_special_tokens=True)
+    assert text.count("opening!When does") == 2
+    assert text.count("When does") == 3
+    what = "conversations of which the chat template changes or leaves out a message"
+    assert found.report["en"].noted == {what: 3}
+    assert "(first: of the assistant)" in found.table()
+
+
+@pytest.mark.parametrize("given", ["parts", "developer"])
+def test_conversations_in_memory_are_read_like_those_in_files(tokenizer, given):
+    chats = {
+        "parts": [[{"role": "user", "content": [{"type": "text", "text": "a market"}]}]],
+        "developer": [[{"role": "developer", "content": "a market"}]],
+    }[given]
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}"
+    found = calibrate(tokenizer, chats, template, allow_short=True)
+    speaker = {"parts": "user", "developer": "system"}[given]
+    assert tokenizer.decode(ids_of(found), skip_special_tokens=True) == f"{speaker}: a market"
+
+
+def test_what_a_template_raises_is_counted(tokenizer):
+    message = r"20 conversations that the chat template refuses \(first: TypeError: can only conc"
+    with pytest.raises(ValueError, match=message):
+        calibrate(tokenizer, chat_template="{% for m in messages %}{{ m['role'] + 1 }}{% endfor %}")
+
+
 def test_a_message_of_another_shape(tmp_path):
     (tmp_path / "en").mkdir()
     (tmp_path / "en/calib.jsonl").write_text('{"messages": [{"speaker": "A", "text": "x"}]}')
-    with pytest.raises(ValueError, match=r"line 1: a message in 'messages' has: speaker, text; ro"):
+    with pytest.raises(ValueError, match=r"unknown speaker \(first: .*, line 1: none, but speaker"):
         list(open_corpus(f"files:{tmp_path}").documents("en", "calib"))
 
 
@@ -170,4 +246,4 @@ def test_evaluation_takes_plain_text(tmp_path, tokenizer):
         tiny_llama(vocabulary=384), method="rtn", tokenizer=tokenizer, group_size=32
     )
     with pytest.raises(ValueError, match="The eval text in 'en' consists of conversations"):
-        mlcalib.evaluate(model, "en", f"files:{tmp_path}", tokens=8, progress=False)
+        mlcalib.evaluate(model, "en", f"files:{tmp_path}", tokens=8, seq_len=32, progress=False)

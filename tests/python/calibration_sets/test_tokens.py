@@ -1,4 +1,6 @@
 import logging
+import time
+import tracemalloc
 
 import pytest
 import torch
@@ -6,6 +8,7 @@ from small_tokenizer import make_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from mlcalib.calibration_sets import build, describe_separator, stream, tokenizer_fingerprint
+from mlcalib.calibration_sets import tokens as tokens_module
 from mlcalib.languages import language_set
 
 EN = [f"The market number {i} opens before sunrise, {'and again ' * (i % 5)}." for i in range(40)]
@@ -77,7 +80,8 @@ def test_separators(template, separator, description):
     assert stream(tokenizer, documents, separator).ids.tolist() == [
         i for ids in wanted for i in ids
     ]
-    found = calibrate(tokenizer, ["one"] * 9, tokens=8, separator=separator)
+    plain = {"separator": separator, "window_bos": False}
+    found = calibrate(tokenizer, ["one"] * 9, tokens=8, **plain)
     assert found.separator == description
     assert found.ids["en"].flatten().tolist() == (wanted[0] * 9)[:8]
 
@@ -99,7 +103,7 @@ def test_separator_that_the_tokenizer_lacks():
 def test_stream_counts_every_byte_once(trim_offsets, separator):
     tokenizer = make_tokenizer("<s> $A </s>", trim_offsets)
     documents = ["The  market — 市场 🏪 opens ", "  Yorùbá\n", "é"]
-    ids, byte_counts, owner = stream(tokenizer, documents, separator)
+    ids, byte_counts, owner, _ = stream(tokenizer, documents, separator)
     assert ids.dtype == byte_counts.dtype == owner.dtype == torch.int64
     assert ids.shape == byte_counts.shape == owner.shape
     tail = separator if separator not in (None, "eos") else ""
@@ -112,13 +116,13 @@ def test_stream_counts_every_byte_once(trim_offsets, separator):
 
 
 def test_first_token_of_a_character_has_its_bytes(tokenizer):
-    ids, byte_counts, _ = stream(tokenizer, ["a🏪b"])
+    ids, byte_counts, *_ = stream(tokenizer, ["a🏪b"])
     assert len(ids) == 6
     assert byte_counts.tolist() == [1, 4, 0, 0, 0, 1]
 
 
 def test_stream_keeps_the_order_and_refuses_nothing_to_read(tokenizer):
-    ids, _, owner = stream(tokenizer, EN)
+    ids, _, owner, _ = stream(tokenizer, EN)
     assert tokenizer.decode(ids) == "".join(EN)
     assert owner.max() == len(EN) - 1
     with pytest.raises(ValueError, match="The text has no documents"):
@@ -127,3 +131,76 @@ def test_stream_keeps_the_order_and_refuses_nothing_to_read(tokenizer):
         stream(tokenizer, [""])
     with pytest.raises(TypeError, match="The text is one string"):
         stream(tokenizer, "one")
+
+
+@pytest.mark.parametrize("separator", [None, "eos", ""])
+def test_every_sequence_begins_as_the_tokenizer_begins_a_text(separator):
+    tokenizer = make_tokenizer("<s> $A </s>")
+    bos = tokenizer.bos_token_id
+    found = calibrate(tokenizer, ["one two", "three"] * 9, 30, separator=separator)
+    assert found.ids["en"][:, 0].tolist() == [bos] * 8
+    inside = found.ids["en"][:, 1:].flatten().tolist()
+    assert (bos in inside) == (separator is None)
+    assert found.windows == "bos <s>"
+    assert found.describe()["windows"] == "bos <s>"
+    plain = {"separator": separator, "window_bos": False}
+    before = calibrate(tokenizer, ["one two", "three"] * 9, 30, **plain)
+    assert (bos in before.ids["en"]) == (separator is None)
+    assert "windows" not in before.describe()
+    assert before.fingerprint != found.fingerprint
+
+
+def test_windows_hold_the_text_without_a_gap():
+    tokenizer = make_tokenizer("<s> $A")
+    texts = ["one two three four five six seven"]
+    found = calibrate(tokenizer, texts, 100, allow_short=True)
+    sequences = [ids[0, :count].tolist() for ids, count in found.sequences("en")]
+    assert [i for each in sequences for i in each[1:]] == tokenizer(texts[0]).input_ids[1:]
+    report = found.report["en"]
+    assert report.got == len(tokenizer(texts[0]).input_ids) + len(sequences) - 1
+    assert report.cut == 0
+    short = calibrate(tokenizer, texts, 6).report["en"]
+    assert short.cut == len(tokenizer(texts[0]).input_ids) - 5
+
+
+def test_a_tokenizer_that_adds_no_bos_has_plain_windows(tokenizer):
+    with_it, without = (calibrate(tokenizer, window_bos=each) for each in (True, False))
+    assert with_it.fingerprint == without.fingerprint
+    assert "windows" not in with_it.describe()
+    with pytest.raises(ValueError, match="seq_len is 1; a sequence needs 2"):
+        build(tokenizer, {"en": EN}, language_set("en"), tokens=9, seq_len=1)
+
+
+@pytest.mark.parametrize("template", [None, "<s> $A </s>"])
+@pytest.mark.parametrize("word", [" market", "市场", " ", "\n\t x"])
+def test_a_long_document_is_tokenised_as_far_as_needed(template, word, monkeypatch):
+    tokenizer = make_tokenizer(template)
+    monkeypatch.setattr(tokens_module, "LONG", 4000)
+    long = "a" + "".join(f"{word}{number if word.strip() else ''}" for number in range(9000)) + "b"
+    seen = []
+    tokenise = tokens_module._tokenise
+
+    def counted(tokenizer, text, **options):
+        seen.append(len(text))
+        return tokenise(tokenizer, text, **options)
+
+    monkeypatch.setattr(tokens_module, "_tokenise", counted)
+    for wanted in (10, 300, 3000):
+        seen.clear()
+        found = stream(tokenizer, [long, "next"], tokens=wanted)
+        whole = stream(tokenizer, [long, "next"])
+        assert found.ids[:wanted].tolist() == whole.ids[:wanted].tolist()
+        assert found.byte_counts[:wanted].tolist() == whole.byte_counts[:wanted].tolist()
+        assert wanted > 500 or not word.strip() or max(seen[:-2]) < len(long) / 2
+    assert len(stream(tokenizer, [long, "next"], tokens=10**6).ids) == len(whole.ids)
+
+
+def test_time_and_memory_follow_the_tokens(tokenizer):
+    line = "le marché ouvre avant l'aube et les premiers acheteurs attendent "
+    long = line * 250_000  # 17 MB
+    tracemalloc.start()
+    began = time.perf_counter()
+    calibrate(tokenizer, [long], tokens=1024)
+    assert time.perf_counter() - began < 5  # 0.3 s where nothing else runs
+    assert tracemalloc.get_traced_memory()[1] < 100e6
+    tracemalloc.stop()

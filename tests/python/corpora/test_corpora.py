@@ -1,11 +1,14 @@
+import gzip
 import json
+import re
 from importlib.resources import files
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import zstandard
 
-from mlcalib.corpora import Tally, open_corpus, registry, shuffled, window_shuffled
+from mlcalib.corpora import Tally, left_out, open_corpus, registry, shuffled, window_shuffled
 from mlcalib.languages import language_set
 
 
@@ -57,7 +60,9 @@ def test_what_is_left_out_is_counted(folder):
         list(corpus.documents("en", split).read(tally))
         assert tally == counts
     (folder / "en/calib.txt").write_text("\n \n")
-    with pytest.raises(ValueError, match=r"no documents \(left out of 2 read: 2 blank documents\)"):
+    with pytest.raises(
+        ValueError, match=r"no documents \(left out of 2 read: 2 blank documents \(fir"
+    ):
         read(folder)
 
 
@@ -115,7 +120,7 @@ def test_a_window_loses_nothing_and_looks_no_further(count):
         ),
         (
             lambda file: pq.write_table(pa.table({"text": ["x"], "title": [5]}), file),
-            r"row 1: 'title' is a int; a string or a list of messages was expected",
+            r"1 documents whose title is neither text nor messages \(first: .*, row 1: a int\)",
         ),
     ],
 )
@@ -213,21 +218,101 @@ def test_invalid_utf8(folder):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{text}", r"calib.jsonl, line 3, is not JSON: Expecting property name"),
-        ('["text"]', r"line 3, is a JSON list; an object was expected"),
+        ("{text}", r"lines that are not JSON \(first: .*calib.jsonl, line 3: Expecting property"),
+        ('["text"]', r"lines that are no JSON object \(first: .*, line 3: a list"),
         (
             '{"question": "?", "answer": "!"}',
-            r"line 3 has no field 'text'; it has: question, answer",
+            r"without text, messages or conversations \(first: .*, line 3, has: question, answer",
         ),
-        ("{}", r"line 3 has no field 'text'; it has: no field"),
-        ('{"text": 5}', r"line 3: 'text' is a int; a string or a list of messages was expected"),
-        ('{"text": "\\ud800"}', r"line 3: 'text' is not valid Unicode"),
+        ("{}", r"line 3, has: no field"),
+        ('{"text": 5}', r"whose text is neither text nor messages \(first: .*, line 3: a int"),
+        ('{"text": "\\ud800"}', r"documents that are not valid Unicode \(first: .*, line 3\)"),
     ],
 )
-def test_bad_json_line(folder, line, message):
+def test_a_bad_json_line_is_counted(folder, line, message):
     (folder / "en/calib.jsonl").write_text('{"text": "one"}\n\n' + line)
+    tally = Tally()
+    assert list(open_corpus(f"files:{folder}").documents("en", "calib").read(tally)) == ["one"]
+    assert re.search(message, left_out(tally.read, tally.dropped, tally.examples))
+    assert (tally.read, sum(tally.dropped.values())) == (2, 1)
+    (folder / "en/calib.jsonl").write_text("\n\n" + line)
     with pytest.raises(ValueError, match=message):
         read(folder)
+
+
+@pytest.mark.parametrize("ending", ["", ".gz", ".zst"])
+@pytest.mark.parametrize("name", ["calib.txt", "CALIB.TXT", "calib.JsonL", "Calib.Parquet"])
+def test_names_in_any_case_and_compressed(folder, name, ending):
+    file = folder / "en" / name
+    if name.endswith("Parquet"):
+        pq.write_table(pa.table({"text": ["one", "two"]}), file)
+    else:
+        rows = ["one", "two"] if "txt" in name.lower() else ['{"text": "one"}', '{"text": "two"}']
+        file.write_text("\n".join(rows))
+    content = file.read_bytes()
+    file.unlink()
+    half = len(content) // 2
+    pack = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}[ending]
+    packed = folder / "en" / f"{name}{ending.upper()}"
+    packed.write_bytes(pack(content[:half]) + pack(content[half:]))  # two members or frames
+    assert read(folder) == ["one", "two"]
+    if ending:
+        packed.write_bytes(pack(content)[:-3])
+        with pytest.raises(ValueError, match=rf"{packed.name} is not a readable {ending} file"):
+            read(folder)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_line_ends_and_marks(folder, end, encoding):
+    lines = ["one", "l'été", "\ufeffthree"]
+    (folder / "en/calib.txt").write_bytes(end.join(lines).encode(encoding))
+    rows = [json.dumps({"text": line.strip("\ufeff")}, ensure_ascii=False) for line in lines]
+    (folder / "en/eval.jsonl").write_bytes(
+        end.join([*rows[:2], "\ufeff" + rows[2]]).encode(encoding)
+    )
+    assert read(folder) == read(folder, split="eval") == ["one", "l'été", "three"]
+
+
+def test_files_that_are_not_read_are_named(folder):
+    (folder / "en/calib.txt").write_text("one")
+    for name in ("calib.jsonl", "calib.txt.gz", "eval.txt", "train.jsonl", "README.md", ".hidden"):
+        (folder / "en" / name).write_text("x")
+    (folder / "en/parts").mkdir()
+    tally = Tally()
+    list(open_corpus(f"files:{folder}").documents("en", "calib").read(tally))
+    assert tally.noted == {"files of the folder that are not read": 4}
+    [names] = tally.examples.values()
+    assert names == "calib.txt.gz, calib.jsonl, parts, train.jsonl"
+    (folder / "sw").mkdir()
+    (folder / "sw/train.jsonl").write_text("x")
+    (folder / "fr.txt").write_text("x")
+    with pytest.raises(FileNotFoundError, match=r"It has: en\. These files are not read: train\.j"):
+        read(folder, "sw")
+    with pytest.raises(FileNotFoundError, match=r"files are not read: en, fr\.txt, sw\."):
+        read(folder, "fr")
+
+
+def test_a_document_that_holds_nearly_all_is_noted(folder):
+    lines = [f"the market number {number} opens before sunrise" for number in range(100)]
+    tally = Tally()
+    (folder / "en/calib.txt").write_text("\n".join(lines))
+    list(open_corpus(f"files:{folder}").documents("en", "calib").read(tally))
+    assert not tally.noted
+    (folder / "en/calib.txt").write_text("\n".join(lines) + "\n\f")
+    assert len(list(open_corpus(f"files:{folder}").documents("en", "calib").read(tally))) == 1
+    assert tally.noted == {"documents that hold over 90% of the text": 1}
+    assert "100 lines, for form feeds separate" in "".join(tally.examples.values())
+
+
+def test_a_question_mark_in_a_path(tmp_path):
+    for name in ("q", "q?x", "q? y&z=1"):
+        (tmp_path / name / "en").mkdir(parents=True)
+        (tmp_path / name / "en/calib.jsonl").write_text(json.dumps({"text": name, "body": "b"}))
+        assert read(tmp_path / name) == [name]
+        assert read(f"{tmp_path / name}?field=body") == ["b"]
+    with pytest.raises(ValueError, match="has the option 'y'; write 'OPTION=VALUE'"):
+        open_corpus(f"files:{tmp_path}/q?y")
 
 
 def test_corpora_by_name():

@@ -123,7 +123,7 @@ def _of_language(results: TaskResults, code: str) -> dict[str, Any]:
     if any(cell.reason == NO_FILE for cell in missing):  # the hub's, of some of them
         return {"lacking": "; ".join(map(str, missing))}
     return {
-        "rows": [asdict(row) for row in results.rows if row.language == code],
+        "rows": [row.record() for row in results.rows if row.language == code],
         "items": {
             name: {code: languages[code]}
             for name, languages in results.items.items()

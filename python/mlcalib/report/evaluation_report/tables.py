@@ -1,7 +1,5 @@
 """Every number of the report of an evaluation, as rows of CSV files."""
 
-from dataclasses import asdict
-
 from mlcalib.report.comparison.groups import GROUPINGS, Group, Mean
 from mlcalib.report.comparison.relative_changes import Changes, Model
 from mlcalib.report.evaluation_report.changes import groups_of
@@ -34,7 +32,7 @@ def change_tables(compared: Compared) -> dict[str, Records]:
 
 def _scores(compared: Compared) -> Records:
     rows = [
-        {"label": compared.labels[model], **asdict(row), "missing": ""}
+        {"label": compared.labels[model], **row.record(), "missing": ""}
         for (model, *_), row in compared.scores.items()
     ]
     rows += [

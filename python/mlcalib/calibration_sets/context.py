@@ -1,0 +1,59 @@
+"""How long a text a model can take."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+_LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len")
+_STRETCHED = ("rope_parameters", "rope_scaling")
+
+
+def check_context(model: str, config: Mapping[str, Any], seq_len: int) -> None:
+    """Refuse sequences that are longer than a model's context.
+
+    Args:
+        model: its name, for the message.
+        config: what its ``config.json`` says; nothing is refused where that has no length.
+        seq_len: tokens of a sequence.
+
+    Raises:
+        ValueError: ``seq_len`` is above the context length, which is named.
+    """
+    length = _context_length(config)
+    if length is not None and seq_len > length:
+        raise ValueError(
+            f"seq_len is {seq_len:,}, but {model} has a context of {length:,} tokens; give "
+            f"--seq-len {length} (seq_len={length}) or less."
+        )
+
+
+def read_config(source: str) -> dict[str, Any]:
+    """Return what the config of a model says: a folder, a hub name or a GGUF file.
+
+    Raises:
+        OSError: there is none.
+    """
+    from transformers import PreTrainedConfig
+
+    path = Path(source)
+    config: dict[str, Any]
+    if path.suffix == ".gguf":
+        config, _ = PreTrainedConfig.get_config_dict(str(path.parent), gguf_file=path.name)
+    else:
+        config, _ = PreTrainedConfig.get_config_dict(source)
+    return config
+
+
+def _context_length(config: Mapping[str, Any]) -> int | None:
+    text = config.get("text_config")
+    config = text if isinstance(text, Mapping) else config
+    stated = [config[key] for key in _LENGTHS if isinstance(config.get(key), int)]
+    if not stated:
+        return None
+    length = int(stated[0])
+    for key in _STRETCHED:  # YaRN and its like: a multiple of what the model was trained with
+        rope = config.get(key)
+        if isinstance(rope, Mapping) and isinstance(rope.get("factor"), int | float):
+            trained = rope.get("original_max_position_embeddings") or length
+            length = max(length, int(trained * rope["factor"]))
+    return length

@@ -136,7 +136,7 @@ def _json_rows(file: Traversable, refused: Refused | None) -> Iterator[tuple[str
             continue
         where = f"{file}, line {number}"
         try:
-            row = json.loads(line.removeprefix("\ufeff"))  # of files that were put end to end
+            row = json.loads(line.lstrip("\ufeff"))  # of files that were put end to end
         except (ValueError, RecursionError) as error:
             if refused is None:
                 raise ValueError(f"{where}, is not JSON: {error}.") from error

@@ -116,7 +116,7 @@ def _documents(file: Traversable, field: str | None, tally: Tally) -> Iterator[D
     if stem_and_kind(file.name)[1] == "txt":
         for number, text in enumerate(_texts(decode(file)), start=1):
             # The mark is in the middle of files that were put end to end.
-            document = text.strip().removeprefix("\ufeff")
+            document = text.strip().lstrip("\ufeff")
             yield read_value(document, "text", tally, f"{file}, document {number}")
         return
 

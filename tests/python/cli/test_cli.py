@@ -20,7 +20,9 @@ TEN = ["en", "fr", "sw", "zh", "xh", "st", "zu", "yo", "ig", "ha"]
 @pytest.fixture(scope="module")
 def folder(tokenizer, tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
-    tiny_llama(vocabulary=384, tied=True).save_pretrained(folder)
+    model = tiny_llama(vocabulary=384, tied=True)
+    model.config.max_position_embeddings = 1024  # the commands' own --seq-len is 512
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 

@@ -195,7 +195,7 @@ def test_too_little_text_names_the_language(folder):
     with pytest.raises(
         ValueError, match=r"^language 'en', model .*100,000 tokens are to be scored"
     ):
-        mlcalib.evaluate(folder, "en", "sample", tokens=100_000, progress=False)
+        mlcalib.evaluate(folder, "en", "sample", tokens=100_000, seq_len=32, progress=False)
 
 
 def test_rows_survive_the_disk(rows, tmp_path):

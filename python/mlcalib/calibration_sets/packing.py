@@ -76,9 +76,9 @@ def build(  # noqa: PLR0913 - options of one thing
     Raises:
         TypeError: the documents of a language are one string.
         ValueError: ``tokens`` is below 1, or ``seq_len`` below 2 or too small for text; a language
-            has no text, a blank document, too little text, or a share of 0 tokens; there are conversations without a
-            chat template, or text with one; the tokenizer is not fast, lacks the separator or the
-            chat template, or gives ids that it has no entry for.
+            has no text, a blank document, too little text, or a share of 0 tokens; there are
+            conversations without a chat template, or text with one; the tokenizer is not fast,
+            lacks the separator or the chat template, or gives ids that it has no entry for.
     """
     _check_seq_len(seq_len)
     shares = language_set.split(tokens)

@@ -13,8 +13,8 @@ CORPUS = (
     "Where the text comes from. 'sample' has about 100 machine-written sentences per language, for "
     "demonstration only. 'files:PATH' reads PATH/LANGUAGE/calib.txt and eval.txt (or .jsonl, or "
     ".parquet; also .gz or .zst). 'c4', 'wikipedia' and 'hub:NAME' stream a data set of the "
-    "Hugging Face hub. 'translated:MODEL?source=en&corpus=CORPUS' translates another corpus with an "
-    "NLLB, M2M100 or MADLAD-400 model."
+    "Hugging Face hub. 'translated:MODEL?source=en&corpus=CORPUS' translates another corpus with "
+    "an NLLB, M2M100 or MADLAD-400 model."
 )
 SEPARATOR = (
     "What is put between two documents: eos, bos or a text, in which \\n is a newline. By default "

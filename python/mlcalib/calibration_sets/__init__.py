@@ -1,7 +1,6 @@
 """Calibration sets: text becomes token ids, exactly to a budget, packed into sequences."""
 
 from mlcalib.calibration_sets.calibration_set import CalibrationSet, LanguageReport
-from mlcalib.calibration_sets.context import check_context
 from mlcalib.calibration_sets.packing import build, from_ids, weighted
 from mlcalib.calibration_sets.tokens import (
     Stream,
@@ -18,7 +17,6 @@ __all__ = [
     "Stream",
     "begin_ids",
     "build",
-    "check_context",
     "describe_separator",
     "describe_windows",
     "from_ids",

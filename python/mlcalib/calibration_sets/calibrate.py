@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlcalib.calibration_sets import CalibrationSet, build, from_ids, weighted
-from mlcalib.calibration_sets.context import check_context, read_config
 from mlcalib.corpora import Document, Documents, open_corpus
 from mlcalib.languages import LanguageSet, language_set
 from mlcalib.models.loading import check_source, load_tokenizer
@@ -68,8 +67,7 @@ def calibration(  # noqa: PLR0913 - what a calibration set is made of
     Raises:
         FileNotFoundError: a folder does not exist, or there is no text in a language.
         ImportError: a package that the corpus needs is not installed.
-        ValueError: see ``mlcalib.calibration_sets.build``; or ``seq_len`` is above the context
-            length of the model that was given for its tokenizer.
+        ValueError: see ``mlcalib.calibration_sets.build``.
     """
     nothing: Mapping[str, Any] = {}
     name, given = (corpus, nothing) if isinstance(corpus, str) else ("given", corpus)
@@ -88,7 +86,6 @@ def calibration(  # noqa: PLR0913 - what a calibration set is made of
         given = {code: source.documents(code, "calib", seed) for code in languages.weights}
     if isinstance(tokenizer, str | Path):
         check_source(str(tokenizer))
-        check_context(str(tokenizer), read_config(str(tokenizer)), seq_len)
         loaded = load_tokenizer(str(tokenizer))
     else:
         loaded = tokenizer
@@ -109,9 +106,8 @@ def calibration(  # noqa: PLR0913 - what a calibration set is made of
             "window_bos": window_bos,
         },
     )
-    for code, report in made.report.items():
-        for warning in report.warnings:
-            _log.warning("calibration text in '%s': %s", code, warning)
+    for warning in made.warnings:
+        _log.warning("calibration text: %s", warning)
     return made
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mlcalib.corpora import left_out, notes
+from mlcalib.corpora import left_out, notes, said_of
 
 REPEATED = 0.1  # of a language's documents; more is warned of
 OWN_SCRIPT = 0.5  # of a language's letters; less is warned of
@@ -117,6 +117,15 @@ class CalibrationSet:
         """
         return {language: report.got for language, report in self.report.items()}
 
+    @property
+    def warnings(self) -> list[str]:
+        """What makes the text doubtful, with the languages."""
+        return said_of(
+            (language, warning)
+            for language, report in self.report.items()
+            for warning in report.warnings
+        )
+
     @cached_property
     def fingerprint(self) -> str:
         """The sha256 (hex) of all that changes results: ids, counts, order, weights, sequences."""
@@ -181,7 +190,7 @@ class CalibrationSet:
         for language, report in self.report.items():
             if counts := left_out(report.read, report.dropped, report.examples):
                 lines.append(f"{language}: {counts}")
-            lines += [f"warning: {language}: {warning}" for warning in report.warnings]
+        lines += [f"warning: {warning}" for warning in self.warnings]
         return "\n".join(lines)
 
     def _counts(self) -> list[tuple[int, ...]]:

@@ -7,6 +7,7 @@ from mlcalib.corpora._documents import (
     Tally,
     left_out,
     notes,
+    said_of,
     shuffled,
     window_shuffled,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "open_corpus",
     "read_conversation",
     "registry",
+    "said_of",
     "shuffled",
     "window_shuffled",
 ]

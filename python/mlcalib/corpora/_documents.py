@@ -97,6 +97,14 @@ def notes(noted: Mapping[str, int], examples: Mapping[str, str]) -> list[str]:
     return [f"{count:,} {what} ({examples[what]})" for what, count in sorted(noted.items())]
 
 
+def said_of(remarks: Iterable[tuple[str, str]]) -> list[str]:
+    """Join pairs of language and remark: ``en, sw: …``, once for all languages of a remark."""
+    languages: dict[str, list[str]] = {}
+    for language, remark in remarks:
+        languages.setdefault(remark, []).append(language)
+    return [f"{', '.join(codes)}: {remark}" for remark, codes in languages.items()]
+
+
 def shuffled(items: Sequence[T], seed: int, language: str) -> list[T]:
     """Return the items in a random order, which depends on the seed and the language."""
     draw = generator(seed, language)

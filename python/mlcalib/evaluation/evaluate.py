@@ -9,11 +9,11 @@ from tqdm.auto import tqdm
 
 from mlcalib.calibration_sets import (
     Stream,
-    check_context,
     describe_windows,
     tokenizer_fingerprint,
 )
 from mlcalib.evaluation.cache import Cache
+from mlcalib.evaluation.context import check_context
 from mlcalib.evaluation.fidelity import fidelity_rows
 from mlcalib.evaluation.perplexity import DEFAULT_TOKENS, items_of, rows_of
 from mlcalib.evaluation.scorer import Scorer

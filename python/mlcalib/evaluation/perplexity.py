@@ -11,11 +11,11 @@ from torch import Tensor
 
 from mlcalib.calibration_sets import (
     Stream,
-    check_context,
     describe_separator,
     describe_windows,
 )
 from mlcalib.common.errors import named
+from mlcalib.evaluation.context import check_context
 from mlcalib.results.rows import ItemScores, Row, versions
 
 if TYPE_CHECKING:

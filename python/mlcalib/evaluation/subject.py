@@ -5,12 +5,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from mlcalib.calibration_sets.context import read_config
 from mlcalib.checkpoints.packed import load_to_run
 from mlcalib.checkpoints.record import origin
 from mlcalib.common import compat
 from mlcalib.common.sha256 import json_sha256
 from mlcalib.evaluation.cache import Cache
+from mlcalib.evaluation.context import read_config
 from mlcalib.models.identity import content
 from mlcalib.models.loading import check_source, load_tokenizer
 from mlcalib.quantization.quantized_model import QuantizedModel

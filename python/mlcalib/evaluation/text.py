@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from mlcalib.calibration_sets import CalibrationSet, Stream, build, stream
 from mlcalib.calibration_sets.chat import render
-from mlcalib.corpora import Documents, Tally, left_out, notes, open_corpus
+from mlcalib.corpora import Documents, Tally, left_out, notes, open_corpus, said_of
 from mlcalib.languages import LanguageSet, language_set
 
 if TYPE_CHECKING:
@@ -42,10 +42,19 @@ def eval_text(
         FileNotFoundError: the corpus does not have a language.
         ValueError: a language or the corpus is unknown, or a text cannot be read.
     """
-    return {
-        code: _text(tokenizer, given, code, separator, tokens, window_bos)
-        for code, given in _documents(languages, corpus).items()
-    }
+    found = {}
+    remarks: list[tuple[str, str]] = []
+    for code, documents in _documents(languages, corpus).items():
+        tally = Tally()
+        texts = render(tokenizer, documents.read(tally), None, f"The eval text in '{code}'", tally)
+        # The first token is not scored.
+        found[code] = stream(tokenizer, texts, separator, tokens + 1, window_bos)
+        counted = left_out(tally.read, tally.dropped, tally.examples)
+        said = [counted, *notes(tally.noted, tally.examples)]
+        remarks += [(code, remark) for remark in said if remark]
+    for remark in said_of(remarks):
+        _log.warning("eval text: %s", remark)
+    return found
 
 
 def eval_sequences(
@@ -91,21 +100,3 @@ def _documents(languages: str | LanguageSet, corpus: str) -> dict[str, Documents
     named = languages if isinstance(languages, LanguageSet) else language_set(languages)
     source = open_corpus(corpus)
     return {code: source.documents(code, "eval") for code in named.weights}
-
-
-def _text(
-    tokenizer: "PreTrainedTokenizerBase",
-    documents: Documents,
-    code: str,
-    separator: str | None,
-    tokens: int,
-    window_bos: bool,
-) -> Stream:
-    tally = Tally()
-    texts = render(tokenizer, documents.read(tally), None, f"The eval text in '{code}'", tally)
-    # The first token is not scored.
-    found = stream(tokenizer, texts, separator, tokens + 1, window_bos)
-    said = [left_out(tally.read, tally.dropped, tally.examples)]
-    for counts in filter(None, [*said, *notes(tally.noted, tally.examples)]):
-        _log.warning("eval text in '%s': %s", code, counts)
-    return found

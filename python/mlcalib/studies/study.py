@@ -71,8 +71,8 @@ def study(
         for code, report in (model.text.union.report if model.text else {}).items():
             if report.got < report.asked:
                 echo(f"  short: {code} has {report.got:,} of {report.asked:,} tokens asked for")
-            for warning in report.warnings:
-                echo(f"  warning: {code}: {warning}")
+        for warning in model.text.union.warnings if model.text else ():
+            echo(f"  warning: {warning}")
     if plan_only:
         return plans
     _write_study(found, opened, out)

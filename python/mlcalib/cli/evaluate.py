@@ -11,7 +11,6 @@ from mlcalib.cli.arguments import (
     Corpus,
     Languages,
     Separator,
-    SeqLen,
     WindowBos,
     unescape,
 )
@@ -38,7 +37,13 @@ def evaluate(
             "of the evaluation text. Default: 8192, or all if there are fewer."
         ),
     ] = None,
-    seq_len: SeqLen = 512,
+    seq_len: Annotated[
+        int | None,
+        typer.Option(
+            help="The number of tokens of each window (the context). Default: 512, or the context "
+            "of the models if it is shorter."
+        ),
+    ] = None,
     separator: Separator = None,
     window_bos: WindowBos = True,
     dtype: Annotated[
@@ -88,7 +93,7 @@ def evaluate(
     --out rows.jsonl
     """
     import mlcalib
-    from mlcalib.evaluation import definition, evaluation_dtype
+    from mlcalib.evaluation import definition, evaluation_dtype, evaluation_seq_len
     from mlcalib.evaluation.fidelity import DEFINITION
     from mlcalib.models.loading import load_tokenizer
     from mlcalib.report import markdown, perplexity_table, rise_table, write_model_card
@@ -132,7 +137,7 @@ def evaluate(
     how = definition(
         load_tokenizer(models[0]),
         tokens=tokens,
-        seq_len=seq_len,
+        seq_len=evaluation_seq_len(models, seq_len),
         separator=separator,
         window_bos=window_bos,
     )

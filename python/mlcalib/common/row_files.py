@@ -73,13 +73,13 @@ def decode(file: Traversable) -> str:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: invalid UTF-8, of which file, line and byte are named; a damaged ``.gz`` or
-            ``.zst``.
+        ValueError: invalid UTF-8, of which file, line and byte are named; UTF-16 or UTF-32 without
+            its mark; a damaged ``.gz`` or ``.zst``.
     """
     content = _content(file)
     encoding = next((name for mark, name in _MARKS.items() if content.startswith(mark)), "utf-8")
     try:
-        return content.decode(encoding).removeprefix("\ufeff")
+        text = content.decode(encoding).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         before = content[: error.start].decode(encoding, errors="replace")
         line = len(_LINE_END.findall(before)) + 1
@@ -87,6 +87,12 @@ def decode(file: Traversable) -> str:
             f"{file} is not valid {encoding.upper()}: byte 0x{content[error.start]:02x} on line "
             f"{line} (byte {error.start} of the file); convert the file to UTF-8."
         ) from error
+    if text.count("\0") * 4 > len(text):  # half of ASCII in UTF-16
+        raise ValueError(
+            f"{file} looks like UTF-16 or UTF-32 without a byte order mark, or no text at all: "
+            "over a quarter of it is null characters; convert the file to UTF-8."
+        )
+    return text
 
 
 def lines_of(text: str) -> Iterator[str]:

@@ -15,7 +15,7 @@ from mlcalib.evaluation.perplexity import (
 )
 from mlcalib.evaluation.reference import Reference, fidelity_of, reference_of
 from mlcalib.evaluation.scorer import Scorer
-from mlcalib.evaluation.subject import Subject, evaluation_dtype
+from mlcalib.evaluation.subject import Subject, evaluation_dtype, evaluation_seq_len
 from mlcalib.evaluation.text import eval_sequences, eval_text
 from mlcalib.results.flips import flips
 from mlcalib.results.rows import Results, Row, read_results, read_rows, write_results, write_rows
@@ -35,6 +35,7 @@ __all__ = [
     "eval_text",
     "evaluate",
     "evaluation_dtype",
+    "evaluation_seq_len",
     "fidelity_of",
     "fidelity_rows",
     "flips",

@@ -9,17 +9,17 @@ _STRETCHED = ("rope_parameters", "rope_scaling")
 
 
 def check_context(model: str, config: Mapping[str, Any], seq_len: int) -> None:
-    """Refuse sequences that are longer than a model's context.
+    """Refuse sequences that are longer than the context of a model.
 
     Args:
-        model: its name, for the message.
-        config: what its ``config.json`` says; nothing is refused where that has no length.
-        seq_len: tokens of a sequence.
+        model: the name of the model, for the message.
+        config: the content of its ``config.json``; if that has no length, nothing is refused.
+        seq_len: the number of tokens of a sequence.
 
     Raises:
-        ValueError: ``seq_len`` is above the context length, which is named.
+        ValueError: ``seq_len`` is above the context length; the message says what that is.
     """
-    length = _context_length(config)
+    length = context_length(config)
     if length is not None and seq_len > length:
         raise ValueError(
             f"seq_len is {seq_len:,}, but {model} has a context of {length:,} tokens; give "
@@ -28,10 +28,10 @@ def check_context(model: str, config: Mapping[str, Any], seq_len: int) -> None:
 
 
 def read_config(source: str) -> dict[str, Any]:
-    """Return what the config of a model says: a folder, a hub name or a GGUF file.
+    """Return the config of a model: of a folder, a hub name or a GGUF file.
 
     Raises:
-        OSError: there is none.
+        OSError: there is no config.
     """
     from transformers import PreTrainedConfig
 
@@ -44,7 +44,8 @@ def read_config(source: str) -> dict[str, Any]:
     return config
 
 
-def _context_length(config: Mapping[str, Any]) -> int | None:
+def context_length(config: Mapping[str, Any]) -> int | None:
+    """Return the number of tokens that a model can take; None if its config does not say."""
     text = config.get("text_config")
     config = text if isinstance(text, Mapping) else config
     stated = [config[key] for key in _LENGTHS if isinstance(config.get(key), int)]

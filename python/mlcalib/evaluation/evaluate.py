@@ -13,11 +13,16 @@ from mlcalib.calibration_sets import (
     tokenizer_fingerprint,
 )
 from mlcalib.evaluation.cache import Cache
-from mlcalib.evaluation.context import check_context
 from mlcalib.evaluation.fidelity import fidelity_rows
 from mlcalib.evaluation.perplexity import DEFAULT_TOKENS, items_of, rows_of
 from mlcalib.evaluation.scorer import Scorer
-from mlcalib.evaluation.subject import Model, Subject, evaluation_dtype
+from mlcalib.evaluation.subject import (
+    DEFAULT_SEQ_LEN,
+    Model,
+    Subject,
+    evaluation_dtype,
+    evaluation_seq_len,
+)
 from mlcalib.evaluation.tasks import PERPLEXITY, TaskResults, check_data, check_tasks, listed
 from mlcalib.evaluation.tasks.kept import run_subject
 from mlcalib.evaluation.text import eval_text
@@ -52,7 +57,7 @@ def evaluate(  # noqa: PLR0913 - options of one thing
     *,
     tasks: str | Sequence[str] = PERPLEXITY,
     tokens: int | None = None,
-    seq_len: int = 512,
+    seq_len: int | None = None,
     separator: str | None = None,
     window_bos: bool = True,
     dtype: str = "auto",
@@ -77,7 +82,8 @@ def evaluate(  # noqa: PLR0913 - options of one thing
         tokens: the number of tokens of each language that are scored for perplexity, from the
             beginning of its text. By default 8,192, or all if a text has fewer, which a warning
             says.
-        seq_len: the context for perplexity, in tokens. Windows do not overlap.
+        seq_len: the context for perplexity, in tokens. Windows do not overlap. By default 512; see
+            ``evaluation_seq_len``.
         separator: what is put between documents, as for ``mlcalib.calibration``.
         window_bos: whether every window begins as the tokenizer begins a text, as for
             ``mlcalib.calibration``. ``Row.windows`` records it.
@@ -105,8 +111,8 @@ def evaluate(  # noqa: PLR0913 - options of one thing
             languages.
         ImportError: a package that a task needs is not installed.
         ValueError: a task is unknown; a language has too little text; ``seq_len`` is above the
-            context length of a model; or fidelity is asked for a
-            single model, without perplexity, or for models with different tokens.
+            context length of a model; or fidelity is asked for a single model, without perplexity,
+            or for models with different tokens.
     """
     models = model if isinstance(model, Sequence) and not isinstance(model, str) else [model]
     wanted = listed(tasks)
@@ -121,12 +127,13 @@ def evaluate(  # noqa: PLR0913 - options of one thing
     computed = evaluation_dtype(models, dtype)
     subjects = [Subject(each, computed, tokenizer) for each in models]
     perplexity = PERPLEXITY in wanted
-    for subject in subjects if perplexity else ():
-        check_context(subject.name, subject.config, seq_len)
+    context = evaluation_seq_len(models, seq_len) if perplexity else DEFAULT_SEQ_LEN
+    if perplexity and seq_len is None and context < DEFAULT_SEQ_LEN:
+        _log.warning("windows have %d tokens, the context of the models", context)
     kept = None if cache is None else Cache(cache)
     scorer = Scorer(
         tokens=DEFAULT_TOKENS if tokens is None else tokens,
-        seq_len=seq_len,
+        seq_len=context,
         fidelity=fidelity,
         allow_short=tokens is None,
         cache=kept,

@@ -10,13 +10,16 @@ from mlcalib.checkpoints.record import origin
 from mlcalib.common import compat
 from mlcalib.common.sha256 import json_sha256
 from mlcalib.evaluation.cache import Cache
-from mlcalib.evaluation.context import read_config
+from mlcalib.evaluation.context import check_context, context_length, read_config
 from mlcalib.models.identity import content
 from mlcalib.models.loading import check_source, load_tokenizer
 from mlcalib.quantization.quantized_model import QuantizedModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+DEFAULT_SEQ_LEN = 512
+"""The context with which models are evaluated, unless theirs is shorter."""
 
 Model: TypeAlias = "str | Path | QuantizedModel | PreTrainedModel"
 """The forms in which a model can be given."""
@@ -67,14 +70,6 @@ class Subject:
             return self._in_memory
         return load_to_run(self.name, self.dtype)
 
-    @cached_property
-    def config(self) -> dict[str, Any]:
-        """What its ``config.json`` says."""
-        if self._in_memory is not None:
-            found: dict[str, Any] = self._in_memory.config.to_dict()
-            return found
-        return read_config(self.name)
-
     @property
     def loaded(self) -> bool:
         """Whether the model is in memory."""
@@ -119,6 +114,32 @@ def evaluation_dtype(models: "Sequence[Model]", dtype: str = "auto") -> str:
     if dtype == "auto" and not in_memory and compat.multiplies_bfloat16():
         return "bfloat16"
     return dtype
+
+
+def evaluation_seq_len(models: "Sequence[Model]", seq_len: int | None = None) -> int:
+    """Return the context with which models are evaluated if ``seq_len`` was asked for.
+
+    If nothing was asked for, it is 512, or the context length of the model that has the shortest
+    one.
+
+    Raises:
+        ValueError: ``seq_len`` is above the context length of a model, which is named.
+    """
+    configs = [_config(model) for model in models]
+    if seq_len is None:
+        lengths = [length for _, config in configs if (length := context_length(config))]
+        return min([DEFAULT_SEQ_LEN, *lengths])
+    for name, config in configs:
+        check_context(name, config, seq_len)
+    return seq_len
+
+
+def _config(model: Model) -> tuple[str, dict[str, Any]]:
+    """Return the name and the config of a model."""
+    if isinstance(model, str | Path):
+        return str(model), read_config(str(model))
+    live = model.model if isinstance(model, QuantizedModel) else model
+    return type(live).__name__, live.config.to_dict()
 
 
 def _checked(

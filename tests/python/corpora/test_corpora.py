@@ -274,6 +274,13 @@ def test_line_ends_and_marks(folder, end, encoding):
     assert read(folder) == read(folder, split="eval") == ["one", "l'été", "three"]
 
 
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le"])
+def test_text_without_its_mark_is_refused(folder, encoding):
+    (folder / "en/calib.txt").write_bytes("one\ntwo\n".encode(encoding))
+    with pytest.raises(ValueError, match=r"calib.txt looks like UTF-16 or UTF-32 without a byte"):
+        read(folder)
+
+
 def test_files_that_are_not_read_are_named(folder):
     (folder / "en/calib.txt").write_text("one")
     for name in ("calib.jsonl", "calib.txt.gz", "eval.txt", "train.jsonl", "README.md", ".hidden"):

@@ -14,7 +14,16 @@ from mlcalib.calibration_sets import build
 from mlcalib.corpora import Tally, open_corpus
 from mlcalib.languages import language_set
 
-ENCODINGS = ["utf-8", "utf-8-sig", "utf-16", "utf-32", "latin-1", "cp1251", "shift-jis"]
+ENCODINGS = [
+    "utf-8",
+    "utf-8-sig",
+    "utf-16",
+    "utf-32",
+    "utf-16-le",
+    "latin-1",
+    "cp1251",
+    "shift-jis",
+]
 PACKED = {
     "": bytes,
     ".gz": gzip.compress,
@@ -99,7 +108,7 @@ def test_lines(tmp_path, lines, end, encoding, packed):
     content = end.join(lines).encode(encoding, errors="replace")
     written(tmp_path, f"Calib.TXT{packed}", PACKED[packed](content))
     found, tally = read(tmp_path)
-    if encoding.startswith("utf"):
+    if encoding in KNOWN:
         given_lines = content.decode(encoding).split(end)
         stripped = [line.strip() for line in given_lines]
         assert sorted(found or []) == sorted(filter(None, stripped))

@@ -6,10 +6,12 @@ import pytest
 import torch
 from small_models import tiny_llama
 from small_tokenizer import make_tokenizer
+from typer.testing import CliRunner
 
 import mlcalib
 from mlcalib.calibration_sets import stream
-from mlcalib.evaluation import definition, read_rows, write_rows
+from mlcalib.cli import app
+from mlcalib.evaluation import definition, evaluation_seq_len, read_rows, write_rows
 from mlcalib.evaluation.context import check_context
 from mlcalib.evaluation.perplexity import score
 
@@ -101,6 +103,17 @@ def test_defaults_take_all_of_a_short_text(folders, caplog):
     assert f"fewer tokens than the default, 8,192; all are scored: {said}" in caplog.text
     with pytest.raises(ValueError, match="8,192 tokens are to be scored, but the text has"):
         mlcalib.evaluate(folders["plain"], "en", tokens=8192, seq_len=64, progress=False)
+    assert evaluation_seq_len([folders["plain"]]) == 128
+
+
+def test_the_command_with_its_defaults(folders):
+    done = CliRunner().invoke(app, ["evaluate", str(folders["bos"]), "--languages", "en,sw"])
+    assert done.exit_code == 0, done.output
+    assert "first 8,192 (or all) tokens per language" in done.output
+    assert "context 128, stride 128 (no overlap), every context begins with bos <s>" in done.output
+    arguments = ["evaluate", str(folders["bos"]), "--no-window-bos", "--seq-len", "64"]
+    plain = CliRunner().invoke(app, [*arguments, "--languages", "en", "--tokens", "100"])
+    assert "context 64, stride 64 (no overlap); between" in plain.output
 
 
 def test_sequences_beyond_the_context_are_refused(folders, model):

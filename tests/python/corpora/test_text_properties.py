@@ -14,16 +14,8 @@ from mlcalib.calibration_sets import build
 from mlcalib.corpora import Tally, open_corpus
 from mlcalib.languages import language_set
 
-ENCODINGS = [
-    "utf-8",
-    "utf-8-sig",
-    "utf-16",
-    "utf-32",
-    "utf-16-le",
-    "latin-1",
-    "cp1251",
-    "shift-jis",
-]
+KNOWN = ["utf-8", "utf-8-sig", "utf-16", "utf-32"]
+ENCODINGS = [*KNOWN, "utf-16-le", "latin-1", "cp1251", "shift-jis"]
 PACKED = {
     "": bytes,
     ".gz": gzip.compress,

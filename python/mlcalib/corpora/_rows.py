@@ -141,8 +141,8 @@ def _message(message: Mapping[str, Any], role: str) -> dict[str, Any] | None:
     said = ("role", "content", "from", "value")
     # In Parquet a message has all fields that any has, null where it has none.
     rest = {key: value for key, value in message.items() if key not in said and value is not None}
-    if rest.get("tool_calls"):
-        rest["tool_calls"] = [_call(each) for each in rest["tool_calls"]]
+    if isinstance(calls := rest.get("tool_calls"), list) and calls:
+        rest["tool_calls"] = [_call(each) for each in calls]
         content = "" if content is None else content
     if isinstance(content, list):
         reasoning = [part for part in content if _kind(part) in _REASONING_PARTS]

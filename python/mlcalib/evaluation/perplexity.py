@@ -15,7 +15,7 @@ from mlcalib.calibration_sets import (
     describe_windows,
 )
 from mlcalib.common.errors import named
-from mlcalib.evaluation.context import check_context
+from mlcalib.models.context import check_context
 from mlcalib.results.rows import ItemScores, Row, versions
 
 if TYPE_CHECKING:

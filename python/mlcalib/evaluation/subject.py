@@ -10,7 +10,7 @@ from mlcalib.checkpoints.record import origin
 from mlcalib.common import compat
 from mlcalib.common.sha256 import json_sha256
 from mlcalib.evaluation.cache import Cache
-from mlcalib.evaluation.context import check_context, context_length, read_config
+from mlcalib.models.context import check_context, context_length, read_config
 from mlcalib.models.identity import content
 from mlcalib.models.loading import check_source, load_tokenizer
 from mlcalib.quantization.quantized_model import QuantizedModel

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from mlcalib.calibration_sets import CalibrationSet
+from mlcalib.models.context import check_context
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -23,12 +24,7 @@ def check_text(
     Raises:
         ValueError: says which id, or how long a sequence may be.
     """
-    longest = getattr(model.config, "max_position_embeddings", None)
-    if isinstance(longest, int) and 0 < longest < text.seq_len:
-        raise ValueError(
-            f"Sequences have {text.seq_len} tokens, but the model has {longest} positions "
-            f"(max_position_embeddings); give a seq_len of {longest} or less."
-        )
+    check_context(type(model).__name__, model.config.to_dict(), text.seq_len)
     rows = model.get_input_embeddings().weight.shape[0]
     for language, ids in text.ids.items():
         highest = int(ids.max())

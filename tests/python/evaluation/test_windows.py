@@ -12,8 +12,8 @@ import mlcalib
 from mlcalib.calibration_sets import stream
 from mlcalib.cli import app
 from mlcalib.evaluation import definition, evaluation_seq_len, read_rows, write_rows
-from mlcalib.evaluation.context import check_context
 from mlcalib.evaluation.perplexity import score
+from mlcalib.models.context import check_context
 
 TEXT = [f"Soko la {number} hufunguliwa kabla ya jua kuchomoza." for number in range(9)]
 

@@ -300,7 +300,7 @@ def test_sequences_longer_than_the_context_are_refused(folder, tmp_path):
     refused(
         folder,
         tmp_path,
-        r"seq_len is 32, but LlamaForCausalLM has a context of 16 tokens",
+        "is 32, but LlamaForCausalLM has a context of 16",
         **options,
     )
     with pytest.raises(ValueError, match="context of 16 tokens"):

@@ -12,7 +12,7 @@ from torch import Tensor
 from mlcalib._core import Grid, GridSpec, QuantizedLinear
 from mlcalib.checkpoints import Checkpoint, open_checkpoint, save_tensors
 from mlcalib.common import compat
-from mlcalib.common.files import atomic_folder
+from mlcalib.common.files import atomic_folder, check_output
 from mlcalib.formats import Format, find_file, formats
 from mlcalib.models.loading import load_tokenizer
 
@@ -24,13 +24,16 @@ _LEFT = ("config.json", "model.safetensors.index.json")
 def convert(source: str | Path, out: str | Path, format: str, *, dtype: str = "auto") -> None:  # noqa: A002
     """Write a quantized checkpoint in another format without quantizing again.
 
-    Codes, scales and zero points are the same after it. An asymmetric checkpoint whose zero points
-    are all mid-range becomes a symmetric one. Tensors are read and written one after another.
+    Codes, scales and zero points are the same after it; or with ``dense``, which keeps none, the
+    weights are what readers compute from them, for a reader that has no kernel for the codes. An
+    asymmetric checkpoint whose zero points are all mid-range becomes a symmetric one. Tensors are
+    read and written one after another.
 
     Args:
         source: a folder with a quantized checkpoint of mlcalib or another tool, or a GGUF file.
         out: a folder that does not exist.
-        format: ``compressed-tensors``, ``gptq``, ``gptq-v2``, ``awq`` or ``gguf``.
+        format: ``compressed-tensors``, ``gptq``, ``gptq-v2``, ``awq``, ``gguf`` or
+            ``dense``.
         dtype: of everything that is not quantized: ``auto`` (as it is), ``float32``, ``bfloat16``
             or ``float16``. Scales must be exact in what the format then holds them in.
 
@@ -38,13 +41,10 @@ def convert(source: str | Path, out: str | Path, format: str, *, dtype: str = "a
         FileExistsError: ``out`` exists.
         ValueError: the source is damaged or not quantized; the format cannot hold its grids, or
             its scales exactly.
-        NotImplementedError: the format keeps no codes; GGUF cannot hold the model.
+        NotImplementedError: GGUF cannot hold the model.
     """
     form = formats.get(format)()
-    if form.codes is None:
-        raise NotImplementedError(
-            f"{format} keeps no codes; load the checkpoint with transformers and save it instead"
-        )
+    check_output(out)
     checkpoint = open_checkpoint(source)
     if dtype not in ("auto", *_DTYPES):
         raise ValueError(f"dtype is '{dtype}', expected one of: auto, {', '.join(_DTYPES)}")
@@ -60,8 +60,10 @@ def convert(source: str | Path, out: str | Path, format: str, *, dtype: str = "a
     config = dict(checkpoint.config)
     order = checkpoint.format.order(checkpoint.section)
     section = form.quantization_config(specs, order, _ignore(checkpoint))
-    config["quantization_config"] = section
-    config.pop("torch_dtype", None)
+    for key in ("quantization_config", "compression_config", "torch_dtype"):
+        config.pop(key, None)
+    if section is not None:
+        config["quantization_config"] = section
     config["dtype"] = str(model_dtype).removeprefix("torch.")
     with atomic_folder(out) as folder:
         if found is None:
@@ -86,7 +88,9 @@ def _specs(checkpoint: Checkpoint, form: Format, dtype: torch.dtype) -> dict[str
         grid = checkpoint.linear(name).grid
         spec = grid.spec
         exact = [
-            each for each in scale_dtypes if torch.equal(grid.scale.to(each).float(), grid.scale)
+            each
+            for each in scale_dtypes
+            if form.codes is None or torch.equal(grid.scale.to(each).float(), grid.scale)
         ]
         if not exact:
             raise ValueError(

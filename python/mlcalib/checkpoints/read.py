@@ -10,8 +10,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from mlcalib._core import GridSpec, QuantizedLinear
+from mlcalib.common.errors import CannotReadError
 from mlcalib.common.safetensors_read import read_json, validate_folder
-from mlcalib.formats import FileTensors, Format, find_file, formats
+from mlcalib.formats import FileTensors, Format, as_written, find_file, formats, stored_section
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +91,7 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
         folder: in the Hugging Face layout, or with a GGUF file; or a GGUF file.
 
     Raises:
+        CannotReadError: a variant of a format that is not read.
         ValueError: the folder is invalid, not quantized, or its config does not describe it.
         NotImplementedError: its format keeps no codes; a GGUF file of an unknown architecture.
     """
@@ -98,13 +100,15 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
         return _open_file(*found)
     files = validate_folder(folder)
     config = read_json(folder / "config.json")
-    section = config.get("quantization_config")
+    section, _ = stored_section(folder, config)
     if not isinstance(section, dict):
         raise ValueError(f"{folder}/config.json has no quantization_config: nothing to read back")
-    form = formats.get(str(section.get("quant_method"))).of_config(section)
-    linears = _linears(files, f".{form.codes}")
+    config = {**config, "quantization_config": section}
     dtype = _config_dtype(folder, config)
-    specs = form.read_specs(section, linears, dtype)
+    with as_written(folder):
+        form = formats.get(str(section.get("quant_method"))).of_config(section)
+        linears = _linears(files, f".{form.codes}")
+        specs = form.read_specs(section, linears, dtype)
     return Checkpoint(files, config, form, linears, specs, dtype)
 
 
@@ -140,9 +144,12 @@ def _config_dtype(folder: Path, config: Mapping[str, Any]) -> torch.dtype:
     """Return the model's dtype; transformers before 5 called it torch_dtype."""
     name = config.get("dtype", config.get("torch_dtype"))
     dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if name not in dtypes:
-        raise ValueError(f"{folder}/config.json has dtype {name!r}; expected {', '.join(dtypes)}")
-    return dtypes[name]
+    if isinstance(name, str) and name in dtypes:
+        return dtypes[name]
+    known = getattr(torch, str(name), None)
+    floats = name is None or (isinstance(known, torch.dtype) and known.is_floating_point)
+    kind = CannotReadError if floats else ValueError
+    raise kind(f"{folder}/config.json has dtype {name!r}; expected {', '.join(dtypes)}")
 
 
 def _linears(files: Mapping[str, Path], suffix: str) -> dict[str, list[str]]:

@@ -13,8 +13,9 @@ def check(
 ) -> None:
     """Check a checkpoint: is it complete, does it fit its config, and which programs can load it?
 
-    The exit status is 1 if there is an error. No pickle is opened and no code of the checkpoint
-    runs.
+    The exit status is 1 if something is damaged, 3 if all is whole but mlcalib cannot read it, and
+    4 if mlcalib can, but transformers, vLLM, SGLang or (for a GGUF file) llama.cpp will not load
+    it. No pickle is opened and no code of the checkpoint runs.
 
     Example: mlcalib check QUANTIZED
     """
@@ -22,5 +23,5 @@ def check(
 
     report = mlcalib.check(path)
     typer.echo(report.text())
-    if not report.ok:
-        raise typer.Exit(1)
+    if report.status:
+        raise typer.Exit(report.status)

@@ -16,7 +16,10 @@ def convert(
     out: Annotated[Path, typer.Argument(help="The folder to write. It must not exist yet.")],
     format: Annotated[  # noqa: A002
         str,
-        typer.Option(help="The new format: compressed-tensors, gptq, gptq-v2, awq or gguf."),
+        typer.Option(
+            help="The new format: compressed-tensors, gptq, gptq-v2, awq, gguf, or dense (the "
+            "dequantized weights)."
+        ),
     ],
     dtype: Annotated[
         str,
@@ -29,6 +32,8 @@ def convert(
     """Write a quantized checkpoint in another format, without quantizing it again.
 
     Codes, scales and zero points stay as they are.
+
+    With --format dense it is written dequantized, for readers that have no kernel for its codes.
 
     Example: mlcalib convert QUANTIZED OUT --format awq
     """

@@ -93,6 +93,7 @@ def evaluate(
     --out rows.jsonl
     """
     import mlcalib
+    from mlcalib.common.files import check_file, check_folder
     from mlcalib.evaluation import definition, evaluation_dtype, evaluation_seq_len
     from mlcalib.evaluation.fidelity import DEFINITION
     from mlcalib.models.loading import load_tokenizer
@@ -100,6 +101,10 @@ def evaluate(
     from mlcalib.report.tables.fidelity import fidelity_table
     from mlcalib.results.rows import write_results
 
+    if out is not None:
+        check_file(out)
+    for place in filter(None, (cache, generations)):
+        check_folder(place)
     separator = unescape(separator)
     needing = [name for name, on in (("--fidelity", fidelity), ("--card", card)) if on]
     perplexity = check_needs(tasks, needing=needing)

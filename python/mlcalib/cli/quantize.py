@@ -33,25 +33,27 @@ def quantize(
     bits: Annotated[
         list[str] | None,
         typer.Option(
-            help="The bits of each weight, from 2 to 8 (4 by default). Give --bits again as "
-            "REGEX=BITS for linears whose name matches REGEX; the first one that matches counts."
+            help="The bits of each weight, from 2 to 8 (4 by default; 8 for smoothquant). Give "
+            "--bits again as REGEX=BITS for linears whose name matches REGEX; the first one that "
+            "matches counts."
         ),
     ] = None,
     group_size: Annotated[
-        int,
+        int | None,
         typer.Option(
-            help="How many input channels share a scale. It must divide the input channels of "
-            "every linear; -1 is the whole row."
+            help="How many input channels share a scale (128 by default; -1 for smoothquant). It "
+            "must divide the input channels of every linear; -1 is the whole row."
         ),
-    ] = 128,
+    ] = None,
     symmetric: Annotated[
-        bool,
+        bool | None,
         typer.Option(
-            "--symmetric",
-            help="Fix the zero point at the middle of the range, instead of choosing one for each "
-            "group.",
+            "--symmetric/--asymmetric",
+            help="Fix the zero point at the middle of the range (the default for smoothquant), or "
+            "choose one for each group (the default for all others).",
+            show_default=False,
         ),
-    ] = False,
+    ] = None,
     languages: Languages = "multi10",
     corpus: Corpus = "sample",
     tokens: Annotated[
@@ -135,18 +137,23 @@ def quantize(
     """
     import mlcalib
     from mlcalib.checkpoints.record import summary
-    from mlcalib.common.files import check_output
+    from mlcalib.common.files import check_output, parts_folder
     from mlcalib.quantization.overrides import parse_bits
     from mlcalib.quantizers import quantizers
 
-    if not out.with_name(f".{out.name}.parts").is_dir():  # an unfinished run may be there
+    if not parts_folder(out).is_dir():  # an unfinished run may be there
         check_output(out)
     say_device(device)
     width, overrides = parse_bits(bits or [])
-    grid: dict[str, Any] = {"bits": width, "group_size": group_size, "symmetric": symmetric}
+    # What is not given is left to the method, whose defaults differ.
+    grid = {"bits": width, "group_size": group_size, "symmetric": symmetric}
+    given: dict[str, Any] = {name: value for name, value in grid.items() if value is not None}
     further = _options(option or [])
+    if twice := given.keys() & further.keys():
+        name = min(twice)
+        raise ValueError(f"{name} is given twice, by --option and by an option of its own.")
     kind = quantizers.get(method)
-    kind.Options(**grid, **further)  # a wrong option is reported before any text is read
+    kind.Options(**given, **further)  # a wrong option is reported before any text is read
     calibration = None
     if kind.needs:
         calibration = mlcalib.calibration(
@@ -178,7 +185,7 @@ def quantize(
         hidden_states=hidden_states,  # type: ignore[arg-type]  # checked there
         skip=skip or (),
         overrides=overrides,
-        **grid,
+        **given,
         **further,
     )
     typer.echo(summary(record))

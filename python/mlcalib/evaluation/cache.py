@@ -35,7 +35,7 @@ class Cache:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self._folder = Path(folder)
+        self._folder = Path(folder).expanduser()
         if self._folder.exists() and not self._folder.is_dir():
             raise NotADirectoryError(f"{folder} is a file; give a folder for the cache (--cache).")
 

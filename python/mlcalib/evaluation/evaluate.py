@@ -1,7 +1,7 @@
 """``mlcalib.evaluate``: measures models and returns rows of results."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from mlcalib.evaluation.subject import (
     Subject,
     evaluation_dtype,
     evaluation_seq_len,
+    name_apart,
 )
 from mlcalib.evaluation.tasks import PERPLEXITY, TaskResults, check_data, check_tasks, listed
 from mlcalib.evaluation.tasks.kept import run_subject
@@ -51,9 +52,9 @@ class Evaluation(Results):
 
 
 def evaluate(  # noqa: PLR0913 - options of one thing
-    model: "Model | Sequence[Model]",
-    languages: str | LanguageSet = "multi10",
-    corpus: str = "sample",
+    model: "Model | Sequence[Model] | Mapping[str, Model]",
+    languages: str | LanguageSet | None = None,
+    corpus: str | Mapping[str, Sequence[str]] = "sample",
     *,
     tasks: str | Sequence[str] = PERPLEXITY,
     tokens: int | None = None,
@@ -73,10 +74,13 @@ def evaluate(  # noqa: PLR0913 - options of one thing
 
     Args:
         model: a folder, a hub name, a GGUF file, what ``mlcalib.quantize`` returned, or a
-            transformers model. If several are given, all are compared with the first.
-        languages: as for ``mlcalib.calibration``; shares do not matter here.
+            transformers model. If several are given, all are compared with the first. A mapping of
+            names to models says what results call each of them; otherwise the names of models in
+            memory that are alike tell in which options they differ.
+        languages: as for ``mlcalib.calibration``; shares do not matter here. The default is
+            ``multi10`` with a corpus by name, and otherwise all languages of ``corpus``.
         corpus: as for ``mlcalib.calibration``. Its evaluation text is used, which must be plain
-            text.
+            text. Or a mapping of languages to documents (strings).
         tasks: ``perplexity`` and benchmark tasks (``mlcalib.evaluation.tasks.task_names``), in a
             list or separated by commas.
         tokens: the number of tokens of each language that are scored for perplexity, from the
@@ -110,22 +114,26 @@ def evaluate(  # noqa: PLR0913 - options of one thing
         FileNotFoundError: a model or text does not exist, or a task has no data in any of the
             languages.
         ImportError: a package that a task needs is not installed.
-        ValueError: a task is unknown; a language has too little text; ``seq_len`` is above the
-            context length of a model; or fidelity is asked for a single model, without perplexity,
-            or for models with different tokens.
+        ValueError: a task is unknown; two models have one name; a language has too little text;
+            ``seq_len`` is above the context length of a model; or fidelity is asked for a single
+            model, without perplexity, or for models with different tokens.
     """
-    models = model if isinstance(model, Sequence) and not isinstance(model, str) else [model]
+    names, models = _named(model)
     wanted = listed(tasks)
     benchmarks = [name for name in wanted if name != PERPLEXITY]
     check_tasks(benchmarks)
     _check_fidelity(fidelity, models, wanted)
     if not isinstance(languages, LanguageSet):
-        languages = language_set(languages)
+        spelled = "multi10" if isinstance(corpus, str) else ",".join(corpus)
+        languages = language_set(languages or spelled)
     codes = list(languages.weights)
     options: dict[str, Any] = {"data": data, "limit": limit, "sentencepiece": sentencepiece}
     check_data(benchmarks, codes, data)
     computed = evaluation_dtype(models, dtype)
-    subjects = [Subject(each, computed, tokenizer) for each in models]
+    subjects = [
+        Subject(each, computed, tokenizer, name) for name, each in zip(names, models, strict=True)
+    ]
+    name_apart(subjects)
     perplexity = PERPLEXITY in wanted
     context = evaluation_seq_len(models, seq_len) if perplexity else DEFAULT_SEQ_LEN
     if perplexity and seq_len is None and context < DEFAULT_SEQ_LEN:
@@ -162,6 +170,16 @@ def evaluate(  # noqa: PLR0913 - options of one thing
     return Evaluation(results, found)
 
 
+def _named(
+    model: "Model | Sequence[Model] | Mapping[str, Model]",
+) -> "tuple[list[str | None], list[Model]]":
+    """Return the names that models were given, or None, and the models."""
+    if isinstance(model, Mapping):
+        return list(model), list(model.values())
+    models = list(model) if isinstance(model, Sequence) and not isinstance(model, str) else [model]
+    return [None] * len(models), models
+
+
 def _check_fidelity(fidelity: bool, models: "Sequence[Model]", tasks: Sequence[str]) -> None:
     if fidelity and len(models) < 2:
         raise ValueError("Fidelity is to the first of several models; give two or more.")
@@ -175,7 +193,7 @@ def _check_fidelity(fidelity: bool, models: "Sequence[Model]", tasks: Sequence[s
 def _texts(
     tokenizer: "PreTrainedTokenizerBase",
     languages: LanguageSet,
-    corpus: str,
+    corpus: str | Mapping[str, Sequence[str]],
     separator: str | None,
     tokens: int | None,
     window_bos: bool,
@@ -187,7 +205,7 @@ def _texts(
     if tokens is None and short:
         _log.warning(
             "the text of %s has fewer tokens than the default, %s; all are scored: %s",
-            corpus,
+            corpus if isinstance(corpus, str) else "the corpus that was given",
             f"{wanted:,}",
             ", ".join(f"{code} {count:,}" for code, count in short.items()),
         )

@@ -1,6 +1,6 @@
 """A model that is evaluated, in whichever form it was given."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -32,7 +32,8 @@ class Subject:
         given: a folder, a hub name, a GGUF file, what ``mlcalib.quantize`` returned, or a
             transformers model.
         dtype: the dtype of a model that is loaded here.
-        name: the model as it was given; for a transformers model, where it was loaded from.
+        name: what results call it. By default this is the model as it was given, and for a
+            transformers model, where it was loaded from.
         method: its quantizer from its ``mlcalib.json``, or ``float``.
         calibration: the name of its calibration set from its ``mlcalib.json``, or ``none``.
 
@@ -47,20 +48,23 @@ class Subject:
         given: Model,
         dtype: str = "auto",
         tokenizer: "PreTrainedTokenizerBase | None" = None,
+        name: str | None = None,
     ) -> None:
         self.given = given
         self.dtype = dtype
         self._in_memory: PreTrainedModel | None = None
         if isinstance(given, QuantizedModel):
-            self.name = str(given.recipe["model"])
+            made = str(given.recipe["model"])
             self._in_memory, self._tokenizer = given.model, given.tokenizer
         elif isinstance(given, str | Path):
-            self.name = str(given)
-            check_source(self.name)
+            made = str(given)
+            check_source(made)
         else:
-            self.name = str(given.config.name_or_path) or type(given).__name__
+            made = str(given.config.name_or_path) or type(given).__name__
             self._in_memory, self._tokenizer = given, _checked(tokenizer, given)
-        self.method, self.calibration = _origin(given, self.name)
+        self.method, self.calibration = _origin(given, made)
+        self._source = made
+        self.name = name or made
         self._fingerprint: str | None = None
 
     @cached_property
@@ -68,7 +72,7 @@ class Subject:
         """The model in memory."""
         if self._in_memory is not None:
             return self._in_memory
-        return load_to_run(self.name, self.dtype)
+        return load_to_run(self._source, self.dtype)
 
     @property
     def loaded(self) -> bool:
@@ -84,7 +88,7 @@ class Subject:
         """Its tokenizer."""
         if self._in_memory is not None:
             return self._tokenizer
-        return load_tokenizer(self.name)
+        return load_tokenizer(self._source)
 
     def fingerprint(self, cache: Cache) -> str:
         """Return a fingerprint of everything in the model that its results depend on.
@@ -98,9 +102,45 @@ class Subject:
             ValueError: a damaged checkpoint, or a hub name that leads to no commit.
         """
         if self._fingerprint is None:
-            model = self.name if self._in_memory is None else self._in_memory
+            model = self._source if self._in_memory is None else self._in_memory
             self._fingerprint = json_sha256({**content(model, cache.sha256), "dtype": self.dtype})
         return self._fingerprint
+
+
+def name_apart(subjects: Sequence[Subject]) -> None:
+    """Give models that results could not tell apart names that say how their options differ.
+
+    Raises:
+        ValueError: there are two that differ in nothing that is known.
+    """
+    for alike in _alike(subjects):
+        recipes = [each.given.recipe for each in alike if isinstance(each.given, QuantizedModel)]
+        if len(recipes) == len(alike):
+            for each, words in zip(alike, _differences(recipes), strict=True):
+                each.name += f" ({words})" if words else ""
+    for alike in _alike(subjects):
+        first = alike[0]
+        raise ValueError(
+            f"{len(alike)} models are all {first.name} ({first.method}, {first.calibration}), so "
+            "results could not tell them apart; give each once, or names: "
+            'mlcalib.evaluate({"one": model, "two": other}).'
+        )
+
+
+def _alike(subjects: Sequence[Subject]) -> list[list[Subject]]:
+    """Return the subjects that share name, method and calibration, together."""
+    together: dict[tuple[str, str, str], list[Subject]] = {}
+    for each in subjects:
+        together.setdefault((each.name, each.method, each.calibration), []).append(each)
+    return [found for found in together.values() if len(found) > 1]
+
+
+def _differences(recipes: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return of each recipe what is not the same in all: ``bits 4, group_size 32``."""
+    keys = ("overrides", "propagate", "format", "dtype")
+    flat = [{**recipe["options"], **{key: recipe[key] for key in keys}} for recipe in recipes]
+    differing = [key for key in flat[0] if any(each.get(key) != flat[0][key] for each in flat)]
+    return [", ".join(f"{key} {each.get(key)}" for key in differing) for each in flat]
 
 
 def evaluation_dtype(models: "Sequence[Model]", dtype: str = "auto") -> str:

@@ -1,11 +1,13 @@
 """The text on which models are evaluated."""
 
 import logging
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from mlcalib.calibration_sets import CalibrationSet, Stream, build, stream
 from mlcalib.calibration_sets.chat import render
-from mlcalib.corpora import Documents, Tally, left_out, notes, open_corpus, said_of
+from mlcalib.calibration_sets.tokens import check_documents
+from mlcalib.corpora import Document, Documents, Tally, left_out, notes, open_corpus, said_of
 from mlcalib.languages import LanguageSet, language_set
 
 if TYPE_CHECKING:
@@ -17,7 +19,7 @@ _log = logging.getLogger(__name__)
 def eval_text(
     tokenizer: "PreTrainedTokenizerBase",
     languages: str | LanguageSet,
-    corpus: str,
+    corpus: str | Mapping[str, Sequence[str]],
     separator: str | None,
     tokens: int,
     *,
@@ -28,7 +30,8 @@ def eval_text(
     Args:
         tokenizer: a fast tokenizer.
         languages: as for ``mlcalib.calibration``; shares do not matter here.
-        corpus: as for ``mlcalib.calibration``; its evaluation text must be plain text.
+        corpus: as for ``mlcalib.calibration``; its evaluation text must be plain text. Or a mapping
+            of languages to documents (strings).
         separator: what is put between documents, as for ``mlcalib.calibration``.
         tokens: the number of tokens to score in each language, after its first token.
         window_bos: whether every window begins as the tokenizer begins a text; see
@@ -66,6 +69,7 @@ def eval_sequences(
     *,
     seq_len: int,
     window_bos: bool = True,
+    allow_short: bool = False,
 ) -> CalibrationSet:
     """Pack the first tokens of each language's eval split into sequences, to run block by block.
 
@@ -77,6 +81,7 @@ def eval_sequences(
         tokens: tokens of each language.
         seq_len: tokens of a sequence, 2 or more.
         window_bos: see ``eval_text``.
+        allow_short: whether to use what there is where a language has too little text.
 
     Raises:
         FileNotFoundError: the corpus lacks a language.
@@ -93,10 +98,36 @@ def eval_sequences(
         separator=separator,
         window_bos=window_bos,
         corpus=corpus,
+        allow_short=allow_short,
     )
 
 
-def _documents(languages: str | LanguageSet, corpus: str) -> dict[str, Documents]:
+def _documents(
+    languages: str | LanguageSet, corpus: str | Mapping[str, Sequence[str]]
+) -> dict[str, Documents]:
     named = languages if isinstance(languages, LanguageSet) else language_set(languages)
+    if not isinstance(corpus, str):
+        return {code: _given(corpus, code) for code in named.weights}
     source = open_corpus(corpus)
     return {code: source.documents(code, "eval") for code in named.weights}
+
+
+def _given(corpus: Mapping[str, Sequence[str]], code: str) -> Documents:
+    """Return the documents that were given for a language."""
+    if code not in corpus:
+        raise ValueError(
+            f"The corpus that was given has no text in '{code}'; it has: {', '.join(corpus)}."
+        )
+    documents = corpus[code]
+    if isinstance(documents, str) or not all(isinstance(each, str) for each in documents):
+        raise ValueError(
+            f"The corpus that was given holds other things than strings in '{code}'; perplexity is "
+            "measured on plain text: give a list of documents."
+        )
+    check_documents(documents, f"The text in '{code}'")
+
+    def read(tally: Tally) -> Iterator[Document]:
+        tally.read = len(documents)
+        yield from documents
+
+    return Documents(read, {})

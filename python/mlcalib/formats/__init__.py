@@ -10,19 +10,24 @@ from mlcalib.formats._readers import (
     ordinary,
     split_linears,
 )
-from mlcalib.formats.base import Format, find_file, find_format, formats
+from mlcalib.formats._section import Kind, Problem, as_written
+from mlcalib.formats.base import Format, find_file, find_format, formats, stored_section
 
 __all__ = [
     "READERS",
     "Facts",
     "FileTensors",
     "Format",
+    "Kind",
+    "Problem",
     "Verdict",
     "Verdicts",
+    "as_written",
     "cannot_tell",
     "find_file",
     "find_format",
     "formats",
     "ordinary",
     "split_linears",
+    "stored_section",
 ]

@@ -1,5 +1,7 @@
 """A GGUF file: can it be read, and does llama.cpp know what is in it."""
 
+from collections.abc import Collection, Iterator, Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +10,14 @@ import numpy as np
 from mlcalib.common.optional import optional
 from mlcalib.formats._gguf_reader import GGUF_GRIDS, read_gguf
 from mlcalib.formats._readers import Facts
+from mlcalib.formats._section import Problem
+from mlcalib.models import gguf_architectures
 
 _SECTION = {"quant_method": "gguf"}
 _BLOCKS = {"Q4_0": (18, 1), "Q4_1": (20, 2), "Q8_0": (34, 1)}  # bytes; float16 at their start
 
 
-def inspect(file: Path) -> tuple[Facts, list[str]]:
+def inspect(file: Path) -> tuple[Facts, list[Problem]]:
     """Return what is known of a file, and what is wrong with it, tensor by tensor.
 
     Raises:
@@ -23,30 +27,59 @@ def inspect(file: Path) -> tuple[Facts, list[str]]:
     try:
         reader = read_gguf(file)
     except ValueError as error:
-        return Facts(_SECTION), [str(error)]
+        return Facts(_SECTION), [("damaged", str(error))]
     values = {name: field.contents() for name, field in _small_fields(reader).items()}
-    architecture = values.get("general.architecture")
-    errors = []
-    if architecture not in gguf.MODEL_ARCH_NAMES.values():
-        errors.append(f"{file} has architecture {architecture!r}, which llama.cpp does not know")
-    for key in ("tokenizer.ggml.model", "tokenizer.ggml.tokens"):
-        if key not in reader.fields:
-            errors.append(f"{file} has no {key}: there is no tokenizer")
-    names = {tensor.name for tensor in reader.tensors}
-    if "token_embd.weight" not in names:
-        errors.append(f"{file} has no token_embd.weight")
-    blocks = values.get(f"{architecture}.block_count")
-    found = {int(name.split(".")[1]) for name in names if name.startswith("blk.")}
-    if not isinstance(blocks, int) or found != set(range(min(blocks, 10_000))):
-        errors.append(f"{file} has block_count {blocks!r}, but tensors of {len(found)} blocks")
+    problems: list[Problem] = list(_part_of_a_model(file, values))
+    if not problems:
+        problems += _as_a_model(file, values, reader, gguf.MODEL_ARCH_NAMES.values())
     specs, shapes = {}, {}
     for tensor in reader.tensors:
         if not _finite(tensor):
-            errors.append(f"{tensor.name} has values or scales that are not finite")
+            problem = f"{tensor.name} has values or scales that are not finite"
+            problems.append(("damaged", problem))
         if tensor.tensor_type.name in GGUF_GRIDS and len(tensor.shape) == 2:
             specs[tensor.name] = GGUF_GRIDS[tensor.tensor_type.name]
             shapes[tensor.name] = (int(tensor.shape[1]), int(tensor.shape[0]))
-    return Facts(_SECTION, specs, shapes), errors
+    return Facts(_SECTION, specs, shapes), problems
+
+
+def _part_of_a_model(file: Path, values: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yield why a file is no model by itself."""
+    if (kind := values.get("general.type", "model")) != "model":
+        yield "unread", f"{file} holds no model, but what its general.type calls {kind!r}"
+    if isinstance(count := values.get("split.count"), int) and count > 1:
+        yield (
+            "unread",
+            (f"{file} is one of {count} parts; put them together with llama-gguf-split --merge"),
+        )
+
+
+def _as_a_model(
+    file: Path, values: Mapping[str, Any], reader: Any, architectures: Collection[str]
+) -> Iterator[Problem]:
+    """Yield what a model's file lacks; of its tensors, where mlcalib knows the architecture."""
+    architecture = values.get("general.architecture")
+    if architecture not in architectures:
+        version = metadata.version("gguf")
+        yield (
+            "refused",
+            (
+                f"llama.cpp (as of the package gguf {version}): {file} has architecture "
+                f"{architecture!r}, which it does not know"
+            ),
+        )
+    for key in ("tokenizer.ggml.model", "tokenizer.ggml.tokens"):
+        if key not in reader.fields:
+            yield "damaged", f"{file} has no {key}: there is no tokenizer"
+    if architecture not in {known.name for known in gguf_architectures().values()}:
+        return
+    names = {tensor.name for tensor in reader.tensors}
+    if "token_embd.weight" not in names:
+        yield "damaged", f"{file} has no token_embd.weight"
+    blocks = values.get(f"{architecture}.block_count")
+    found = {int(name.split(".")[1]) for name in names if name.startswith("blk.")}
+    if not isinstance(blocks, int) or found != set(range(min(blocks, 10_000))):
+        yield "damaged", f"{file} has block_count {blocks!r}, but tensors of {len(found)} blocks"
 
 
 def _finite(tensor: Any) -> bool:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mlcalib._core import GridSpec
+from mlcalib.common.errors import CannotReadError
 from mlcalib.common.optional import optional
 from mlcalib.formats._file import FileTensors
 from mlcalib.models import GgufArchitecture, gguf_architectures
@@ -90,8 +91,8 @@ def open_gguf(file: Path) -> GgufTensors:
     """Look at a GGUF file, without reading its tensors.
 
     Raises:
-        ValueError: it is damaged, lacks tensors of its architecture, or has linears in blocks whose
-            codes no format here holds (Q4_K, Q5_0, …).
+        CannotReadError: it has linears in blocks whose codes no format here holds (Q4_K, Q5_0, …).
+        ValueError: it is damaged, or lacks tensors of its architecture.
         NotImplementedError: an architecture, or scaled positions, that are not read yet.
         ImportError: the package gguf is missing.
     """
@@ -183,7 +184,7 @@ def _has_codes(name: str, tensor: Any) -> bool:
     """Return whether a tensor is a quantized linear; embeddings and float ones are not.
 
     Raises:
-        ValueError: a linear of a block in a type whose codes are not read.
+        CannotReadError: a linear of a block in a type whose codes are not read.
     """
     kind = tensor.tensor_type.name
     if len(tensor.shape) != 2 or kind in _PLAIN or "embed_tokens" in name:
@@ -192,7 +193,7 @@ def _has_codes(name: str, tensor: Any) -> bool:
         return True
     if name == "lm_head.weight":  # which tools quantize by more bits; dequantized, like embeddings
         return False
-    raise ValueError(
+    raise CannotReadError(
         f"{name.removesuffix('.weight')} is in blocks of {kind}; the codes of "
         f"{', '.join(GGUF_GRIDS)} can be read"
     )

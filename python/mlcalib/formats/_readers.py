@@ -17,7 +17,13 @@ import torch
 from mlcalib._core import GridSpec
 from mlcalib.common.layer_names import fused_groups
 
-READERS = ("transformers", "vLLM", "SGLang", "llama.cpp")
+READERS = {
+    "transformers": "5.23",
+    "vLLM": "as of November 2026",
+    "SGLang": "as of November 2026",
+    "llama.cpp": "as of the package gguf 0.19",
+}
+"""Reader → the version whose rules are restated."""
 MARLIN_GROUP_SIZES = (-1, 32, 64, 128)
 
 

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from mlcalib import _core
 from mlcalib._core import Grid, GridSpec, QuantizedLinear
+from mlcalib.common.errors import CannotReadError
 from mlcalib.formats._layout import (
     SCALE_DTYPES,
     by_grid,
@@ -76,11 +77,11 @@ class Awq(Format):
         """See ``Format.of_config``.
 
         Raises:
-            ValueError: another version than gemm, whose packing differs.
+            CannotReadError: another version than gemm, whose packing differs.
         """
         version = str(config.get("version") or config.get("format") or "gemm").lower()
         if version != "gemm":
-            raise ValueError(f"AWQ version {version!r} cannot be read; expected 'gemm'")
+            raise CannotReadError(f"AWQ version {version!r} cannot be read; expected 'gemm'")
         return cls()
 
     def check(self, specs: Mapping[str, GridSpec], shapes: Mapping[str, tuple[int, int]]) -> None:
@@ -143,7 +144,7 @@ class Awq(Format):
         bits = config.get("bits", config.get("w_bit"))
         size = config.get("group_size", config.get("q_group_size"))
         if bits != 4 or not isinstance(size, int) or config.get("zero_point") is False:
-            raise ValueError(
+            raise CannotReadError(
                 "expected 4 bits, a group_size and zero_point true in quantization_config, found "
                 f"{bits!r}, {size!r}, {config.get('zero_point')!r}"
             )
@@ -171,9 +172,22 @@ class Awq(Format):
         transformers = Verdict(not wrong, tuple(wrong) or ("with gptqmodel installed",))
         sizes = sorted({size for _, size, _ in facts.grids if size not in MARLIN_GROUP_SIZES})
         if sizes:
-            slow = (f"by its plain AWQ kernels (float16): Marlin has no groups of {sizes[0]}",)
-            return of_folder(facts, transformers, Verdict(True, slow), Verdict(True, slow))
+            plain = _by_plain_kernels(facts, sizes[0])
+            return of_folder(facts, transformers, plain, plain)
         return of_folder(facts, transformers, *by_marlin(facts, []))
+
+
+def _by_plain_kernels(facts: Facts, group_size: int) -> Verdict:
+    """Return what vLLM and SGLang make of groups that Marlin has no kernels for.
+
+    ``AWQConfig.get_supported_act_dtypes`` of both is float16 alone.
+    """
+    why = f"Marlin has no groups of {group_size}"
+    if facts.dtype == torch.bfloat16:
+        reason = f"{why}, and its plain AWQ kernels run no bfloat16 model; give it --dtype float16"
+        return Verdict(False, (reason,))
+    given = "" if facts.dtype in (torch.float16, None) else "; give it --dtype float16"
+    return Verdict(True, (f"by its plain AWQ kernels (float16): {why}{given}",))
 
 
 def _packed(codes: Tensor) -> Tensor:

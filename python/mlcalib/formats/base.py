@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mlcalib._core import GridSpec, QuantizedLinear
 from mlcalib.common.registry import Registry
+from mlcalib.common.safetensors_read import read_json
 from mlcalib.formats._file import FileTensors
 from mlcalib.formats._loading import BY_MLCALIB
 from mlcalib.formats._readers import Facts, Verdicts, cannot_tell
@@ -119,7 +120,7 @@ class Format(ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} reads a folder.")
 
-    def check_file(self, file: Path) -> tuple[Facts, list[str]]:
+    def check_file(self, file: Path) -> tuple[Facts, list[Problem]]:
         """Return what is known of a file, and what is wrong with it; of formats that have one."""
         raise NotImplementedError(f"{type(self).__name__} reads a folder.")
 
@@ -226,6 +227,8 @@ class Format(ABC):
         return model_dtype
 
 
+_MODELOPT = "hf_quant_config.json"
+
 formats: Registry[Format] = Registry("format", package="mlcalib.formats", group="mlcalib.formats")
 
 
@@ -242,6 +245,35 @@ def find_format(config: Mapping[str, Any]) -> Format | None:
         return formats.get(method).of_config(config)
     except NotImplementedError:
         return None
+
+
+def stored_section(folder: Path, config: Mapping[str, Any]) -> tuple[Any, str]:
+    """Return the ``quantization_config`` of a checkpoint, and where it stands.
+
+    Args:
+        folder: in the Hugging Face layout.
+        config: content of its config.json.
+
+    Returns:
+        None and "" for a checkpoint that is not quantized. Otherwise the section, and
+        ``config.json``, or the file in which AutoGPTQ, AutoAWQ or ModelOpt left it. A section
+        without ``quant_method`` has that of the format whose file it is.
+
+    Raises:
+        ValueError: the file holds no JSON object.
+    """
+    text = config.get("text_config")
+    inside = text.get("quantization_config") if isinstance(text, dict) else None
+    for section in (config.get("quantization_config"), config.get("compression_config"), inside):
+        if section is not None:
+            return section, "config.json"
+    if (folder / _MODELOPT).is_file():
+        return {"quant_method": "modelopt", **read_json(folder / _MODELOPT)}, _MODELOPT
+    for method in ("gptq", "awq"):  # quantize_config.json is AWQ's only where it says so
+        for name in formats.get(method).config_files:
+            if (folder / name).is_file():
+                return {"quant_method": method, **read_json(folder / name)}, name
+    return None, ""
 
 
 def find_file(path: Path) -> tuple[Format, Path] | None:

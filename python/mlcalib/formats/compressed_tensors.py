@@ -18,6 +18,7 @@ The readers' codes and zero points are signed and stored with 2^(b-1) added: sto
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from mlcalib import _core
 from mlcalib._core import Grid, GridSpec, QuantizedLinear
+from mlcalib.common.errors import CannotReadError
 from mlcalib.common.layer_names import patterns
 from mlcalib.formats._layout import (
     by_grid,
@@ -188,7 +190,11 @@ class CompressedTensors(Format):
             QuantizationConfig.model_validate(dict(config))
         except (ValueError, TypeError) as error:
             told = " ".join(str(error).split())
-            yield "error", f"compressed-tensors refuses the quantization_config: {told[:500]}"
+            yield (
+                "refused",
+                f"compressed-tensors {version('compressed-tensors')}, by which transformers, vLLM "
+                f"and SGLang read it, refuses the quantization_config: {told[:500]}",
+            )
 
     def stored_shape(self, name: str, shapes: Shapes) -> tuple[int, int] | None:
         """Return (out, -1): weight_shape, a tensor, knows the inputs."""
@@ -295,13 +301,13 @@ def _read_group(group: Mapping[str, Any], form: Any, scale_dtype: torch.dtype) -
     found = (group.get("format") or form, weights["type"], weights["num_bits"])
     strategy, size = weights["strategy"], weights.get("group_size")
     if found not in [("pack-quantized", "int", bits) for bits in _BITS]:
-        raise ValueError(f"expected pack-quantized int weights of 4 or 8 bits, found {found}")
+        raise CannotReadError(f"expected pack-quantized int weights of 4 or 8 bits, found {found}")
     if (order := weights.get("actorder")) in ("group", "dynamic"):
-        raise ValueError(f"actorder {order!r} cannot be read; expected static or none")
+        raise CannotReadError(f"actorder {order!r} cannot be read; expected static or none")
     if strategy == "channel":
         size = -1
     elif strategy != "group" or not isinstance(size, int):
-        raise ValueError(
+        raise CannotReadError(
             f"strategy {strategy!r} with group_size {size!r} cannot be read; "
             "expected channel, or group with a size"
         )

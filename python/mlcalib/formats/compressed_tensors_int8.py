@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from mlcalib._core import Grid, GridSpec, QuantizedLinear
+from mlcalib.common.errors import CannotReadError
 from mlcalib.formats._layout import check_zeros, describe, stored_scale, tensor
 from mlcalib.formats._loading import by_transformers
 from mlcalib.formats._readers import Facts, Verdict, Verdicts, of_folder
@@ -100,7 +101,7 @@ class CompressedTensorsInt8(CompressedTensors):
             weights = group.get("weights") or {}
             found = tuple(weights.get(key) for key in ("num_bits", "strategy", "symmetric"))
             if found != (8, "channel", True):
-                raise ValueError(
+                raise CannotReadError(
                     "expected symmetric weights of 8 bits with a scale for each channel in "
                     f"quantization_config, found {found}"
                 )

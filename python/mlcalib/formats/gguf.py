@@ -22,11 +22,13 @@ import torch
 from torch import Tensor
 
 from mlcalib._core import Grid, GridSpec, QuantizedLinear
+from mlcalib.common.errors import CannotReadError
 from mlcalib.formats._gguf_check import inspect
 from mlcalib.formats._gguf_file import check_config, write_gguf
 from mlcalib.formats._gguf_reader import GgufTensors, open_gguf
 from mlcalib.formats._layout import check_groups, check_zeros, stored_scale, tensor
 from mlcalib.formats._readers import Facts, Verdict, Verdicts
+from mlcalib.formats._section import Problem
 from mlcalib.formats.base import Format, formats
 
 BLOCK = 32
@@ -89,7 +91,7 @@ class Gguf(Format):
         """See ``Format.open_file``; files of llama.cpp and other tools too."""
         return open_gguf(file)
 
-    def check_file(self, file: Path) -> tuple[Facts, list[str]]:
+    def check_file(self, file: Path) -> tuple[Facts, list[Problem]]:
         """See ``Format.check_file``."""
         return inspect(file)
 
@@ -145,8 +147,8 @@ class Gguf(Format):
         """Return codes and grid, exactly as packed.
 
         Raises:
-            ValueError: also where a block of Q4_1 has a minimum that is no multiple of its scale,
-                as other tools write.
+            CannotReadError: a block of Q4_1 has a minimum that is no multiple of its scale, as
+                other tools write.
         """
         kind = block_type(spec)
         key = f"{name}.weight"
@@ -194,7 +196,7 @@ def _halves(parts: Tensor) -> Tensor:
 def _zeros(name: str, scale: Tensor, low: Tensor) -> Tensor:
     zero = (-low / scale).round().nan_to_num(0, 0, 0)
     if ((zero < 0) | (zero > 15)).any() or ((-scale * zero).half().float() != low).any():
-        raise ValueError(
+        raise CannotReadError(
             f"{name}: a block of Q4_1 has a minimum that is no multiple of its scale, which "
             "mlcalib's grids, with integer zero points, cannot hold"
         )

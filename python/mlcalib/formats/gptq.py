@@ -33,6 +33,7 @@ from torch import Tensor
 
 from mlcalib import _core
 from mlcalib._core import Grid, GridSpec, QuantizedLinear
+from mlcalib.common.errors import CannotReadError
 from mlcalib.common.layer_names import patterns
 from mlcalib.formats._layout import (
     SCALE_DTYPES,
@@ -96,11 +97,11 @@ class Gptq(Format):
         """See ``Format.of_config``; checkpoint_format says the version, "gptq" where it is missing.
 
         Raises:
-            ValueError: a checkpoint_format other than gptq and gptq_v2.
+            CannotReadError: a checkpoint_format other than gptq and gptq_v2.
         """
         form = config.get("checkpoint_format") or config.get("format") or "gptq"
         if form not in _VERSIONS:
-            raise ValueError(
+            raise CannotReadError(
                 f"checkpoint_format {form!r} cannot be read; expected {' or '.join(_VERSIONS)}"
             )
         return cls(_VERSIONS[form])
@@ -189,8 +190,9 @@ class Gptq(Format):
         Zero points of version 1 are read as GPTQModel reads them. A missing ``g_idx`` is trivial.
 
         Raises:
-            ValueError: also for channels in another order (``desc_act``), and symmetric zero points
-                off centre, which a wrong checkpoint_format explains.
+            CannotReadError: channels in another order (``desc_act``).
+            ValueError: also for symmetric zero points off centre, which a wrong checkpoint_format
+                explains.
         """
         bits = spec.bits
         qweight = tensors.get(f"{name}.qweight")
@@ -230,7 +232,7 @@ class Gptq(Format):
             except KeyError as error:
                 raise ValueError(f"quantization_config has no {error}") from error
             if bits not in BITS or not isinstance(size, int):
-                raise ValueError(
+                raise CannotReadError(
                     f"{name}: expected 2, 3, 4 or 8 bits and a group_size, found {bits!r}, {size!r}"
                 )
             specs[name] = GridSpec(bits, size, bool(symmetric), scale_dtype=scale_dtype)
@@ -310,8 +312,13 @@ def _zeros(packed: Tensor, bits: int, rows: int, *, second: bool) -> Tensor:
 
 def _check_order(g_idx: Tensor, name: str, spec: GridSpec) -> None:
     size = len(g_idx) if spec.group_size == -1 else spec.group_size
-    if not torch.equal(g_idx, torch.arange(len(g_idx), dtype=torch.int32) // size):
+    if g_idx.min() < 0 or g_idx.max() >= spec.groups(len(g_idx)):
         raise ValueError(
+            f"{name}.g_idx names groups {int(g_idx.min())} to {int(g_idx.max())}, but there are "
+            f"{spec.groups(len(g_idx))}"
+        )
+    if not torch.equal(g_idx, torch.arange(len(g_idx), dtype=torch.int32) // size):
+        raise CannotReadError(
             f"{name}.g_idx puts channels into groups of {spec.group_size} in another order than "
             "theirs (desc_act without static groups), which mlcalib's grids cannot hold"
         )

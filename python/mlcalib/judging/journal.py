@@ -1,5 +1,7 @@
 """Results that are on disk as soon as they are there, so that what was killed goes on."""
 
+import errno
+import fcntl
 import json
 import logging
 import os
@@ -8,13 +10,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from mlcalib.common.files import NO_LOCKS
+
 _log = logging.getLogger(__name__)
 
 
 class Journal:
     """A JSONL file that grows by whole lines, each with the fingerprint of what the run is.
 
-    A last line that a kill cut short is removed on opening. Use it in a ``with`` block.
+    A last line that a kill cut short is removed on opening. While it is open it is locked, so that
+    no second run adds the same lines. Use it in a ``with`` block.
 
     Args:
         path: the file; made if it is not there.
@@ -25,19 +30,25 @@ class Journal:
         rows: the lines that are there, without the fingerprint.
 
     Raises:
+        BlockingIOError: another run has it open.
         ValueError: the file is of another run, or not such a file.
         OSError: it cannot be written.
     """
 
     def __init__(self, path: str | Path, fingerprint: str, what: str) -> None:
-        self._path = Path(path)
+        self._path = Path(path).expanduser()
         self._fingerprint = fingerprint
         self._what = what
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self.rows: list[dict[str, Any]] = self._read() if self._path.exists() else []
         self._made = not self._path.exists()
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
         self._file = os.open(self._path, flags, 0o666)
+        try:
+            self._lock()  # before reading, which cuts off what another run is writing
+            self.rows: list[dict[str, Any]] = self._read()
+        except BaseException:
+            os.close(self._file)
+            raise
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Add a line; it is synced to disk when this returns."""
@@ -60,6 +71,21 @@ class Journal:
         os.close(self._file)
         if self._made and not self.rows:
             self._path.unlink()
+
+    def _lock(self) -> None:
+        """Lock the file until it is closed; where a file system has no locks, warn."""
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                reason = f"another run is writing {self._path}; wait for it, or give another --out"
+                raise BlockingIOError(errno.EWOULDBLOCK, reason) from error
+            if error.errno not in NO_LOCKS:
+                raise
+            _log.warning(
+                "%s is on a file system without locks (%s): start no second run on it",
+                *(self._path, error.strerror),
+            )
 
     def _read(self) -> list[dict[str, Any]]:
         content = self._path.read_bytes()

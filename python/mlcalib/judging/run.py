@@ -79,6 +79,7 @@ def judge(
         progress: show a bar.
 
     Raises:
+        BlockingIOError: another run writes ``out``.
         ValueError: no pairs; ``out`` holds opinions on other pairs or of another judge; the judge
             refuses.
         ConnectionError: the judge cannot be reached; what it said so far is kept.

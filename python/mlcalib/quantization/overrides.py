@@ -84,8 +84,8 @@ def resolve(
     return found
 
 
-def parse_bits(given: Sequence[str]) -> tuple[int, dict[str, dict[str, int]]]:
-    """Split what ``--bits`` was given into the bits of most linears (4 if unsaid) and overrides.
+def parse_bits(given: Sequence[str]) -> tuple[int | None, dict[str, dict[str, int]]]:
+    """Split what ``--bits`` was given into the bits of most linears (or None) and overrides.
 
     Raises:
         ValueError: neither a number nor REGEX=BITS; two numbers; a pattern twice.
@@ -106,7 +106,7 @@ def parse_bits(given: Sequence[str]) -> tuple[int, dict[str, dict[str, int]]]:
         raise ValueError(
             f"--bits is given as {plain[0]} and as {plain[1]}; give one, or REGEX=BITS."
         )
-    return plain[0] if plain else 4, overrides
+    return plain[0] if plain else None, overrides
 
 
 def _options(

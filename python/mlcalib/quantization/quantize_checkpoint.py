@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mlcalib.calibration_sets import CalibrationSet
-from mlcalib.common.files import check_output, locked, remove_partial
+from mlcalib.common.files import check_output, full_path, locked, parts_folder, remove_partial
 from mlcalib.common.safetensors_read import read_json
 from mlcalib.common.stopwatch import Stopwatch
 from mlcalib.models.device import choose_device
@@ -17,6 +17,7 @@ from mlcalib.quantization.finish import finish, finish_record
 from mlcalib.quantization.hidden_states import HiddenStatesOnDisk
 from mlcalib.quantization.job import QuantizationJob
 from mlcalib.quantization.manifest import claim, machine, recipe_inputs
+from mlcalib.quantization.model_files import ModelFiles
 from mlcalib.quantization.open_source import open_source
 from mlcalib.quantization.propagation import mixture_of
 from mlcalib.quantization.recipe import check_method, make_recipe
@@ -44,7 +45,8 @@ def quantize_checkpoint(  # noqa: PLR0913 - what a quantization is made of
     """Quantize a model and write its checkpoint, with one block in memory at a time.
 
     A run that is killed goes on where it stopped when it is called again with the same arguments;
-    until it is finished, its blocks lie in the folder ``.NAME.parts`` beside ``out``. The
+    until it is finished, its blocks lie in the folder ``.NAME.parts`` beside ``out`` (where that
+    is a mount point, in ``.parts`` inside). The
     checkpoint is the same, bit for bit, as that of a run nobody disturbed.
 
     Args:
@@ -76,8 +78,8 @@ def quantize_checkpoint(  # noqa: PLR0913 - what a quantization is made of
     if hidden_states not in ("memory", "disk"):
         raise ValueError(f"hidden_states is '{hidden_states}', expected 'memory' or 'disk'.")
     place = choose_device(device)
-    out = Path(out).resolve()
-    folder = out.with_name(f".{out.name}.parts")
+    out = full_path(out)
+    folder = parts_folder(out)
     if not folder.is_dir():
         check_output(out)
     stopwatch = Stopwatch()
@@ -102,26 +104,29 @@ def quantize_checkpoint(  # noqa: PLR0913 - what a quantization is made of
     with stopwatch.timed("load"):
         source = source.ready()
     with locked(folder):
-        inputs = machine(place) | {"model": source.fingerprint} | recipe_inputs(recipe, calibration)
+        files = ModelFiles(source.name, folder)
+        called = {"model": files.identities()}
+        inputs = machine(place) | called | recipe_inputs(recipe, calibration)
         if claim(folder, f"The quantization to {out}", inputs):
             remove_partial(out)
             if (out / "mlcalib.json").is_file():  # it was killed when all was written
                 shutil.rmtree(folder)
                 return read_json(out / "mlcalib.json")
         mixture = {} if calibration is None else mixture_of(calibration)
-        files = BlockFiles(folder / "blocks")
-        sink = FileSink(files, source.adapter, recipe.checkpoint_format, recipe.specs)
+        blocks = BlockFiles(folder / "blocks")
+        sink = FileSink(blocks, source.adapter, recipe.checkpoint_format, recipe.specs)
         job = QuantizationJob(Variant(recipe.quantizer, recipe.exceptions, mixture), sink)
-        run_pass(
-            source,
-            [job],
-            calibration,
-            propagate=propagate,
-            hidden=HiddenStatesOnDisk(folder / "hidden") if hidden_states == "disk" else None,
-            stopwatch=stopwatch,
-            description="quantizing" if progress else None,
-            device=place,
-        )
+        with files.hashed(to_the_end=False):
+            run_pass(
+                source,
+                [job],
+                calibration,
+                propagate=propagate,
+                hidden=HiddenStatesOnDisk(folder / "hidden") if hidden_states == "disk" else None,
+                stopwatch=stopwatch,
+                description="quantizing" if progress else None,
+                device=place,
+            )
         seconds = stopwatch.seconds | job.stopwatch.seconds
         record = finish_record(source, sink, recipe.description, calibration, seconds)
         finish(source, sink, recipe.specs, recipe.quantizer.order, tokenizer, out, record)

@@ -54,18 +54,20 @@ class QuantizedModel:
     extra: list[str] = field(default_factory=list)
     tokenizer_given: bool = False
 
-    def save(self, out: str | Path, format: str = "compressed-tensors") -> None:  # noqa: A002
+    def save(self, out: str | Path, format: str | None = None) -> None:  # noqa: A002
         """Write a Hugging Face folder with a model card; all of it or nothing.
 
         Args:
             out: a folder that does not exist.
-            format: ``compressed-tensors``, ``gptq``, ``gptq-v2``, ``awq``, ``gguf`` or ``dense``.
+            format: ``compressed-tensors``, ``gptq``, ``gptq-v2``, ``awq``, ``gguf`` or ``dense``;
+                None for the one that ``quantize`` was asked for.
 
         Raises:
             FileExistsError: ``out`` exists.
             ValueError: the format cannot hold these grids.
         """
         start = time.perf_counter()
+        format = format or str(self.recipe["format"])  # noqa: A001
         record = self.metadata(format)
         model, adapter = self.model, find_adapter(type(self.model).__name__)
         sink = MemorySink(model, adapter, formats.get(format)(), self.linears)

@@ -208,7 +208,7 @@ def _inputs(study: ModelStudy, spec: EvaluationSpec, texts: Mapping[str, Stream]
     asked = spec.model_dump(mode="json")
     begin = {code: list(text.begin) for code, text in texts.items() if text.begin}
     asked |= {"begin": begin} if begin else {}
-    return {**asked, "seq_len": study.spec.seq_len, "text": sums, "model": study.source.fingerprint}
+    return {**asked, "seq_len": study.spec.seq_len, "text": sums, "model": study.called}
 
 
 def _checkpoint(study: ModelStudy, variant: str) -> Any:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from mlcalib.common.files import atomic_file, locked, remove_partial
 from mlcalib.common.safetensors_read import read_json
 from mlcalib.common.stopwatch import Stopwatch
-from mlcalib.evaluation import eval_sequences
 from mlcalib.languages import language_set
 from mlcalib.models.device import choose_device
 from mlcalib.models.loading import find_smollm2, load_tokenizer
@@ -22,6 +21,7 @@ from mlcalib.quantization.finish import finish, finish_record, merged
 from mlcalib.quantization.hidden_states import HiddenStates, HiddenStatesOnDisk
 from mlcalib.quantization.job import QuantizationJob
 from mlcalib.quantization.manifest import claim, machine, recipe_inputs
+from mlcalib.quantization.model_files import ModelFiles
 from mlcalib.quantization.open_source import open_source
 from mlcalib.quantization.propagation import Mixture, mixture_of
 from mlcalib.quantization.recipe import Recipe, make_recipe
@@ -58,6 +58,16 @@ class ModelStudy:
     tokenizer: "PreTrainedTokenizerBase"
     text: StudyText | None
     recipes: dict[str, Recipe]
+
+    @cached_property
+    def files(self) -> ModelFiles:
+        """The files of the model."""
+        return ModelFiles(self.source.name, self.folder)
+
+    @cached_property
+    def called(self) -> dict[str, str]:
+        """What the study calls the files of the model; equal if their content is."""
+        return self.files.identities()
 
     @cached_property
     def variants(self) -> dict[str, VariantSpec]:
@@ -142,31 +152,32 @@ def quantize_model(study: ModelStudy, *, progress: bool) -> None:
         device = choose_device(study.spec.device)
         shared = {name: job for name, job in jobs.items() if _mode(study, name) == "float"}
         measure = _measure(study, stopwatch)
-        run_pass(
-            study.source,
-            list(shared.values()),
-            study.text.union if study.text else None,
-            prefixes=study.text.prefixes if study.text else (),
-            propagate="float",
-            hidden=_hidden(study, "calibration"),
-            measure=measure,
-            stopwatch=stopwatch,
-            description=bar,
-            device=device,
-        )
-        for name, job in jobs.items():
-            if name not in shared and study.text is not None:
-                setting = study.text.settings[study.variants[name].setting or ""]
-                run_pass(
-                    study.source,
-                    [job],
-                    setting,
-                    propagate="quantized",
-                    hidden=_hidden(study, name),
-                    stopwatch=job.stopwatch,
-                    description=bar,
-                    device=device,
-                )
+        with study.files.hashed(to_the_end=True):
+            run_pass(
+                study.source,
+                list(shared.values()),
+                study.text.union if study.text else None,
+                prefixes=study.text.prefixes if study.text else (),
+                propagate="float",
+                hidden=_hidden(study, "calibration"),
+                measure=measure,
+                stopwatch=stopwatch,
+                description=bar,
+                device=device,
+            )
+            for name, job in jobs.items():
+                if name not in shared and study.text is not None:
+                    setting = study.text.settings[study.variants[name].setting or ""]
+                    run_pass(
+                        study.source,
+                        [job],
+                        setting,
+                        propagate="quantized",
+                        hidden=_hidden(study, name),
+                        stopwatch=job.stopwatch,
+                        description=bar,
+                        device=device,
+                    )
         if measure is not None:
             _write(study.folder / "layers.json", measure.merged(study.blocks()))
         for name, job in jobs.items():
@@ -181,7 +192,7 @@ def _mode(study: ModelStudy, name: str) -> str:
 
 def _jobs(study: ModelStudy) -> dict[str, QuantizationJob]:
     """Return the variants that are not finished; each has claimed its folder."""
-    inputs = machine(choose_device(study.spec.device)) | {"model": study.source.fingerprint}
+    inputs = machine(choose_device(study.spec.device)) | {"model": study.called}
     jobs = {}
     for name, variant in study.variants.items():
         folder = study.folder / "parts" / name
@@ -215,13 +226,14 @@ def _measure(study: ModelStudy, stopwatch: Stopwatch) -> LayerMeasures | None:
         spec.layers.tokens,
         seq_len=spec.seq_len,
         window_bos=spec.window_bos,
+        allow_short=spec.allow_short,
     )
     mixtures = {}
     if study.text is not None:
         mixtures = {name: mixture_of(each) for name, each in study.text.settings.items()}
     folder = study.folder / "parts" / "layers"
     inputs = {
-        "model": study.source.fingerprint,
+        "model": study.called,
         "text": text.fingerprint,
         "settings": {
             name: each.fingerprint
@@ -260,7 +272,8 @@ def _finish(study: ModelStudy, name: str, job: QuantizationJob) -> None:
         with job.stopwatch.timed("write"):
             order = recipe.quantizer.order
             finish(source, sink, recipe.specs, order, study.tokenizer, out, record)
-    size = sum(path.stat().st_size for path in out.glob("*.safetensors"))
+    weights = recipe.checkpoint_format.file or "*.safetensors"
+    size = sum(path.stat().st_size for path in out.glob(weights))
     known |= {"warnings": record["warnings"], "seconds": job.stopwatch.seconds, "bytes": size}
     _write(study.folder / "variants" / f"{name}.json", known)
     shutil.rmtree(study.folder / "parts" / name / "blocks")

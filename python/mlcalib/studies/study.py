@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from mlcalib import _core
-from mlcalib.common.files import atomic_file
+from mlcalib.common.files import atomic_file, check_folder, full_path
 from mlcalib.models.device import choose_device, device_name, explain
 from mlcalib.quantization.manifest import machine
 from mlcalib.studies.evaluate import check_evaluation, described, evaluate_model
@@ -58,10 +58,12 @@ def study(
     found = read_study(spec, **changes)
     variants_of(found)
     check_evaluation(found)
-    out = Path(out).resolve()
+    out = full_path(out)
     echo(explain(found.device, choose_device(found.device)))
     plans = []
     opened = []
+    if not plan_only:
+        check_folder(out)
     for name in found.models:
         model = open_model(found, name, out)
         opened.append((name, model))

@@ -124,10 +124,31 @@ def test_scales_that_would_be_rounded_are_refused(tmp_path):
     assert json.loads((tmp_path / "out/config.json").read_text())["dtype"] == "float16"
 
 
-def test_what_keeps_no_codes_is_refused(tmp_path):
+@pytest.mark.parametrize("form", [*PACKED, "compressed-tensors-int8", "gguf"])
+@pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
+def test_dense_is_what_readers_compute(form, dtype, tmp_path):
+    bits, size = (8, -1) if form == "compressed-tensors-int8" else (4, 32)
+    symmetric = form in ("compressed-tensors-int8", "gguf")
+    spec = GridSpec(bits, size, symmetric, scale_dtype=HALF)
+    _, quantized = saved(tmp_path / "in", form, spec, tiny_llama(vocabulary=384, dtype=HALF))
+    mlcalib.convert(tmp_path / "in", tmp_path / "out", "dense", dtype=dtype)
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert "quantization_config" not in config
+    assert config["dtype"] == ("float16" if dtype == "auto" else dtype)
+    state = load_file(tmp_path / "out/model.safetensors")
+    assert not [name for name in state if name.endswith(("scales", "qweight", "weight_scale"))]
+    for name, linear in quantized.items():
+        expected = linear.dequantize().to(HALF if dtype == "auto" else torch.bfloat16)
+        assert torch.equal(state[f"{name}.weight"], expected)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert loaded(torch.arange(4)[None]).logits.isfinite().all()
+    report = mlcalib.check(tmp_path / "out")
+    assert (report.method, report.status) == ("", 0)
+    assert json.loads((tmp_path / "out/mlcalib.json").read_text())["recipe"]["format"] == "dense"
+
+
+def test_what_cannot_be_converted_is_refused(tmp_path):
     saved(tmp_path / "in", "gptq", GridSpec(4, 32, True, scale_dtype=HALF))
-    with pytest.raises(NotImplementedError, match="dense keeps no codes"):
-        mlcalib.convert(tmp_path / "in", tmp_path / "out", "dense")
     with pytest.raises(ValueError, match="expected one of: auto"):
         mlcalib.convert(tmp_path / "in", tmp_path / "out", "awq", dtype="int8")
     tiny_llama().save_pretrained(tmp_path / "float")

@@ -1,5 +1,7 @@
 """Any quantizer's codes in any format that holds them, by the command line; then check, convert."""
 
+import json
+
 import pytest
 import torch
 from small_models import tiny_llama
@@ -65,3 +67,23 @@ def test_what_was_quantized_converts_all_the_way(folder, tmp_path):
         # float32 scales of compressed-tensors hold float16 ones; GGUF's are float16.
         run("convert", start, tmp_path / form, "--format", form)
         assert mlcalib.check(tmp_path / form).ok
+
+
+def test_what_is_not_given_is_left_to_the_method(folder, tmp_path):
+    for name, more, symmetric in (("out", [], True), ("other", ["--asymmetric"], False)):
+        out = tmp_path / name
+        run("quantize", folder, "--out", out, "--method", "smoothquant", *more, *TEXT)
+        options = json.loads((out / "mlcalib.json").read_text())["recipe"]["options"]
+        found = [options[name] for name in ("bits", "group_size", "symmetric")]
+        assert found == [8, -1, symmetric]
+    with pytest.raises(ValueError, match="bits is given twice"):
+        run("quantize", folder, "--out", tmp_path / "x", "--bits", 4, "--option", "bits=3")
+
+
+def test_the_format_that_was_asked_for_is_saved(folder, tmp_path):
+    options = {"method": "rtn", "group_size": 32, "progress": False}
+    quantized = mlcalib.quantize(folder, format="awq", **options)
+    for given, method in (([], "awq"), (["gptq"], "gptq")):
+        quantized.save(tmp_path / method, *given)
+        config = json.loads((tmp_path / method / "config.json").read_text())
+        assert config["quantization_config"]["quant_method"] == method

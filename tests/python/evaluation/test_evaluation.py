@@ -269,3 +269,33 @@ def test_the_definition_says_how(tokenizer):
     said = definition(tokenizer, tokens=3072, seq_len=512, separator="eos")
     for part in ("3,072 tokens", "context 512", "stride 512", "eos </s> after each document"):
         assert part in said
+
+
+def test_models_in_memory_have_columns_of_their_own(folder):
+    four, eight = (
+        mlcalib.quantize(folder, method="rtn", bits=bits, group_size=32) for bits in (4, 8)
+    )
+    options = {"languages": "en", "tokens": 64, "seq_len": 32}
+    rows = mlcalib.evaluate([folder, four, eight], **options)
+    assert {row.model for row in rows} == {
+        *(str(folder), f"{folder} (bits 4)", f"{folder} (bits 8)")
+    }
+    header, *_ = perplexity_table(rows)
+    assert len(set(header)) == 4
+    named = mlcalib.evaluate({"coarse": four, "fine": eight}, **options)
+    assert {row.model for row in named} == {"coarse", "fine"}
+    assert {row.value for row in named} < {row.value for row in rows}
+    for alike in ([folder, folder], [four, four]):
+        with pytest.raises(ValueError, match="could not tell them apart"):
+            mlcalib.evaluate(alike, **options)
+
+
+def test_documents_are_a_corpus(folder, tokenizer):
+    given = {"sw": [TEXT[0]] * 20, "zh": [TEXT[1]] * 20}
+    rows = mlcalib.evaluate(folder, corpus=given, tokens=64, seq_len=32)
+    assert {row.language for row in rows} == {"sw", "zh"}
+    with pytest.raises(ValueError, match="no text in 'en'; it has: sw, zh"):
+        mlcalib.evaluate(folder, "en", given, tokens=64, seq_len=32)
+    for wrong in ("text", [[{"role": "user", "content": "text"}]], [[1, 2, 3]]):
+        with pytest.raises(ValueError, match="other things than strings in 'en'"):
+            mlcalib.evaluate(folder, corpus={"en": wrong}, tokens=64, seq_len=32)

@@ -336,7 +336,7 @@ def test_a_dense_checkpoint_holds_any_mixture(quantize, tmp_path):
     assert torch.equal(logits(loaded), logits(quantized.model))
     assert quantized.linears["model.layers.1.mlp.down_proj"].codes.max() == 7
     with pytest.raises(ValueError, match="group_size 48 does not divide 64"):
-        quantized.save(tmp_path / "packed")
+        quantized.save(tmp_path / "packed", "compressed-tensors")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 

@@ -199,6 +199,10 @@ def test_tasks_whose_items_are_not_right_or_wrong(copy):
     assert {row["test"] for row in rows} == {"bootstrap"}
     assert all(float(row["change"]) == pytest.approx(-1) for row in rows)
     assert all(float(row["p_holm"]) < 0.05 for row in rows)
+    text = page.with_suffix(".md").read_text(encoding="utf-8")
+    shown = text[text.index("xlsum, rouge_l") :].split("\n\n")[1]
+    assert "\u22121.00" in shown  # a point of ROUGE-L, which is no share
+    assert "\u2212100.00" not in shown
     changes = table(page.parent / "tables" / "tasks_changes.csv")
     cells = {row["language"]: row for row in changes if row["task"] == "xlsum"}
     assert cells["xh"]["missing"] == "no task"

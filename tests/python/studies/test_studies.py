@@ -565,3 +565,22 @@ def test_killed_between_a_checkpoint_and_its_losses(spec, tmp_path, monkeypatch)
         assert first[key] == second[key]
     checkpoint = "tiny/checkpoints/gptq-w4-g32-en"
     assert weights_equal(tmp_path / "a" / checkpoint, tmp_path / "b" / checkpoint)
+
+
+def test_short_text_is_used_where_the_study_says_so(spec, tmp_path):
+    spec |= {"settings": [], "quantizers": [{"method": "rtn", "group_size": 32}]}
+    spec |= {"layers": {"languages": "en", "tokens": 100_000}, "evaluation": None}
+    with pytest.raises(ValueError, match=r"100,?000"):
+        run(spec, tmp_path / "refused")
+    run(spec, tmp_path / "short", allow_short=True)
+    assert json.loads((tmp_path / "short/tiny/layers.json").read_text())["power"]
+
+
+def test_gguf_files_have_a_size(spec, tmp_path):
+    quantizer = {"method": "rtn", "group_size": 32, "symmetric": True}
+    spec |= {"settings": [], "quantizers": [quantizer], "format": "gguf"}
+    spec |= {"layers": None, "evaluation": None}
+    run(spec, tmp_path)
+    (record,) = (tmp_path / "tiny/variants").iterdir()
+    (file,) = tmp_path.rglob("*.gguf")
+    assert json.loads(record.read_text())["bytes"] == file.stat().st_size

@@ -1,27 +1,32 @@
 """Everything that can be told of a checkpoint without a model, a pickle or remote code."""
 
-from collections.abc import Iterator
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mlcalib.checkpoints import Checkpoint, open_checkpoint
+from mlcalib.checkpoints import open_checkpoint
 from mlcalib.checkpoints.check.config import check_config
 from mlcalib.checkpoints.check.report import Finding, Report
 from mlcalib.checkpoints.check.tensors import check_names, check_values, linear_names, shapes_of
+from mlcalib.common.errors import CannotReadError
 from mlcalib.common.safetensors_read import read_json, validate_folder
 from mlcalib.formats import (
     READERS,
     Facts,
+    Problem,
     Verdict,
     Verdicts,
+    as_written,
     cannot_tell,
     find_file,
     find_format,
     formats,
     ordinary,
-    split_linears,
+    stored_section,
 )
 
+_SCALED = {"fp8", "float-quantized", "naive-quantized"}  # see quantization/stored_weights.py
 _MAX_CONFIG = 16 * 2**20
 
 
@@ -35,35 +40,90 @@ def check(path: str | Path) -> Report:
         path: a folder in the Hugging Face layout, one with a GGUF file, or a GGUF file.
     """
     path = Path(path)
-    findings: list[Finding] = []
-    facts = Facts()
+    problems: list[Problem] = []
+    facts, place = Facts(), ""
     try:
         if (found := find_file(path)) is not None:
             form, file = found
-            facts, errors = form.check_file(file)
-            findings += _errors(iter(errors))
+            facts, told = form.check_file(file)
+            problems += told
         else:
-            facts = _inspect(path, findings)
-    except (ValueError, OSError, NotImplementedError) as error:
-        findings.append(Finding("error", str(error)))
-    return _report(path, facts, findings)
+            facts, place = _inspect(path, problems)
+    except (CannotReadError, NotImplementedError) as error:
+        problems.append(("unread", str(error)))
+    except (ValueError, OSError) as error:
+        problems.append(("damaged", str(error)))
+    return _report(path, facts, place, problems)
 
 
-def _report(path: Path, facts: Facts, findings: list[Finding]) -> Report:
-    findings = sorted(findings, key=lambda finding: finding.level)
-    errors = [finding.message for finding in findings if finding.level == "error"]
-    if errors:
-        readers = dict.fromkeys(READERS, Verdict(False, ("see the errors",)))
+def _report(path: Path, facts: Facts, place: str, problems: Sequence[Problem]) -> Report:
+    findings = [Finding(kind, message) for kind, message in problems if kind != "note"]
+    notes = tuple(message for kind, message in problems if kind == "note")
+    kinds = {finding.kind for finding in findings}
+    if "damaged" in kinds:
+        readers = dict.fromkeys(READERS, Verdict(False, ("see what is damaged",)))
     else:
+        readers = _readers(facts, place, findings, undescribed="unread" in kinds)
+        findings += _refusals(facts, readers)
+    findings.sort(key=lambda finding: ("damaged", "unread", "refused").index(finding.kind))
+    layout = _layout(facts)
+    return Report(str(path), layout, len(facts.specs), tuple(findings), readers, notes)
+
+
+def _readers(
+    facts: Facts, place: str, findings: Sequence[Finding], *, undescribed: bool
+) -> Verdicts:
+    """Return what each reader makes of a checkpoint that is whole.
+
+    Args:
+        facts: of the checkpoint.
+        place: the file that its section stands in.
+        findings: what is known of single readers.
+        undescribed: whether there is something in it that mlcalib cannot read, so that without a
+            section it cannot tell about readers.
+    """
+    try:
         readers = verdicts(facts)
-    return Report(str(path), _layout(facts), len(facts.specs), tuple(findings), readers)
+    except CannotReadError as error:
+        return dict.fromkeys(READERS, Verdict(None, (str(error),)))
+    if undescribed and not facts.section:
+        unknown = "mlcalib cannot read it, and cannot tell whether it has a class for it"
+        readers |= dict.fromkeys(list(READERS)[:3], Verdict(None, (unknown,)))
+    if facts.section and place not in ("", "config.json"):
+        reason = f"it looks for quantization_config in config.json, which here is in {place}"
+        readers["transformers"] = Verdict(False, (reason,))
+        for reader in ("vLLM", "SGLang"):
+            if readers[reader].loads:
+                option = f"with --quantization {facts.section['quant_method']}"
+                readers[reader] = replace(
+                    readers[reader], reasons=(option, *readers[reader].reasons)
+                )
+    for reader in READERS:
+        if any(each.kind == "refused" and reader in each.message for each in findings):
+            readers[reader] = Verdict(False, ("see what it refuses",))
+    return readers
+
+
+def _refusals(facts: Facts, readers: Verdicts) -> list[Finding]:
+    """Return what readers refuse; that llama.cpp reads no folders is no news."""
+    named: dict[tuple[str, ...], list[str]] = {}
+    for reader, verdict in readers.items():
+        known = verdict.reasons == ("see what it refuses",) or (
+            reader == "llama.cpp" and facts.section.get("quant_method") != "gguf"
+        )
+        if verdict.loads is False and not known:
+            named.setdefault(verdict.reasons, []).append(f"{reader} {READERS[reader]}")
+    return [
+        Finding("refused", f"{', '.join(who)}: {'; '.join(reasons)}")
+        for reasons, who in named.items()
+    ]
 
 
 def verdicts(facts: Facts) -> Verdicts:
     """Return what each reader makes of a checkpoint, by its ``quantization_config``.
 
     Raises:
-        ValueError: it describes a variant that cannot be read.
+        CannotReadError: it describes a variant that cannot be read.
     """
     if not facts.section:
         return ordinary()
@@ -77,51 +137,60 @@ def _layout(facts: Facts) -> str:
     return formats.get(method).layout(facts.section) if method in formats.names() else method
 
 
-def _inspect(folder: Path, findings: list[Finding]) -> Facts:
-    """Return what is known, and add what is found on the way.
+def _inspect(folder: Path, problems: list[Problem]) -> tuple[Facts, str]:
+    """Return what is known and which file says how it is quantized; add problems on the way.
 
     Raises:
         ValueError: nothing more can be told.
     """
     config = _config(folder)
     files = validate_folder(folder)
-    findings += _errors(check_config(config))
-    section = config.get("quantization_config")
+    problems += check_config(config)
+    section, place = stored_section(folder, config)
     if section is None:
-        findings += _errors(check_names(config, shapes_of(files), ()))
-        return Facts()
+        problems += check_names(config, shapes_of(files), ())
+        return Facts(), ""
     if not isinstance(section, dict) or not isinstance(section.get("quant_method"), str):
-        raise ValueError(f"{folder}/config.json: quantization_config has no quant_method")
+        raise ValueError(f"{folder}/{place}: quantization_config has no quant_method")
+    with as_written(folder):
+        return _quantized(folder, section, problems), place
+
+
+def _quantized(folder: Path, section: dict[str, Any], problems: list[Problem]) -> Facts:
+    """Return what is known of a quantized checkpoint, and add problems on the way."""
     facts = Facts(section)
-    form = find_format(section)
+    try:
+        form = find_format(section)
+    except CannotReadError as error:
+        problems.append(("unread", str(error)))
+        return facts
     if form is None or form.codes is None or form.file is not None:
         layout = _layout(facts)
-        message = f"mlcalib does not know the layout {layout!r}: its tensors were not looked at"
-        findings.append(Finding("warning", message))
+        if _SCALED & {str(section["quant_method"]), str(section.get("format"))}:
+            message = f"{layout} is dequantized when a model is read to be quantized again; its "
+            problems.append(("note", f"{message}tensors were not looked at"))
+        else:
+            message = f"mlcalib does not know the layout {layout!r}: its tensors were not looked at"
+            problems.append(("unread", message))
         return facts
-    told = [Finding(level, message) for level, message in form.check_section(section)]
-    findings += told
-    if any(finding.level == "error" for finding in told):
+    told = list(form.check_section(section))
+    problems += told
+    if any(kind == "damaged" for kind, _ in told):
         return facts
-    checkpoint = open_checkpoint(folder)
-    shapes: dict[str, tuple[int, int]] = {}
-    findings += _errors(_quantized(checkpoint, shapes))
-    left = set(linear_names(shapes_of(files))) - set(checkpoint.linears)
-    facts = Facts(section, checkpoint.specs, shapes, checkpoint.dtype, left)
-    findings += [Finding("warning", f"vLLM, SGLang: {text}") for text in split_linears(facts)]
-    return facts
-
-
-def _errors(messages: Iterator[str]) -> list[Finding]:
-    return [Finding("error", message) for message in messages]
-
-
-def _quantized(checkpoint: Checkpoint, read: dict[str, tuple[int, int]]) -> Iterator[str]:
+    try:
+        checkpoint = open_checkpoint(folder)
+    except CannotReadError as error:
+        problems.append(("unread", str(error)))
+        return facts
     if not checkpoint.linears:
-        yield f"no linear has codes (…{checkpoint.format.codes}), though the config says so"
-    shapes = shapes_of(checkpoint.files, checkpoint.linears, checkpoint.format)
-    yield from check_names(checkpoint.config, shapes, checkpoint.linears)
-    yield from check_values(checkpoint, read)
+        said = f"no linear has codes (…{form.codes}), though the config says so"
+        problems.append(("damaged", said))
+    stored = shapes_of(checkpoint.files, checkpoint.linears, form)
+    problems += check_names(checkpoint.config, stored, checkpoint.linears)
+    shapes: dict[str, tuple[int, int]] = {}
+    problems += check_values(checkpoint, shapes)
+    left = set(linear_names(shapes_of(checkpoint.files))) - set(checkpoint.linears)
+    return Facts(section, checkpoint.specs, shapes, checkpoint.dtype, left)
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -1,7 +1,13 @@
 """config.json: values that a model can have."""
 
+import importlib
+import pkgutil
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any
+
+from mlcalib.formats import Problem
+from mlcalib.models import families
 
 _LIMITS = {
     "hidden_size": 2**20,
@@ -15,19 +21,64 @@ _LIMITS = {
 }
 
 
-def check_config(config: Mapping[str, Any]) -> Iterator[str]:
-    """Yield values of config.json that no model has."""
+def check_config(config: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yield values of config.json that no model has, or that no model of its family has."""
     for key, limit in _LIMITS.items():
         value = config.get(key)
-        if value is None:
-            continue
-        if type(value) is not int or not 1 <= value <= limit:
-            yield f"config.json has {key} {value!r}; expected a whole number of 1 to {limit}"
+        listed = isinstance(value, list) and len(value) > 0
+        for each in value if isinstance(value, list) and listed else [value]:
+            if each is not None and (type(each) is not int or not 1 <= each <= limit):
+                yield (
+                    "damaged",
+                    f"config.json has {key} {value!r}; expected a whole number of 1 to {limit}",
+                )
+                break
+        else:
+            if listed and known_family(config):
+                yield (
+                    "unread",
+                    f"config.json has {key} {value!r}, a value for each layer; "
+                    f"{config['architectures'][0]} of transformers has one for all",
+                )
+    yield from _check_class(config)
+
+
+def _check_class(config: Mapping[str, Any]) -> Iterator[Problem]:
     architectures = config.get("architectures")
     if not isinstance(architectures, list) or not architectures:
-        yield f"config.json has architectures {architectures!r}; expected the model's class"
+        found = f"config.json has architectures {architectures!r}; expected the model's class"
+        named = architectures is None and isinstance(config.get("model_type"), str)
+        yield ("refused", f"vLLM, SGLang: {found}") if named else ("damaged", found)
     if config.get("auto_map"):
-        yield (
-            "config.json has an auto_map: readers would need trust_remote_code; its code was not "
-            "run, remove the key if transformers knows the architecture"
-        )
+        import transformers
+
+        name = str(architectures[0]) if isinstance(architectures, list) and architectures else ""
+        if hasattr(transformers, name):
+            yield (
+                "note",
+                f"config.json has an auto_map; its code was not run, and readers that have {name} "
+                "of their own need no trust_remote_code",
+            )
+        else:
+            yield (
+                "unread",
+                f"config.json has an auto_map, and transformers has no {name!r}: the model is code "
+                "of the checkpoint, which mlcalib does not run (trust_remote_code)",
+            )
+
+
+def known_family(config: Mapping[str, Any]) -> bool:
+    """Return whether the model is of a family of mlcalib's own, so that its tensors are known."""
+    architectures = config.get("architectures")
+    return (
+        isinstance(architectures, list)
+        and architectures[:1] != []
+        and (str(architectures[0]) in _known_classes())
+    )
+
+
+@cache
+def _known_classes() -> frozenset[str]:
+    modules = pkgutil.iter_modules(families.__path__, f"{families.__name__}.")
+    found = (importlib.import_module(module.name).adapter for module in modules)
+    return frozenset(name for adapter in found for name in adapter.architectures)

@@ -3,22 +3,31 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from mlcalib.formats import Verdict
+from mlcalib.formats import Kind, Verdict
 
 _LOADS = {True: "should load it", False: "will not load it", None: "may load it"}
+_WORDS = {"damaged": "damaged", "unread": "mlcalib cannot read it", "refused": "refused"}
+_STATUS = {"damaged": 1, "unread": 3, "refused": 4}  # 2 is a wrong use of the command
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing to know of a checkpoint.
+    """One thing that keeps somebody from reading a checkpoint.
 
     Attributes:
-        level: ``error`` (damaged, or not what its config says) or ``warning``.
+        kind: ``damaged`` (files that are broken, or not what the config says), ``unread`` (whole,
+            but mlcalib cannot read it), or ``refused`` (whole, but the readers that the message
+            names, in the version that it names, will not load it).
         message: what it is, where, and what was expected.
     """
 
-    level: Literal["error", "warning"]
+    kind: Kind
     message: str
+
+    @property
+    def level(self) -> Literal["error", "warning"]:
+        """``error`` for damage, else ``warning``."""
+        return "error" if self.kind == "damaged" else "warning"
 
 
 @dataclass(frozen=True)
@@ -29,8 +38,9 @@ class Report:
         path: the folder or file.
         method: ``quant_method`` of its config, ``gguf``, or "" for an ordinary checkpoint.
         linears: how many linears are quantized.
-        findings: errors first.
+        findings: damage first, then what mlcalib cannot read, then what readers refuse.
         readers: reader → whether it should load the checkpoint, and why not or what that takes.
+        notes: what else to know; it keeps nobody from reading.
     """
 
     path: str
@@ -38,17 +48,24 @@ class Report:
     linears: int
     findings: tuple[Finding, ...]
     readers: dict[str, Verdict]
+    notes: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
-        """Whether there is no error."""
-        return all(finding.level != "error" for finding in self.findings)
+        """Whether nothing is damaged."""
+        return all(finding.kind != "damaged" for finding in self.findings)
+
+    @property
+    def status(self) -> int:
+        """What ``mlcalib check`` ends with: 0, or 1, 3 or 4 by the worst kind of finding."""
+        return min((_STATUS[finding.kind] for finding in self.findings), default=0)
 
     def text(self) -> str:
         """Return all of it, one line each."""
         kind = self.method or "not quantized"
         lines = [f"{self.path}: {kind}, {self.linears} quantized linears"]
-        lines += [f"{finding.level}: {finding.message}" for finding in self.findings]
+        lines += [f"{_WORDS[finding.kind]}: {finding.message}" for finding in self.findings]
+        lines += [f"note: {note}" for note in self.notes]
         if not self.findings:
             lines.append("no errors, no warnings")
         for reader, verdict in self.readers.items():

@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from mlcalib.checkpoints import FileCheckpoint, open_checkpoint
+from mlcalib.common.hub import model_folder
+from mlcalib.common.safetensors_read import read_json
+from mlcalib.formats import stored_section
 from mlcalib.models.loading import check_source, load_model
 
 if TYPE_CHECKING:
@@ -23,11 +26,12 @@ def load(folder: str | Path, dtype: str = "auto") -> "PreTrainedModel":
 
     Args:
         folder: a checkpoint in a format that keeps codes (``compressed-tensors``, ``gptq``,
-            ``awq``; or a GGUF file), mlcalib's or another tool's.
+            ``awq``; or a GGUF file), mlcalib's or another tool's; or the hub name of one.
         dtype: of activations and of what is not quantized: ``auto`` (the checkpoint's),
             ``float32``, ``bfloat16`` or ``float16``. Scales stay what they are.
 
     Raises:
+        FileNotFoundError: no such folder, or a hub name that cannot be fetched and is not cached.
         ValueError: the folder is invalid, not quantized, or not as its config describes; an
             unknown dtype.
         NotImplementedError: its format keeps no codes; experts that are packed in another way.
@@ -38,6 +42,8 @@ def load(folder: str | Path, dtype: str = "auto") -> "PreTrainedModel":
 
     if dtype not in _DTYPES:
         raise ValueError(f"dtype is '{dtype}', expected one of: {', '.join(_DTYPES)}.")
+    if Path(folder).suffix != ".gguf":
+        folder = model_folder(str(folder))
     # transformers would name neither the folder nor what is wrong with it
     checkpoint = open_checkpoint(folder)
     if isinstance(checkpoint, FileCheckpoint):
@@ -75,9 +81,13 @@ def load_to_run(
     from mlcalib.checkpoints.packed.config import packed_section
 
     config = AutoConfig.from_pretrained(source)
+    if Path(source).is_dir():
+        stored, place = stored_section(Path(source), read_json(Path(source) / "config.json"))
+        if place not in ("", "config.json"):  # where transformers does not look
+            config.quantization_config = stored
     section = packed_section(config, None, device)
     if section is None:
-        return load_model(source, dtype, device)
+        return load_model(source, dtype, device, config)
     config.quantization_config = section
     return load_model(source, dtype, device, config)
 

@@ -1,6 +1,7 @@
 """Reads the rows of a data set from local files or from the hub."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +65,31 @@ def read_rows(path: Path, fields: Sequence[str]) -> list[JsonRow]:
 
 
 def hub_rows(task: Task, configuration: str | None, **options: Any) -> list[JsonRow]:
-    """Read a split from the hub.
+    """Read a split from the hub, or from its cache where the hub cannot be reached.
 
     Raises:
+        ConnectionError: it is in neither.
         ImportError: ``datasets`` is not installed.
     """
     datasets = optional("datasets", "eval", f"The task '{task.name}'")
-    return list(datasets.load_dataset(task.hub, configuration, split=task.split, **options))
+    with from_hub(task.name):
+        return list(datasets.load_dataset(task.hub, configuration, split=task.split, **options))
+
+
+@contextmanager
+def from_hub(tasks: str) -> Iterator[None]:
+    """Say what to do, inside, where the data of tasks can neither be fetched nor is cached.
+
+    Raises:
+        ConnectionError: of what ``datasets`` raises then.
+    """
+    try:
+        yield
+    except (ConnectionError, FileNotFoundError, ValueError) as error:
+        if isinstance(error, ValueError) and "Couldn't find cache" not in str(error):
+            raise
+        raise ConnectionError(
+            f"The data of {tasks} is not in the hub's cache on this machine, and cannot be fetched "
+            f"({error}). Give a folder with local files (--data FOLDER; docs/evaluation.md says "
+            "how they are laid out), or run the task once where there is a network."
+        ) from error

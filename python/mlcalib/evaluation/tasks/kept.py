@@ -179,6 +179,6 @@ def _data(cache: Cache, task: str, folder: str | Path | None) -> str | dict[str,
     found = find_task(task)
     if folder is None:
         return f"hub:{found.hub}"
-    root = Path(folder) / found.folder
+    root = Path(folder).expanduser() / found.folder
     files = sorted(path for path in root.rglob("*") if path.is_file())
     return {path.relative_to(root).as_posix(): cache.sha256(path) for path in files}

@@ -194,9 +194,9 @@ def codes(given: str | Sequence[str]) -> list[str]:
 def _folder(data: str | Path | None) -> Path | None:
     if data is None:
         return None
-    if not Path(data).is_dir():
+    if not (folder := Path(data).expanduser()).is_dir():
         raise FileNotFoundError(f"The data folder {data} does not exist.")
-    return Path(data)
+    return folder
 
 
 def _name(model: "PreTrainedModel | str | Path") -> str:

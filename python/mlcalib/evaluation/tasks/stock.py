@@ -12,8 +12,9 @@ import yaml
 
 from mlcalib.common import compat
 from mlcalib.common.optional import optional
+from mlcalib.common.sha256 import json_sha256
 from mlcalib.evaluation.tasks.catalogue import Task
-from mlcalib.evaluation.tasks.data import local_file, missing_file, read_rows
+from mlcalib.evaluation.tasks.data import from_hub, local_file, missing_file, read_rows
 from mlcalib.languages import Language
 
 if TYPE_CHECKING:
@@ -86,14 +87,21 @@ def run_stock(
         ``filter`` and the item's metrics; task files in the order of their names.
 
     Raises:
+        ConnectionError: the hub cannot be reached, and its cache lacks the data.
         FileNotFoundError: a file is missing in ``data``.
         ValueError: a file is not what the task reads.
     """
     with TemporaryDirectory() as folder, _quiet():
         names = [_write(Path(folder), task, data) for task in tasks]
         flat = [name for each in names for name in each]
-        samples = compat.run_task_files(lm, folder, flat, limit)
+        hub = contextlib.nullcontext() if data is not None else from_hub(", ".join(_named(tasks)))
+        with hub:
+            samples = compat.run_task_files(lm, folder, flat, limit)
     return [[sample for name in each for sample in samples[name]] for each in names]
+
+
+def _named(tasks: Sequence[StockTask]) -> list[str]:
+    return list(dict.fromkeys(each.task.name for each in tasks))
 
 
 def _write(folder: Path, stock: StockTask, data: Path | None) -> list[str]:
@@ -107,7 +115,7 @@ def _write(folder: Path, stock: StockTask, data: Path | None) -> list[str]:
         rows = read_rows(path, task.fields if files[0].match(first) else ())
         if task.subject is not None:
             files = _with_rows(stock, [str(row[task.subject]) for row in rows], path)
-        changes = _local(stock, data, path, folder / "cache")
+        changes = _local(stock, data, path, folder)
     if task.metrics == ("acc",):  # not F1, for which the harness asks the hub
         changes["metric_list"] = [
             {"metric": "acc", "aggregation": "mean", "higher_is_better": True}
@@ -133,8 +141,11 @@ def _scored(splits: dict[str, str | None]) -> str:
     return str(splits["test_split"] or splits["validation_split"])
 
 
-def _local(stock: StockTask, data: Path, path: Path, cache: Path) -> dict[str, Any]:
-    """Return what makes a task read local files: those of its splits that are there."""
+def _local(stock: StockTask, data: Path, path: Path, folder: Path) -> dict[str, Any]:
+    """Return what makes a task read local files: those of its splits that are there.
+
+    ``datasets`` takes ``?``, ``*`` and ``[`` in a path for a pattern, so it is given links.
+    """
     splits = _splits(stock.files[0])
     files = {_scored(splits): path}
     for split in filter(None, splits.values()):
@@ -145,11 +156,19 @@ def _local(stock: StockTask, data: Path, path: Path, cache: Path) -> dict[str, A
         "dataset_path": "parquet" if path.suffix == ".parquet" else "json",
         "dataset_name": None,
         "dataset_kwargs": {
-            "data_files": {split: str(file.resolve()) for split, file in files.items()},
-            "cache_dir": str(cache),
+            "data_files": {split: _link(file, folder) for split, file in files.items()},
+            "cache_dir": str(folder / "cache"),
         },
         **{key: split if split in files else None for key, split in splits.items()},
     }
+
+
+def _link(file: Path, folder: Path) -> str:
+    """Return the path of a link to a file, whose name is its path's sha256."""
+    link = folder / f"{json_sha256(str(file.resolve()))}{file.suffix}"
+    if not link.is_symlink():
+        link.symlink_to(file.resolve())
+    return str(link)
 
 
 def _with_rows(stock: StockTask, given: Sequence[str], path: Path) -> list[Path]:

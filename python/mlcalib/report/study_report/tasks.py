@@ -26,6 +26,7 @@ from mlcalib.report.page.words import bounds, full_name, head, probability, sign
 from mlcalib.report.study_report.comparison import Column, Grid
 from mlcalib.report.study_report.folder import FLOAT, Evaluation
 from mlcalib.report.study_report.results import ModelReport, Results
+from mlcalib.report.tables.tasks import scale_of
 from mlcalib.results.significance import Difference, Floats, holm, mcnemar, paired_mean
 
 
@@ -146,10 +147,11 @@ def tasks(results: Results, report: ModelReport, prefix: str) -> Section | None:
     if found:
         section.blocks.append(
             Paragraph(
-                "Change against the float model × 100: percentage points of an accuracy. Grey "
-                "italics: on the same items McNemar's exact test of right and wrong answers, or a "
-                "paired bootstrap of other scores, after Holm's correction for all cells of the "
-                "table, gives p ≥ 0.05; or there are no items to test.",
+                "Change against the float model: in percentage points where the score is a share "
+                "(accuracies, pass rates), else in points of the score (BLEU, chrF++ and ROUGE-L "
+                "go from 0 to 100). Grey italics: on the same items McNemar's exact test of right "
+                "and wrong answers, or a paired bootstrap of other scores, after Holm's correction "
+                "for all cells of the table, gives p ≥ 0.05; or there are no items to test.",
                 "note",
             )
         )
@@ -183,23 +185,28 @@ def fidelities(report: ModelReport, prefix: str) -> Section | None:
 def _table(each: TaskGrid) -> Block:
     columns = [*each.grid.references, *each.grid.columns]
     end = max((abs(one.value - one.base) for one in each.changes.values()), default=1.0) or 1.0
+    scale = scale_of(each.metric)
     rows: list[Row] = []
     for code in each.grid.measured.languages:
         base = next((one.base for (_, known), one in each.changes.items() if known == code), None)
         rows.append(
             [
                 head(code),
-                "no task" if base is None else f"{base:.3f}",
+                "no task" if base is None else _float(base, scale),
                 *(_cell(each, column, code, end, base) for column in columns),
             ]
         )
     foot: list[Cell | str] = [Cell("mean of languages with the task", head=True), ""]
     for column in columns:
         mean = each.mean(column.variant)
-        foot.append(Cell(MISSING if mean is None else signed(100 * mean, 2)))
+        foot.append(Cell(MISSING if mean is None else signed(scale * mean, 2)))
     header = ["language", "float", *(column.label for column in columns)]
     caption = f"{each.task}, {each.metric}, {each.grid.quantizer}"
     return Table(caption, header, rows, [foot], heat=True)
+
+
+def _float(score: float, scale: int) -> str:
+    return f"{score:.3f}" if scale == 100 else f"{score:.2f}"
 
 
 def _cell(each: TaskGrid, column: Column, code: str, end: float, base: float | None) -> Cell:
@@ -214,7 +221,7 @@ def _cell(each: TaskGrid, column: Column, code: str, end: float, base: float | N
     grey = p is None or p >= 0.05
     colour = diverging(-(one.value - one.base) / end)
     return Cell(
-        signed(100 * (one.value - one.base), 2),
+        signed(scale_of(each.metric) * (one.value - one.base), 2),
         "no items" if one.test is None else "",
         colour=faded(colour) if grey else colour,
         title=title,

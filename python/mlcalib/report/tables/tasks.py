@@ -34,9 +34,14 @@ def task_table(rows: Sequence[Row], missing: Missing) -> Table:
     return [table[0], *sorted(table[1:], key=lambda cells: cells[0])]  # the sort is stable
 
 
+def scale_of(metric: str) -> int:
+    """Return what a score is multiplied by to be shown: 100 for shares, 1 for all else."""
+    return 100 if metric.startswith(_PERCENT) else 1
+
+
 def score_text(row: Row) -> tuple[str, str]:
     """Return a score and its standard error as text; shares in per cent. No error is empty."""
-    scale = 100 if row.metric.startswith(_PERCENT) else 1
+    scale = scale_of(row.metric)
     digits = _DIGITS.get(row.metric, 1)
     error = "" if row.stderr is None else f"± {scale * row.stderr:.{digits}f}"
     return f"{scale * row.value:.{digits}f}", error

@@ -1,0 +1,102 @@
+"""Models of the hub: what is fetched, and what is done without a network."""
+
+import errno
+import json
+import os
+import shutil
+from fnmatch import fnmatch
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+from test_conversion import HALF, saved
+
+import mlcalib
+from mlcalib._core import GridSpec
+from mlcalib.common.hub import model_folder
+from mlcalib.common.safetensors_read import validate_folder
+from mlcalib.evaluation.tasks.data import from_hub
+
+SHA = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """A cache of the hub with one quantized model, ``me/tiny``; there is no network."""
+    cache = tmp_path / "cache"
+    repository = cache / "models--me--tiny"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs/main").write_text(SHA)
+    saved(repository / "snapshots" / SHA, "gptq", GridSpec(4, 32, True, scale_dtype=HALF))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
+    return cache
+
+
+def test_what_is_cached_needs_no_network(cache):
+    assert model_folder("me/tiny").name == SHA
+    logits = mlcalib.load("me/tiny")(torch.arange(4)[None]).logits
+    assert logits.isfinite().all()
+
+
+def test_what_is_not_cached_says_what_to_do(cache):
+    with pytest.raises(FileNotFoundError, match=r"hf download me/other\), or give a folder"):
+        mlcalib.load("me/other")
+    with pytest.raises(FileNotFoundError, match="There is no folder"):
+        mlcalib.load("./other")
+
+
+def test_only_what_the_index_names_is_fetched(tmp_path, monkeypatch):
+    there = {
+        "model.safetensors.index.json": json.dumps({"weight_map": {"a": "part-1.safetensors"}}),
+        **dict.fromkeys(("config.json", "tokenizer.model", "chat_template.jinja"), "{}"),
+        **dict.fromkeys(("part-1.safetensors", "consolidated.safetensors", "x.bin"), "weights"),
+    }
+
+    def fetch(name, allow_patterns, revision=None):
+        assert revision in (None, SHA)
+        folder = tmp_path / SHA
+        folder.mkdir(exist_ok=True)
+        for file, content in there.items():
+            if any(fnmatch(file, pattern) for pattern in allow_patterns):
+                (folder / file).write_text(content)
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    fetched = {path.name for path in model_folder("me/big").iterdir()}
+    assert fetched == there.keys() - {"consolidated.safetensors", "x.bin"}
+    shutil.rmtree(tmp_path / SHA)
+    del there["model.safetensors.index.json"]
+    there["model.safetensors"] = "weights"
+    assert "model.safetensors" in {path.name for path in model_folder("me/small").iterdir()}
+
+
+def test_a_cache_that_cannot_be_written_is_read(cache, monkeypatch, caplog):
+    fetch = huggingface_hub.snapshot_download
+
+    def refuses(name, *, local_files_only=False, **options):
+        if not local_files_only:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(cache))
+        return fetch(name, local_files_only=True, **options)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuses)
+    assert validate_folder(model_folder("me/tiny"))
+    assert "cannot be written" in caplog.text
+
+
+def test_folders_are_what_they_are(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "50% a?b").mkdir()
+    assert model_folder(str(tmp_path / "50% a?b")) == tmp_path / "50% a?b"
+    assert model_folder("~/50% a?b") == Path(tmp_path / "50% a?b")
+
+
+def test_tasks_without_data_say_where_it_may_be():
+    for error in (ConnectionError("offline"), ValueError("Couldn't find cache for x")):
+        with (
+            pytest.raises(ConnectionError, match=r"data of xnli .*--data FOLDER"),
+            from_hub("xnli"),
+        ):
+            raise error
+    with pytest.raises(ValueError, match="another"), from_hub("xnli"):
+        raise ValueError("another")

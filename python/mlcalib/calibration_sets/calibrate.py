@@ -72,8 +72,21 @@ def calibration(  # noqa: PLR0913 - what a calibration set is made of
     nothing: Mapping[str, Any] = {}
     name, given = (corpus, nothing) if isinstance(corpus, str) else ("given", corpus)
     if ids := _token_ids(given):
+        unused = {"languages": languages, "tokens": tokens}
+        unused["tokens_per_language"] = tokens_per_language
+        for option, value in unused.items():
+            if value is not None:
+                raise ValueError(
+                    f"{option}= was given with token ids, which are all used, as the languages of "
+                    f"the mapping; leave {option}= out, or give text."
+                )
         return from_ids(ids, seq_len=seq_len)
-    if tokenizer is None or (tokens is None) == (tokens_per_language is None):
+    if tokens is not None and tokens_per_language is not None:
+        raise ValueError(
+            "tokens= and tokens_per_language= were given; give one: tokens= are split by the "
+            "shares of the languages, tokens_per_language= are the same for all."
+        )
+    if tokenizer is None or (tokens is None and tokens_per_language is None):
         missing = "a tokenizer" if tokenizer is None else "one of tokens= and tokens_per_language="
         raise ValueError(f"Text was given without {missing}; pass it.")
     if isinstance(languages, LanguageSet):
@@ -160,6 +173,13 @@ def from_documents(
 
 def _token_ids(given: Mapping[str, Any]) -> Mapping[str, Sequence[Sequence[int]]] | None:
     """Return ``given`` if it holds token ids rather than text or conversations."""
+    for code, documents in given.items():
+        for index, document in enumerate(documents):
+            if not isinstance(document, str) and len(document) == 0:
+                raise ValueError(
+                    f"The text in '{code}' has an empty list (index {index}), which is neither a "
+                    "conversation, a list of messages, nor token ids; leave it out."
+                )
     kinds = {
         isinstance(document, str) or isinstance(next(iter(document), None), Mapping)
         for documents in given.values()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mlcalib.common.files import atomic_file, locked, remove_partial
 from mlcalib.common.safetensors_read import read_json
 from mlcalib.common.stopwatch import Stopwatch
+from mlcalib.evaluation import eval_sequences
 from mlcalib.languages import language_set
 from mlcalib.models.device import choose_device
 from mlcalib.models.loading import find_smollm2, load_tokenizer

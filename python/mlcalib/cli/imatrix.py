@@ -57,7 +57,9 @@ def imatrix(
     then: llama-quantize --imatrix imatrix.gguf MODEL-F16.gguf OUT.gguf Q4_K_M
     """
     import mlcalib
+    from mlcalib.common.files import check_file
 
+    check_file(out)
     say_device(device)
     calibration = mlcalib.calibration(
         model,

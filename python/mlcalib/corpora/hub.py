@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,6 +12,8 @@ from mlcalib.corpora._documents import Document, Documents, Tally, generator, wi
 from mlcalib.corpora._rows import choose_field, read_row
 from mlcalib.corpora.base import Split, registry
 from mlcalib.languages import language as find_language
+
+_log = logging.getLogger(__name__)
 
 # Where a data set has no split for evaluation, one document in so many is kept for it.
 HELD_OUT = 10
@@ -69,6 +72,7 @@ class HubCorpus:
         self._config, self._field = config, field
         self._revision = revision
         self._splits = {"calib": calib, "eval": eval}
+        self._place = self._repository  # what is read: the data set, or its copy in the cache
         self._commit: str | None = None
         self._configs: list[str] = []
         self.name = f"hub:{self._repository}"
@@ -78,9 +82,7 @@ class HubCorpus:
         datasets = optional("datasets", "hub", f"The corpus '{self.name}'")
         self._look_up(datasets)
         config = self._find_config(language)
-        streams = datasets.load_dataset(
-            self._repository, config, streaming=True, revision=self._commit
-        )
+        streams = datasets.load_dataset(self._place, config, streaming=True, revision=self._reading)
         chosen = self._choose_splits(streams)
         shared = chosen["calib"] == chosen["eval"]
         stream = streams[chosen[split]]
@@ -105,15 +107,50 @@ class HubCorpus:
         if self._configs:
             return
         if not self._local:
-            from huggingface_hub import HfApi
-
-            self._commit = HfApi().dataset_info(self._repository, revision=self._revision).sha
+            self._commit = self._find_commit()
         elif self._revision is not None:
             raise ValueError(
                 f"The data set '{self._repository}' is a folder, which has no revision; leave "
                 "?revision= out."
             )
-        self._configs = datasets.get_dataset_config_names(self._repository, revision=self._commit)
+        self._configs = datasets.get_dataset_config_names(self._place, revision=self._reading)
+
+    @property
+    def _reading(self) -> str | None:
+        """The commit to ask the hub for; None where a folder is read."""
+        return self._commit if self._place == self._repository else None
+
+    def _find_commit(self) -> str | None:
+        """Return the newest commit; that of the copy in the cache where the hub is out of reach.
+
+        Raises:
+            FileNotFoundError: there is no such copy either.
+        """
+        from huggingface_hub import HfApi, snapshot_download
+        from huggingface_hub.errors import LocalEntryNotFoundError
+        from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # for downstream
+
+        try:
+            found = HfApi().dataset_info(self._repository, revision=self._revision).sha
+            return None if found is None else str(found)
+        except (ConnectionError, httpx.TransportError) as error:
+            try:
+                folder = snapshot_download(
+                    self._repository,
+                    repo_type="dataset",
+                    revision=self._revision,
+                    local_files_only=True,
+                )
+            except LocalEntryNotFoundError:
+                raise FileNotFoundError(
+                    f"The data set '{self._repository}' is not in the hub's cache on this machine, "
+                    f"and the hub cannot be reached ({error}). Give a folder with text "
+                    "(files:PATH), or fetch it where there is a network: hf download --repo-type "
+                    f"dataset {self._repository}."
+                ) from error
+            _log.warning("the hub cannot be reached: %s is read from its cache", self.name)
+            self._place = folder
+            return Path(folder).name
 
     def _find_config(self, language: str) -> str:
         """Return the configuration of a language.

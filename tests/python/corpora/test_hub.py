@@ -1,6 +1,7 @@
 """Data sets in small local copies with the layout of those on the hub."""
 
 import json
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -174,3 +175,22 @@ def test_a_package_that_is_missing_is_named():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "needs datasets, which is not installed; run: pip install datasets" in done.stderr
+
+
+def test_without_a_network_the_cache_is_read(c4, tmp_path, monkeypatch, caplog):
+    """HF_HUB_OFFLINE is set in all tests."""
+    import huggingface_hub
+
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    copy = tmp_path / "datasets--me--text"
+    shutil.copytree(c4, copy / "snapshots" / commit)
+    (copy / "refs").mkdir()
+    (copy / "refs/main").write_text(commit)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    corpus = open_corpus("hub:me/text")
+    assert read(corpus) == read(open_corpus(f"hub:{c4}"))
+    assert corpus.documents("sw", "calib").origin["commit"] == commit
+    assert corpus.documents("sw", "calib").origin["dataset"] == "me/text"
+    assert "is read from its cache" in caplog.text
+    with pytest.raises(FileNotFoundError, match=r"files:PATH.*hf download --repo-type dataset"):
+        read(open_corpus("hub:me/other"))

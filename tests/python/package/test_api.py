@@ -93,6 +93,10 @@ def test_the_sample_is_parallel():
         ({"corpus": {"en": ["text"], "sw": [[1, 2]]}, "tokens": 4}, "some languages have text"),
         ({"corpus": TEXTS, "tokens": 4, "languages": "fr"}, "No text was given in 'fr'"),
         ({"corpus": {"en": "text"}, "tokens": 4}, "give a list of documents"),
+        ({"corpus": TEXTS, "tokens": 4, "tokens_per_language": 4}, "give one: tokens="),
+        ({"corpus": {"en": [[1, 2]]}, "languages": "en"}, "languages= was given with token ids"),
+        ({"corpus": {"en": [[1, 2]]}, "tokens": 2}, "tokens= was given with token ids"),
+        ({"corpus": {"en": ["text", []]}, "tokens": 4}, "'en' has an empty list .index 1."),
     ],
 )
 def test_bad_arguments(tokenizer, arguments, message):

@@ -4,13 +4,14 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
-
-from huggingface_hub import ModelCardData
+from typing import TYPE_CHECKING, Any
 
 from mlcalib.common.files import atomic_file
 from mlcalib.formats import formats
 from mlcalib.languages import language, script_name
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCardData
 
 CARD = "README.md"
 _BEGIN = "<!-- results: mlcalib evaluate --card writes what stands from here -->"
@@ -79,8 +80,10 @@ def write_results(folder: str | Path, results: str) -> None:
         file.write(f"{before}{_BEGIN}\n{results.strip()}\n{_END}{after}")
 
 
-def _metadata(record: Mapping[str, Any]) -> ModelCardData:
+def _metadata(record: Mapping[str, Any]) -> "ModelCardData":
     """Return what the hub reads (https://huggingface.co/docs/hub/model-cards)."""
+    from huggingface_hub import ModelCardData
+
     recipe = record["recipe"]
     model, options = recipe["model"], recipe["options"]
     on_hub = _HUB_NAME.fullmatch(model) and not Path(model).exists()

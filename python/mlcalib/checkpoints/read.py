@@ -104,9 +104,9 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
     if not isinstance(section, dict):
         raise ValueError(f"{folder}/config.json has no quantization_config: nothing to read back")
     config = {**config, "quantization_config": section}
-    dtype = _config_dtype(folder, config)
     with as_written(folder):
         form = formats.get(str(section.get("quant_method"))).of_config(section)
+        dtype = _config_dtype(folder, config)
         linears = _linears(files, f".{form.codes}")
         specs = form.read_specs(section, linears, dtype)
     return Checkpoint(files, config, form, linears, specs, dtype)

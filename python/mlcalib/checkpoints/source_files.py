@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import ModelCard, ModelCardData
 
 from mlcalib.common.safetensors_read import read_json
 from mlcalib.formats import formats
@@ -21,8 +20,7 @@ _WEIGHTS = (
     ".index.json",
 )  # fmt: skip
 _OWN = {"config.json", "README.md", "mlcalib.json", ".gitattributes"}
-SECTIONS = ("quantization_config", "compression_config")
-"""Keys of config.json under which a quantized model says how."""
+_SECTIONS = ("quantization_config", "compression_config")
 
 
 def copy_files(source: Path, folder: Path) -> None:
@@ -52,7 +50,7 @@ def config_of(
         ValueError: config.json cannot be read.
     """
     config = read_json(source / "config.json")
-    for key in SECTIONS:
+    for key in _SECTIONS:
         config.pop(key, None)
     if section is not None:
         config["quantization_config"] = section
@@ -66,6 +64,8 @@ def config_of(
 
 def with_source_card(card: str, source: Path) -> str:
     """Return a model card with the source's own below it; its licence and metadata are kept."""
+    from huggingface_hub import ModelCard, ModelCardData
+
     path = source / "README.md"
     if not path.is_file():
         return card

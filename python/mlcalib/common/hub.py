@@ -7,7 +7,10 @@ from typing import Any
 
 from mlcalib.common.safetensors_read import INDEX, SINGLE, read_json
 
-_SMALL = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken")
+_SMALL = (
+    "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken",
+    "README.md", "LICENSE*", "NOTICE*", "*.py",
+)  # fmt: skip
 _log = logging.getLogger(__name__)
 
 

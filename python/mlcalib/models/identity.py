@@ -1,7 +1,7 @@
 """Which model it is: what tells one from another of the same name, for records and for keys.
 
-A model's files may be replaced under its name. ``file_hashes`` and ``content`` read every byte of
-them; ``identity`` is for files that a killed run goes on with, and reads the small ones alone.
+A model's files may be replaced under its name. ``content`` reads every byte of them; ``identity``
+is for files that a killed run goes on with, and reads the small ones alone.
 """
 
 import hashlib
@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 # Kinds of files beside the weights: configs and tokenizer, templates, sentencepiece, merges.
-_QUANTIZED = (".json", ".jinja", ".model")
-_EVALUATED = (*_QUANTIZED, ".txt")
+_BESIDE = (".json", ".jinja", ".model", ".txt")
 _RECORD = "mlcalib.json"
 
 
@@ -43,19 +42,6 @@ def identity(model: str) -> str:
     return f"{model} {digest.hexdigest()}"
 
 
-def file_hashes(path: str | Path) -> dict[str, str]:
-    """Return name → sha256 of each file that decides what a model is quantized to.
-
-    Args:
-        path: a folder, of which weights, configs, tokenizer and templates count; or a GGUF file.
-
-    Raises:
-        ValueError: a damaged checkpoint.
-    """
-    files = _files(Path(path), _QUANTIZED) if Path(path).is_dir() else [Path(path)]
-    return {file.name: file_sha256(file) for file in files}
-
-
 def content(
     model: "str | PreTrainedModel", sha256: Callable[[Path], str] = file_sha256
 ) -> dict[str, Any]:
@@ -75,7 +61,7 @@ def content(
         return {"config": model.config.to_json_string(), "tensors": tensors}
     path = Path(model)
     if path.is_dir():
-        files = [file for file in _files(path, _EVALUATED) if file.name != _RECORD]
+        files = [file for file in _files(path, _BESIDE) if file.name != _RECORD]
         return {file.name: sha256(file) for file in files}
     if path.is_file():
         return {"gguf": sha256(path)}

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from mlcalib.common.files import atomic_file
+from mlcalib.common.hub import model_folder
 from mlcalib.common.safetensors_read import read_json, validate_folder
 from mlcalib.common.sha256 import file_sha256
-from mlcalib.quantization.open_source import local_folder
 
 _BESIDE = (".json", ".jinja", ".model")  # configs, tokenizer and templates decide a result too
 _SMALL = 64 * 2**20  # bytes that are hashed at once
@@ -127,9 +127,9 @@ def _stat(file: Path) -> str:
 
 
 def _files(model: str) -> list[Path]:
-    """Return the files that decide a result, those that ``models.identity.file_hashes`` names."""
+    """Return the files that decide a result: weights, configs, tokenizer and templates."""
     if (path := Path(model)).is_file():
         return [path]
-    folder = local_folder(model)
+    folder = model_folder(model)
     beside = {file for file in folder.iterdir() if file.suffix in _BESIDE}
     return sorted(beside | set(validate_folder(folder).values()))

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from mlcalib.common.hub import model_folder
 from mlcalib.models import find_adapter
 from mlcalib.models.experts import unfuse
 from mlcalib.models.loading import (
@@ -44,7 +45,7 @@ def open_source(model: "str | Path | PreTrainedModel", dtype: str) -> Source:
     check_source(name)
     if name.endswith(".gguf"):
         return GgufSource(name, dtype)
-    return StreamedSource(name, local_folder(name), dtype)
+    return StreamedSource(name, model_folder(name), dtype)
 
 
 def live_source(model: "PreTrainedModel") -> Source:
@@ -88,17 +89,3 @@ class GgufSource(Source):
         model = load_model(self.name, self._asked)
         unfuse(model, self.adapter)
         return Source(self.name, model, self.adapter, model.dtype)
-
-
-def local_folder(name: str) -> Path:
-    """Return a model's folder on this machine; a hub name's files are fetched.
-
-    Raises:
-        OSError: the hub has no such model, or cannot be reached.
-    """
-    if (path := Path(name)).is_dir():
-        return path
-    from huggingface_hub import snapshot_download
-
-    wanted = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
-    return Path(snapshot_download(name, allow_patterns=wanted))

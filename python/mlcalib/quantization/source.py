@@ -4,7 +4,6 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +13,6 @@ from torch import Tensor, nn
 from mlcalib.common import compat
 from mlcalib.common.safetensors_write import Piece, tensor_piece
 from mlcalib.models import Adapter
-from mlcalib.models.identity import file_hashes
 from mlcalib.quantization.stored_weights import StoredWeights
 
 if TYPE_CHECKING:
@@ -56,11 +54,6 @@ class Source:
     def block(self, name: str) -> Iterator[nn.Module]:
         """Give a copy of a block with its weights, whose parameters can be replaced."""
         yield copied(self.model.get_submodule(name))
-
-    @cached_property
-    def fingerprint(self) -> dict[str, str]:
-        """The sha256 of each file that the model comes from."""
-        return file_hashes(self.name)
 
     def tensor(self, name: str) -> Tensor:
         """Return a tensor by its name in the model."""

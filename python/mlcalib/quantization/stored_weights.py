@@ -10,15 +10,13 @@ from safetensors import safe_open
 from torch import Tensor
 
 from mlcalib.checkpoints.read import Checkpoint
-from mlcalib.checkpoints.source_files import SECTIONS
 from mlcalib.common.safetensors_read import TensorEntry, read_header, read_json, validate_folder
 from mlcalib.common.safetensors_write import Piece, file_pieces
-from mlcalib.formats import formats
+from mlcalib.formats import formats, stored_section
 
 _FLOATS = ("F64", "F32", "BF16", "F16")
 _CODES = ("F8_E4M3", "F8_E5M2", "I8")
 _SCALES = ("weight_scale_inv", "weight_scale")
-_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
 
 
 class StoredWeights:
@@ -50,7 +48,8 @@ class StoredWeights:
         self._entries: dict[str, TensorEntry] = {}
         for file in dict.fromkeys(self._files.values()):
             self._entries |= read_header(file)
-        self.section, self._from = _section(folder)
+        section, self._from = stored_section(folder, read_json(folder / "config.json"))
+        self.section = section if isinstance(section, dict) else None
         self._packed: Checkpoint | None = None
         self._scaled: dict[str, str] = {}  # weight → its scale
         self._owned: dict[str, set[str]] = {}  # weight that is codes → its tensors
@@ -82,8 +81,8 @@ class StoredWeights:
             if name not in self._owned and (kind := self._entries[name].dtype) not in _FLOATS:
                 raise ValueError(
                     f"{self.folder}: {name} is {kind}, and nothing says which numbers that stands "
-                    f"for: config.json has no quantization_config, nor is there {_FILES[0]}. Give "
-                    "the model in floating point, or restore the missing section."
+                    "for: there is no quantization_config, in config.json or in a file of its own. "
+                    "Give the model in floating point, or restore the missing section."
                 )
 
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
@@ -108,7 +107,7 @@ class StoredWeights:
 
     def _understand(self, section: Mapping[str, Any], dtype: torch.dtype) -> None:
         """Find out which tensors are codes, and of what."""
-        method = str(section.get("quant_method") or "gptq")  # files of its own say none
+        method = str(section.get("quant_method"))
         entries = self._entries
         form = None
         if method != "fp8" and section.get("format") not in ("float-quantized", "naive-quantized"):
@@ -167,18 +166,6 @@ def _readable() -> list[str]:
     """Return the formats of folders that keep codes."""
     kinds = {name: formats.get(name) for name in formats.names()}
     return [name for name, kind in kinds.items() if kind.codes is not None and kind.file is None]
-
-
-def _section(folder: Path) -> tuple[dict[str, Any] | None, str]:
-    """Return what says how a model is quantized, and the file it stands in."""
-    config = read_json(folder / "config.json")
-    for key in SECTIONS:
-        if isinstance(section := config.get(key), dict):
-            return section, "config.json"
-    for name in _FILES:
-        if (folder / name).is_file():
-            return read_json(folder / name), name
-    return None, ""
 
 
 def _spread(scale: Tensor, weight: Tensor, what: str, block: tuple[int, int] | None) -> Tensor:

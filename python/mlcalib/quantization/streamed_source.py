@@ -4,7 +4,6 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,6 @@ from mlcalib.common.layer_names import saved_name
 from mlcalib.common.safetensors_write import Piece, tensor_piece
 from mlcalib.models import Adapter, find_adapter
 from mlcalib.models.experts import unfuse
-from mlcalib.models.identity import file_hashes
 from mlcalib.models.loading import architecture, skeleton, stored_dtype
 from mlcalib.quantization.source import Source, copied
 from mlcalib.quantization.stored_weights import StoredWeights
@@ -130,11 +128,6 @@ class StreamedSource(Source):
         """See ``Source.tied``: as the config says."""
         tied = self.model.config.tie_word_embeddings
         return set(compat.tied_weights(self.model)) if tied else set()
-
-    @cached_property
-    def fingerprint(self) -> dict[str, str]:
-        """See ``Source.fingerprint``: the weights, the config and the tokenizer."""
-        return file_hashes(self._weights.folder)
 
     @contextmanager
     def embedding(self) -> Iterator[None]:

@@ -163,7 +163,7 @@ def test_copies_casts_and_state(save):
 def test_what_cannot_be_loaded_is_refused(save, tmp_path):
     model = tiny_llama()
     quantized = quantize(model, GridSpec(4, 32, scale_dtype=torch.float32))
-    with pytest.raises(ValueError, match="is not a folder"):
+    with pytest.raises(FileNotFoundError, match="There is no folder"):
         mlcalib.load(tmp_path / "nothing")
     with pytest.raises(ValueError, match="no quantization_config"):
         mlcalib.load(save(model, quantized, "dense", "dense"))

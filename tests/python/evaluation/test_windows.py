@@ -80,7 +80,8 @@ def test_rows_and_cache_tell_windows_apart(folders, tmp_path):
 
 def test_fidelity_reads_the_same_windows(folders):
     options = {"tokens": 100, "seq_len": 32, "progress": False, "fidelity": True}
-    rows = mlcalib.evaluate([folders["bos"], folders["bos"]], "sw", **options)
+    models = {"one": folders["bos"], "two": folders["bos"]}
+    rows = mlcalib.evaluate(models, "sw", **options)
     kl = [row for row in rows if row.metric == "kl"]
     assert [(row.value, row.windows) for row in kl] == [(0, "bos <s>")]
     with pytest.raises(ValueError, match="its tokenizer makes other tokens"):

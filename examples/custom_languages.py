@@ -12,29 +12,63 @@ blocks.
 """
 
 import sys
+from collections.abc import Collection, Mapping
 from pathlib import Path
-
-import torch
 
 import mlcalib
 from mlcalib._core import losses
 from mlcalib.common.stopwatch import Stopwatch
 from mlcalib.languages import language_set
-from mlcalib.models import find_adapter
-from mlcalib.models.loading import find_smollm2, load_model, load_tokenizer
-from mlcalib.quantization.propagation import Flow
+from mlcalib.models.loading import find_smollm2, load_tokenizer
+from mlcalib.quantization.block_pass import run_pass
+from mlcalib.quantization.job import BlockView, Observation
+from mlcalib.quantization.open_source import open_source
 from mlcalib.quantization.solve import longest
-from mlcalib.quantizers import quantizers
+from mlcalib.quantizers import Quantizer, quantizers
 from mlcalib.statistics import mix
 
 SET = Path(__file__).with_suffix(".yaml")
 BLOCKS = 2
 
 
-@torch.no_grad()
+class Mixtures(Observation):
+    """Solves some blocks for every mixture; the pass leaves the model as it is."""
+
+    kinds = ("gram",)
+
+    def __init__(
+        self,
+        blocks: Collection[str],
+        quantizer: Quantizer,
+        mixtures: Mapping[str, Mapping[str, float]],
+    ) -> None:
+        """Take names of blocks, what solves, and name of a mixture → language → weight."""
+        super().__init__()
+        self.blocks, self.quantizer, self.mixtures = blocks, quantizer, mixtures
+        self.paid: dict[str, dict[str, float]] = {name: {} for name in mixtures}
+
+    def has(self, block_name: str) -> bool:
+        """Return whether a block needs nothing; the pass ends with the last that does."""
+        return block_name not in self.blocks or super().has(block_name)
+
+    def see(self, block: BlockView) -> None:
+        """Add the loss of each language, under each mixture, of the linears of a block."""
+        for reader, members in block.adapter.linears_of(block.module).items():
+            weights = [block.adapter.linear(block.module, each).weight for each in members]
+            by_language = longest(block.statistics[reader])
+            grams = [each.gram() for each in by_language.values()]
+            for mixture, shares in self.mixtures.items():
+                solved = self.quantizer.solve(weights, mix(by_language, shares))
+                paid = self.paid[mixture]
+                for weight, result in zip(weights, solved, strict=True):
+                    found = losses(weight, result, grams)
+                    for (code, each), loss in zip(by_language.items(), found, strict=True):
+                        paid[code] = paid.get(code, 0.0) + loss / each.tokens
+
+
 def main(model: str) -> None:
     """Print what each language pays under each mixture, against equal shares."""
-    live, tokenizer = load_model(model), load_tokenizer(model)
+    source, tokenizer = open_source(model, "auto").ready(), load_tokenizer(model)
     own = language_set(str(SET))
     print(f"set '{own.name}': {own.weights}\n")
 
@@ -42,29 +76,16 @@ def main(model: str) -> None:
     text = mlcalib.calibration(tokenizer, codes, "sample", tokens=4000, seq_len=128)
     print(text.table())
 
-    mixtures = {"equal": dict.fromkeys(own.weights, 1.0), own.name: own.weights, "en": {"en": 1.0}}
     gptq = quantizers.get("gptq")
-    quantizer = gptq(gptq.Options(group_size=32), live.dtype)
-    paid = {name: dict.fromkeys(own.weights, 0.0) for name in mixtures}
-    adapter = find_adapter(type(live).__name__)
-    flow = Flow(live, adapter, text, Stopwatch())
-    for name, block in adapter.named_blocks(live)[:BLOCKS]:
-        collected = flow.collect(name, block, quantizer.needs, skipped=(), advance=True)
-        flow.turn()
-        statistics = {reader: longest(each) for reader, each in collected.items()}
-        for reader, members in adapter.linears_of(block).items():
-            weights = [adapter.linear(block, member).weight for member in members]
-            grams = {code: each.gram() for code, each in statistics[reader].items()}
-            for mixture, shares in mixtures.items():
-                solved = quantizer.solve(weights, mix(statistics[reader], shares))
-                for weight, result in zip(weights, solved, strict=True):
-                    found = losses(weight, result, list(grams.values()))
-                    for code, loss in zip(grams, found, strict=True):
-                        paid[mixture][code] += loss / statistics[reader][code].tokens
+    quantizer = gptq(gptq.Options(group_size=32), source.dtype)
+    equal = dict.fromkeys(own.weights, 1.0)
+    blocks = [name for name, _ in source.adapter.named_blocks(source.model)[:BLOCKS]]
+    job = Mixtures(blocks, quantizer, {"equal": equal, own.name: own.weights, "en": {"en": 1.0}})
+    run_pass(source, [job], text, propagate="float", stopwatch=Stopwatch(), description=None)
 
     print(f"\nloss per token of the first {BLOCKS} blocks, ÷ that with equal shares")
-    for mixture in mixtures:
-        ratios = {code: paid[mixture][code] / paid["equal"][code] for code in own.weights}
+    for mixture, paid in job.paid.items():
+        ratios = {code: paid[code] / job.paid["equal"][code] for code in own.weights}
         shown = "  ".join(f"{code} {ratio:5.2f}" for code, ratio in ratios.items())
         print(f"{mixture:>18}  {shown}")
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 LONG = 65536
 """Characters of a document that is tokenised as far as it is needed, and no further."""
 
-_MARGIN = 1024  # characters before a cut that tokens of the text behind it do not reach
+_MARGIN = 1024  # characters before a cut that tokens of the text after it do not reach
 
 
 class Stream(NamedTuple):
@@ -109,7 +109,7 @@ def encode(
     r"""Tokenise documents one by one, as they are asked for.
 
     A document of more than ``LONG`` characters is not tokenised to its end where its beginning
-    holds all tokens that are wanted: it is then cut off behind these, without a separator.
+    holds all tokens that are wanted: it is then cut off after these, without a separator.
 
     Args:
         tokenizer: a fast tokenizer.
@@ -206,7 +206,7 @@ def tokenizer_fingerprint(tokenizer: "PreTrainedTokenizerBase") -> str:
 def _around(
     tokenizer: "PreTrainedTokenizerBase",
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the special tokens that the tokenizer puts before and behind a text."""
+    """Return the special tokens that the tokenizer puts before and after a text."""
     _check_fast(tokenizer)
     probe: Any = tokenizer("a", return_special_tokens_mask=True)
     ids, special = tuple(probe["input_ids"]), list(probe["special_tokens_mask"])

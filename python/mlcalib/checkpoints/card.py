@@ -141,15 +141,15 @@ def _calibration(record: Mapping[str, Any]) -> str:
         row += [f"{report['asked']:,}", f"{report['got']:,}"]
         row += [f"{losses[code]:.4g}", f"{losses[code] / mean:.2f}" if mean else "1.00"]
         table.append(row)
-    behind = {
-        "quantized": "behind blocks that were quantized already (`propagate=quantized`)",
-        "float": "behind floating-point blocks (`propagate=float`)",
+    on = {
+        "quantized": "already quantized model (`propagate=quantized`)",
+        "float": "floating-point model (`propagate=float`)",
     }
     got = sum(report["got"] for report in calibration["languages"].values())
     return (
         f"{got:,} tokens of the corpus `{calibration['corpus']}`, set `{calibration['set']}`, in "
         f"sequences of {calibration['seq_len']}; between documents: {calibration['separator']}. "
-        f"Statistics were gathered {behind[record['recipe']['propagate']]}.\n\n"
+        f"Each block was calibrated on the {on[record['recipe']['propagate']]}.\n\n"
         f"{_markdown(table)}\n\n"
         "The loss is what quantization does to the outputs of linears on the calibration text "
         "itself: the squared error ‖x(W - Ŵ)ᵀ‖² per token, summed over all quantized linears, and "

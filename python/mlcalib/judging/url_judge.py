@@ -1,4 +1,4 @@
-"""A judge behind an OpenAI-compatible URL."""
+"""A judge on a server with an OpenAI-compatible URL."""
 
 import os
 import re
@@ -61,7 +61,7 @@ class UrlJudge:
                 f"The URL is '{url}', expected http:// or https:// and a host, e.g. "
                 "http://127.0.0.1:8000/v1."
             )
-        self._openai = optional("openai", "judge", "A judge behind a URL")
+        self._openai = optional("openai", "judge", "A judge on a server")
         secret = os.environ.get(key)
         if secret and not re.fullmatch(r"[!-~]+", secret):
             raise ValueError(

@@ -35,7 +35,7 @@ class Experts:
         path: the experts in the block; a block that has it is of this kind.
         gate: what the family's checkpoints call an expert's linear before the activation,
         up: the one that it is multiplied by,
-        down: and the one behind.
+        down: and the one after them.
         linears: as ``Adapter.linears``; where it says ``{}``, once for each expert. Experts run
             after everything else in the block.
         scale_groups: as ``Adapter.scale_groups``, with ``{}`` likewise.

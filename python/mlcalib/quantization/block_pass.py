@@ -120,8 +120,8 @@ def run_pass(  # noqa: PLR0913 - what a pass is made of
     disabled = description is None
     with tqdm(total=len(names), desc=description, unit="block", disable=disabled) as bar:
         for index, name in enumerate(names[: names.index(needed[-1]) + 1]):
-            behind = [each for each in (flow, measure) if each and each.position <= index]
-            if name in needed or behind:
+            moving = [each for each in (flow, measure) if each and each.position <= index]
+            if name in needed or moving:
                 one.run(index, name, waiting[name])
             if len(jobs) == 1:
                 bar.set_postfix_str(jobs[0].note(), refresh=False)

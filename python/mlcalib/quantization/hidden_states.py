@@ -14,7 +14,7 @@ class HiddenStates:
     """What the next block reads, and what it has written so far; in memory.
 
     Attributes:
-        position: blocks behind; -1 before the embeddings are there.
+        position: blocks that they have come through; -1 before the embeddings are there.
     """
 
     position = -1

@@ -127,7 +127,7 @@ class Flow:
 
     @property
     def position(self) -> int:
-        """Blocks that the hidden states are behind."""
+        """Blocks that the hidden states have come through."""
         return self._hidden.position
 
     def turn(self) -> None:

@@ -69,11 +69,11 @@ def scale_block(
         ]
         names = [each for members in read.values() for each in members]
         loss_of = None
-        # Behind a linear the authors judge the one linear that reads it: its Gram says as much.
+        # After a linear the authors judge the one linear that reads it: its Gram says as much.
         if probe is not None and not isinstance(adapter.module(block, group.source), nn.Linear):
             measure = probe.output_loss(block, _common_module([*names, *group.readers]))
             loss_of = partial(_loss, measure, adapter, block, names)
-        with named(f"scales behind {source}"):
+        with named(f"scales after {source}"):
             scales = quantizer.prepare(inputs, source_channels(adapter, block, group), loss_of)
             fold(adapter, block, group, scales.values)
         for name in group.inputs:

@@ -71,12 +71,12 @@ def check_names(
 
 
 def _extra_layers(config: Mapping[str, Any], layers: int, strange: list[int]) -> Problem:
-    """Say what layers behind the last one are."""
+    """Say what layers after the last one are."""
     predicting = [key for key, value in config.items() if _PREDICTING.search(key) and value]
     if predicting:
         return (
             "note",
-            f"layers {strange[0]} to {strange[-1]}, behind the model's {layers}, are for "
+            f"layers {strange[0]} to {strange[-1]}, after the model's {layers}, are for "
             f"multi-token prediction ({predicting[0]})",
         )
     return (

@@ -1,4 +1,4 @@
-"""Gemma-2; norms (1 + weight) before and behind attention and MLP, every other block slides."""
+"""Gemma-2; norms (1 + weight) before and after attention and MLP, every other block slides."""
 
 from mlcalib.models.base import Adapter, GgufArchitecture, ScaleGroup
 

@@ -1,4 +1,4 @@
-"""OLMo-2; norms behind attention and MLP, and on q and k."""
+"""OLMo-2; norms after attention and MLP, and on q and k."""
 
 from mlcalib.models.base import Adapter, GgufArchitecture, ScaleGroup
 

@@ -37,8 +37,9 @@ constexpr int64_t nibble_column(int64_t p) { return 2 * (p % 4) + p / 4; }
 inline Vec nibble(Mask word, int64_t p) {
   const Vec table = {0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2, -1};
   const Mask index = word >> static_cast<int32_t>(4 * p);  // of which four bits are read
-  return reinterpret_cast<Vec>(
-      _mm512_permutexvar_ps(reinterpret_cast<__m512i>(index), reinterpret_cast<__m512>(table)));
+  // All lanes, said so: GCC 12 warns of what the unmasked intrinsic leaves undefined.
+  return reinterpret_cast<Vec>(_mm512_maskz_permutexvar_ps(0xffff, reinterpret_cast<__m512i>(index),
+                                                           reinterpret_cast<__m512>(table)));
 }
 #else
 inline Vec nibble(Mask word, int64_t p) {

@@ -24,8 +24,10 @@ struct QuantizedLinear {
   at::Tensor dequantize() const { return mlcalib::dequantize(codes, grid); }
   /// The same on another device; the tensors themselves where they are there already.
   QuantizedLinear to(at::Device device) const {
-    return {codes.to(device), {grid.scale.to(device), grid.zero.to(device), grid.spec},
-            loss,             damp,
+    return {codes.to(device),
+            {grid.scale.to(device), grid.zero.to(device), grid.spec},
+            loss,
+            damp,
             dead_channels};
   }
 };

@@ -54,7 +54,8 @@ def report(
         page = write_evaluation_report(
             list(paths), out, baseline=float_, resamples=resamples or 10_000, seed=seed
         )
-    typer.echo(f"written to {page}, {page.with_suffix('.md')}, {page.parent}/tables and {page.parent}/figures")
+    beside = f"{page.parent / 'tables'} and {page.parent / 'figures'}"
+    typer.echo(f"written to {page}, {page.with_suffix('.md')}, {beside}")
 
 
 def _study(paths: list[Path], float_: str | None) -> Path:

@@ -107,7 +107,7 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
     with as_written(folder):
         form = formats.get(str(section.get("quant_method"))).of_config(section)
         dtype = _config_dtype(folder, config)
-        linears = _linears(files, f".{form.codes}")
+        linears = linears_with(files, f".{form.codes}")
         specs = form.read_specs(section, linears, dtype)
     return Checkpoint(files, config, form, linears, specs, dtype)
 
@@ -117,7 +117,7 @@ def _open_file(form: Format, file: Path) -> FileCheckpoint:
     if not contents.specs:
         raise ValueError(f"{file} has no quantized linears: nothing to read back")
     files = dict.fromkeys(contents.tensors, file)
-    owned = _linears(files, f".{form.codes}")
+    owned = linears_with(files, f".{form.codes}")
     linears = {name: owned[name] for name in contents.specs}
     config = {**contents.config.to_dict(), "dtype": str(contents.dtype).removeprefix("torch.")}
     config["quantization_config"] = {}
@@ -152,8 +152,8 @@ def _config_dtype(folder: Path, config: Mapping[str, Any]) -> torch.dtype:
     raise kind(f"{folder}/config.json has dtype {name!r}; expected {', '.join(dtypes)}")
 
 
-def _linears(files: Mapping[str, Path], suffix: str) -> dict[str, list[str]]:
-    """Return the linears that have codes, and the names of their tensors."""
+def linears_with(files: Mapping[str, Path], suffix: str) -> dict[str, list[str]]:
+    """Return linears that have a tensor with this suffix, and the names of all their tensors."""
     tensors: dict[str, list[str]] = {}
     for tensor in files:
         tensors.setdefault(tensor.rpartition(".")[0], []).append(tensor)

@@ -69,7 +69,7 @@ def save_checkpoint(  # noqa: PLR0913 - what a checkpoint is made of
             if (name := key.removesuffix(".weight")) in quantized
             else (key, value)
             for key, value in model.state_dict().items()
-            if key not in _tied(model)
+            if key not in compat.held_ties(model)
         )
         write_file_checkpoint(
             model, tokenizer, out, checkpoint_format, contents, metadata, card=card
@@ -202,16 +202,6 @@ def _save_records(folder: Path, described: str, card: str | None) -> None:
         (folder / "README.md").write_text(card, encoding="utf-8")
 
 
-def _tied(model: Any) -> set[str]:
-    """Return the names of weights that are another's."""
-    state = model.state_dict()
-    return {
-        target
-        for target, source in compat.tied_weights(model).items()
-        if target in state and state[target].data_ptr() == state[source].data_ptr()
-    }
-
-
 def _is_linear(module: nn.Module) -> bool:
     """Return whether a reader may see a linear: a router is one in vLLM, if not in transformers."""
     weight = getattr(module, "weight", None)
@@ -269,7 +259,7 @@ def _tensors(
     state: dict[str, Tensor] = model.state_dict()
     if missing := [name for name in quantized if f"{name}.weight" not in state]:
         raise ValueError(f"the model has no weight for {', '.join(missing)}")
-    tied = _tied(model)
+    tied = compat.held_ties(model)
     tensors: dict[str, Tensor] = {}
     shared = tied | {compat.tied_weights(model)[target] for target in tied}
     for key, value in state.items():

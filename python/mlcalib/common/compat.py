@@ -83,6 +83,16 @@ def tied_weights(model: "PreTrainedModel") -> Mapping[str, str]:
     return tied
 
 
+def held_ties(model: "PreTrainedModel") -> set[str]:
+    """Return the names of weights that share the memory of the one that they are tied to."""
+    state = model.state_dict()
+    return {
+        target
+        for target, source in tied_weights(model).items()
+        if target in state and state[target].data_ptr() == state[source].data_ptr()
+    }
+
+
 def fill_buffers(model: "PreTrainedModel") -> None:
     """Compute the buffers that no checkpoint holds, as ``from_pretrained`` does."""
     for module in model.modules():

@@ -62,12 +62,7 @@ class Source:
 
     def tied(self) -> set[str]:
         """Return the names of weights that are another's, and that a checkpoint leaves out."""
-        state = self.model.state_dict()
-        return {
-            target
-            for target, source in compat.tied_weights(self.model).items()
-            if target in state and state[target].data_ptr() == state[source].data_ptr()
-        }
+        return compat.held_ties(self.model)
 
     def outside_names(self) -> list[str]:
         """Return the names of the tensors outside of blocks that a checkpoint holds."""

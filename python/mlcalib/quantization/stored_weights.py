@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from mlcalib.checkpoints.read import Checkpoint
+from mlcalib.checkpoints.read import Checkpoint, linears_with
 from mlcalib.common.safetensors_read import TensorEntry, read_header, read_json, validate_folder
 from mlcalib.common.safetensors_write import Piece, file_pieces
 from mlcalib.formats import formats, stored_section
@@ -66,8 +66,9 @@ class StoredWeights:
     def shape(self, name: str) -> tuple[int, ...] | None:
         """Return a tensor's shape; None where its codes do not tell."""
         if self._packed is not None and name in self._owned:
-            shapes = {key: entry.shape for key, entry in self._entries.items()}
-            found = self._packed.format.stored_shape(name.removesuffix(".weight"), shapes)
+            linear = name.removesuffix(".weight")
+            shapes = {each: self._entries[each].shape for each in self._packed.linears[linear]}
+            found = self._packed.format.stored_shape(linear, shapes)
             return found if found is not None and -1 not in found else None
         return self._entries[name].shape
 
@@ -100,10 +101,10 @@ class StoredWeights:
 
     def pieces(self, names: Iterable[str]) -> dict[str, Piece]:
         """Return tensors as they are in the files, to be written elsewhere."""
-        found: dict[str, Piece] = {}
-        for name in names:
-            found[name] = file_pieces(self._files[name])[name]
-        return found
+        wanted = list(names)
+        files = dict.fromkeys(self._files[name] for name in wanted)
+        pieces = {name: piece for file in files for name, piece in file_pieces(file).items()}
+        return {name: pieces[name] for name in wanted}
 
     def _understand(self, section: Mapping[str, Any], dtype: torch.dtype) -> None:
         """Find out which tensors are codes, and of what."""
@@ -119,10 +120,7 @@ class StoredWeights:
                 )
             form = formats.get(method).of_config(section)
         if form is not None:
-            linears: dict[str, list[str]] = {}
-            for tensor in entries:
-                linears.setdefault(tensor.rpartition(".")[0], []).append(tensor)
-            linears = {n: own for n, own in linears.items() if f"{n}.{form.codes}" in own}
+            linears = linears_with(self._files, f".{form.codes}")
             specs = form.read_specs(dict(section), linears, dtype)
             config = {"quantization_config": dict(section)}
             self._packed = Checkpoint(self._files, config, form, linears, specs, dtype)

@@ -165,6 +165,10 @@ class StreamedSource(Source):
         model.tie_weights()
         return Source(self.name, model, self.adapter, self.dtype, self.folder, self.extra)
 
+    def extra_pieces(self) -> dict[str, Piece]:
+        """See ``Source.extra_pieces``."""
+        return self._weights.pieces(self.extra)
+
     def outside(self) -> dict[str, Piece]:
         """See ``Source.outside``; tensors are read when they are written."""
         state = self.model.state_dict()

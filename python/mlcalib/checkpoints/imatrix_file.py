@@ -13,7 +13,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from mlcalib.common.errors import printable
 from mlcalib.common.files import atomic_path
+from mlcalib.common.gguf_read import read_gguf
 from mlcalib.common.optional import optional
 
 Layout = Literal["gguf", "dat"]
@@ -94,16 +96,25 @@ class ImportanceFile:
             modern = file.read(4) == b"GGUF"
         try:
             found = _read_gguf(path) if modern else _read_dat(path)
+            _check_text(found)
             for name, entry in found.entries.items():
-                _check(name, entry)
-        except (struct.error, IndexError, KeyError, TypeError, ValueError, OverflowError) as error:
-            raise ValueError(
-                f"{path} is not a usable importance matrix: {type(error).__name__}: {error}"
-            ) from error
+                _check(printable(name), entry)
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
+            raise ValueError(f"{path} is not a usable importance matrix: {kind}{error}") from error
         return found
 
 
+def _check_text(found: ImportanceFile) -> None:
+    if found.chunks < 0 or found.chunk_size < 1:
+        raise ValueError(f"it has {found.chunks} chunks of {found.chunk_size} tokens")
+    if not all(isinstance(name, str) for name in found.datasets):
+        raise ValueError("the names of its datasets are no text")
+
+
 def _check(name: str, entry: Importance) -> None:
+    if any(part is not None and part.dtype != np.float32 for part in entry):
+        raise ValueError(f"{name} has sums, squares or counts that are not float32")
     rows = len(entry.squares)
     others = [entry.counts.shape == (rows,)]
     others += [entry.sums.shape == entry.squares.shape] if entry.sums is not None else []
@@ -133,8 +144,7 @@ def _write_gguf(path: Path, content: ImportanceFile) -> None:
 
 
 def _read_gguf(path: Path) -> ImportanceFile:
-    gguf = optional("gguf", "gguf", "an importance matrix")
-    reader = gguf.GGUFReader(path)
+    reader = read_gguf(path)
     values = {field.name: field.contents() for field in reader.fields.values()}
     if (kind := values.get("general.type")) != "imatrix":
         raise ValueError(f"general.type is {kind!r}, expected 'imatrix'")

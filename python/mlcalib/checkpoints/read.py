@@ -10,7 +10,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from mlcalib._core import GridSpec, QuantizedLinear
-from mlcalib.common.errors import CannotReadError
+from mlcalib.common.errors import CannotReadError, named
 from mlcalib.common.safetensors_read import read_json, validate_folder
 from mlcalib.formats import FileTensors, Format, as_written, find_file, formats, stored_section
 
@@ -65,7 +65,8 @@ class Checkpoint:
             ValueError: its tensors are not as the config describes them.
         """
         tensors = {tensor: self.tensor(tensor) for tensor in self.linears[name]}
-        return self.format.unpack(name, tensors, self.specs[name])
+        with named(str(self.files[self.linears[name][0]])):
+            return self.format.unpack(name, tensors, self.specs[name])
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +82,8 @@ class FileCheckpoint(Checkpoint):
     def tensor(self, name: str) -> Tensor:
         """Read a tensor; of a quantized linear, its blocks, as the file holds them."""
         linear = name.removesuffix(".weight") in self.linears and name.endswith(".weight")
-        return self.contents.blocks(name) if linear else self.contents.tensor(name)
+        with named(str(self.files[name])):
+            return self.contents.blocks(name) if linear else self.contents.tensor(name)
 
 
 def open_checkpoint(folder: str | Path) -> Checkpoint:

@@ -1,13 +1,17 @@
 """Safetensors files and folders of them, checked before anything loads them."""
 
-import json
-import math
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from safetensors import SafetensorError, safe_open
+
+from mlcalib.common.errors import printable
+from mlcalib.common.json_text import loads
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _MAX_HEADER = 100_000_000
+_MAX_ELEMENTS = 2**63
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 # fmt: off
 _BITS = {
@@ -111,8 +115,8 @@ def _read_header(path: Path) -> dict[str, TensorEntry]:
             )
         raw = file.read(length)
     try:
-        header = json.loads(raw.decode())
-    except (ValueError, RecursionError) as error:
+        header = loads(raw.decode())
+    except ValueError as error:
         raise _InvalidHeaderError(f"its header is not JSON ({error})") from error
     if not isinstance(header, dict):
         raise _InvalidHeaderError("its header is not a JSON object")
@@ -121,32 +125,49 @@ def _read_header(path: Path) -> dict[str, TensorEntry]:
     end = 0
     for name, entry in sorted(entries.items(), key=lambda item: item[1][2:]):
         if entry.begin != end:
-            raise _InvalidHeaderError(f"tensor {name} starts at byte {entry.begin}, not at {end}")
+            raise _InvalidHeaderError(
+                f"tensor {printable(name)} starts at byte {entry.begin}, not at {end}"
+            )
         end = entry.end
     if end != size - 8 - length:
         raise _InvalidHeaderError(
             f"its tensors take {end} bytes, the file has {size - 8 - length} after the header"
         )
-    return entries
+    try:
+        with safe_open(path, "np"):  # which has rules of its own, and reads no tensors here
+            return entries
+    except SafetensorError as error:
+        raise _InvalidHeaderError(f"the library safetensors refuses it ({error})") from error
 
 
 def _entry(name: str, entry: Any) -> TensorEntry:
     """Return a checked entry of the header."""
+    shown = printable(name)
     try:
         dtype, shape = entry["dtype"], entry["shape"]
         begin, end = entry["data_offsets"]
         integers = [*shape, begin, end]
     except (KeyError, TypeError, ValueError) as error:
-        raise _InvalidHeaderError(f"tensor {name} lacks dtype, shape or offsets") from error
+        raise _InvalidHeaderError(f"tensor {shown} lacks dtype, shape or offsets") from error
     if any(type(value) is not int or value < 0 for value in integers):
-        raise _InvalidHeaderError(f"tensor {name} has a shape or offset that is not a count")
+        raise _InvalidHeaderError(f"tensor {shown} has a shape or offset that is not a count")
     if not isinstance(dtype, str) or dtype not in _BITS:
-        raise _InvalidHeaderError(f"tensor {name} has an unknown dtype {dtype!r}")
-    if (end - begin) * 8 != math.prod(shape) * _BITS[dtype]:
+        raise _InvalidHeaderError(f"tensor {shown} has an unknown dtype {printable(repr(dtype))}")
+    if (end - begin) * 8 != _elements(shape) * _BITS[dtype]:
         raise _InvalidHeaderError(
-            f"tensor {name}, {dtype} {shape}, does not fill bytes {begin} to {end}"
+            f"tensor {shown}, {dtype} {printable(str(shape))}, does not fill bytes {begin} to {end}"
         )
     return TensorEntry(dtype, tuple(shape), begin, end)
+
+
+def _elements(shape: list[int]) -> int:
+    """Return the product of a shape, or the first that is too large: no number grows long."""
+    elements = 1
+    for size in shape:
+        elements *= size
+        if elements > _MAX_ELEMENTS:
+            break
+    return elements
 
 
 def _validate_shards(folder: Path) -> dict[str, Path]:
@@ -158,13 +179,16 @@ def _validate_shards(folder: Path) -> dict[str, Path]:
     for shard in sorted(set(map(str, weight_map.values()))):
         # An index must not reach outside its folder, nor make a loader open a pickle.
         if Path(shard).name != shard or not shard.endswith(".safetensors"):
-            raise ValueError(f"{folder / INDEX} names {shard!r}, not a safetensors file beside it")
+            named = printable(repr(shard))
+            raise ValueError(f"{folder / INDEX} names {named}, not a safetensors file beside it")
         if not (folder / shard).is_file():
-            raise ValueError(f"{folder} lacks {shard}, which {INDEX} names; download it again")
+            raise ValueError(
+                f"{folder} lacks {printable(shard)}, which {INDEX} names; download it again"
+            )
         headers[shard] = read_header(folder / shard)
     for tensor, shard in weight_map.items():
         if tensor not in headers[str(shard)]:
-            raise ValueError(f"{folder / shard} lacks {tensor}, which {INDEX} places there")
+            raise ValueError(f"{folder / shard} lacks {printable(tensor)}, which {INDEX} places there")
     return {tensor: folder / shard for tensor, shard in weight_map.items()}
 
 
@@ -175,8 +199,8 @@ def read_json(path: Path) -> dict[str, Any]:
         ValueError: the file cannot be read, is not JSON, or holds no object; names it.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        content = loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a JSON {type(content).__name__}, not an object")

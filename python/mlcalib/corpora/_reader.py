@@ -1,10 +1,12 @@
 """Reads documents out of a folder of ``LANG/{calib,eval}.{txt,jsonl,parquet}``."""
 
+import re
 from collections.abc import Iterator, Sequence
 from importlib.resources.abc import Traversable
 from typing import NamedTuple
 
-from mlcalib.common.row_files import decode, file_rows, lines_of, stem_and_kind
+from mlcalib.common.row_files import file_rows, stem_and_kind
+from mlcalib.common.text_files import LINE_END, parts_between, text_pieces
 from mlcalib.corpora._documents import Document, Documents, Tally, left_out, shuffled
 from mlcalib.corpora._rows import TOOLS, choose_field, read_row, read_value
 from mlcalib.corpora.base import Split
@@ -13,6 +15,7 @@ KINDS = ("txt", "jsonl", "parquet")
 SPLITS = ("calib", "eval")
 
 NEARLY_ALL = 0.9  # of a file's characters in one document is remarkable
+_FORM_FEED = re.compile("\f")
 _LONG = 1000  # characters, if it is no mere line
 _ABOUT = ("readme", "license", "licence", "licenses")  # files that are about the text
 
@@ -114,7 +117,7 @@ def _split_file(
 
 def _documents(file: Traversable, field: str | None, tally: Tally) -> Iterator[Document | None]:
     if stem_and_kind(file.name)[1] == "txt":
-        for number, text in enumerate(_texts(decode(file)), start=1):
+        for number, text in enumerate(_texts(file), start=1):
             # The mark is in the middle of files that were put end to end.
             document = text.strip().lstrip("\ufeff")
             yield read_value(document, "text", tally, f"{file}, document {number}")
@@ -132,10 +135,11 @@ def _documents(file: Traversable, field: str | None, tally: Tally) -> Iterator[D
         yield read_row(row, field, tally, where)
 
 
-def _texts(text: str) -> Iterator[str]:
+def _texts(file: Traversable) -> Iterator[str]:
     """Give the documents of a .txt file: between form feeds where there are any, or else lines."""
     last = ""
-    for number, piece in enumerate(text.split("\f") if "\f" in text else lines_of(text)):
+    ends = _FORM_FEED if any("\f" in piece for piece in text_pieces(file)) else LINE_END
+    for number, piece in enumerate(parts_between(file, ends)):
         if number:
             yield last
         last = piece
@@ -151,7 +155,7 @@ def _note_nearly_all(documents: Sequence[Document], file: Traversable, tally: Ta
     document = documents[sizes.index(longest)]
     example = f"{file}: {longest:,} of {sum(sizes):,} characters"
     if isinstance(document, str) and stem_and_kind(file.name)[1] == "txt" and "\n" in document:
-        lines = len(list(lines_of(document)))
+        lines = len(LINE_END.findall(document)) + 1
         example += f", {lines:,} lines, for form feeds separate documents where there are any"
     tally.note(f"documents that hold over {NEARLY_ALL:.0%} of the text", example)
 

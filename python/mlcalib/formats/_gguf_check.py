@@ -1,5 +1,6 @@
 """A GGUF file: can it be read, and does llama.cpp know what is in it."""
 
+import re
 from collections.abc import Collection, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -7,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from mlcalib.common.errors import printable
+from mlcalib.common.gguf_read import read_gguf, single_values
 from mlcalib.common.optional import optional
-from mlcalib.formats._gguf_reader import GGUF_GRIDS, read_gguf
+from mlcalib.formats._gguf_reader import GGUF_GRIDS
 from mlcalib.formats._readers import Facts
 from mlcalib.formats._section import Problem
 from mlcalib.models import gguf_architectures
@@ -28,14 +31,14 @@ def inspect(file: Path) -> tuple[Facts, list[Problem]]:
         reader = read_gguf(file)
     except ValueError as error:
         return Facts(_SECTION), [("damaged", str(error))]
-    values = {name: field.contents() for name, field in _small_fields(reader).items()}
+    values = single_values(reader)
     problems: list[Problem] = list(_part_of_a_model(file, values))
     if not problems:
         problems += _as_a_model(file, values, reader, gguf.MODEL_ARCH_NAMES.values())
     specs, shapes = {}, {}
     for tensor in reader.tensors:
         if not _finite(tensor):
-            problem = f"{tensor.name} has values or scales that are not finite"
+            problem = f"{printable(tensor.name)} has values or scales that are not finite"
             problems.append(("damaged", problem))
         if tensor.tensor_type.name in GGUF_GRIDS and len(tensor.shape) == 2:
             specs[tensor.name] = GGUF_GRIDS[tensor.tensor_type.name]
@@ -46,7 +49,7 @@ def inspect(file: Path) -> tuple[Facts, list[Problem]]:
 def _part_of_a_model(file: Path, values: Mapping[str, Any]) -> Iterator[Problem]:
     """Yield why a file is no model by itself."""
     if (kind := values.get("general.type", "model")) != "model":
-        yield "unread", f"{file} holds no model, but what its general.type calls {kind!r}"
+        yield "unread", f"{file} holds no model, but what its general.type calls {printable(repr(kind))}"
     if isinstance(count := values.get("split.count"), int) and count > 1:
         yield (
             "unread",
@@ -65,7 +68,7 @@ def _as_a_model(
             "refused",
             (
                 f"llama.cpp (as of the package gguf {version}): {file} has architecture "
-                f"{architecture!r}, which it does not know"
+                f"{printable(repr(architecture))}, which it does not know"
             ),
         )
     for key in ("tokenizer.ggml.model", "tokenizer.ggml.tokens"):
@@ -77,8 +80,8 @@ def _as_a_model(
     if "token_embd.weight" not in names:
         yield "damaged", f"{file} has no token_embd.weight"
     blocks = values.get(f"{architecture}.block_count")
-    found = {int(name.split(".")[1]) for name in names if name.startswith("blk.")}
-    if not isinstance(blocks, int) or found != set(range(min(blocks, 10_000))):
+    found = {each[1] for name in names if (each := re.match(r"blk\.(\d+)\.", name))}
+    if not isinstance(blocks, int) or found != {str(block) for block in range(min(blocks, 10_000))}:
         yield "damaged", f"{file} has block_count {blocks!r}, but tensors of {len(found)} blocks"
 
 
@@ -92,7 +95,3 @@ def _finite(tensor: Any) -> bool:
     size, halves = _BLOCKS[kind]
     heads = data.reshape(-1, size)[:, : 2 * halves].copy()
     return bool(np.isfinite(heads.view(np.float16)).all())
-
-
-def _small_fields(reader: Any) -> dict[str, Any]:
-    return {name: field for name, field in reader.fields.items() if len(field.data) == 1}

@@ -3,6 +3,9 @@
 The inverse of ``_gguf_file``; for files of llama.cpp and other tools too.
 """
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,8 @@ import torch
 from torch import Tensor
 
 from mlcalib._core import GridSpec
-from mlcalib.common.errors import CannotReadError
+from mlcalib.common.errors import CannotReadError, named, printable
+from mlcalib.common.gguf_read import read_gguf, single_values
 from mlcalib.common.optional import optional
 from mlcalib.formats._file import FileTensors
 from mlcalib.models import GgufArchitecture, gguf_architectures
@@ -22,22 +26,6 @@ GGUF_GRIDS = {
 }
 """Of the kinds of blocks whose codes mlcalib reads."""
 _PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-
-
-def read_gguf(file: Path) -> Any:
-    """Return a ``gguf.GGUFReader``, which maps a file and reads no tensors.
-
-    Raises:
-        ValueError: the file is damaged, or no GGUF file.
-        ImportError: the package gguf is missing.
-    """
-    gguf = optional("gguf", "gguf", "reading a GGUF file")
-    try:
-        return gguf.GGUFReader(file)
-    except (ValueError, IndexError, KeyError, TypeError, OverflowError, UnicodeError) as error:
-        raise ValueError(
-            f"{file} is not a usable GGUF file: {type(error).__name__}: {error}"
-        ) from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,24 +86,29 @@ def open_gguf(file: Path) -> GgufTensors:
     """
     reader = read_gguf(file)
     stored = {tensor.name: tensor for tensor in reader.tensors}
-    values = {name: f.contents() for name, f in reader.fields.items() if len(f.data) == 1}
+    values = single_values(reader)
     name, known = _architecture(file, values, stored)
-    config = _config(file, name, known, values, stored)
+    _check_blocks(file, values.get(f"{known.name}.block_count"), stored)
+    with _as_transformers_reads(file):
+        config = _config(file, name, known, values, stored)
+        shapes = _state_shapes(config)
     names = known.tensor_names(config.num_hidden_layers)
     tensors, missing = {}, []
-    for key in _state_names(config):
+    for key, shape in shapes.items():
         saved = names.get_name(key, try_suffixes=(".weight", ".bias"))
         if saved in stored:
             tensors[key] = stored[saved]
+            _check_shape(file, stored[saved], shape)
         elif not (key == "lm_head.weight" and config.tie_word_embeddings):
             missing.append(saved or key)
     if missing:
         raise ValueError(f"{file} lacks {', '.join(missing[:3])}, which {known.name} models have")
-    specs = {
-        key.removesuffix(".weight"): GGUF_GRIDS[tensor.tensor_type.name]
-        for key, tensor in tensors.items()
-        if _has_codes(key, tensor)
-    }
+    with named(str(file)):
+        specs = {
+            key.removesuffix(".weight"): GGUF_GRIDS[tensor.tensor_type.name]
+            for key, tensor in tensors.items()
+            if _has_codes(key, tensor)
+        }
     rest = [each for key, each in tensors.items() if key.removesuffix(".weight") not in specs]
     kinds = {each.tensor_type.name for each in rest if len(each.shape) == 2}
     dtype = _PLAIN.get(kinds.pop(), torch.float32) if len(kinds) == 1 else torch.float32
@@ -134,13 +127,14 @@ def _architecture(
     if arch not in known or values.get(f"{arch}.expert_count"):
         kind = f"{arch} with experts" if arch in known else repr(arch)
         raise NotImplementedError(
-            f"{file}: GGUF files of {kind} are not read yet; these are: {', '.join(known)}"
+            f"{file}: GGUF files of {printable(kind)} are not read yet; these are: "
+            f"{', '.join(known)}"
         )
     scaling = values.get(f"{arch}.rope.scaling.type", "none")
     if "rope_freqs.weight" in stored or scaling not in ("none", "linear"):
         kind = "llama3" if "rope_freqs.weight" in stored else scaling
         raise NotImplementedError(
-            f"{file} scales positions ({kind}), and does not hold all that transformers' config "
+            f"{file} scales positions ({printable(str(kind))}), and does not hold all that transformers' config "
             "wants to know of it; convert the checkpoint that it was made from"
         )
     return known[arch]
@@ -172,12 +166,40 @@ def _config(
     return config
 
 
-def _state_names(config: Any) -> list[str]:
-    """Return the names of all tensors of the model."""
+def _state_shapes(config: Any) -> dict[str, tuple[int, ...]]:
+    """Return the names and shapes of all tensors of the model, none of which is made."""
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        return list(AutoModelForCausalLM.from_config(config).state_dict())
+        state = AutoModelForCausalLM.from_config(config).state_dict()
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+
+
+@contextmanager
+def _as_transformers_reads(file: Path) -> Iterator[None]:
+    """Name the file in whatever transformers raises where values in it make no model."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(
+            f"{file}: transformers cannot make a model of its values: {type(error).__name__}: "
+            f"{error}"
+        ) from error
+
+
+def _check_blocks(file: Path, count: Any, stored: dict[str, Any]) -> None:
+    """Raise a ValueError unless the file has tensors of as many blocks as it says."""
+    found = {each[1] for name in stored if (each := re.match(r"blk\.(\d+)\.", name))}
+    if count != len(found):
+        raise ValueError(f"{file} has block_count {count!r}, but tensors of {len(found)} blocks")
+
+
+def _check_shape(file: Path, tensor: Any, shape: tuple[int, ...]) -> None:
+    stored = tuple(int(size) for size in reversed(tensor.shape))
+    if stored != shape:
+        raise ValueError(
+            f"{file} has {tensor.name} of shape {list(stored)}; its values make it {list(shape)}"
+        )
 
 
 def _has_codes(name: str, tensor: Any) -> bool:

@@ -1,0 +1,156 @@
+"""What all fuzzers share: the promise that readers make, and how its breaches are kept."""
+
+import argparse
+import hashlib
+import resource
+import shutil
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import atheris
+
+CONSTANT = 128 * 2**20
+"""Bytes that a reader may take beside twice the size of its file."""
+
+SHOWN = (ValueError, OSError, NotImplementedError)
+"""Errors that a user is meant to see, where their message names the file."""
+
+_ADDRESS_SPACE = 2 * 2**30  # bytes beside what is taken at the start: what asks for more gets none
+_LONGEST = 64 * 2**10  # bytes of an input
+_SECONDS = 20  # that one input may take
+
+Read = Callable[[Path, bytes], None]
+"""Writes bytes as a file in an empty folder, and reads it; gives the folder back empty."""
+
+Mutate = Callable[[bytes, int], bytes]
+"""An input and a number to draw from → another input."""
+
+
+class _BrokenPromiseError(Exception):
+    """What a reader did that it should not."""
+
+
+def fuzz(read: Read, seeds: Iterable[bytes], mutate: Mutate, words: Sequence[str] = ()) -> None:
+    """Run libFuzzer on a reader; findings are kept, and it goes on.
+
+    The arguments of the command line are the folder where it works and the seconds.
+
+    Args:
+        read: what is tried.
+        seeds: valid files.
+        mutate: gets past what random bytes would stop at.
+        words: what files contain, for libFuzzer's own mutations.
+    """
+    parser = argparse.ArgumentParser()
+    parser.add_argument("out", type=Path)
+    parser.add_argument("seconds", type=int)
+    given = parser.parse_args()
+    corpus, findings = given.out / "corpus", given.out / "findings"
+    corpus.mkdir(parents=True, exist_ok=True)
+    for old in findings.glob("*.input"):  # to be tried again first
+        shutil.copyfile(old, corpus / hashlib.sha1(old.read_bytes()).hexdigest())
+    shutil.rmtree(findings, ignore_errors=True)
+    findings.mkdir()
+    for seed in seeds:
+        (corpus / hashlib.sha1(seed).hexdigest()).write_bytes(seed)
+    dictionary = given.out / "dictionary"
+    dictionary.write_text("".join(f'"{_escaped(word)}"\n' for word in words), encoding="ascii")
+    options = [
+        f"-max_total_time={given.seconds}",
+        f"-max_len={_LONGEST}",
+        f"-timeout={_SECONDS}",
+        "-rss_limit_mb=0",  # memory is measured here, by input
+        "-print_final_stats=1",
+        f"-artifact_prefix={findings}/",
+        f"-dict={dictionary}",
+    ]
+    shared = Path("/dev/shm")  # no disk is to limit how fast it goes
+    with tempfile.TemporaryDirectory(dir=shared if shared.is_dir() else None) as scratch:
+        trial = _Trial(read, Path(scratch), findings)
+        atheris.Setup(
+            [sys.argv[0], *options, str(corpus)],
+            trial,
+            custom_mutator=lambda data, size, seed: mutate(data, seed)[:size],
+        )
+        atheris.Fuzz()
+
+
+class _Trial:
+    """Tries inputs and keeps one of each kind that breaks the promise."""
+
+    def __init__(self, read: Read, folder: Path, findings: Path) -> None:
+        self._read = read
+        self._folder = folder
+        self._findings = findings
+        self._seen: set[str] = set()
+        self._limited = False
+
+    def __call__(self, data: bytes) -> None:
+        if not self._limited:
+            self._limit()
+        before, peak = _resident(), _peak()
+        try:
+            self._read(self._folder, data)
+        except Exception as error:
+            self._judge(error, data)
+        taken = _peak() - before
+        if _peak() > peak and taken > 2 * len(data) + CONSTANT:
+            self._keep("memory", data, f"{taken:,} bytes for a file of {len(data):,}")
+
+    def _judge(self, error: Exception, data: bytes) -> None:
+        where = traceback.extract_tb(error.__traceback__)
+        ours = [frame for frame in where if "/mlcalib/" in frame.filename] or where
+        place = f"{type(error).__name__}-{Path(ours[-1].filename).stem}-{ours[-1].lineno}"
+        said = str(error)
+        story = "".join(traceback.format_exception(error))
+        if not isinstance(error, SHOWN):
+            self._keep(place, data, story)
+        elif str(self._folder) not in said:
+            self._keep(f"unnamed-{place}", data, story)
+        elif not _encodes(said):
+            self._keep(f"unprintable-{place}", data, story)
+
+    def _keep(self, kind: str, data: bytes, story: str) -> None:
+        if kind in self._seen:
+            return
+        self._seen.add(kind)
+        (self._findings / f"{kind}.input").write_bytes(data)
+        (self._findings / f"{kind}.txt").write_text(story, "utf-8", errors="backslashreplace")
+        print(f"FINDING {kind}", file=sys.stderr)
+
+    def _limit(self) -> None:
+        """Let what asks for very much memory fail; not before all libraries are there."""
+        self._limited = True
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+        most = pages * resource.getpagesize() + _ADDRESS_SPACE
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+
+
+def promise(kept: bool, what: str) -> None:
+    """Raise an error, which is a finding, if something does not hold."""
+    if not kept:
+        raise _BrokenPromiseError(what)
+
+
+def _resident() -> int:
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
+
+
+def _peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _encodes(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _escaped(word: str) -> str:
+    return "".join(f"\\x{byte:02x}" for byte in word.encode("utf-8", "surrogatepass"))

@@ -16,7 +16,7 @@ CPP := $(shell find cpp tests/cpp benchmarks/cpp examples/cpp -name '*.[ch]pp' -
 export CCACHE_BASEDIR := $(CURDIR)
 
 .PHONY: help demo test test-cpp test-python test-isa test-asan test-clang test-oldest test-newest test-torch test-browser \
-        test-interop example-cpp wheel test-wheel lint tidy cuda-check bench lock install clean
+        test-interop fuzz example-cpp wheel test-wheel lint tidy cuda-check bench lock install clean
 
 help:
 	@echo "make demo   quantize SmolLM2-135M three ways and compare per language (into demo/)"
@@ -27,6 +27,7 @@ help:
 	@echo "make test-clang   the C++ core and its tests, compiled by clang 16"
 	@echo "make test-browser  the rating page in chromium (fetched where it is missing)"
 	@echo "make test-interop  foreign readers on checkpoints in every format, as a table"
+	@echo "make fuzz MINUTES=10  fuzzers on all that reads files from outside"
 	@echo "make lint   formatters, linters, types, layers, stubs"
 	@echo "make tidy   clang-tidy over cpp/ (minutes)"
 	@echo "make wheel  a wheel and an sdist, into dist/; make test-wheel tries both in an empty environment"
@@ -96,6 +97,11 @@ test-browser: install
 # INTEROP_SMALL=1 leaves SmolLM2 out, INTEROP_LLAMA_CPP=0 llama.cpp, which is compiled.
 test-interop: install
 	scripts/test_interop.sh $(PYTHON) $(BIN)/python .venv-interop build/interop
+
+# Whatever the bytes of a file: what it reads, or an error that names it, in bounded memory.
+MINUTES ?= 10
+fuzz: install
+	scripts/fuzz.sh $(PYTHON) $(VENV) .venv-fuzz build/fuzz $(MINUTES) $(JOBS)
 
 test-clang: install
 	scripts/install_debian.sh clang-16 libomp-16-dev

@@ -1,6 +1,7 @@
 """GGUF files of models: what ``check`` says of them, and the linears that are read back."""
 
-import contextlib
+import functools
+import importlib.metadata
 import random
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,14 @@ from typing import Any
 import atheris
 import harness
 from gguf_files import changed, floats, written
+from transformers import logging
+
+# What is installed does not change here, and is asked for all the time.
+importlib.metadata.entry_points = functools.cache(importlib.metadata.entry_points)
 
 with atheris.instrument_imports(include=["mlcalib"]):
     from mlcalib.checkpoints import open_checkpoint
     from mlcalib.checkpoints.check import check
-
-import transformers
 
 
 def read(folder: Path, data: bytes) -> None:
@@ -21,14 +24,12 @@ def read(folder: Path, data: bytes) -> None:
     file = folder / "model.gguf"
     file.write_bytes(data)
     try:
-        report = check(file)
-        str(report).encode()
+        str(check(file)).encode()
         checkpoint = open_checkpoint(file)
         for name in checkpoint.linears:
             checkpoint.linear(name)
         for name in checkpoint.others:
             checkpoint.tensor(name)
-        harness.promise(report.status != 1, f"what is read is said to be damaged: {report}")
     finally:
         file.unlink()
 
@@ -94,6 +95,5 @@ WORDS = [
 ]  # fmt: skip
 
 if __name__ == "__main__":
-    transformers.logging.set_verbosity_error()
-    with contextlib.suppress(KeyboardInterrupt):
-        harness.fuzz(read, seeds(), mutate, WORDS)
+    logging.set_verbosity_error()
+    harness.fuzz(read, seeds(), mutate, WORDS)

@@ -1,6 +1,7 @@
 """What all fuzzers share: the promise that readers make, and how its breaches are kept."""
 
 import argparse
+import contextlib
 import hashlib
 import resource
 import shutil
@@ -33,7 +34,7 @@ class _BrokenPromiseError(Exception):
     """What a reader did that it should not."""
 
 
-def fuzz(read: Read, seeds: Iterable[bytes], mutate: Mutate, words: Sequence[str] = ()) -> None:
+def fuzz(read: Read, seeds: Sequence[bytes], mutate: Mutate, words: Sequence[str] = ()) -> None:
     """Run libFuzzer on a reader; findings are kept, and it goes on.
 
     The arguments of the command line are the folder where it works and the seconds.
@@ -70,6 +71,7 @@ def fuzz(read: Read, seeds: Iterable[bytes], mutate: Mutate, words: Sequence[str
     shared = Path("/dev/shm")  # no disk is to limit how fast it goes
     with tempfile.TemporaryDirectory(dir=shared if shared.is_dir() else None) as scratch:
         trial = _Trial(read, Path(scratch), findings)
+        trial.warm_up(seeds)
         atheris.Setup(
             [sys.argv[0], *options, str(corpus)],
             trial,
@@ -86,11 +88,17 @@ class _Trial:
         self._folder = folder
         self._findings = findings
         self._seen: set[str] = set()
-        self._limited = False
+
+    def warm_up(self, seeds: Iterable[bytes]) -> None:
+        """Let libraries be loaded, and what asks for very much memory fail from now on."""
+        for seed in seeds:
+            with contextlib.suppress(Exception):
+                self._read(self._folder, seed)
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+        most = pages * resource.getpagesize() + _ADDRESS_SPACE
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
     def __call__(self, data: bytes) -> None:
-        if not self._limited:
-            self._limit()
         before, peak = _resident(), _peak()
         try:
             self._read(self._folder, data)
@@ -102,7 +110,8 @@ class _Trial:
 
     def _judge(self, error: Exception, data: bytes) -> None:
         where = traceback.extract_tb(error.__traceback__)
-        ours = [frame for frame in where if "/mlcalib/" in frame.filename] or where
+        known = [frame for frame in where if frame.filename != __file__]
+        ours = [frame for frame in known if "/mlcalib/" in frame.filename] or known
         place = f"{type(error).__name__}-{Path(ours[-1].filename).stem}-{ours[-1].lineno}"
         said = str(error)
         story = "".join(traceback.format_exception(error))
@@ -120,13 +129,6 @@ class _Trial:
         (self._findings / f"{kind}.input").write_bytes(data)
         (self._findings / f"{kind}.txt").write_text(story, "utf-8", errors="backslashreplace")
         print(f"FINDING {kind}", file=sys.stderr)
-
-    def _limit(self) -> None:
-        """Let what asks for very much memory fail; not before all libraries are there."""
-        self._limited = True
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
-        most = pages * resource.getpagesize() + _ADDRESS_SPACE
-        resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
 
 def promise(kept: bool, what: str) -> None:

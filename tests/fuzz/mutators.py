@@ -15,7 +15,24 @@ _VALUES = [
     1e308, float("nan"), float("inf"), "", "a", "0", "\0", "\ud800", "é市🎉", [], {}, [[]], [{}],
     {"": None}, [0], ["a"], [None], {"a": 1},
 ]  # fmt: skip
-_COUNTS = [0, 1, 2, 3, 7, 8, 9, 12, 255, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**62, 2**63, 2**64 - 1]
+_COUNTS = [
+    0,
+    1,
+    2,
+    3,
+    7,
+    8,
+    9,
+    12,
+    255,
+    2**16,
+    2**31 - 1,
+    2**31,
+    2**32 - 1,
+    2**62,
+    2**63,
+    2**64 - 1,
+]
 
 
 def raw(data: bytes, draw: random.Random) -> bytes:
@@ -92,7 +109,9 @@ def _change(holder: Any, key: Any, draw: random.Random) -> None:
     elif kind < 0.6 and isinstance(value, str):
         holder[key] = raw(value.encode("utf-8", "replace"), draw).decode("utf-8", "replace")
     elif kind < 0.65:
-        holder[key] = holder[draw.choice(list(holder) if isinstance(holder, dict) else range(len(holder)))]
+        holder[key] = holder[
+            draw.choice(list(holder) if isinstance(holder, dict) else range(len(holder)))
+        ]
     else:
         holder[key] = draw.choice(_VALUES)
 

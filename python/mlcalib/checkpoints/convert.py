@@ -13,6 +13,7 @@ from mlcalib._core import Grid, GridSpec, QuantizedLinear
 from mlcalib.checkpoints import Checkpoint, open_checkpoint, save_tensors
 from mlcalib.common import compat
 from mlcalib.common.files import atomic_folder, check_output
+from mlcalib.common.safetensors_read import read_json
 from mlcalib.formats import Format, find_file, formats
 from mlcalib.models.loading import load_tokenizer
 
@@ -181,7 +182,7 @@ def _copy_files(source: Path, folder: Path, config_files: Collection[str]) -> No
 def _copy_record(source: Path, folder: Path, format: str) -> None:  # noqa: A002
     record = source / "mlcalib.json"
     if record.is_file():
-        content = json.loads(record.read_text(encoding="utf-8"))
+        content = read_json(record)
         if isinstance(content.get("recipe"), dict):
             content["recipe"]["format"] = format
         _write_json(folder / record.name, content)

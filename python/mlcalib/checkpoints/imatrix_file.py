@@ -76,8 +76,14 @@ class ImportanceFile:
                     f"{name}: a legacy file does not tell how many experts there are, which the "
                     "GGUF-based layout wants to know; gather it again"
                 )
-        with atomic_path(path) as partial:
-            writers[layout](partial, self)
+        try:
+            with atomic_path(path) as partial:
+                writers[layout](partial, self)
+        except struct.error as error:
+            raise ValueError(
+                f"{path}: the legacy layout has 32 bits for counts of chunks, which are too many "
+                "here; give a name that ends in .gguf"
+            ) from error
 
     @classmethod
     def load(cls, path: str | Path) -> "ImportanceFile":

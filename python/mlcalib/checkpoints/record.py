@@ -1,7 +1,7 @@
 """What ``mlcalib.json`` records of a checkpoint, and what of it people should look at."""
 
-import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,26 @@ import torch
 from mlcalib import _core
 from mlcalib._core import QuantizedLinear
 from mlcalib.calibration_sets import CalibrationSet
+from mlcalib.common.checked import as_type
+from mlcalib.common.safetensors_read import read_json
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    method: str
+
+
+@dataclass(frozen=True)
+class _Calibration:
+    set: str
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """What ``origin`` needs of a record."""
+
+    recipe: _Recipe
+    calibration: _Calibration | None
 
 
 def layer_record(
@@ -82,14 +102,14 @@ def origin(folder: str | Path) -> tuple[str, str]:
     if not path.is_file():
         return "float", "none"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        calibration = content["calibration"]
-        return content["recipe"]["method"], "none" if calibration is None else calibration["set"]
-    except (KeyError, TypeError, ValueError) as error:
+        content = as_type(read_json(path), _Origin)
+    except ValueError as error:
         raise ValueError(
-            f"{path} is not a record that mlcalib wrote ({type(error).__name__}: {error}); "
-            "restore it, or remove it to take the folder as any model."
+            f"{path} is not a record that mlcalib wrote ({error}); restore it, or remove it to "
+            "take the folder as any model."
         ) from error
+    calibration = content.calibration
+    return content.recipe.method, "none" if calibration is None else calibration.set
 
 
 def warnings(record: Mapping[str, Any]) -> list[str]:

@@ -188,7 +188,9 @@ def _validate_shards(folder: Path) -> dict[str, Path]:
         headers[shard] = read_header(folder / shard)
     for tensor, shard in weight_map.items():
         if tensor not in headers[str(shard)]:
-            raise ValueError(f"{folder / shard} lacks {printable(tensor)}, which {INDEX} places there")
+            raise ValueError(
+                f"{folder / shard} lacks {printable(tensor)}, which {INDEX} places there"
+            )
     return {tensor: folder / shard for tensor, shard in weight_map.items()}
 
 

@@ -142,7 +142,7 @@ def _read(stream: BinaryIO | gzip.GzipFile, size: int) -> Iterator[bytes]:
 
 def _unzipped(stream: BinaryIO) -> Iterator[bytes]:
     with gzip.open(stream) as unzipped:
-        yield from _read(cast(gzip.GzipFile, unzipped), _PIECE)
+        yield from _read(unzipped, _PIECE)
 
 
 def _unpacked(stream: BinaryIO) -> Iterator[bytes]:

@@ -4,6 +4,8 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from mlcalib.common.errors import printable
+from mlcalib.common.json_text import loads
 from mlcalib.corpora._documents import Conversation, Document, Tally
 
 FIELDS = ("text", "messages", "conversations")
@@ -41,7 +43,9 @@ def choose_field(names: Iterable[str], wanted: str | None, where: str) -> str:
     if found is None:
         expected = f"no field '{wanted}'" if wanted else f"no field '{FIELDS[0]}'"
         also = "" if wanted else " (nor messages or conversations; ?field=NAME reads another)"
-        raise ValueError(f"{where} has {expected}; it has: {', '.join(names) or 'no field'}{also}.")
+        raise ValueError(
+            f"{where} has {expected}; it has: {printable(', '.join(names)) or 'no field'}{also}."
+        )
     return found
 
 
@@ -60,7 +64,7 @@ def read_row(
     if not fields:
         tally.read += 1
         names = wanted or "text, messages or conversations"
-        has = ", ".join(row) or "no field"
+        has = printable(", ".join(row)) or "no field"
         tally.drop(f"documents without {names}", f"{where}, has: {has}; ?field=NAME reads another")
         return None
     field = next((name for name in fields if row[name] is not None), fields[0])
@@ -109,7 +113,7 @@ def read_conversation(
         role = _SPEAKERS.get(str(speaker).lower(), str(speaker).lower())
         if role not in _ROLES:
             has = f"'{speaker}'" if isinstance(speaker, str) else f"none, but {', '.join(message)}"
-            tally.drop("conversations with an unknown speaker", f"{where}: {has}")
+            tally.drop("conversations with an unknown speaker", f"{where}: {printable(has)}")
             return None
         found = _message(message, role)
         if found is None:
@@ -185,6 +189,6 @@ def _from_json(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
+        return loads(value)
+    except ValueError:
         return value

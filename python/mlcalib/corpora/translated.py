@@ -8,7 +8,9 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
+from mlcalib.common.checked import as_type
 from mlcalib.common.files import atomic_file
+from mlcalib.common.safetensors_read import read_json
 from mlcalib.corpora import _translator
 from mlcalib.corpora._documents import Conversation, Document, Documents, Tally
 from mlcalib.corpora._translator import Direction, Translation, Translator
@@ -109,12 +111,7 @@ class TranslatedCorpus:
     def _translate(self, text: str, direction: Direction, folder: Path) -> Translation:
         file = folder / f"{hashlib.sha256(text.encode()).hexdigest()}.json"
         if file.is_file():
-            try:
-                return Translation(**json.loads(file.read_text(encoding="utf-8")))
-            except (TypeError, ValueError) as error:
-                raise ValueError(
-                    f"The translation in '{file}' is damaged ({error}); remove it."
-                ) from error
+            return read_translation(file)
         translation = self._translator.translate(text, direction)
         with atomic_file(file) as stream:
             json.dump(translation._asdict(), stream, ensure_ascii=False)
@@ -125,3 +122,15 @@ class TranslatedCorpus:
         how = [self._translator.version, _translator.PIECE, _translator.BATCH]
         key = hashlib.sha256(json.dumps(how).encode()).hexdigest()[:16]
         return root / "translations" / key / f"{self._source.code}-{language}"
+
+
+def read_translation(file: Path) -> Translation:
+    """Read a translation that was kept.
+
+    Raises:
+        ValueError: it is damaged; names it.
+    """
+    try:
+        return as_type(read_json(file), Translation)
+    except ValueError as error:
+        raise ValueError(f"The translation in '{file}' is damaged ({error}); remove it.") from error

@@ -15,7 +15,10 @@ from typing import Any
 
 from torch import Tensor
 
+from mlcalib.common.checked import as_type
 from mlcalib.common.files import atomic_bytes, atomic_file
+from mlcalib.common.json_text import loads
+from mlcalib.common.safetensors_read import read_header, read_json
 from mlcalib.common.sha256 import file_sha256, json_sha256
 
 Key = Mapping[str, Any]
@@ -39,8 +42,12 @@ class Cache:
         if self._folder.exists() and not self._folder.is_dir():
             raise NotADirectoryError(f"{folder} is a file; give a folder for the cache (--cache).")
 
-    def get(self, key: Key) -> Any | None:
+    def get(self, key: Key, kind: Any = Any) -> Any | None:
         """Return what was put under a key, or None.
+
+        Args:
+            key: see ``Key``.
+            kind: the type of the value, e.g. a dataclass.
 
         Raises:
             ValueError: the file is damaged; the message names it.
@@ -49,9 +56,10 @@ class Cache:
         if not path.is_file():
             return None
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = loads(path.read_text(encoding="utf-8"))
             if content["key"] != key:
                 raise ValueError("its key is another one")
+            as_type(content["value"], kind)
             return content["value"]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
@@ -71,11 +79,15 @@ class Cache:
         """Return the tensor that was put under a key.
 
         Raises:
-            OSError, safetensors.SafetensorError: the file does not exist or is damaged.
+            OSError: the file does not exist.
+            ValueError: it is damaged; the message names it.
         """
         from safetensors.torch import load_file
 
-        return load_file(self._path(key, ".safetensors"))["tensor"]
+        path = self._path(key, ".safetensors")
+        if "tensor" not in read_header(path):
+            raise ValueError(f"{path} is not a tensor that mlcalib kept; remove it.")
+        return load_file(path)["tensor"]
 
     def put_tensor(self, key: Key, tensor: Tensor) -> None:
         """Keep a tensor under a key, which may also have a value."""
@@ -107,7 +119,14 @@ class Cache:
 
     def _known_files(self) -> dict[str, list[Any]]:
         path = self._folder / _FILES
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        if not path.is_file():
+            return {}
+        try:
+            return as_type(read_json(path), dict[str, list[int | str]])
+        except ValueError as error:
+            raise ValueError(
+                f"{path} is not a list of known files that mlcalib kept ({error}); remove it."
+            ) from error
 
     def _path(self, key: Key, suffix: str) -> Path:
         return self._folder / str(key["task"]) / (json_sha256(key) + suffix)

@@ -1,6 +1,7 @@
 """Scores models language by language; scores that the cache has are not measured again."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,6 +23,21 @@ STATES = "states"
 """The name, in the cache, of the hidden states that others are compared with (large files)."""
 
 _Key = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Losses:
+    """What is kept of a model's own scores: nats of each token."""
+
+    loss: list[float]
+
+
+@dataclass(frozen=True)
+class _Distance:
+    """What is kept of its distance from the reference, of each token."""
+
+    kl: list[float]
+    agrees: list[int]
 
 
 class Scorer:
@@ -193,15 +209,15 @@ class Scorer:
         key = self._key(subject, code, text)
         return {**key, "task": "fidelity", "reference": against.get("model")}
 
-    def _known(self, key: _Key) -> dict[str, list[float]] | None:
-        return None if self._cache is None else self._cache.get(key)
+    def _known(self, key: _Key, kind: Any = _Losses) -> dict[str, list[float]] | None:
+        return None if self._cache is None else self._cache.get(key, kind)
 
     def _known_of(
         self, subject: Subject, code: str, text: Stream
     ) -> tuple[dict[str, list[float]] | None, dict[str, list[float]] | None]:
         """Return what is known of a model's own scores, and of its distance from the reference."""
         own = self._known(self._key(subject, code, text))
-        return own, self._known(self._divergence_key(subject, code, text))
+        return own, self._known(self._divergence_key(subject, code, text), _Distance)
 
     def _keep(self, key: _Key, found: Scores, divergence: _Key | None = None) -> Scores:
         if self._cache is not None:

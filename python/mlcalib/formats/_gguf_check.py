@@ -49,7 +49,10 @@ def inspect(file: Path) -> tuple[Facts, list[Problem]]:
 def _part_of_a_model(file: Path, values: Mapping[str, Any]) -> Iterator[Problem]:
     """Yield why a file is no model by itself."""
     if (kind := values.get("general.type", "model")) != "model":
-        yield "unread", f"{file} holds no model, but what its general.type calls {printable(repr(kind))}"
+        yield (
+            "unread",
+            f"{file} holds no model, but what its general.type calls {printable(repr(kind))}",
+        )
     if isinstance(count := values.get("split.count"), int) and count > 1:
         yield (
             "unread",

@@ -134,8 +134,8 @@ def _architecture(
     if "rope_freqs.weight" in stored or scaling not in ("none", "linear"):
         kind = "llama3" if "rope_freqs.weight" in stored else scaling
         raise NotImplementedError(
-            f"{file} scales positions ({printable(str(kind))}), and does not hold all that transformers' config "
-            "wants to know of it; convert the checkpoint that it was made from"
+            f"{file} scales positions ({printable(str(kind))}), and does not hold all that "
+            "transformers' config wants to know of it; convert the checkpoint that it was made from"
         )
     return known[arch]
 

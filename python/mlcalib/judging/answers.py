@@ -1,6 +1,7 @@
 """Answers of a model to prompts."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,15 @@ from mlcalib.results.generations import Generation, Prompt, Source, generation_r
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class AnswerLine:
+    """What is needed of a line of the journal."""
+
+    language: str
+    id: str
+    output: str
 
 
 def generate(
@@ -61,8 +71,9 @@ def generate(
         if value < 1:
             raise ValueError(f"{name} is {value}, expected 1 or more.")
     settings = (identity(model), f"{max_tokens=}", f"{batch_size=}", f"{dtype=}")
-    with Journal(out, fingerprint(prompts, *settings), "generations") as journal:
-        if len(journal.rows) < len(prompts):
+    with Journal(out, fingerprint(prompts, *settings), "generations", AnswerLine) as journal:
+        there = {(row["language"], row["id"]) for row in journal.rows}
+        if not all((each.language, each.id) in there for each in prompts):
             _complete(journal, model, prompts, max_tokens, batch_size, dtype, progress)
         outputs = {(row["language"], row["id"]): row["output"] for row in journal.rows}
     return [

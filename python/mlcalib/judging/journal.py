@@ -10,7 +10,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from mlcalib.common.checked import as_type
 from mlcalib.common.files import NO_LOCKS
+from mlcalib.common.json_text import loads
 
 _log = logging.getLogger(__name__)
 
@@ -25,6 +27,7 @@ class Journal:
         path: the file; made if it is not there.
         fingerprint: of all that a line's content depends on.
         what: what the lines hold, for messages.
+        kind: a the keys that a line has at least.
 
     Attributes:
         rows: the lines that are there, without the fingerprint.
@@ -35,10 +38,11 @@ class Journal:
         OSError: it cannot be written.
     """
 
-    def __init__(self, path: str | Path, fingerprint: str, what: str) -> None:
+    def __init__(self, path: str | Path, fingerprint: str, what: str, kind: type[Any]) -> None:
         self._path = Path(path).expanduser()
         self._fingerprint = fingerprint
         self._what = what
+        self._kind = kind
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._made = not self._path.exists()
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
@@ -88,26 +92,31 @@ class Journal:
             )
 
     def _read(self) -> list[dict[str, Any]]:
-        content = self._path.read_bytes()
-        end = content.rfind(b"\n") + 1
         rows = []
-        for number, line in enumerate(content[:end].split(b"\n")[:-1], start=1):
-            rows.append(self._row(line, number))
-        if end != len(content):
-            if not rows:
-                self._row(content, 1)  # not ours: nothing of it is cut
-            _log.warning("%s: the last line was cut short by a kill; it is done again", self._path)
-            os.truncate(self._path, end)
+        end = 0
+        with self._path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if line.endswith(b"\n"):
+                    rows.append(self._row(line, number))
+                    end += len(line)
+                    continue
+                if not rows:
+                    self._row(line, number)  # not ours: nothing of it is cut
+                said = "%s: the last line was cut short by a kill; it is done again"
+                _log.warning(said, self._path)
+                os.truncate(self._path, end)
         return rows
 
     def _row(self, line: bytes, number: int) -> dict[str, Any]:
         try:
-            row: dict[str, Any] = json.loads(line)
+            row: dict[str, Any] = loads(line)
             theirs = row.pop("fingerprint")
+            if theirs == self._fingerprint:
+                as_type(row, self._kind)
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise ValueError(
-                f"{self._path}, line {number}, is not a line of {self._what} that mlcalib wrote; "
-                "give another --out, or remove the file."
+                f"{self._path}, line {number}, is not a line of {self._what} that mlcalib wrote "
+                f"({type(error).__name__}: {error}); give another --out, or remove the file."
             ) from error
         if theirs != self._fingerprint:
             raise ValueError(

@@ -1,15 +1,24 @@
 """What people rated on the page → win rates and agreement."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlcalib.common.checked import as_type
+from mlcalib.common.json_text import loads
 from mlcalib.judging.agreement import krippendorff_alpha
 from mlcalib.judging.page import Key
 from mlcalib.judging.win_rates import ALL, Verdict, WinRate, wilson, win_rate
 
 _FORMAT = "mlcalib ratings 1"
+
+
+@dataclass(frozen=True)
+class _Head:
+    """What a file of ratings begins with."""
+
+    format: str
+    fingerprint: str
 
 
 @dataclass(frozen=True)
@@ -118,21 +127,23 @@ def _score(ratings: Sequence[Rating]) -> Score:
 
 def _read(path: Path, key: Key) -> list[Rating]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content["format"] != _FORMAT:
-            raise ValueError(f"its format is '{content['format']}', expected '{_FORMAT}'")
-        theirs = content["fingerprint"]
-    except (KeyError, TypeError, ValueError) as error:
+        content = loads(path.read_text(encoding="utf-8"))
+        head = as_type(content, _Head)
+        if head.format != _FORMAT:
+            raise ValueError(f"its format is {head.format!r}, expected '{_FORMAT}'")
+    except ValueError as error:
         raise ValueError(
             f"{path} is not a file of ratings that the page exported ({error})."
         ) from error
-    if theirs != key.fingerprint:
+    if head.fingerprint != key.fingerprint:
         raise ValueError(
-            f"{path} is of another page (fingerprint {theirs[:8]}…, the key's is "
+            f"{path} is of another page (fingerprint {head.fingerprint[:8]}…, the key's is "
             f"{key.fingerprint[:8]}…); give the key of that page (--key)."
         )
     try:
-        ratings = [_rating(content["rater"], each, key) for each in content["ratings"]]
+        ratings = [
+            _rating(as_type(content["rater"], str), each, key) for each in content["ratings"]
+        ]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path} is damaged ({type(error).__name__}: {error}); ask the rater to "

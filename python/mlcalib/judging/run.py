@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from tqdm.auto import tqdm
 
-from mlcalib.common.errors import named
+from mlcalib.common.errors import named, printable
 from mlcalib.judging.journal import Journal
 from mlcalib.judging.judges import Judge, Letter, Opinion
 from mlcalib.judging.texts import Pair, fingerprint
@@ -20,6 +20,16 @@ _VERDICTS: dict[Order, dict[Letter, Verdict]] = {
     "first-second": {"A": "first", "B": "second", "C": "tie"},
     "second-first": {"A": "second", "B": "first", "C": "tie"},
 }
+
+
+@dataclass(frozen=True)
+class JudgementLine:
+    """What is needed of a line of the journal."""
+
+    language: str
+    id: str
+    order: Order
+    letter: Letter | None
 
 
 @dataclass(frozen=True)
@@ -89,9 +99,14 @@ def judge(
     orders = ORDERS if by.reads_both else ORDERS[:1]
     wanted = {(each.language, each.id, order): each for each in pairs for order in orders}
     settings = (f"{name}={value}" for name, value in sorted(by.identity.items()))
-    with Journal(out, fingerprint(pairs, *settings), "judgements") as journal:
+    with Journal(out, fingerprint(pairs, *settings), "judgements", JudgementLine) as journal:
         for row in journal.rows:
-            del wanted[row["language"], row["id"], row["order"]]
+            if wanted.pop((row["language"], row["id"], row["order"]), None) is None:
+                raise ValueError(
+                    f"{out} holds a judgement that was not asked for, or one twice: id "
+                    f"{printable(row['id'])} in '{printable(row['language'])}', {row['order']}; "
+                    "give another --out, or remove that line."
+                )
         with (
             tqdm(total=len(wanted), desc="judging", disable=not progress) as bar,
             ThreadPoolExecutor(by.workers) as pool,

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mlcalib.common.errors import printable
 from mlcalib.common.row_files import file_rows
 from mlcalib.corpora import shuffled
 from mlcalib.judging.language_codes import find_code
@@ -158,14 +159,16 @@ def _text(row: dict[str, Any], fields: Sequence[str], where: str, *, blank: bool
         if field == "id" and isinstance(value, int):
             return str(value)
         if not isinstance(value, str) or not (blank or value.strip()):
-            kind = "blank" if isinstance(value, str) else f"{value!r}"
+            kind = "blank" if isinstance(value, str) else printable(repr(value))
             raise ValueError(f"{where}: '{field}' is {kind}; text was expected.")
         try:
             value.encode()
         except UnicodeEncodeError as error:  # JSON can escape one half of a surrogate pair
             raise ValueError(f"{where}: '{field}' is not valid Unicode: {error}.") from error
         return value
-    raise ValueError(f"{where} has no field '{fields[0]}'; it has: {', '.join(row) or 'no field'}.")
+    raise ValueError(
+        f"{where} has no field '{fields[0]}'; it has: {printable(', '.join(row)) or 'no field'}."
+    )
 
 
 def _language(row: dict[str, Any], where: str) -> str:
@@ -182,8 +185,8 @@ def _check_ids(texts: Iterable[Prompt], path: str | Path) -> None:
         key = (text.language, text.id)
         if key in seen:
             raise ValueError(
-                f"{path} has id {text.id} in '{text.language}' twice; ids must be unique within a "
-                "language."
+                f"{path} has id {printable(text.id)} in '{text.language}' twice; ids must be "
+                "unique within a language."
             )
         seen.add(key)
 

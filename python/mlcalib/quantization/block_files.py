@@ -8,6 +8,9 @@ from typing import Any
 from safetensors import safe_open
 from torch import Tensor
 
+from mlcalib.common.checked import as_type
+from mlcalib.common.json_text import loads
+from mlcalib.common.safetensors_read import read_header
 from mlcalib.common.safetensors_write import Piece, file_pieces, tensor_piece, write_safetensors
 
 
@@ -36,13 +39,25 @@ class BlockFiles:
 
     def tensors(self, block: str) -> dict[str, Tensor]:
         """Return the tensors of a finished block."""
+        read_header(self._file(block))
         with safe_open(self._file(block), framework="pt") as opened:
             return {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118
 
     def record(self, block: str) -> dict[str, Any]:
         """Return the record of a finished block."""
+        header = read_header(self._file(block))
         with safe_open(self._file(block), framework="pt") as opened:
-            found: dict[str, Any] = json.loads(opened.metadata()["record"])
+            content = (opened.metadata() or {}).get("record", "")
+        try:
+            found = as_type(loads(content), dict[str, Any])
+            names = as_type(found.get("names"), list[str])
+            if set(names) != set(header):
+                raise ValueError("it names other tensors than there are")
+        except ValueError as error:
+            raise ValueError(
+                f"{self._file(block)} has no record of a block ({error}); remove it, and the run "
+                "makes the block again"
+            ) from error
         return found
 
     def pieces(self, block: str) -> dict[str, Piece]:

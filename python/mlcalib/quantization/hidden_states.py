@@ -1,13 +1,28 @@
 """The hidden states of all sequences on their way from block to block, in memory or on disk."""
 
 import json
+import math
 import os
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from mlcalib.common.checked import as_type
 from mlcalib.common.files import atomic_file
+from mlcalib.common.safetensors_read import read_json
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What is written beside the states."""
+
+    position: Annotated[int, Field(ge=-1)]
+    shape: Annotated[list[Annotated[int, Field(ge=1, lt=2**31)]], Field(min_length=1)]
+    dtype: Literal["float32", "float16", "bfloat16", "float64"]
 
 
 class HiddenStates:
@@ -53,22 +68,28 @@ class HiddenStatesOnDisk(HiddenStates):
         self._folder = Path(folder)
         self._folder.mkdir(parents=True, exist_ok=True)
         self._record = self._folder / "hidden_states.json"
+        self._remedy = f"remove {self._folder} and start again"
         self._shape: tuple[int, ...] = ()
         self._dtype = torch.float32
         if self._record.is_file():
-            found = json.loads(self._record.read_text(encoding="utf-8"))
-            self.position = found["position"]
-            self._shape, self._dtype = tuple(found["shape"]), getattr(torch, found["dtype"])
+            try:
+                found = as_type(read_json(self._record), _Record)
+            except ValueError as error:
+                raise ValueError(f"{self._record} is damaged ({error}); {self._remedy}") from error
+            self.position, self._shape = found.position, tuple(found.shape)
+            self._dtype = getattr(torch, found.dtype)
         self._written: set[Path] = set()
 
     def read(self, language: str, index: int) -> Tensor:
         """See ``HiddenStates.read``."""
+        path = self._file(language, self.position)
+        size = math.prod(self._shape) * self._dtype.itemsize
+        if path.stat().st_size < (index + 1) * size:  # before any memory is taken
+            raise ValueError(f"{path} ends early; {self._remedy}")
         state = torch.empty(self._shape, dtype=self._dtype)
-        flat = state.view(torch.uint8).flatten().numpy()
-        with self._file(language, self.position).open("rb") as file:
-            file.seek(index * flat.nbytes)
-            if file.readinto(flat.data) != flat.nbytes:
-                raise ValueError(f"{file.name} ends early; remove {self._folder} and start again")
+        with path.open("rb") as file:
+            file.seek(index * size)
+            file.readinto(state.view(torch.uint8).flatten().numpy().data)
         return state
 
     def write(self, language: str, index: int, state: Tensor) -> None:

@@ -10,6 +10,7 @@ import torch
 
 from mlcalib import _core
 from mlcalib.calibration_sets import CalibrationSet
+from mlcalib.common.errors import printable
 from mlcalib.common.files import atomic_file
 from mlcalib.common.safetensors_read import read_json
 from mlcalib.models.device import device_name
@@ -53,12 +54,12 @@ def _differences(old: Any, new: Any, where: str) -> list[str]:
             for key in dict.fromkeys([*old, *new])
             for line in _differences(old.get(key), new.get(key), f"{where}.{key}".strip("."))
         ]
-    return [] if old == new else [f"{where} was {_short(old)} and is {_short(new)}"]
+    return [] if old == new else [f"{printable(where)} was {_short(old)} and is {_short(new)}"]
 
 
 def _short(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return printable(text if len(text) <= 60 else f"{text[:57]}...")
 
 
 def recipe_inputs(recipe: Recipe, calibration: CalibrationSet | None) -> dict[str, Any]:

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mlcalib import _core
+from mlcalib.common.checked import as_type
+from mlcalib.common.errors import printable
 from mlcalib.common.files import write_json_lines
 from mlcalib.common.row_files import file_rows
 
@@ -175,7 +177,8 @@ def _read(path: str | Path, kind: type[_Record], what: str) -> list[_Record]:
     records = []
     for where, row in file_rows(Path(path)):
         try:
-            records.append(kind(**row))
-        except TypeError as error:
-            raise ValueError(f"{where}, is not {what}: {error}.") from error
+            records.append(kind(**row))  # which refuses other fields
+            as_type(row, kind)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{where}, is not {what}: {printable(str(error))}.") from error
     return records

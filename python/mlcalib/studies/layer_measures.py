@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mlcalib.calibration_sets import CalibrationSet
+from mlcalib.common.checked import as_type
 from mlcalib.common.files import atomic_file
 from mlcalib.common.safetensors_read import read_json
 from mlcalib.common.stopwatch import Stopwatch
@@ -18,6 +20,16 @@ from mlcalib.quantization.solve import References, input_ranges, losses_per_toke
 from mlcalib.quantization.source import Source
 
 _WORST = 8  # channels that are named
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What is kept of a block."""
+
+    power: dict[str, Any]
+    ranges: dict[str, Any]
+    heldout_ranges: dict[str, Any]
+    outside: dict[str, dict[str, Any]]
 
 
 class LayerMeasures:
@@ -124,10 +136,16 @@ class LayerMeasures:
         """Return what was measured in all blocks, as in ``layers.json``."""
         found: dict[str, Any] = {"power": {}, "ranges": {}, "heldout_ranges": {}, "outside": {}}
         for name in blocks:
-            record = read_json(self._file(name))
-            for key in ("power", "ranges", "heldout_ranges"):
-                found[key] |= record[key]
-            for setting, by_linear in record["outside"].items():
+            try:
+                record = as_type(read_json(self._file(name)), _Measured)
+            except ValueError as error:
+                raise ValueError(
+                    f"{self._file(name)} is damaged ({error}); remove it, and run the study again"
+                ) from error
+            found["power"] |= record.power
+            found["ranges"] |= record.ranges
+            found["heldout_ranges"] |= record.heldout_ranges
+            for setting, by_linear in record.outside.items():
                 found["outside"].setdefault(setting, {}).update(by_linear)
         return found
 

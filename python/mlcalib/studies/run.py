@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlcalib.common.checked import as_type
 from mlcalib.common.files import atomic_file, locked, remove_partial
 from mlcalib.common.safetensors_read import read_json
 from mlcalib.common.stopwatch import Stopwatch
@@ -36,6 +37,14 @@ from mlcalib.studies.texts import StudyText, study_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class _Costs:
+    """What costs.json holds at least."""
+
+    seconds: dict[str, float]
+    peak_bytes: int
 
 
 @dataclass
@@ -284,7 +293,12 @@ def _add_costs(study: ModelStudy, seconds: Mapping[str, float]) -> None:
     """Add to the costs of earlier, interrupted runs."""
     path = study.folder / "costs.json"
     known: dict[str, Any] = {"seconds": {}, "peak_bytes": 0}
-    known |= read_json(path) if path.is_file() else {}
+    if path.is_file():
+        known |= read_json(path)
+        try:
+            as_type(known, _Costs)
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged ({error}); remove it to count anew") from error
     for phase, spent in seconds.items():
         known["seconds"][phase] = known["seconds"].get(phase, 0.0) + spent
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from mlcalib.common.errors import printable
 from mlcalib.common.optional import optional
 from mlcalib.common.row_files import file_rows
 from mlcalib.evaluation.tasks.catalogue import Task
@@ -55,7 +56,7 @@ def read_rows(path: Path, fields: Sequence[str]) -> list[JsonRow]:
         if lacking := [field for field in fields if field not in row]:
             raise ValueError(
                 f"{where}, has no field '{lacking[0]}'; it has: "
-                f"{', '.join(row) or 'none'}. Expected are the data set's own: "
+                f"{printable(', '.join(row)) or 'none'}. Expected are the data set's own: "
                 f"{', '.join(fields)}."
             )
         rows.append(row)

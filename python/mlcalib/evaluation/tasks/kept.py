@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,43 @@ _log = logging.getLogger(__name__)
 
 _PROMPTS = 256
 """That are generated together, over languages: several batches."""
+
+
+@dataclass(frozen=True)
+class _Text:
+    prompt: str
+    output: str
+    reference: str | None
+
+
+@dataclass(frozen=True)
+class _Cell:
+    task: str
+    language: str
+    metric: str | None
+    reason: str
+    fillers: list[str]
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What is kept of a task in a language."""
+
+    rows: list[Row]
+    items: dict[str, dict[str, list[float | None]]]
+    generations: dict[str, dict[str, list[_Text]]]
+    missing: list[_Cell]
+
+
+@dataclass(frozen=True)
+class _Lacking:
+    """Why nothing was measured."""
+
+    lacking: str
+
+
+KEPT = _Lacking | _Measured
+"""The type of what the cache has of a task in a language."""
 
 
 def run_subject(
@@ -61,7 +98,7 @@ def run_subject(
             if "lacking" in value:
                 lacking[code] = value["lacking"]
             else:
-                _add(value, results)
+                add_kept(value, results)
                 measured |= bool(value["rows"] or value["generations"])
         if lacking and not measured:
             raise FileNotFoundError(next(iter(lacking.values())))
@@ -78,7 +115,9 @@ def _values(
     model = {**_key(subject, cache, options), "of": task}
     data = _data(cache, task, options.get("data"))
     keys = {code: {**model, "language": code, "data": data} for code in languages}
-    values = {code: kept for code, key in keys.items() if (kept := cache.get(key)) is not None}
+    values = {
+        code: kept for code, key in keys.items() if (kept := cache.get(key, KEPT)) is not None
+    }
     unknown = [code for code in languages if code not in values]
     size = _together(task, options.get("limit"))
     for start in range(0, len(unknown), size):
@@ -138,7 +177,7 @@ def _of_language(results: TaskResults, code: str) -> dict[str, Any]:
     }
 
 
-def _add(value: dict[str, Any], results: TaskResults) -> None:
+def add_kept(value: dict[str, Any], results: TaskResults) -> None:
     """Add what was kept, under the name that the model has today."""
     source: dict[str, Any] = {
         "model": results.model,

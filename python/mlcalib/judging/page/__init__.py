@@ -11,7 +11,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from mlcalib.common.checked import as_type
 from mlcalib.common.files import atomic_file
+from mlcalib.common.json_text import loads
 from mlcalib.common.templates import environment
 from mlcalib.judging.texts import Pair, fingerprint
 from mlcalib.languages import language
@@ -95,10 +97,8 @@ def read_key(path: str | Path) -> Key:
         ValueError: it is not a key.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-        first, second = (Source(**model) for model in content["models"])
-        return Key(content["fingerprint"], (first, second), content["swapped"])
-    except (KeyError, TypeError, ValueError) as error:
+        return as_type(loads(Path(path).read_text(encoding="utf-8")), Key)
+    except ValueError as error:
         raise ValueError(
             f"{path} is not the key of a page; give the {KEY_SUFFIX} file that 'mlcalib annotate' "
             "wrote beside the page."

@@ -1,12 +1,13 @@
 """Reading a study folder, as ``mlcalib study`` leaves it, finished or not."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from mlcalib.common.checked import first_problem
+from mlcalib.common.json_text import loads
 from mlcalib.results.rows import Row
 
 LAYOUT = 1
@@ -253,11 +254,9 @@ def _read(path: Path, kind: type[_File], *, optional: bool = False) -> _File:
     if optional and not path.is_file():
         return kind()
     try:
-        return kind.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        return kind.model_validate(loads(path.read_text(encoding="utf-8")))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        problem = f"{where}: {first['msg']}" if where else first["msg"]
+        problem = first_problem(error)
     except ValueError as error:  # no JSON, or no UTF-8
         problem = str(error)
     raise ValueError(

@@ -79,7 +79,7 @@ def _run(file: Path, out: Path, seconds: int) -> Outcome:
         path.name for path in (folder / "findings").glob("*") if path.suffix != ".txt"
     )
     executions = _last(r"stat::number_of_executed_units: (\d+)", said)
-    if status and not findings or not executions:
+    if (status and not findings) or not executions:
         findings.append(f"../log (it ended with {status})")
     taken = time.perf_counter() - start
     return Outcome(name, executions, taken, _last(r"cov: (\d+)", said), findings)

@@ -102,7 +102,7 @@ class ImportanceFile:
             modern = file.read(4) == b"GGUF"
         try:
             found = _read_gguf(path) if modern else _read_dat(path)
-            _check_text(found)
+            _check_counts(found)
             for name, entry in found.entries.items():
                 _check(printable(name), entry)
         except (KeyError, TypeError, ValueError, OverflowError) as error:
@@ -111,11 +111,9 @@ class ImportanceFile:
         return found
 
 
-def _check_text(found: ImportanceFile) -> None:
+def _check_counts(found: ImportanceFile) -> None:
     if found.chunks < 0 or found.chunk_size < 1:
         raise ValueError(f"it has {found.chunks} chunks of {found.chunk_size} tokens")
-    if not all(isinstance(name, str) for name in found.datasets):
-        raise ValueError("the names of its datasets are no text")
 
 
 def _check(name: str, entry: Importance) -> None:
@@ -151,7 +149,7 @@ def _write_gguf(path: Path, content: ImportanceFile) -> None:
 
 def _read_gguf(path: Path) -> ImportanceFile:
     reader = read_gguf(path)
-    values = {field.name: field.contents() for field in reader.fields.values()}
+    values = reader.values
     if (kind := values.get("general.type")) != "imatrix":
         raise ValueError(f"general.type is {kind!r}, expected 'imatrix'")
     tensors: dict[str, Any] = {each.name: np.array(each.data) for each in reader.tensors}
@@ -166,7 +164,7 @@ def _read_gguf(path: Path) -> ImportanceFile:
             )
     return ImportanceFile(
         entries,
-        tuple(values.get("imatrix.datasets") or ()),
+        reader.texts("imatrix.datasets") if "imatrix.datasets" in reader.arrays else (),
         int(values["imatrix.chunk_count"]),
         int(values["imatrix.chunk_size"]),
     )
@@ -193,12 +191,12 @@ def _read_dat(path: Path) -> ImportanceFile:
     data = path.read_bytes()
     at = 0
 
-    def take(size: int) -> bytes:
+    def take(size: int) -> memoryview:
         nonlocal at
         if size < 0 or at + size > len(data):
             raise ValueError(f"it ends, or lies about a length, at byte {at} of {len(data)}")
         at += size
-        return data[at - size : at]
+        return memoryview(data)[at - size : at]
 
     def number() -> int:
         value: int = struct.unpack("<i", take(4))[0]
@@ -206,10 +204,10 @@ def _read_dat(path: Path) -> ImportanceFile:
 
     entries = {}
     for _ in range(number()):
-        name, calls = take(number()).decode(), number()
+        name, calls = bytes(take(number())).decode(), number()
         squares = np.frombuffer(take(4 * number()), "<f4").astype(np.float32)
         entries[name] = Importance(None, squares[None], np.array([calls], np.float32))
     if at == len(data):  # llama.cpp wrote neither for a while
         return ImportanceFile(entries, (), 0, 1)
-    chunks, dataset = number(), take(number()).decode()
+    chunks, dataset = number(), bytes(take(number())).decode()
     return ImportanceFile(entries, (dataset,), chunks, 1)

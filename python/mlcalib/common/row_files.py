@@ -51,7 +51,9 @@ def file_rows(
 
 
 def _json_rows(file: Traversable, refused: Refused | None) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, line in enumerate(lines(file), start=1):
+    number = 0
+    for line in lines(file):  # enumerate would keep a line while its row is used
+        number += 1
         if not line.strip():
             continue
         where = f"{file}, line {number}"
@@ -62,6 +64,7 @@ def _json_rows(file: Traversable, refused: Refused | None) -> Iterator[tuple[str
                 raise ValueError(f"{where}, is not JSON: {error}.") from error
             refused("lines that are not JSON", f"{where}: {error}")
             continue
+        del line
         if isinstance(row, dict):
             yield where, row
         elif refused is None:

@@ -57,17 +57,21 @@ def parts_between(file: Traversable, ends: re.Pattern[str]) -> Iterator[str]:
         start = 0
         for end in ends.finditer(text):
             begun.append(text[start : end.start()])
-            part = "".join(begun)
-            begun.clear()  # before the part is given: a long one is not to be there twice
-            yield part
+            yield _joined(begun)
             start = end.end()
         begun.append(text[start:])
     ended = ends.fullmatch(held) is not None
-    part = "".join(begun if ended else [*begun, held])
-    begun.clear()
-    yield part
+    begun += [] if ended else [held]
+    yield _joined(begun)
     if ended:
         yield ""
+
+
+def _joined(parts: list[str]) -> str:
+    """Return the parts as one, and empty the list: a long part is not to be there twice."""
+    text = "".join(parts)
+    parts.clear()
+    return text
 
 
 def text_pieces(file: Traversable) -> Iterator[str]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mlcalib.common.errors import printable
-from mlcalib.common.gguf_read import read_gguf, single_values
+from mlcalib.common.gguf_read import GgufFile, GgufTensor, read_gguf
 from mlcalib.common.optional import optional
 from mlcalib.formats._gguf_reader import GGUF_GRIDS
 from mlcalib.formats._readers import Facts
@@ -31,7 +31,7 @@ def inspect(file: Path) -> tuple[Facts, list[Problem]]:
         reader = read_gguf(file)
     except ValueError as error:
         return Facts(_SECTION), [("damaged", str(error))]
-    values = single_values(reader)
+    values = reader.values
     problems: list[Problem] = list(_part_of_a_model(file, values))
     if not problems:
         problems += _as_a_model(file, values, reader, gguf.MODEL_ARCH_NAMES.values())
@@ -42,7 +42,7 @@ def inspect(file: Path) -> tuple[Facts, list[Problem]]:
             problems.append(("damaged", problem))
         if tensor.tensor_type.name in GGUF_GRIDS and len(tensor.shape) == 2:
             specs[tensor.name] = GGUF_GRIDS[tensor.tensor_type.name]
-            shapes[tensor.name] = (int(tensor.shape[1]), int(tensor.shape[0]))
+            shapes[tensor.name] = (tensor.shape[1], tensor.shape[0])
     return Facts(_SECTION, specs, shapes), problems
 
 
@@ -61,7 +61,7 @@ def _part_of_a_model(file: Path, values: Mapping[str, Any]) -> Iterator[Problem]
 
 
 def _as_a_model(
-    file: Path, values: Mapping[str, Any], reader: Any, architectures: Collection[str]
+    file: Path, values: Mapping[str, Any], reader: GgufFile, architectures: Collection[str]
 ) -> Iterator[Problem]:
     """Yield what a model's file lacks; of its tensors, where mlcalib knows the architecture."""
     architecture = values.get("general.architecture")
@@ -75,7 +75,7 @@ def _as_a_model(
             ),
         )
     for key in ("tokenizer.ggml.model", "tokenizer.ggml.tokens"):
-        if key not in reader.fields:
+        if key not in reader.values and key not in reader.arrays:
             yield "damaged", f"{file} has no {key}: there is no tokenizer"
     if architecture not in {known.name for known in gguf_architectures().values()}:
         return
@@ -88,7 +88,7 @@ def _as_a_model(
         yield "damaged", f"{file} has block_count {blocks!r}, but tensors of {len(found)} blocks"
 
 
-def _finite(tensor: Any) -> bool:
+def _finite(tensor: GgufTensor) -> bool:
     """Return whether values, or scales and minima of blocks that mlcalib knows, are finite."""
     kind, data = tensor.tensor_type.name, tensor.data
     if kind in ("F32", "F16"):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mlcalib._core import GridSpec
 from mlcalib.common.errors import CannotReadError, named, printable
-from mlcalib.common.gguf_read import read_gguf, single_values
+from mlcalib.common.gguf_read import GgufTensor, read_gguf
 from mlcalib.common.optional import optional
 from mlcalib.formats._file import FileTensors
 from mlcalib.models import GgufArchitecture, gguf_architectures
@@ -34,7 +34,7 @@ class GgufTensors(FileTensors):
 
     Attributes:
         config: the model's, of transformers.
-        tensors: name in transformers → tensor of ``gguf``.
+        tensors: name in transformers → tensor of the file.
         specs: linear whose codes can be read → its grid.
         dtype: the floating type of its matrices; float32 where some were quantized in a type whose
             codes are not read, which are dequantized in it.
@@ -42,7 +42,7 @@ class GgufTensors(FileTensors):
     """
 
     config: Any
-    tensors: dict[str, Any]
+    tensors: dict[str, GgufTensor]
     specs: dict[str, GridSpec]
     dtype: torch.dtype
     rotates_pairs: bool
@@ -86,14 +86,15 @@ def open_gguf(file: Path) -> GgufTensors:
     """
     reader = read_gguf(file)
     stored = {tensor.name: tensor for tensor in reader.tensors}
-    values = single_values(reader)
+    values = reader.values
     name, known = _architecture(file, values, stored)
     _check_blocks(file, values.get(f"{known.name}.block_count"), stored)
     with _as_transformers_reads(file):
         config = _config(file, name, known, values, stored)
         shapes = _state_shapes(config)
     names = known.tensor_names(config.num_hidden_layers)
-    tensors, missing = {}, []
+    tensors: dict[str, GgufTensor] = {}
+    missing = []
     for key, shape in shapes.items():
         saved = names.get_name(key, try_suffixes=(".weight", ".bias"))
         if saved in stored:
@@ -116,7 +117,7 @@ def open_gguf(file: Path) -> GgufTensors:
 
 
 def _architecture(
-    file: Path, values: dict[str, Any], stored: dict[str, Any]
+    file: Path, values: dict[str, Any], stored: dict[str, GgufTensor]
 ) -> tuple[str, GgufArchitecture]:
     """Return the class of transformers that reads a file, the first of several, and its layout."""
     known: dict[str, tuple[str, GgufArchitecture]] = {}
@@ -145,7 +146,7 @@ def _config(
     name: str,
     known: GgufArchitecture,
     values: dict[str, Any],
-    stored: dict[str, Any],
+    stored: dict[str, GgufTensor],
 ) -> Any:
     """Return transformers' own reading of a config, with what it (5.24) leaves out."""
     from transformers import AutoConfig
@@ -187,22 +188,22 @@ def _as_transformers_reads(file: Path) -> Iterator[None]:
         ) from error
 
 
-def _check_blocks(file: Path, count: Any, stored: dict[str, Any]) -> None:
+def _check_blocks(file: Path, count: Any, stored: dict[str, GgufTensor]) -> None:
     """Raise a ValueError unless the file has tensors of as many blocks as it says."""
     found = {each[1] for name in stored if (each := re.match(r"blk\.(\d+)\.", name))}
     if count != len(found):
         raise ValueError(f"{file} has block_count {count!r}, but tensors of {len(found)} blocks")
 
 
-def _check_shape(file: Path, tensor: Any, shape: tuple[int, ...]) -> None:
-    stored = tuple(int(size) for size in reversed(tensor.shape))
+def _check_shape(file: Path, tensor: GgufTensor, shape: tuple[int, ...]) -> None:
+    stored = tuple(reversed(tensor.shape))
     if stored != shape:
         raise ValueError(
             f"{file} has {tensor.name} of shape {list(stored)}; its values make it {list(shape)}"
         )
 
 
-def _has_codes(name: str, tensor: Any) -> bool:
+def _has_codes(name: str, tensor: GgufTensor) -> bool:
     """Return whether a tensor is a quantized linear; embeddings and float ones are not.
 
     Raises:

@@ -27,7 +27,7 @@ class Journal:
         path: the file; made if it is not there.
         fingerprint: of all that a line's content depends on.
         what: what the lines hold, for messages.
-        kind: a the keys that a line has at least.
+        kind: a dataclass, of the fields that a line has at least.
 
     Attributes:
         rows: the lines that are there, without the fingerprint.
@@ -38,7 +38,7 @@ class Journal:
         OSError: it cannot be written.
     """
 
-    def __init__(self, path: str | Path, fingerprint: str, what: str, kind: type[Any]) -> None:
+    def __init__(self, path: str | Path, fingerprint: str, what: str, kind: Any = dict) -> None:
         self._path = Path(path).expanduser()
         self._fingerprint = fingerprint
         self._what = what

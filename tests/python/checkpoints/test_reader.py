@@ -73,6 +73,13 @@ def test_a_header_lists_the_tensors(tmp_path):
         (file_of({"a": entry(), "b": entry()}, bytes(8)), "tensor b starts at byte 0, not at 8"),
         (file_of({"a": entry(offsets=(8, 16))}, bytes(16)), "tensor a starts at byte 8, not at 0"),
         (file_of({"a": entry(shape=(2**62,), offsets=(0, 2**64))}), "take 18446744073709551616"),
+        (file_of({"a": entry(shape=(2**62,) * 9**5)}), "does not fill"),
+        (file_of(b'{"a": ' + b"[" * 500 + b"]" * 500 + b"}"), "nested more than 100 levels"),
+        (file_of(b'{"a": ' + b"9" * 5000 + b"}"), "not JSON"),
+        (file_of({"\ud800": 1}), r"tensor \\ud800 lacks"),
+        (file_of({"a": entry(dtype="\ud800" * 999)}, bytes(8)), "unknown dtype"),
+        (file_of({"__metadata__": {"a": 1}}), "the library safetensors refuses it"),
+        (file_of({"__metadata__": [1], "a": entry()}, bytes(8)), "safetensors refuses it"),
     ],
 )
 def test_truncated_and_foreign_files_are_refused(tmp_path, content, message):
@@ -80,6 +87,7 @@ def test_truncated_and_foreign_files_are_refused(tmp_path, content, message):
     with pytest.raises(ValueError, match=message) as error:
         read_header(path)
     assert str(path) in str(error.value)
+    assert len(str(error.value).encode()) < 1000  # and can be printed
     assert "Download or convert it again" in str(error.value)
 
 
@@ -134,6 +142,9 @@ def test_a_folder_tells_the_file_of_each_tensor(tmp_path):
         ({"a": 3}, "not a safetensors file beside it"),
         ({"a": "model-00003-of-00003.safetensors"}, "lacks model-00003"),
         ({"c": "model-00001-of-00002.safetensors"}, "lacks c, which"),
+        ({"\ud800": "model-00001-of-00002.safetensors"}, r"lacks \\ud800, which"),
+        ({"a": "\ud800.safetensors"}, r"lacks \\ud800.safetensors"),
+        ({"a": "\ud800"}, "not a safetensors file beside it"),
     ],
 )
 def test_an_index_that_does_not_hold_is_refused(tmp_path, weight_map, message):
@@ -142,7 +153,7 @@ def test_an_index_that_does_not_hold_is_refused(tmp_path, weight_map, message):
         validate_folder(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "\x00", "[" * 10**6])
+@pytest.mark.parametrize("text", ["", "{", "[]", "\x00", "[" * 10**6, '{"a": ' * 500 + "}" * 500])
 def test_an_index_that_is_not_json_is_refused(tmp_path, text):
     write_shards(tmp_path)
     (tmp_path / "model.safetensors.index.json").write_text(text)

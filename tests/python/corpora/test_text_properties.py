@@ -153,3 +153,14 @@ def test_a_line_that_is_no_json_does_not_stop_the_rest(tmp_path):
     written(tmp_path, "calib.jsonl", ("[" * 10**5).encode())
     with pytest.raises(ValueError, match=r"calib\.jsonl' holds no documents"):
         list(open_corpus(f"files:{tmp_path}").documents("en", "calib"))
+
+
+def test_what_is_too_deep_or_cannot_be_shown_is_counted(tmp_path):
+    deep = '{"messages": [{"role": "user", "content": "a", "x": ' + "[" * 900 + "]" * 900 + "}]}"
+    lines = [deep, '{"\\ud800": 1}', '{"messages": [{"\\ud800": "a"}]}', '{"text": "kept"}']
+    written(tmp_path, "calib.jsonl", "\n".join(lines).encode())
+    found, tally = read(tmp_path)
+    assert found == ["kept"]
+    assert tally.dropped.total() == 3
+    for example in tally.examples.values():
+        example.encode()

@@ -50,6 +50,9 @@ def test_bad_caches_are_named(tmp_path):
         path.write_text(damaged)
         with pytest.raises(ValueError, match=rf"{path.name} is not a result .* remove it"):
             cache.get(KEY)
+    cache.put(KEY, {"loss": ["a"]})
+    with pytest.raises(ValueError, match=rf"{path.name} is not a result .*valid number"):
+        cache.get(KEY, dict[str, list[float]])
     with pytest.raises(ValueError, match="Out of range float"):
         cache.put({**KEY, "tokens": 1}, float("nan"))
     assert list((tmp_path / "perplexity").iterdir()) == [path]
@@ -264,3 +267,21 @@ def test_states_that_were_removed_are_made_again_where_they_are_needed(folders, 
     rows = mlcalib.evaluate(folders, "en,sw", **options)
     assert scored() == (4, 2)  # two texts of the first, two of the third
     assert rows == mlcalib.evaluate(folders, "en,sw", **{**options, "cache": None})
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"/a": 1}', "[" * 500 + "]" * 500])
+def test_a_damaged_list_of_known_files_is_named(content, tmp_path):
+    (tmp_path / "files.json").write_text(content)
+    with pytest.raises(ValueError, match=r"files\.json is not a list of known files .* remove it"):
+        Cache(tmp_path).sha256(tmp_path / "files.json")
+
+
+def test_a_damaged_tensor_is_named(tmp_path):
+    cache = Cache(tmp_path)
+    cache.put_tensor(KEY, torch.zeros(3))
+    [path] = (tmp_path / "perplexity").iterdir()
+    whole = path.read_bytes()
+    for damaged in (whole[:-1], whole.replace(b'"tensor"', b'"tensox"'), b""):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=path.name):
+            cache.get_tensor(KEY)

@@ -166,6 +166,10 @@ def test_what_is_no_file_of_ratings(page, tmp_path):
     check("is not a file of ratings", "hello")
     check("is not a file of ratings", {"format": "other"})
     check("is of another page", {"fingerprint": "0" * 64})
+    check("is not a file of ratings", "[" * 500 + "]" * 500)
+    check("is not a file of ratings", {"fingerprint": 3})
+    check("is damaged", {"rater": ["ada"]})
+    check("is damaged", {"ratings": "ab"})
     check("is damaged", {"ratings": [{"id": "1"}]})
     check("is damaged", {"ratings": [{**content["ratings"][0], "id": "nowhere"}]})
     check("is damaged", {"ratings": [{**content["ratings"][0], "better": 2}]})
@@ -175,3 +179,8 @@ def test_what_is_no_file_of_ratings(page, tmp_path):
         read_ratings([], key)
     with pytest.raises(ValueError, match="is not the key of a page"):
         read_key(good)
+    whole = json.loads(page[1].read_text())
+    for change in ({"swapped": {"en": 1}}, {"models": [1, 2]}, {"fingerprint": 1}, {"models": []}):
+        (tmp_path / "bad.key.json").write_text(json.dumps({**whole, **change}))
+        with pytest.raises(ValueError, match=r"bad\.key\.json is not the key of a page"):
+            read_key(tmp_path / "bad.key.json")

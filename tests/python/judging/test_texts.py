@@ -3,8 +3,10 @@
 import json
 
 import pytest
+from memory import peak
 
 from mlcalib.judging import Generation, Prompt, pair, read_generations, read_prompts
+from mlcalib.judging.answers import AnswerLine
 from mlcalib.judging.journal import Journal
 from mlcalib.judging.language_codes import find_code
 
@@ -127,10 +129,36 @@ def test_a_journal_goes_on_after_a_kill(tmp_path, caplog):
         Journal(path, "g", "answers")
 
 
-@pytest.mark.parametrize("content", ["notes without a newline", "notes\n", "[1]\n", '{"id": 1}\n'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "notes without a newline", "notes\n", "[1]\n", '{"id": 1}\n', "[" * 500 + "]" * 500 + "\n",
+        '{"fingerprint": "f", "id": "\xe9"}\n',
+    ],
+)  # fmt: skip
 def test_a_journal_leaves_other_files_alone(tmp_path, content):
     path = tmp_path / "notes.txt"
-    path.write_text(content)
+    path.write_text(content, encoding="latin-1")
     with pytest.raises(ValueError, match="is not a line of answers"):
         Journal(path, "f", "answers")
-    assert path.read_text() == content
+    assert path.read_text(encoding="latin-1") == content
+
+
+@pytest.mark.parametrize(
+    "change", [{"id": 1}, {"output": None}, {"language": []}, {"id": "\ud800"}]
+)
+def test_a_line_without_what_is_needed_is_named(change, tmp_path):
+    path = tmp_path / "answers.jsonl"
+    row = {"language": "en", "id": "1", "output": "a", "fingerprint": "f", **change}
+    path.write_text(f"{json.dumps(row)}\n")
+    with pytest.raises(ValueError, match=r"answers\.jsonl, line 1, is not a line of answers"):
+        Journal(path, "f", "answers", AnswerLine)
+
+
+def test_a_journal_is_read_line_by_line(tmp_path):
+    path = tmp_path / "answers.jsonl"
+    row = json.dumps({"id": "1", "text": "a" * 2**16, "fingerprint": "f"})
+    path.write_text(f"{row}\n" * 100)
+    taken, said = peak(lambda: Journal(path, "f", "answers").rows)
+    assert not said
+    assert taken < 2 * path.stat().st_size

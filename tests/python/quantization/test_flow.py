@@ -1,15 +1,19 @@
 """Prefixes of text, and hidden states on their way."""
 
+import json
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from small_models import tiny_llama, tiny_model
 
 import mlcalib
 from mlcalib.common.stopwatch import Stopwatch
 from mlcalib.models import find_adapter
 from mlcalib.models.experts import unfuse
+from mlcalib.quantization.block_files import BlockFiles
 from mlcalib.quantization.hidden_states import HiddenStates, HiddenStatesOnDisk
 from mlcalib.quantization.propagation import Flow, Prefix
 
@@ -113,3 +117,49 @@ def test_states_in_memory_turn_too():
     assert states.position == 0
     states.restart()
     assert states.position == -1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"position": "1"}, {"shape": [2**40]}, {"shape": []}, {"shape": [0, 2**31 - 1]},
+        {"dtype": "nn"}, {"dtype": "int8"}, {"position": -2},
+    ],
+)  # fmt: skip
+def test_a_damaged_record_of_hidden_states_is_named(change, tmp_path):
+    states = HiddenStatesOnDisk(tmp_path)
+    states.write("en", 0, torch.zeros(1, 2, 2))
+    states.turn()
+    record = tmp_path / "hidden_states.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), **change}))
+    with pytest.raises(ValueError, match=r"hidden_states\.json is damaged .* remove"):
+        HiddenStatesOnDisk(tmp_path)
+
+
+def test_states_are_not_made_room_for_before_they_are_there(tmp_path):
+    states = HiddenStatesOnDisk(tmp_path)
+    states.write("en", 0, torch.zeros(1, 2, 2))
+    states.turn()
+    record = tmp_path / "hidden_states.json"
+    large = {"position": 0, "shape": [2**30, 2**30], "dtype": "float32"}
+    record.write_text(json.dumps(large))
+    with pytest.raises(ValueError, match=r"en-0\.bin ends early; remove"):
+        HiddenStatesOnDisk(tmp_path).read("en", 0)
+
+
+@pytest.mark.parametrize(
+    "record", ["", "[]", "{}", '{"names": ["b"]}', '{"names": [1]}', "{" * 500]
+)
+def test_a_damaged_record_of_a_block_is_named(record, tmp_path):
+    save_file({"a": torch.zeros(2)}, tmp_path / "0.safetensors", {"record": record})
+    with pytest.raises(ValueError, match=r"0\.safetensors has no record of a block"):
+        BlockFiles(tmp_path).pieces("0")
+
+
+def test_a_cut_off_block_is_named(tmp_path):
+    BlockFiles(tmp_path).write("0", {"a": torch.zeros(2)}, {})
+    path = tmp_path / "0.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    for read in (BlockFiles(tmp_path).tensors, BlockFiles(tmp_path).record):
+        with pytest.raises(ValueError, match=r"0\.safetensors is not a usable safetensors file"):
+            read("0")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from memory import peak
 from small_models import tiny_llama, tiny_model
 from test_imatrix import calibration, read_dat
 
@@ -127,3 +128,54 @@ def test_other_gguf_files_are_no_importance_matrices(tmp_path):
     writer.close()
     with pytest.raises(ValueError, match=r"general\.type is 'model', expected 'imatrix'"):
         ImportanceFile.load(tmp_path / "model.gguf")
+
+
+def modern(path, chunk_size=1, kind=np.float32, datasets=("a",)):
+    writer = gguf.GGUFWriter(path, "imatrix")
+    writer.add_type("imatrix")
+    writer.add_array("imatrix.datasets", list(datasets))
+    writer.add_uint32("imatrix.chunk_count", 1)
+    writer.add_uint32("imatrix.chunk_size", chunk_size)
+    writer.add_tensor("a.in_sum2", np.ones((1, 4), kind))
+    writer.add_tensor("a.counts", np.full((1, 1), 1e30, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"chunk_size": 0}, "1 chunks of 0 tokens"),
+        ({"kind": np.float16}, "not float32"),
+        ({"datasets": [1, 2]}, "array of type"),
+    ],
+)
+def test_other_values_are_told(options, message, tmp_path):
+    modern(tmp_path / "a.gguf", **options)
+    with pytest.raises(
+        ValueError, match=rf"a\.gguf is not a usable importance matrix: .*{message}"
+    ):
+        ImportanceFile.load(tmp_path / "a.gguf")
+
+
+def test_counts_that_the_legacy_layout_cannot_hold_are_told(tmp_path):
+    modern(tmp_path / "a.gguf")
+    found = ImportanceFile.load(tmp_path / "a.gguf")
+    with pytest.raises(ValueError, match=r"a\.dat: the legacy layout has 32 bits"):
+        found.save(tmp_path / "a.dat")
+    assert not (tmp_path / "a.dat").exists()
+
+
+def test_a_legacy_file_takes_twice_its_size(tmp_path):
+    path = tmp_path / "a.dat"
+    entry = Importance(None, np.ones((1, 2**20), np.float32), np.ones(1, np.float32))
+    ImportanceFile({"a": entry}, (), 1, 1).save(path)
+    taken, said = peak(lambda: ImportanceFile.load(path))
+    assert not said
+    assert taken < 2.5 * path.stat().st_size
+    path.write_bytes(struct.pack("<iiB", 1, 1, 97) + struct.pack("<ii", 1, 2**29))
+    taken, said = peak(lambda: ImportanceFile.load(path))
+    assert "lies about a length" in said
+    assert taken < 2**20

@@ -74,3 +74,30 @@ def test_a_foreign_line_of_items_is_named(tmp_path):
     beside.write_text('{"model": 3}\n', encoding="utf-8")
     with pytest.raises(ValueError, match=r"rows\.items, line 1, is not items of a result"):
         read_results(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"value": "0.5"}, {"value": None}, {"n": 1.5}, {"n": [1]}, {"model": {}}, {"seed": "a"},
+        {"model": "\ud800"}, {"\ud800": 1}, {"windows": [["a"]]}, {"value": [[]] * 200},
+    ],
+)  # fmt: skip
+def test_a_row_with_another_type_is_named(change, tmp_path):
+    row = {**Row("m", "float", "none", "sw", "xnli", "acc", 0.5, None, 3).record(), **change}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    with pytest.raises(ValueError, match=r"rows\.jsonl, line 1, is not a row of results") as error:
+        read_rows(tmp_path / "rows.jsonl")
+    str(error.value).encode()
+
+
+@pytest.mark.parametrize(
+    "change", [{"values": 1}, {"values": ["a"]}, {"sizes": ["a"]}, {"task": []}]
+)
+def test_items_with_another_type_are_named(change, tmp_path):
+    write_results(results(FLOAT), tmp_path / "rows.jsonl")
+    beside = tmp_path / "rows.items"
+    item = {**json.loads(beside.read_text().splitlines()[0]), **change}
+    beside.write_text(json.dumps(item))
+    with pytest.raises(ValueError, match=r"rows\.items, line 1, is not items of a result"):
+        read_results(tmp_path / "rows.jsonl")

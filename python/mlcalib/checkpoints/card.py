@@ -47,6 +47,18 @@ def model_card(record: Mapping[str, Any]) -> str:
     return f"---\n{_metadata(record).to_yaml(original_order=_ORDER)}\n---\n\n{body}\n"
 
 
+def converted_card(card: str, old: str, new: str) -> str:
+    """Return the card of a checkpoint that was converted from one format into another."""
+    was, now = formats.get(old), formats.get(new)
+    for before, after in (
+        (was.loading, now.loading),
+        (f"- Stored: {was.stored or old}\n", f"- Stored: {now.stored or new}\n"),
+        (f"\n- {old}\n", f"\n- {new}\n"),
+    ):
+        card = card.replace(before, after)
+    return card
+
+
 def check_card(folder: str | Path) -> str:
     """Return the text of a folder's card, which has a place for results.
 

@@ -1,16 +1,16 @@
 """``mlcalib.convert``: codes from one checkpoint format into another, as they are."""
 
 import json
-import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from mlcalib._core import Grid, GridSpec, QuantizedLinear
 from mlcalib.checkpoints import Checkpoint, open_checkpoint, save_tensors
+from mlcalib.checkpoints.card import CARD, converted_card
+from mlcalib.checkpoints.source_files import changed_config, copy_files, save_json
 from mlcalib.common import compat
 from mlcalib.common.files import atomic_folder, check_output
 from mlcalib.common.safetensors_read import read_json
@@ -18,8 +18,6 @@ from mlcalib.formats import Format, find_file, formats
 from mlcalib.models.loading import load_tokenizer
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_COPIED = (".json", ".txt", ".jinja", ".model", ".tiktoken")
-_LEFT = ("config.json", "model.safetensors.index.json")
 
 
 def convert(source: str | Path, out: str | Path, format: str, *, dtype: str = "auto") -> None:  # noqa: A002
@@ -58,24 +56,19 @@ def convert(source: str | Path, out: str | Path, format: str, *, dtype: str = "a
             checkpoint, found[1] if found else Path(source), out, format, specs, model_dtype
         )
         return
-    config = dict(checkpoint.config)
     order = checkpoint.format.order(checkpoint.section)
     section = form.quantization_config(specs, order, _ignore(checkpoint))
-    for key in ("quantization_config", "compression_config", "torch_dtype"):
-        config.pop(key, None)
-    if section is not None:
-        config["quantization_config"] = section
-    config["dtype"] = str(model_dtype).removeprefix("torch.")
+    config = changed_config(checkpoint.config, section, model_dtype)
     with atomic_folder(out) as folder:
         if found is None:
-            _copy_files(Path(source), folder, checkpoint.format.config_files)
-            _copy_record(Path(source), folder, format)
+            copy_files(Path(source), folder)
+            _copy_card(Path(source), folder, format)
         else:
             load_tokenizer(str(found[1])).save_pretrained(folder)
-            _copy_record(found[1].parent, folder, format)
-        _write_json(folder / "config.json", config)
+        _copy_record(Path(source) if found is None else found[1].parent, folder, format)
+        save_json(folder / "config.json", config)
         if form.config_file is not None:
-            _write_json(folder / form.config_file, section)
+            save_json(folder / form.config_file, section)
         save_tensors(_packed(checkpoint, form, specs, model_dtype), folder)
 
 
@@ -94,10 +87,13 @@ def _specs(checkpoint: Checkpoint, form: Format, dtype: torch.dtype) -> dict[str
             if form.codes is None or torch.equal(grid.scale.to(each).float(), grid.scale)
         ]
         if not exact:
+            remedy = "no dtype changes that: give another format, such as compressed-tensors"
+            if form.scale_dtype(spec.scale_dtype) == spec.scale_dtype:
+                wanted = str(spec.scale_dtype).removeprefix("torch.")
+                remedy = f"convert with another dtype (--dtype {wanted})"
             raise ValueError(
                 f"{name}: its {spec.scale_dtype} scales are not exact in {scale_dtypes[0]}, in "
-                f"which {type(form).__name__} holds those of a model in {dtype}; convert with "
-                f"another dtype (--dtype {str(spec.scale_dtype).removeprefix('torch.')})"
+                f"which {type(form).__name__} holds those of a model in {dtype}; {remedy}"
             )
         centred = centred and bool((grid.zero == 1 << (spec.bits - 1)).all())
         specs[name] = (spec, exact[0])
@@ -171,12 +167,17 @@ def _ignore(checkpoint: Checkpoint) -> list[str]:
     return list(dict.fromkeys(ignored))
 
 
-def _copy_files(source: Path, folder: Path, config_files: Collection[str]) -> None:
-    """Copy tokenizer and generation config; no weights, no code, no model card."""
-    left = {*_LEFT, *config_files}
-    for path in sorted(source.iterdir()):
-        if path.is_file() and path.suffix in _COPIED and path.name not in left:
-            shutil.copyfile(path, folder / path.name)
+def _copy_card(source: Path, folder: Path, format: str) -> None:  # noqa: A002
+    """Copy the model card; one that mlcalib wrote says how the new format is loaded."""
+    if not (card := source / CARD).is_file():
+        return
+    content = card.read_bytes()
+    record = source / "mlcalib.json"
+    recipe = read_json(record).get("recipe") if record.is_file() else None
+    if isinstance(recipe, dict) and recipe.get("format") in formats.names():
+        text = content.decode(errors="replace")
+        content = converted_card(text, recipe["format"], format).encode()
+    (folder / CARD).write_bytes(content)
 
 
 def _copy_record(source: Path, folder: Path, format: str) -> None:  # noqa: A002
@@ -185,8 +186,4 @@ def _copy_record(source: Path, folder: Path, format: str) -> None:  # noqa: A002
         content = read_json(record)
         if isinstance(content.get("recipe"), dict):
             content["recipe"]["format"] = format
-        _write_json(folder / record.name, content)
-
-
-def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        save_json(folder / record.name, content)

@@ -6,21 +6,24 @@ is changed. Nothing is loaded and saved again, which would leave keys out or spe
 """
 
 import json
+import logging
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mlcalib.common.safetensors_read import read_json
+from mlcalib.common.safetensors_read import ADAPTER, read_json
 from mlcalib.formats import formats
 
 _WEIGHTS = (
     ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".gguf", ".onnx", ".h5", ".msgpack",
     ".index.json",
 )  # fmt: skip
-_OWN = {"config.json", "README.md", "mlcalib.json", ".gitattributes"}
+_OWN = {"config.json", "README.md", "mlcalib.json", ".gitattributes", ADAPTER}
 _SECTIONS = ("quantization_config", "compression_config")
+_log = logging.getLogger(__name__)
 
 
 def copy_files(source: Path, folder: Path) -> None:
@@ -49,38 +52,65 @@ def config_of(
     Raises:
         ValueError: config.json cannot be read.
     """
-    config = read_json(source / "config.json")
-    for key in _SECTIONS:
-        config.pop(key, None)
-    if section is not None:
-        config["quantization_config"] = section
-    name = str(dtype).removeprefix("torch.")
-    keys = [key for key in ("dtype", "torch_dtype") if key in config] or ["dtype"]
-    config |= dict.fromkeys(keys, name)
+    config = changed_config(read_json(source / "config.json"), section, dtype)
     if "tie_word_embeddings" in config or not tied:
         config["tie_word_embeddings"] = tied
     return config
 
 
+def changed_config(
+    config: Mapping[str, Any], section: dict[str, Any] | None, dtype: torch.dtype
+) -> dict[str, Any]:
+    """Return a config with another quantization section and dtype, and all else as it was.
+
+    Args:
+        config: content of a config.json, which is not changed.
+        section: the new ``quantization_config``; None for none.
+        dtype: of the weights that are not quantized.
+    """
+    changed = {key: value for key, value in config.items() if key not in _SECTIONS}
+    if section is not None:
+        changed["quantization_config"] = section
+    name = str(dtype).removeprefix("torch.")
+    keys = [key for key in ("dtype", "torch_dtype") if key in changed] or ["dtype"]
+    return changed | dict.fromkeys(keys, name)
+
+
 def with_source_card(card: str, source: Path) -> str:
-    """Return a model card with the source's own below it; its licence and metadata are kept."""
+    """Return a model card with the source's own below it; its licence and metadata are kept.
+
+    Metadata that is not the YAML of a card is left out, which a warning says; the text is kept.
+    """
     from huggingface_hub import ModelCard, ModelCardData
 
     path = source / "README.md"
     if not path.is_file():
         return card
-    text = path.read_text(encoding="utf-8", errors="replace")
     ours = ModelCard(card, ignore_metadata_errors=True)
-    theirs = ModelCard(text, ignore_metadata_errors=True)
-    both = {
-        key: value
-        for each in (theirs, ours)
-        for key, value in vars(each.data).items()
-        if value is not None
-    }
-    metadata = ModelCardData(ignore_metadata_errors=True, **both).to_yaml()
-    below = f"## The card of the model that was quantized\n\n{theirs.text.strip()}"
+    data, text = _read_card(path)
+    for key, value in vars(ours.data).items():
+        if value is not None:
+            data[key] = value
+    metadata = ModelCardData(ignore_metadata_errors=True, **data).to_yaml()
+    below = f"## The card of the model that was quantized\n\n{text.strip()}"
     return f"---\n{metadata}\n---\n\n{ours.text.strip()}\n\n{below}\n"
+
+
+def _read_card(path: Path) -> tuple[dict[str, Any], str]:
+    """Return metadata and text of a model card."""
+    import yaml
+    from huggingface_hub import ModelCard
+
+    text = path.read_text(encoding="utf-8", errors="replace")
+    if not text.startswith("---"):
+        return {}, text
+    try:
+        card = ModelCard(text, ignore_metadata_errors=True)
+        found = {key: value for key, value in vars(card.data).items() if value is not None}
+    except (ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
+        _log.warning("%s: its metadata cannot be read, and is left out: %s", path, error)
+        return {}, text
+    return found, card.text
 
 
 def save_json(path: Path, content: Any) -> None:

@@ -15,7 +15,7 @@ Importing this imports none of them but torch: functions do, when they are calle
 
 import functools
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,6 +58,21 @@ def config_from(content: Mapping[str, Any]) -> Any:
     from transformers import CONFIG_MAPPING
 
     return CONFIG_MAPPING[content["model_type"]].from_dict(dict(content))
+
+
+def knows_type(model_type: str) -> bool:
+    """Return whether transformers has a config of this ``model_type``."""
+    from transformers import CONFIG_MAPPING  # undocumented
+
+    return model_type in CONFIG_MAPPING
+
+
+def quantization_methods() -> Collection[str]:
+    """Return the ``quant_method`` of all checkpoints that transformers has a reader for."""
+    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING  # undocumented
+
+    methods: Collection[str] = AUTO_QUANTIZATION_CONFIG_MAPPING
+    return methods
 
 
 def hub_commit(name: str) -> str | None:

@@ -5,11 +5,12 @@ from typing import Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
-from mlcalib.common.errors import printable
+from mlcalib.common.errors import CannotReadError, printable
 from mlcalib.common.json_text import loads
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"
 _MAX_HEADER = 100_000_000
 _MAX_ELEMENTS = 2**63
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -74,7 +75,9 @@ def validate_folder(folder: str | Path) -> dict[str, Path]:
         The file of each tensor.
 
     Raises:
-        ValueError: not a folder, no safetensors weights, a shard missing, or a file invalid.
+        CannotReadError: the weights are pickles, an adapter's, or in a layout of another library.
+        ValueError: not a folder, no safetensors weights, a shard missing, a file invalid, or a
+            tensor that two shards hold with different values.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -87,14 +90,34 @@ def validate_folder(folder: str | Path) -> dict[str, Path]:
         return dict.fromkeys(read_header(folder / SINGLE), folder / SINGLE)
     if (folder / INDEX).is_file():
         return _validate_shards(folder)
-    pickles = sorted(file.name for file in folder.iterdir() if file.suffix in _PICKLES)
-    if pickles:
-        raise ValueError(
+    raise _other_weights(folder) or ValueError(
+        f"{folder} has neither {SINGLE} nor {INDEX}; is the download complete?"
+    )
+
+
+def _other_weights(folder: Path) -> CannotReadError | None:
+    """Return an error that says which other weights a folder holds; None for none."""
+    names = sorted(file.name for file in folder.iterdir())
+    if ADAPTER in names:
+        base = read_json(folder / ADAPTER).get("base_model_name_or_path")
+        return CannotReadError(
+            f"{folder} holds an adapter (LoRA) for the model {base}, and no model; merge the two "
+            "(PeftModel.from_pretrained(...).merge_and_unload().save_pretrained(...)) and give "
+            "the folder that this makes"
+        )
+    if pickles := [name for name in names if name.endswith(_PICKLES)]:
+        return CannotReadError(
             f"{folder} has its weights in {pickles[0]}, a pickle, which can run code when loaded; "
             "convert it to safetensors where you trust it: "
             "AutoModelForCausalLM.from_pretrained(...).save_pretrained(...)"
         )
-    raise ValueError(f"{folder} has neither {SINGLE} nor {INDEX}; is the download complete?")
+    if others := [name for name in names if name.endswith(".safetensors")]:
+        return CannotReadError(
+            f"{folder} has its weights in {others[0]}, and neither {SINGLE} nor {INDEX}: files of "
+            "another library's layout, or a download without its index. Get the model in the "
+            "layout of transformers"
+        )
+    return None
 
 
 class _InvalidHeaderError(Exception):
@@ -191,7 +214,26 @@ def _validate_shards(folder: Path) -> dict[str, Path]:
             raise ValueError(
                 f"{folder / shard} lacks {printable(tensor)}, which {INDEX} places there"
             )
-    return {tensor: folder / shard for tensor, shard in weight_map.items()}
+    found = {tensor: folder / shard for tensor, shard in weight_map.items()}
+    for shard, header in headers.items():
+        for tensor in header:  # readers take what is in a shard, whether the index names it or not
+            there = found.setdefault(tensor, folder / shard)
+            if there.name != shard and _bytes_of(there, tensor) != _bytes_of(
+                folder / shard, tensor
+            ):
+                raise ValueError(
+                    f"{there} and {folder / shard} both hold {printable(tensor)}, with different values, and "
+                    "readers differ in which they take; download the model again"
+                )
+    return found
+
+
+def _bytes_of(path: Path, tensor: str) -> bytes:
+    """Return the bytes of a tensor."""
+    entry = read_header(path)[tensor]
+    with path.open("rb") as file:
+        file.seek(data_start(path) + entry.begin)
+        return file.read(entry.end - entry.begin)
 
 
 def read_json(path: Path) -> dict[str, Any]:

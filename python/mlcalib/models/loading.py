@@ -1,6 +1,8 @@
 """A model and its tokenizer from a folder, a hub name or a GGUF file."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +11,9 @@ import torch
 from torch import nn
 
 from mlcalib.common import compat
-from mlcalib.common.safetensors_read import read_header, validate_folder
+from mlcalib.common.errors import CannotReadError
+from mlcalib.common.safetensors_read import read_header, read_json, validate_folder
+from mlcalib.models.context import read_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -20,6 +24,15 @@ _DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+
+_TOKENIZERS = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "tekken.json",
+)
 
 
 def find_smollm2() -> Path:
@@ -49,6 +62,8 @@ def check_source(source: str) -> None:
     path = Path(source)
     if path.is_dir():
         validate_folder(path)
+        if not (path / "config.json").is_file():
+            raise ValueError(f"{source} has no config.json; is the download complete?")
     elif path.suffix == ".gguf" or source.startswith((".", "/", "~")):
         if not path.is_file():
             raise FileNotFoundError(
@@ -64,16 +79,62 @@ def check_source(source: str) -> None:
             )
 
 
+def model_config(source: str) -> "PreTrainedConfig":
+    """Return a model's config. Code of the checkpoint is not run.
+
+    Raises:
+        CannotReadError: it describes no model that transformers has; says why.
+        OSError: there is none.
+    """
+    import transformers
+
+    folder, options = _where(source)
+    content = read_config(source)
+    kind = content.get("model_type")
+    if isinstance(kind, str) and not compat.knows_type(kind):
+        why = (
+            "its auto_map says that the model is code of the checkpoint, which mlcalib does not run"
+            if content.get("auto_map")
+            else "a newer release may (pip install -U transformers)"
+        )
+        raise CannotReadError(
+            f"'{source}' has model_type '{kind}', which transformers {transformers.__version__} "
+            f"does not have; {why}."
+        )
+    with described(source):
+        config: PreTrainedConfig = transformers.AutoConfig.from_pretrained(
+            folder, trust_remote_code=False, **options
+        )
+    return config
+
+
+@contextmanager
+def described(source: str) -> Iterator[None]:
+    """Turn what transformers raises of a config.json, inside, into an error that names the file.
+
+    Raises:
+        CannotReadError: says what is wrong.
+        OSError, ImportError: as they are.
+    """
+    try:
+        yield
+    except (OSError, ImportError):
+        raise
+    except Exception as error:  # of huggingface_hub's dataclasses, KeyError, AttributeError, …
+        reason = error.__cause__ or error
+        raise CannotReadError(
+            f"'{source}': transformers can make no model of config.json: "
+            f"{type(reason).__name__}: {reason}. Compare it with the original's, or get it again."
+        ) from error
+
+
 def architecture(source: str) -> str:
     """Return the class name of a model, e.g. ``LlamaForCausalLM``, from its config alone.
 
     Raises:
         ValueError: the config names no causal language model.
     """
-    from transformers import AutoConfig
-
-    folder, options = _where(source)
-    config = AutoConfig.from_pretrained(folder, **options)
+    config = model_config(source)
     if config.architectures:
         return str(config.architectures[0])
     name = compat.causal_architecture(config.model_type)
@@ -95,13 +156,12 @@ def skeleton(
         dtype: of the weights; None for the config's.
         untied: with output embeddings of its own, whatever the config says.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    folder, options = _where(source)
-    config = AutoConfig.from_pretrained(folder, **options)
+    config = model_config(source)
     if untied:
         config.tie_word_embeddings = False
-    with torch.device("meta"):
+    with described(source), torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
     return model
 
@@ -116,12 +176,10 @@ def stored_dtype(folder: Path, dtype: str) -> torch.dtype:
     Raises:
         ValueError: an unknown dtype, or a stored one that is not among them.
     """
-    from transformers import AutoConfig
-
     check_dtype(dtype)
     name = dtype
     if dtype == "auto":
-        stated = AutoConfig.from_pretrained(folder).dtype
+        stated = model_config(str(folder)).dtype
         entries = (read_header(file) for file in sorted(set(validate_folder(folder).values())))
         stored = (entry.dtype for header in entries for entry in header.values())
         kinds = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
@@ -139,13 +197,46 @@ def check_dtype(dtype: str) -> None:
 
 
 def load_tokenizer(source: str) -> "PreTrainedTokenizerBase":
-    """Load a tokenizer."""
+    """Load a tokenizer. Code of the checkpoint is not run.
+
+    Raises:
+        ValueError: there is none, or it cannot be loaded; says why.
+        OSError: see ``transformers.AutoTokenizer``.
+    """
     from transformers import AutoTokenizer
 
     folder, options = _where(source)
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, **options)
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=False, **options
+        )
+    except (OSError, ImportError):
+        raise
+    except Exception as error:  # tokenizers (Rust) raises Exception itself
+        raise ValueError(_no_tokenizer(source, error)) from error
     tokenizer.name_or_path = source  # not the folder of a GGUF file
     return tokenizer
+
+
+def _no_tokenizer(source: str, error: Exception) -> str:
+    """Say why a model has no tokenizer that can be loaded."""
+    folder = Path(source)
+    if folder.is_dir() and not any((folder / name).is_file() for name in _TOKENIZERS):
+        return (
+            f"'{source}' has no tokenizer (none of {', '.join(_TOKENIZERS)}); copy the files of "
+            "the model's tokenizer there"
+        )
+    config = folder / "tokenizer_config.json"
+    if config.is_file() and "auto_map" in read_json(config):
+        return (
+            f"The tokenizer of '{source}' is code of the checkpoint (auto_map in "
+            "tokenizer_config.json), which mlcalib does not run; give a tokenizer.json, which "
+            "transformers' own classes read"
+        )
+    return (
+        f"The tokenizer of '{source}' cannot be loaded: {type(error).__name__}: {error}. Compare "
+        "its files with the original's, or get them again"
+    )
 
 
 def load_model(
@@ -173,15 +264,26 @@ def load_model(
     check_dtype(dtype)
     check_source(source)
     folder, options = _where(source)
+    if config is None and "gguf_file" not in options:
+        config = model_config(source)
     if config is not None:
         options["config"] = config
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+    model: PreTrainedModel
+    model, told = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=_DTYPES[dtype],
         use_safetensors=None if "gguf_file" in options else True,
         device_map=device if device is not None and device.type != "cpu" else None,
+        output_loading_info=True,
+        trust_remote_code=False,
         **options,
     )
+    if missing := sorted(told["missing_keys"]):
+        raise ValueError(
+            f"'{source}' lacks {len(missing)} tensors that the model needs, such as {missing[0]}, "
+            "and transformers starts them at random; is it the right config.json, and is the "
+            "download complete?"
+        )
     if "gguf_file" in options:
         compat.forget_quantizer(model)  # the weights are floating point now
     model.config.name_or_path = source  # not the folder of a GGUF file

@@ -15,7 +15,13 @@ from mlcalib.models.device import CPU, move_block
 from mlcalib.quantization.hidden_states import HiddenStates
 from mlcalib.quantization.job import BlockView, Job, Text
 from mlcalib.quantization.propagation import BlockStatistics, Flow, Prefix
-from mlcalib.quantization.solve import References, check_block, check_shared, references
+from mlcalib.quantization.solve import (
+    References,
+    check_block,
+    check_finite,
+    check_shared,
+    references,
+)
 from mlcalib.quantization.source import Source, copied
 from mlcalib.quantization.text_check import check_text
 from mlcalib.statistics import compares
@@ -96,6 +102,8 @@ def run_pass(  # noqa: PLR0913 - what a pass is made of
     needed = [name for name in names if waiting[name] or (measure and not measure.has(name))]
     if not needed:
         return
+    for name in source.outside_names():
+        check_finite(name, source.tensor(name))
     first = names.index(needed[0])
     if measure is not None:
         measure.start(first)

@@ -198,18 +198,28 @@ def check_shared(model: "PreTrainedModel", adapter: Adapter) -> None:
 
 
 def check_block(adapter: Adapter, block_name: str, block: nn.Module) -> None:
-    """Find NaN or Inf in the weights of a block's linears.
+    """Find NaN or Inf in the weights of a block: of its linears, norms and all else.
 
     Raises:
         ValueError: there are some; names the layer.
     """
-    for members in adapter.linears_of(block).values():
-        for member in members:
-            weight = adapter.linear(block, member).weight
-            if not torch.isfinite(weight).all():
-                bad = int((~torch.isfinite(weight)).sum())
-                raise ValueError(
-                    f"{block_name}.{member}: the weight holds {bad} NaN or Inf; the model is "
-                    f"damaged, or its dtype ({weight.dtype}) cannot hold it. Get it again, or load "
-                    "it as float32."
-                )
+    named = {
+        f"{member}.weight": f"{block_name}.{member}"
+        for members in adapter.linears_of(block).values()
+        for member in members
+    }
+    for name, parameter in block.named_parameters():
+        check_finite(named.get(name, f"{block_name}.{name}"), parameter)
+
+
+def check_finite(name: str, tensor: Tensor) -> None:
+    """Refuse a tensor of a model with NaN or Inf in it.
+
+    Raises:
+        ValueError: names it.
+    """
+    if tensor.is_floating_point() and not (finite := torch.isfinite(tensor)).all():
+        raise ValueError(
+            f"{name}: the weight holds {int((~finite).sum())} NaN or Inf; the model is damaged, or "
+            f"its dtype ({tensor.dtype}) cannot hold it. Get it again, or load it as float32."
+        )

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from mlcalib.checkpoints.stored_weights import StoredWeights
 from mlcalib.common import compat
 from mlcalib.common.safetensors_write import Piece, tensor_piece
 from mlcalib.models import Adapter
-from mlcalib.quantization.stored_weights import StoredWeights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

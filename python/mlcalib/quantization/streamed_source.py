@@ -7,20 +7,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 
+from mlcalib.checkpoints.check.tensors import shapes_of
+from mlcalib.checkpoints.config_check import check_config
+from mlcalib.checkpoints.expected import check_expected, expected_shapes, own_head
+from mlcalib.checkpoints.stored_weights import StoredWeights
 from mlcalib.common import compat
+from mlcalib.common.errors import CannotReadError
 from mlcalib.common.layer_names import saved_name
+from mlcalib.common.safetensors_read import ADAPTER, read_json, validate_folder
 from mlcalib.common.safetensors_write import Piece, tensor_piece
-from mlcalib.models import Adapter, find_adapter
+from mlcalib.models import find_adapter
 from mlcalib.models.experts import unfuse
 from mlcalib.models.loading import architecture, skeleton, stored_dtype
 from mlcalib.quantization.source import Source, copied
-from mlcalib.quantization.stored_weights import StoredWeights
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    pass
 
 _log = logging.getLogger(__name__)
 
@@ -45,10 +49,17 @@ class StreamedSource(Source):
                 than the model's; codes that cannot be understood.
             NotImplementedError: an architecture without an adapter; codes of another kind.
         """
+        _check_config(folder)
         adapter, stored = find_adapter(architecture(str(folder))), stored_dtype(folder, dtype)
         self._weights = StoredWeights(folder, stored)
         model = skeleton(str(folder), stored)
-        if self._has_own_head(model, adapter):
+        if (pair := own_head(self._weights, model, adapter)) is not None:
+            _log.warning(
+                "%s: the config ties %s to %s, but the files hold two different tensors; both are "
+                "kept, and the output's config does not tie them",
+                folder,
+                *pair,
+            )
             model = skeleton(str(folder), stored, untied=True)
         unfuse(model, adapter)
         compat.fill_buffers(model)
@@ -62,48 +73,14 @@ class StreamedSource(Source):
         super().__init__(name, model.eval(), adapter, model.dtype, folder)
         self._check_tensors()
 
-    def _has_own_head(self, model: "PreTrainedModel", adapter: Adapter) -> bool:
-        """Return whether the config ties weights of which the files hold different ones."""
-        if not model.config.tie_word_embeddings:
-            return False
-        for pair in compat.tied_weights(model).items():
-            names = [saved_name(each, adapter.saved_names) for each in pair]
-            if set(names) <= set(self._weights.names):
-                first, second = (tensor for _, tensor in self._weights.read(names))
-                if not torch.equal(first, second):
-                    _log.warning(
-                        "%s: the config ties %s to %s, but the files hold two different tensors; "
-                        "both are kept, and the output's config does not tie them",
-                        self._weights.folder,
-                        *pair,
-                    )
-                    return True
-        return False
-
     def _check_tensors(self) -> None:
         """Compare the names, shapes and dtypes of the tensors with the model's."""
-        folder, state = self._weights.folder, self.model.state_dict()
-        expected = self.outside_names()
-        for block, module in self.adapter.named_blocks(self.model):
-            expected += [f"{block}.{key}" for key in module.state_dict()]
-        there = set(self._weights.names)
-        missing = [key for key in expected if self._saved(key) not in there]
-        if missing:
-            raise ValueError(
-                f"{folder} lacks {len(missing)} tensors that the model needs, such as "
-                f"{self._saved(missing[0])}: its names are not those of transformers' own "
-                "checkpoints. Load it with transformers and save it again (save_pretrained)."
-            )
-        for key in expected:
-            found, wanted = self._weights.shape(self._saved(key)), tuple(state[key].shape)
-            if found is not None and found != wanted:
-                raise ValueError(
-                    f"{folder}: {self._saved(key)} is {list(found)}, but the model that "
-                    f"config.json describes has {list(wanted)} there. The config belongs to "
-                    "another model, or the architecture differs from transformers' class."
-                )
-        self._weights.check_dtypes(map(self._saved, expected))
-        known = {self._saved(key) for key in (*expected, *self.tied())}
+        folder, weights = self._weights.folder, self._weights
+        expected = expected_shapes(self.model, self.adapter)
+        there = {name: weights.shape(name) for name in weights.names}
+        check_expected(str(folder), expected, there, self.model, self.adapter)
+        weights.check_dtypes(expected)
+        known = {*expected, *map(self._saved, self.tied())}
         self.extra = [name for name in self._weights.names if name not in known]
         named = [name for name in self.extra if not name.endswith(".inv_freq")]
         if named:
@@ -118,6 +95,12 @@ class StreamedSource(Source):
         if unread := sorted({*folder.glob("*.safetensors")} - self._weights.files):
             names = ", ".join(file.name for file in unread)
             _log.warning("%s: no index names %s; not read, and not copied", folder, names)
+        if (folder / ADAPTER).is_file():
+            _log.warning(
+                "%s holds an adapter (LoRA) beside the model; it is neither applied nor copied. "
+                "Merge it into the model first (merge_and_unload of peft) if it belongs to it",
+                folder,
+            )
 
     @property
     def resident(self) -> int:
@@ -210,3 +193,16 @@ class StreamedSource(Source):
 
     def _saved(self, name: str) -> str:
         return saved_name(name, self.adapter.saved_names)
+
+
+def _check_config(folder: Path) -> None:
+    """Refuse values of config.json that the model's class does not take.
+
+    Raises:
+        ValueError: says which.
+    """
+    config = read_json(folder / "config.json")
+    shapes = shapes_of(validate_folder(folder))
+    for kind, message in check_config(config, shapes):
+        if kind in ("damaged", "unread"):
+            raise (CannotReadError if kind == "unread" else ValueError)(f"{folder}: {message}")

@@ -164,13 +164,14 @@ def test_a_grid_that_does_not_fit_gguf_is_refused(tmp_path):
         mlcalib.convert(tmp_path / "in", tmp_path / "out", "gguf")
 
 
-def test_no_code_and_no_pickle_is_copied(tmp_path):
+def test_all_files_but_weights_and_settings_are_copied(tmp_path):
     saved(tmp_path / "in", "gptq", GridSpec(4, 32, True, scale_dtype=HALF))
-    for name in ("modeling_x.py", "extra.bin", "README.md"):
+    for name in ("modeling_x.py", "extra.bin", "README.md", "LICENSE"):
         (tmp_path / "in" / name).write_text("x")
     mlcalib.convert(tmp_path / "in", tmp_path / "out", "awq")
     files = {path.name for path in (tmp_path / "out").iterdir()}
-    assert not files & {"modeling_x.py", "extra.bin", "README.md", "quantize_config.json"}
+    assert {"modeling_x.py", "README.md", "LICENSE"} <= files
+    assert not files & {"extra.bin", "quantize_config.json"}
 
 
 @pytest.mark.parametrize("limit", [100, 250, 10**6])

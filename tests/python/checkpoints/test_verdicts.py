@@ -122,7 +122,7 @@ def test_other_files_and_keys_with_sections(folder):
     (folder / "config.json").write_text(json.dumps(config | {"compression_config": section}))
     assert mlcalib.check(folder).method == "gptq"
     (folder / "config.json").write_text(json.dumps(config))
-    (folder / "hf_quant_config.json").write_text('{"quantization": {"quant_algo": "FP8"}}')
+    (folder / "hf_quant_config.json").write_text('{"quantization": {"quant_algo": "NVFP4"}}')
     assert "does not know the layout 'modelopt'" in kinds(folder)["unread"]
 
 

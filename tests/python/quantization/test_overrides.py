@@ -11,12 +11,12 @@ from small_pass import quantize_blocks
 
 import mlcalib
 from mlcalib.checkpoints import load_quantized
+from mlcalib.checkpoints.stored_weights import StoredWeights
 from mlcalib.common.layer_names import fused_groups, patterns
 from mlcalib.models import find_adapter
 from mlcalib.quantization import propagation as flow
 from mlcalib.quantization.open_source import open_source
 from mlcalib.quantization.overrides import resolve
-from mlcalib.quantization.stored_weights import StoredWeights
 from mlcalib.quantizers import quantizers
 from mlcalib.statistics import StatisticSet
 

@@ -5,15 +5,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mlcalib.checkpoints import open_checkpoint
-from mlcalib.checkpoints.check.config import check_config
 from mlcalib.checkpoints.check.report import Finding, Report
-from mlcalib.checkpoints.check.tensors import check_names, check_values, linear_names, shapes_of
+from mlcalib.checkpoints.check.tensors import (
+    LOST_HEAD,
+    check_names,
+    check_values,
+    linear_names,
+    shapes_of,
+)
+from mlcalib.checkpoints.config_check import check_config, known_family
+from mlcalib.checkpoints.expected import check_model
+from mlcalib.checkpoints.stored_weights import StoredWeights
 from mlcalib.common.errors import CannotReadError
 from mlcalib.common.safetensors_read import read_json, validate_folder
 from mlcalib.formats import (
     READERS,
     Facts,
+    Kind,
     Problem,
     Verdict,
     Verdicts,
@@ -26,7 +37,6 @@ from mlcalib.formats import (
     stored_section,
 )
 
-_SCALED = {"fp8", "float-quantized", "naive-quantized"}  # see quantization/stored_weights.py
 _MAX_CONFIG = 16 * 2**20
 
 
@@ -144,11 +154,12 @@ def _inspect(folder: Path, problems: list[Problem]) -> tuple[Facts, str]:
         ValueError: nothing more can be told.
     """
     config = _config(folder)
-    files = validate_folder(folder)
-    problems += check_config(config)
+    shapes = shapes_of(validate_folder(folder))
+    problems += check_config(config, shapes)
     section, place = stored_section(folder, config)
     if section is None:
-        problems += check_names(config, shapes_of(files), ())
+        problems += check_names(config, shapes, ())
+        _check_weights(StoredWeights(folder, torch.float32), config, problems)
         return Facts(), ""
     if not isinstance(section, dict) or not isinstance(section.get("quant_method"), str):
         raise ValueError(f"{folder}/{place}: quantization_config has no quant_method")
@@ -166,12 +177,18 @@ def _quantized(folder: Path, section: dict[str, Any], problems: list[Problem]) -
         return facts
     if form is None or form.codes is None or form.file is not None:
         layout = _layout(facts)
-        if _SCALED & {str(section["quant_method"]), str(section.get("format"))}:
-            message = f"{layout} is dequantized when a model is read to be quantized again; its "
-            problems.append(("note", f"{message}tensors were not looked at"))
-        else:
+        try:
+            weights = StoredWeights(folder, torch.float32)
+        except NotImplementedError:
             message = f"mlcalib does not know the layout {layout!r}: its tensors were not looked at"
             problems.append(("unread", message))
+            return facts
+        said = f"{layout} is dequantized when a model is read to be quantized again"
+        problems.append(("note", said))
+        config = _config(folder)
+        shapes = {name: weights.shape(name) or () for name in weights.names}
+        problems += check_names(config, shapes, ())
+        _check_weights(weights, config, problems)
         return facts
     told = list(form.check_section(section))
     problems += told
@@ -191,6 +208,25 @@ def _quantized(folder: Path, section: dict[str, Any], problems: list[Problem]) -
     problems += check_values(checkpoint, shapes)
     left = set(linear_names(shapes_of(checkpoint.files))) - set(checkpoint.linears)
     return Facts(section, checkpoint.specs, shapes, checkpoint.dtype, left)
+
+
+def _check_weights(weights: StoredWeights, config: dict[str, Any], problems: list[Problem]) -> None:
+    """Add what is wrong with tensors that a model is read from: names, shapes and values."""
+    whole = all(kind not in ("damaged", "unread") for kind, _ in problems)
+    if known_family(config) and whole:
+        try:
+            if check_model(weights):
+                problems.append(("damaged", LOST_HEAD))
+        except ValueError as error:
+            kind: Kind = "unread" if isinstance(error, CannotReadError) else "damaged"
+            problems.append((kind, str(error)))
+            return
+    try:
+        for name, tensor in weights.read(weights.names):
+            if tensor.is_floating_point() and not tensor.float().isfinite().all():
+                problems.append(("damaged", f"{name} has values that are not finite"))
+    except CannotReadError as error:
+        problems.append(("unread", str(error)))
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -6,13 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from mlcalib.checkpoints import Checkpoint
-from mlcalib.checkpoints.check.config import known_family
+from mlcalib.checkpoints.config_check import known_family
+from mlcalib.checkpoints.expected import PREDICTING
 from mlcalib.common.errors import CannotReadError
 from mlcalib.common.safetensors_read import TensorEntry, read_header
 from mlcalib.formats import Format, Problem
 
 _GROUPS = "num_key_value_heads"
-_PREDICTING = re.compile("nextn|mtp")
+LOST_HEAD = (
+    "lm_head.weight differs from the embedding, but config.json ties the two "
+    "(tie_word_embeddings true): readers would lose the head"
+)
 _LAYER = re.compile(r"\.(?:layers|h)\.(\d+)\.")
 Shapes = dict[str, tuple[int, ...]]
 
@@ -72,7 +76,7 @@ def check_names(
 
 def _extra_layers(config: Mapping[str, Any], layers: int, strange: list[int]) -> Problem:
     """Say what layers after the last one are."""
-    predicting = [key for key, value in config.items() if _PREDICTING.search(key) and value]
+    predicting = [key for key, value in config.items() if PREDICTING.search(key) and value]
     if predicting:
         return (
             "note",
@@ -141,6 +145,10 @@ def _check_head(
 ) -> Iterator[Problem]:
     embedding = next((name for name in shapes if name.endswith("embed_tokens.weight")), None)
     if embedding is None:
+        return
+    if embedding != "model.embed_tokens.weight":
+        wanted = f"{config['architectures'][0]} of transformers has model.embed_tokens.weight there"
+        yield "unread", f"its tensors have other names, such as {embedding}; {wanted}"
         return
     tied = config.get("tie_word_embeddings")
     if tied is False and "lm_head.weight" not in shapes:
@@ -216,8 +224,4 @@ def _check_copies(checkpoint: Checkpoint) -> Iterator[Problem]:
         return
     head, embedded = checkpoint.tensor("lm_head.weight"), checkpoint.tensor(embedding)
     if head.shape != embedded.shape or not bool((head == embedded).all()):
-        yield (
-            "damaged",
-            "lm_head.weight differs from the embedding, but config.json ties the two "
-            "(tie_word_embeddings true): readers would lose the head",
-        )
+        yield "damaged", LOST_HEAD

@@ -6,13 +6,22 @@ from typing import TYPE_CHECKING
 import torch
 
 from mlcalib.checkpoints import FileCheckpoint, open_checkpoint
+from mlcalib.checkpoints.expected import check_model
+from mlcalib.checkpoints.stored_weights import StoredWeights
+from mlcalib.common import compat
 from mlcalib.common.hub import model_folder
 from mlcalib.common.safetensors_read import read_json
 from mlcalib.formats import stored_section
-from mlcalib.models.loading import check_source, load_model
+from mlcalib.models.loading import (
+    check_dtype,
+    check_source,
+    load_model,
+    model_config,
+    stored_dtype,
+)
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -36,7 +45,7 @@ def load(folder: str | Path, dtype: str = "auto") -> "PreTrainedModel":
             unknown dtype.
         NotImplementedError: its format keeps no codes; experts that are packed in another way.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     from mlcalib.checkpoints.packed.config import PackedConfig
 
@@ -48,7 +57,7 @@ def load(folder: str | Path, dtype: str = "auto") -> "PreTrainedModel":
     checkpoint = open_checkpoint(folder)
     if isinstance(checkpoint, FileCheckpoint):
         return _load_file(checkpoint, dtype)
-    config = AutoConfig.from_pretrained(folder)
+    config = model_config(str(folder))
     config.quantization_config = PackedConfig().to_dict()
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         folder, config=config, dtype=dtype, use_safetensors=True
@@ -72,24 +81,47 @@ def load_to_run(
     Raises:
         FileNotFoundError, ValueError: see ``load_model``.
     """
-    from transformers import AutoConfig
-
     check_source(source)
     if source.endswith(".gguf"):
         return load_model(source, dtype, device)
 
     from mlcalib.checkpoints.packed.config import packed_section
 
-    config = AutoConfig.from_pretrained(source)
-    if Path(source).is_dir():
-        stored, place = stored_section(Path(source), read_json(Path(source) / "config.json"))
-        if place not in ("", "config.json"):  # where transformers does not look
-            config.quantization_config = stored
-    section = packed_section(config, None, device)
-    if section is None:
+    folder = model_folder(source)
+    stored, place = stored_section(folder, read_json(folder / "config.json"))
+    if stored is None:
+        own_head = check_model(StoredWeights(folder, torch.float32))
+        config = model_config(source)
+        config.tie_word_embeddings = config.tie_word_embeddings and not own_head
         return load_model(source, dtype, device, config)
-    config.quantization_config = section
+    config = model_config(source)
+    if place != "config.json":  # where transformers does not look
+        config.quantization_config = stored
+    section = packed_section(config, None, device)
+    if section is not None:
+        config.quantization_config = section
+    elif stored.get("quant_method") not in compat.quantization_methods():
+        return _load_dequantized(folder, config, dtype, device)
     return load_model(source, dtype, device, config)
+
+
+def _load_dequantized(
+    folder: Path, config: "PreTrainedConfig", dtype: str, device: torch.device | None
+) -> "PreTrainedModel":
+    """Load codes that transformers has no reader for as what they stand for."""
+    import transformers
+
+    check_dtype(dtype)
+    weights = StoredWeights(folder, torch.float32)
+    kind = stored_dtype(folder, dtype)
+    del config.quantization_config
+    model: PreTrainedModel = transformers.AutoModelForCausalLM.from_pretrained(
+        None,
+        config=config,
+        state_dict={name: tensor.to(kind) for name, tensor in weights.read(weights.names)},
+        dtype=kind,
+    )
+    return model.to(device or "cpu").eval()
 
 
 def _load_file(checkpoint: FileCheckpoint, dtype: str) -> "PreTrainedModel":

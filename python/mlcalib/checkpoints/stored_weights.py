@@ -10,6 +10,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from mlcalib.checkpoints.read import Checkpoint, linears_with
+from mlcalib.common.errors import CannotReadError
 from mlcalib.common.safetensors_read import TensorEntry, read_header, read_json, validate_folder
 from mlcalib.common.safetensors_write import Piece, file_pieces
 from mlcalib.formats import formats, stored_section
@@ -49,7 +50,14 @@ class StoredWeights:
         for file in dict.fromkeys(self._files.values()):
             self._entries |= read_header(file)
         section, self._from = stored_section(folder, read_json(folder / "config.json"))
-        self.section = section if isinstance(section, dict) else None
+        if section is not None and not (
+            isinstance(section, dict) and isinstance(section.get("quant_method"), str)
+        ):
+            raise ValueError(
+                f"{folder}/{self._from}: quantization_config has no quant_method; get the file "
+                "again, or remove the section if the weights are in floating point"
+            )
+        self.section: dict[str, Any] | None = section
         self._packed: Checkpoint | None = None
         self._scaled: dict[str, str] = {}  # weight → its scale
         self._owned: dict[str, set[str]] = {}  # weight that is codes → its tensors
@@ -111,14 +119,20 @@ class StoredWeights:
         method = str(section.get("quant_method"))
         entries = self._entries
         form = None
-        if method != "fp8" and section.get("format") not in ("float-quantized", "naive-quantized"):
+        if not _scaled(section):
             if method not in _readable():
+                said = " ".join(filter(None, (method, _algorithm(section))))
                 raise NotImplementedError(
-                    f"{self.folder} is quantized with '{method}' ({self._from}), whose weights "
-                    f"mlcalib does not read; it reads fp8 and {', '.join(_readable())}. Give the "
-                    "model in floating point."
+                    f"{self.folder} is quantized with '{said}' ({self._from}), whose weights "
+                    f"mlcalib does not read; it reads fp8, FP8 of modelopt and "
+                    f"{', '.join(_readable())}. Give the model in floating point."
                 )
-            form = formats.get(method).of_config(section)
+            try:
+                form = formats.get(method).of_config(section)
+            except (CannotReadError, NotImplementedError) as error:
+                raise type(error)(
+                    f"{self.folder}: {error}. Give the model in floating point."
+                ) from error
         if form is not None:
             linears = linears_with(self._files, f".{form.codes}")
             specs = form.read_specs(dict(section), linears, dtype)
@@ -160,6 +174,23 @@ class StoredWeights:
         return (int(size[0]), int(size[1])) if size else None
 
 
+def _scaled(section: Mapping[str, Any]) -> bool:
+    """Return whether a section says that weights are codes with scales beside them."""
+    method, layout = section.get("quant_method"), section.get("format")
+    return (
+        method == "fp8"
+        or (method == "modelopt" and _algorithm(section) == "FP8")
+        or (method == "compressed-tensors" and layout in ("float-quantized", "naive-quantized"))
+    )
+
+
+def _algorithm(section: Mapping[str, Any]) -> str:
+    """Return what ModelOpt calls its algorithm, in config.json or in a file of its own."""
+    inside = section.get("quantization")
+    place = inside if isinstance(inside, Mapping) else section
+    return str(place.get("quant_algo") or "")
+
+
 def _readable() -> list[str]:
     """Return the formats of folders that keep codes."""
     kinds = {name: formats.get(name) for name in formats.names()}
@@ -179,7 +210,7 @@ def _spread(scale: Tensor, weight: Tensor, what: str, block: tuple[int, int] | N
         ):
             wide = scale.repeat_interleave(block[0], 0)[:rows]
             return wide.repeat_interleave(block[1], 1)[:, :columns]
-    raise ValueError(
+    raise CannotReadError(
         f"{what} is {list(scale.shape)} for a weight {list(weight.shape)}; expected one scale, one "
         f"for each row, or one for each block{f' of {list(block)}' if block else ''}."
     )

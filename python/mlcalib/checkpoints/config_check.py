@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
 
+from mlcalib.common import compat
 from mlcalib.formats import Problem
 from mlcalib.models import families
 
@@ -20,9 +21,24 @@ _LIMITS = {
     "max_position_embeddings": 2**40,
 }
 
+_SIZED = {
+    "intermediate_size": "mlp.gate_proj",
+    "num_attention_heads": "self_attn.q_proj",
+    "num_key_value_heads": "self_attn.k_proj",
+    "head_dim": "self_attn.q_proj",
+    "hidden_size": "self_attn.q_proj",
+}
 
-def check_config(config: Mapping[str, Any]) -> Iterator[Problem]:
-    """Yield values of config.json that no model has, or that no model of its family has."""
+
+def check_config(
+    config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]] | None = None
+) -> Iterator[Problem]:
+    """Yield values of config.json that no model has, or that no model of its family has.
+
+    Args:
+        config: its content.
+        shapes: of the tensors, for messages.
+    """
     for key, limit in _LIMITS.items():
         value = config.get(key)
         listed = isinstance(value, list) and len(value) > 0
@@ -37,18 +53,37 @@ def check_config(config: Mapping[str, Any]) -> Iterator[Problem]:
             if listed and known_family(config):
                 yield (
                     "unread",
-                    f"config.json has {key} {value!r}, a value for each layer; "
-                    f"{config['architectures'][0]} of transformers has one for all",
+                    f"config.json has {key} {value!r}, a value for each layer"
+                    f"{_sizes(key, shapes or {})}; {config['architectures'][0]} of transformers "
+                    "has one for all",
                 )
     yield from _check_class(config)
+
+
+def _sizes(key: str, shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """Say which sizes tensors have that a key is about."""
+    part = _SIZED.get(key, "")
+    sizes: dict[tuple[int, ...], str] = {}
+    for name, shape in shapes.items():
+        if part and name.endswith(f"{part}.weight"):
+            sizes.setdefault(shape, name)
+    said = ", ".join(f"{name} is {list(shape)}" for shape, name in list(sizes.items())[:3])
+    return f" ({said})" if said else ""
 
 
 def _check_class(config: Mapping[str, Any]) -> Iterator[Problem]:
     architectures = config.get("architectures")
     if not isinstance(architectures, list) or not architectures:
         found = f"config.json has architectures {architectures!r}; expected the model's class"
-        named = architectures is None and isinstance(config.get("model_type"), str)
+        named = architectures in (None, []) and isinstance(config.get("model_type"), str)
         yield ("refused", f"vLLM, SGLang: {found}") if named else ("damaged", found)
+    kind = config.get("model_type")
+    if isinstance(kind, str) and not config.get("auto_map") and not compat.knows_type(kind):
+        yield (
+            "unread",
+            f"config.json has model_type {kind!r}, which this release of transformers does not "
+            "have; a newer one may (pip install -U transformers)",
+        )
     if config.get("auto_map"):
         import transformers
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mlcalib.calibration_sets import CalibrationSet, build, from_ids, weighted
 from mlcalib.corpora import Document, Documents, open_corpus
 from mlcalib.languages import LanguageSet, language_set
+from mlcalib.models.context import DEFAULT_SEQ_LEN, context_length, read_config
 from mlcalib.models.loading import check_source, load_tokenizer
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def calibration(  # noqa: PLR0913 - what a calibration set is made of
     *,
     tokens: int | None = None,
     tokens_per_language: int | None = None,
-    seq_len: int = 512,
+    seq_len: int | None = None,
     seed: int = 0,
     separator: str | None = None,
     chat_template: bool | str | Path = False,
@@ -49,7 +50,9 @@ def calibration(  # noqa: PLR0913 - what a calibration set is made of
             ``tokens_per_language`` is needed unless token ids are given.
         tokens_per_language: the number of tokens of every language. The shares then weigh the
             statistics of the languages.
-        seq_len: the number of tokens of a sequence. A forward always has the shape [1, seq_len].
+        seq_len: the number of tokens of a sequence. A forward always has the shape [1, seq_len]. By
+            default 512, or the context of the model that ``tokenizer`` names if it is shorter,
+            which a warning says.
         seed: the seed with which documents are shuffled.
         separator: what is put between documents: ``eos``, ``bos``, a text such as ``\n\n``, or
             None for what the tokenizer adds by itself.
@@ -80,7 +83,7 @@ def calibration(  # noqa: PLR0913 - what a calibration set is made of
                     f"{option}= was given with token ids, which are all used, as the languages of "
                     f"the mapping; leave {option}= out, or give text."
                 )
-        return from_ids(ids, seq_len=seq_len)
+        return from_ids(ids, seq_len=DEFAULT_SEQ_LEN if seq_len is None else seq_len)
     if tokens is not None and tokens_per_language is not None:
         raise ValueError(
             "tokens= and tokens_per_language= were given; give one: tokens= are split by the "
@@ -92,7 +95,7 @@ def calibration(  # noqa: PLR0913 - what a calibration set is made of
     if isinstance(languages, LanguageSet):
         spelled = ",".join(f"{code}:{share!r}" for code, share in languages.weights.items())
     else:
-        spelled = languages or (",".join(given) if given else "multi10")
+        spelled = languages if languages is not None else ",".join(given) or "multi10"
         languages = language_set(spelled)
     if isinstance(corpus, str):
         source = open_corpus(corpus)
@@ -111,7 +114,7 @@ def calibration(  # noqa: PLR0913 - what a calibration set is made of
         tokens,
         tokens_per_language,
         {
-            "seq_len": seq_len,
+            "seq_len": _default_seq_len(tokenizer) if seq_len is None else seq_len,
             "seed": seed,
             "separator": separator,
             "chat_template": chat_template,
@@ -122,6 +125,17 @@ def calibration(  # noqa: PLR0913 - what a calibration set is made of
     for warning in made.warnings:
         _log.warning("calibration text: %s", warning)
     return made
+
+
+def _default_seq_len(tokenizer: "str | Path | PreTrainedTokenizerBase") -> int:
+    """Return 512, or the context of the model that is named if it is shorter."""
+    if not isinstance(tokenizer, str | Path):
+        return DEFAULT_SEQ_LEN
+    length = context_length(read_config(str(tokenizer)))
+    if length is None or length >= DEFAULT_SEQ_LEN:
+        return DEFAULT_SEQ_LEN
+    _log.warning("sequences have %d tokens, the context of %s", length, tokenizer)
+    return length
 
 
 def from_documents(

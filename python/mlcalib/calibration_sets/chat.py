@@ -24,17 +24,26 @@ def find_template(
             its templates; a template itself; or the path of a file with one.
 
     Raises:
-        ValueError: the tokenizer has no template.
+        ValueError: the tokenizer has no template, or the file holds no text.
         FileNotFoundError: the file does not exist.
     """
     if chat_template is False:
         return None
     if isinstance(chat_template, Path):
-        return chat_template.expanduser().read_text(encoding="utf-8")
+        try:
+            return chat_template.expanduser().read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"The chat template {chat_template} is no text in UTF-8 ({error.reason} at byte "
+                f"{error.start}); give the file of a Jinja template."
+            ) from error
     if chat_template is True and not tokenizer.chat_template:
+        other = Path(tokenizer.name_or_path, "chat_template.json")
+        what = f"{other} is a processor's" if other.is_file() else "is this a base model?"
         raise ValueError(
-            "The tokenizer has no chat template (is this a base model?); give one with "
-            "--chat-template-file FILE (chat_template=Path(FILE)), or calibrate on plain text."
+            f"The tokenizer has no chat template ({what}); give one with --chat-template-file FILE "
+            "(chat_template=Path(FILE)), a file with the template itself, or calibrate on plain "
+            "text."
         )
     return str(tokenizer.get_chat_template(None if chat_template is True else chat_template))
 

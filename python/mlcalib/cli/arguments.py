@@ -37,7 +37,13 @@ DEVICE = (
 
 Languages = Annotated[str, typer.Option(help=LANGUAGES)]
 Corpus = Annotated[str, typer.Option(help=CORPUS)]
-SeqLen = Annotated[int, typer.Option(help="The number of tokens of each sequence (the context).")]
+SeqLen = Annotated[
+    int | None,
+    typer.Option(
+        help="The number of tokens of each sequence (the context). Default: 512, or the context of "
+        "the model if it is shorter."
+    ),
+]
 Separator = Annotated[str | None, typer.Option(help=SEPARATOR)]
 WindowBos = Annotated[
     bool,

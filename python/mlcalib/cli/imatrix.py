@@ -37,7 +37,7 @@ def imatrix(
             "the languages."
         ),
     ] = 40960,
-    seq_len: SeqLen = 512,
+    seq_len: SeqLen = None,
     seed: Annotated[int, typer.Option(help="The seed with which documents are shuffled.")] = 0,
     separator: Separator = None,
     window_bos: WindowBos = True,

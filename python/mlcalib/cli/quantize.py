@@ -70,7 +70,7 @@ def quantize(
             "shares then weigh the statistics of the languages."
         ),
     ] = None,
-    seq_len: SeqLen = 512,
+    seq_len: SeqLen = None,
     seed: Annotated[int, typer.Option(help="The seed with which documents are shuffled.")] = 0,
     separator: Separator = None,
     window_bos: WindowBos = True,
@@ -153,9 +153,8 @@ def quantize(
         name = min(twice)
         raise ValueError(f"{name} is given twice, by --option and by an option of its own.")
     kind = quantizers.get(method)
-    kind.Options(**given, **further)  # a wrong option is reported before any text is read
-    calibration = None
-    if kind.needs:
+
+    def read_text() -> mlcalib.CalibrationSet:
         calibration = mlcalib.calibration(
             model,
             languages,
@@ -173,10 +172,12 @@ def quantize(
         typer.echo(f"separator: {calibration.separator}")
         if calibration.windows:
             typer.echo(f"every sequence begins with: {calibration.windows}")
+        return calibration
+
     record = mlcalib.quantize_checkpoint(
         model,
         out,
-        calibration,
+        read_text if kind.needs else None,
         method=method,
         propagate=propagate,  # type: ignore[arg-type]  # checked there
         format=format,

@@ -70,7 +70,8 @@ def _json_rows(file: Traversable, refused: Refused | None) -> Iterator[tuple[str
         elif refused is None:
             raise ValueError(f"{where}, is a JSON {type(row).__name__}; an object was expected.")
         else:
-            refused("lines that are no JSON object", f"{where}: a {type(row).__name__}")
+            array = "; write the items of an array on a line each" if isinstance(row, list) else ""
+            refused("lines that are no JSON object", f"{where}: a {type(row).__name__}{array}")
 
 
 def _parquet_rows(

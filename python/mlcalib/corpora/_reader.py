@@ -55,7 +55,8 @@ def read_documents(
     folders = {item.name: _folder(item) for item in root.iterdir() if item.is_dir()}
     available = sorted(name for name, folder in folders.items() if any(folder.splits.values()))
     if language not in available:
-        inside = folders[language].others if language in folders else _names(root)
+        others = [name for name in _names(root) if name not in folders]
+        inside = folders[language].others if language in folders else others
         unread = f" These files are not read: {', '.join(inside)}." if inside else ""
         raise FileNotFoundError(
             f"The corpus at '{root}' has no text in '{language}' (no folder "
@@ -72,8 +73,9 @@ def read_documents(
         if not found:
             counts = left_out(tally.read, tally.dropped, tally.examples)
             raise ValueError(
-                f"'{file}' holds no documents{f' ({counts})' if counts else ''}; put one on each "
-                "line or leave it out."
+                f"'{file}' holds no documents{f' ({counts})' if counts else ''}; "
+                f"{'mend its rows, or give other text' if counts else 'put one on each line'}, or "
+                "leave it out."
             )
         _note_nearly_all(found, file, tally)
         yield from found if seed is None else shuffled(found, seed, language)

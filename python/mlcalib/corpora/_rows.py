@@ -9,7 +9,8 @@ from mlcalib.common.errors import printable
 from mlcalib.common.json_text import loads
 from mlcalib.corpora._documents import Conversation, Document, Tally
 
-FIELDS = ("text", "messages", "conversations")
+CONVERSATIONS = ("messages", "conversations")
+FIELDS = ("text", *CONVERSATIONS)
 TOOLS = "tools"  # the field beside messages that holds what the assistant could call
 
 _HALF = re.compile("[\ud800-\udfff]")
@@ -81,8 +82,12 @@ def read_value(
     if value is None:
         tally.drop(f"documents without {field}", where)
         return None
+    if field in CONVERSATIONS and isinstance(value, str):
+        value = _from_json(value)  # how tables without nested columns keep messages
     if isinstance(value, str):
         text = value.strip()
+        if "\0" in text:
+            tally.note("documents that hold null characters", where)
         if text and is_valid(text):
             return text
         tally.drop(INVALID if text else "blank documents", where)
@@ -114,12 +119,15 @@ def read_conversation(
         speaker = message.get("role", message.get("from"))
         role = _SPEAKERS.get(str(speaker).lower(), str(speaker).lower())
         if role not in _ROLES:
-            has = f"'{speaker}'" if isinstance(speaker, str) else f"none, but {', '.join(message)}"
+            has = f"{speaker!r}"
+            if speaker is None:
+                has = f"a message with {', '.join(message) or 'no field'}"
             tally.drop("conversations with an unknown speaker", f"{where}: {printable(has)}")
             return None
         found = _message(message, role)
         if found is None:
-            tally.drop("conversations with a message that is no text", f"{where}, of the {role}")
+            has = f"{where}, of the {role}: {_content_kind(message)}"
+            tally.drop("conversations with a message that is no text", has)
             return None
         read.append(found)
     if not any(message["content"].strip() or "tool_calls" in message for message in read):
@@ -156,6 +164,17 @@ def _message(message: Mapping[str, Any], role: str) -> dict[str, Any] | None:
             rest.setdefault("reasoning_content", "\n".join(map(str, thoughts)))
         content = "\n".join(map(str, texts))
     return {"role": role, "content": content, **rest} if isinstance(content, str) else None
+
+
+def _content_kind(message: Mapping[str, Any]) -> str:
+    """Say what a content is that is no text."""
+    content = message.get("content", message.get("value"))
+    kinds = (
+        [_kind(part) for part in content if _part(part) is None]
+        if isinstance(content, list)
+        else []
+    )
+    return f"a part of the type {kinds[0]!r}" if kinds else f"a {type(content).__name__}"
 
 
 def _kind(part: Any) -> Any:

@@ -59,6 +59,8 @@ def open_corpus(spec: str) -> Corpus:
         ImportError: a package that the corpus needs is not installed; the message names it.
     """
     name, argument, query = _parts(spec)
+    if name not in registry.names() and os.path.exists(os.path.expanduser(spec)):
+        raise ValueError(f"The corpus '{spec}' is a path; write 'files:{spec}'.")
     corpus = registry.get(name)
     options = _options(spec, query)
     known = list(inspect.signature(corpus).parameters)[1:]

@@ -122,6 +122,9 @@ def evaluate(  # noqa: PLR0913 - options of one thing
     wanted = listed(tasks)
     benchmarks = [name for name in wanted if name != PERPLEXITY]
     check_tasks(benchmarks)
+    for option, value in (("tokens", tokens), ("limit", limit)):
+        if value is not None and value < 1:
+            raise ValueError(f"{option} is {value}; give 1 or more, or leave it out.")
     _check_fidelity(fidelity, models, wanted)
     if not isinstance(languages, LanguageSet):
         spelled = "multi10" if isinstance(corpus, str) else ",".join(corpus)

@@ -10,16 +10,13 @@ from mlcalib.checkpoints.record import origin
 from mlcalib.common import compat
 from mlcalib.common.sha256 import json_sha256
 from mlcalib.evaluation.cache import Cache
-from mlcalib.models.context import check_context, context_length, read_config
+from mlcalib.models.context import DEFAULT_SEQ_LEN, check_context, context_length, read_config
 from mlcalib.models.identity import content
 from mlcalib.models.loading import check_source, load_tokenizer
 from mlcalib.quantization.quantized_model import QuantizedModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-DEFAULT_SEQ_LEN = 512
-"""The context with which models are evaluated, unless theirs is shorter."""
 
 Model: TypeAlias = "str | Path | QuantizedModel | PreTrainedModel"
 """The forms in which a model can be given."""

@@ -17,13 +17,15 @@ import torch
 from mlcalib._core import GridSpec
 from mlcalib.common.layer_names import fused_groups
 
+_READ_ON = "2026-11-28"
+"""The day on which the sources of readers without a version here were last read."""
 READERS = {
     "transformers": "5.23",
-    "vLLM": "as of November 2026",
-    "SGLang": "as of November 2026",
-    "llama.cpp": "as of the package gguf 0.19",
+    "vLLM": f"as of {_READ_ON}",
+    "SGLang": f"as of {_READ_ON}",
+    "llama.cpp": f"as of the package gguf 0.19 ({_READ_ON})",
 }
-"""Reader → the version whose rules are restated."""
+"""Reader → the version whose rules are restated; no other file names these versions."""
 MARLIN_GROUP_SIZES = (-1, 32, 64, 128)
 
 

@@ -80,7 +80,9 @@ def unknown_language(given: str, sets: Iterable[str] = ()) -> str:
             if alias is not None:
                 meanings.setdefault(alias.lower(), f"'{entry.code}' ({entry.name})")
     alias = given.lower()
-    close = [alias] if alias in meanings else difflib.get_close_matches(alias, meanings, cutoff=0.7)
+    whole = alias.replace("_", "-").partition("-")[0]  # of a language with its region, as pt-BR
+    close = [each for each in (alias, whole) if each in meanings][:1]
+    close = close or difflib.get_close_matches(alias, meanings, cutoff=0.7)
     meant = " or ".join(dict.fromkeys(meanings[name] for name in close))
     return (
         f"Unknown {'set or language' if sets else 'language'} '{given}'."

@@ -4,6 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+DEFAULT_SEQ_LEN = 512
+"""The length of sequences that nobody asked for, unless a model's context is shorter."""
+
 _LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len")
 _STRETCHED = ("rope_parameters", "rope_scaling")
 

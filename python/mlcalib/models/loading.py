@@ -221,6 +221,8 @@ def load_tokenizer(source: str) -> "PreTrainedTokenizerBase":
 def _no_tokenizer(source: str, error: Exception) -> str:
     """Say why a model has no tokenizer that can be loaded."""
     folder = Path(source)
+    if (folder / "config.json").is_file():
+        model_config(source)  # a tokenizer is chosen by it
     if folder.is_dir() and not any((folder / name).is_file() for name in _TOKENIZERS):
         return (
             f"'{source}' has no tokenizer (none of {', '.join(_TOKENIZERS)}); copy the files of "

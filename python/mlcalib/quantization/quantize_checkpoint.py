@@ -1,7 +1,7 @@
 """From a model's files to a checkpoint's files, a block at a time."""
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +29,7 @@ from mlcalib.quantization.variant import Variant
 def quantize_checkpoint(  # noqa: PLR0913 - what a quantization is made of
     model: str | Path,
     out: str | Path,
-    calibration: CalibrationSet | None = None,
+    calibration: CalibrationSet | Callable[[], CalibrationSet] | None = None,
     *,
     method: str = "gptq",
     propagate: Propagate = "quantized",
@@ -52,7 +52,8 @@ def quantize_checkpoint(  # noqa: PLR0913 - what a quantization is made of
     Args:
         model: a folder with safetensors, a hub name, or a GGUF file (which is held in memory).
         out: the folder to write; must not exist.
-        calibration: see ``mlcalib.calibration``; None for methods that need none.
+        calibration: see ``mlcalib.calibration``; None for methods that need none. A function that
+            makes it is called when all else has been checked.
         method: see ``mlcalib.quantize``.
         propagate: see ``mlcalib.quantize``.
         format: see ``mlcalib.quantize``.
@@ -86,8 +87,6 @@ def quantize_checkpoint(  # noqa: PLR0913 - what a quantization is made of
     with stopwatch.timed("load"):
         source = open_source(model, dtype)
         tokenizer = load_tokenizer(str(model))
-    if calibration is not None:
-        check_text(source.model, calibration, tokenizer)
     recipe = make_recipe(
         source.model,
         source.adapter,
@@ -101,18 +100,21 @@ def quantize_checkpoint(  # noqa: PLR0913 - what a quantization is made of
         overrides=overrides,
         options=options,
     )
+    text = calibration() if callable(calibration) else calibration
+    if text is not None:
+        check_text(source.model, text, tokenizer)
     with stopwatch.timed("load"):
         source = source.ready()
     with locked(folder):
         files = ModelFiles(source.name, folder)
         called = {"model": files.identities()}
-        inputs = machine(place) | called | recipe_inputs(recipe, calibration)
+        inputs = machine(place) | called | recipe_inputs(recipe, text)
         if claim(folder, f"The quantization to {out}", inputs):
             remove_partial(out)
             if (out / "mlcalib.json").is_file():  # it was killed when all was written
                 shutil.rmtree(folder)
                 return read_json(out / "mlcalib.json")
-        mixture = {} if calibration is None else mixture_of(calibration)
+        mixture = {} if text is None else mixture_of(text)
         blocks = BlockFiles(folder / "blocks")
         sink = FileSink(blocks, source.adapter, recipe.checkpoint_format, recipe.specs)
         job = QuantizationJob(Variant(recipe.quantizer, recipe.exceptions, mixture), sink)
@@ -120,7 +122,7 @@ def quantize_checkpoint(  # noqa: PLR0913 - what a quantization is made of
             run_pass(
                 source,
                 [job],
-                calibration,
+                text,
                 propagate=propagate,
                 hidden=HiddenStatesOnDisk(folder / "hidden") if hidden_states == "disk" else None,
                 stopwatch=stopwatch,
@@ -128,7 +130,7 @@ def quantize_checkpoint(  # noqa: PLR0913 - what a quantization is made of
                 device=place,
             )
         seconds = stopwatch.seconds | job.stopwatch.seconds
-        record = finish_record(source, sink, recipe.description, calibration, seconds)
+        record = finish_record(source, sink, recipe.description, text, seconds)
         finish(source, sink, recipe.specs, recipe.quantizer.order, tokenizer, out, record)
         shutil.rmtree(folder)
     return record

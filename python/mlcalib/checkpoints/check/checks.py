@@ -234,6 +234,7 @@ def _config(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise ValueError(f"{folder} is neither a folder nor a GGUF file")
     if not path.is_file():
+        validate_folder(folder)  # an adapter needs none
         raise ValueError(f"{folder} has no config.json")
     if (size := path.stat().st_size) > _MAX_CONFIG:
         raise ValueError(f"{path} has {size} bytes; a config has a few thousand")

@@ -13,6 +13,7 @@ from mlcalib.common.hub import model_folder
 from mlcalib.common.safetensors_read import read_json
 from mlcalib.formats import stored_section
 from mlcalib.models.loading import (
+    architecture,
     check_dtype,
     check_source,
     load_model,
@@ -115,7 +116,7 @@ def _load_dequantized(
     weights = StoredWeights(folder, torch.float32)
     kind = stored_dtype(folder, dtype)
     del config.quantization_config
-    model: PreTrainedModel = transformers.AutoModelForCausalLM.from_pretrained(
+    model: PreTrainedModel = getattr(transformers, architecture(str(folder))).from_pretrained(
         None,
         config=config,
         state_dict={name: tensor.to(kind) for name, tensor in weights.read(weights.names)},

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 
 from mlcalib.common.safetensors_read import ADAPTER, read_json
-from mlcalib.formats import formats
+from mlcalib.formats import MODELOPT, formats
 
 _WEIGHTS = (
     ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".gguf", ".onnx", ".h5", ".msgpack",
     ".index.json",
 )  # fmt: skip
-_OWN = {"config.json", "README.md", "mlcalib.json", ".gitattributes", ADAPTER}
+_OWN = {"config.json", "README.md", "mlcalib.json", ".gitattributes", ADAPTER, MODELOPT}
 _SECTIONS = ("quantization_config", "compression_config")
 _log = logging.getLogger(__name__)
 
@@ -32,7 +32,11 @@ def copy_files(source: Path, folder: Path) -> None:
     Not copied are weights, what a checkpoint has of its own (config.json, mlcalib.json, the model
     card), files that repeat a quantization section, folders and links to nothing.
     """
-    left = _OWN | {name for form in formats.names() for name in formats.get(form).config_files}
+    left = (
+        _OWN
+        | {MODELOPT}
+        | {name for form in formats.names() for name in formats.get(form).config_files}
+    )
     for path in sorted(source.iterdir()):
         if path.is_file() and path.name not in left and not path.name.endswith(_WEIGHTS):
             shutil.copyfile(path, folder / path.name)

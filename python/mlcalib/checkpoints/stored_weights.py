@@ -153,6 +153,7 @@ class StoredWeights:
                     ", and no zero point). Give the model in floating point."
                 )
             self._scaled[name] = scale
+            self._shared(name)
             beside = {f"{prefix}input_scale", f"{prefix}weight_shape"} & entries.keys()
             self._owned[name] = {name, scale} | beside
 
@@ -163,7 +164,13 @@ class StoredWeights:
         scale = self._scaled[name]
         with safe_open(self._files[scale], framework="pt") as opened:
             factors = opened.get_tensor(scale).float()
-        return tensor.float() * _spread(factors, tensor, f"{self.folder}: {scale}", self._block())
+        return tensor.float() * _spread(factors, tensor, self._shared(name))
+
+    def _shared(self, name: str) -> tuple[int, int]:
+        """Return how many rows and columns of codes share a scale."""
+        scale = self._scaled[name]
+        shapes = (self._entries[scale].shape, self._entries[name].shape)
+        return _steps(*shapes, f"{self.folder}: {scale}", self._block())
 
     def _block(self) -> tuple[int, int] | None:
         """Return the rows and columns that share a scale, where the section says."""
@@ -197,20 +204,32 @@ def _readable() -> list[str]:
     return [name for name, kind in kinds.items() if kind.codes is not None and kind.file is None]
 
 
-def _spread(scale: Tensor, weight: Tensor, what: str, block: tuple[int, int] | None) -> Tensor:
+def _steps(
+    scale: tuple[int, ...], weight: tuple[int, ...], what: str, block: tuple[int, int] | None
+) -> tuple[int, int]:
+    """Return how many rows and columns of a weight share a scale, by the shapes of the two.
+
+    Raises:
+        CannotReadError: one scale is for something else.
+    """
+    if math.prod(scale) == 1:
+        return math.prod(weight), math.prod(weight)
+    if len(weight) == 2:
+        rows, columns = weight
+        if math.prod(scale) == rows == scale[0]:
+            return 1, columns
+        if block and scale == tuple(map(lambda size, step: -(-size // step), weight, block)):
+            return block
+    raise CannotReadError(
+        f"{what} is {list(scale)} for a weight {list(weight)}; expected one scale, one for each "
+        f"row, or one for each block{f' of {list(block)}' if block else ''}."
+    )
+
+
+def _spread(scale: Tensor, weight: Tensor, steps: tuple[int, int]) -> Tensor:
     """Return scales of a tensor, of its rows or of its blocks, for each of its elements."""
     if scale.numel() == 1:
         return scale.reshape(1)
-    if weight.dim() == 2:
-        rows, columns = weight.shape
-        if scale.numel() == rows and scale.shape[0] == rows:
-            return scale.reshape(rows, 1)
-        if block and tuple(scale.shape) == tuple(
-            math.ceil(size / step) for size, step in zip(weight.shape, block, strict=True)
-        ):
-            wide = scale.repeat_interleave(block[0], 0)[:rows]
-            return wide.repeat_interleave(block[1], 1)[:, :columns]
-    raise CannotReadError(
-        f"{what} is {list(scale.shape)} for a weight {list(weight.shape)}; expected one scale, one "
-        f"for each row, or one for each block{f' of {list(block)}' if block else ''}."
-    )
+    rows, columns = weight.shape
+    wide = scale.reshape(scale.shape[0], -1).repeat_interleave(steps[0], 0)[:rows]
+    return wide if steps == (1, columns) else wide.repeat_interleave(steps[1], 1)[:, :columns]

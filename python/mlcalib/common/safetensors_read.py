@@ -97,7 +97,7 @@ def validate_folder(folder: str | Path) -> dict[str, Path]:
 
 def _other_weights(folder: Path) -> CannotReadError | None:
     """Return an error that says which other weights a folder holds; None for none."""
-    names = sorted(file.name for file in folder.iterdir())
+    names = sorted(file.name for file in folder.iterdir() if file.is_file())
     if ADAPTER in names:
         base = read_json(folder / ADAPTER).get("base_model_name_or_path")
         return CannotReadError(

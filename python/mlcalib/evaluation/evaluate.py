@@ -17,7 +17,6 @@ from mlcalib.evaluation.fidelity import fidelity_rows
 from mlcalib.evaluation.perplexity import DEFAULT_TOKENS, items_of, rows_of
 from mlcalib.evaluation.scorer import Scorer
 from mlcalib.evaluation.subject import (
-    DEFAULT_SEQ_LEN,
     Model,
     Subject,
     evaluation_dtype,
@@ -28,6 +27,7 @@ from mlcalib.evaluation.tasks import PERPLEXITY, TaskResults, check_data, check_
 from mlcalib.evaluation.tasks.kept import run_subject
 from mlcalib.evaluation.text import eval_text
 from mlcalib.languages import LanguageSet, language_set
+from mlcalib.models.context import DEFAULT_SEQ_LEN
 from mlcalib.results.rows import Results, joined
 
 if TYPE_CHECKING:

@@ -16,6 +16,7 @@ from mlcalib.calibration_sets import (
 )
 from mlcalib.common.errors import named
 from mlcalib.models.context import check_context
+from mlcalib.quantization.text_check import check_ids
 from mlcalib.results.rows import ItemScores, Row, versions
 
 if TYPE_CHECKING:
@@ -151,6 +152,7 @@ def score(
             f"the first cannot be scored; ask for at most {len(stream.ids) - 1:,} tokens "
             "(--tokens) or give more text."
         )
+    check_ids(model, stream.ids[: tokens + 1], "the text")
     found = []
     spans = list(_spans(stream, tokens, seq_len))
     others = repeat(None, len(spans)) if reference is None else reference

@@ -11,9 +11,10 @@ from mlcalib.formats._readers import (
     split_linears,
 )
 from mlcalib.formats._section import Kind, Problem, as_written
-from mlcalib.formats.base import Format, find_file, find_format, formats, stored_section
+from mlcalib.formats.base import MODELOPT, Format, find_file, find_format, formats, stored_section
 
 __all__ = [
+    "MODELOPT",
     "READERS",
     "Facts",
     "FileTensors",

@@ -227,7 +227,8 @@ class Format(ABC):
         return model_dtype
 
 
-_MODELOPT = "hf_quant_config.json"
+MODELOPT = "hf_quant_config.json"
+"""The file in which ModelOpt says how a checkpoint is quantized."""
 
 formats: Registry[Format] = Registry("format", package="mlcalib.formats", group="mlcalib.formats")
 
@@ -267,8 +268,8 @@ def stored_section(folder: Path, config: Mapping[str, Any]) -> tuple[Any, str]:
     for section in (config.get("quantization_config"), config.get("compression_config"), inside):
         if section is not None:
             return section, "config.json"
-    if (folder / _MODELOPT).is_file():
-        return {"quant_method": "modelopt", **read_json(folder / _MODELOPT)}, _MODELOPT
+    if (folder / MODELOPT).is_file():
+        return {"quant_method": "modelopt", **read_json(folder / MODELOPT)}, MODELOPT
     for method in ("gptq", "awq"):  # quantize_config.json is AWQ's only where it says so
         for name in formats.get(method).config_files:
             if (folder / name).is_file():

@@ -124,7 +124,8 @@ def described(source: str) -> Iterator[None]:
         reason = error.__cause__ or error
         raise CannotReadError(
             f"'{source}': transformers can make no model of config.json: "
-            f"{type(reason).__name__}: {reason}. Compare it with the original's, or get it again."
+            f"{type(reason).__name__}: {str(reason).rstrip('.')}. Compare it with the original's, "
+            "or get it again."
         ) from error
 
 

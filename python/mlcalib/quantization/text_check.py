@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+from torch import Tensor
+
 from mlcalib.calibration_sets import CalibrationSet
 from mlcalib.models.context import check_context
 
@@ -25,16 +27,33 @@ def check_text(
         ValueError: says which id, or how long a sequence may be.
     """
     check_context(type(model).__name__, model.config.to_dict(), text.seq_len)
-    rows = model.get_input_embeddings().weight.shape[0]
     for language, ids in text.ids.items():
-        highest = int(ids.max())
-        if highest >= rows:
-            token = ""
-            if tokenizer is not None:
-                token = f" ({tokenizer.convert_ids_to_tokens(highest)!r})"
-            raise ValueError(
-                f"The text in '{language}' has the token {highest}{token}, but the model's "
-                f"embedding has {rows} rows. The tokenizer belongs to another model, or has "
-                "tokens that the model was never given: leave that token out of the text (another "
-                "separator, another chat template), or give the model's own tokenizer."
-            )
+        check_ids(model, ids, f"The text in '{language}'", tokenizer)
+
+
+def check_ids(
+    model: "PreTrainedModel",
+    ids: Tensor,
+    what: str,
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
+) -> None:
+    """Refuse token ids that have no embedding.
+
+    Args:
+        model: the shape of its embedding is read; it needs no weights.
+        ids: int64, of any shape but empty.
+        what: the text, in the message.
+        tokenizer: names the token in the message.
+
+    Raises:
+        ValueError: says which id.
+    """
+    rows, highest = model.get_input_embeddings().weight.shape[0], int(ids.max())
+    if highest >= rows:
+        token = "" if tokenizer is None else f" ({tokenizer.convert_ids_to_tokens(highest)!r})"
+        raise ValueError(
+            f"{what} has the token {highest}{token}, but the model's embedding has {rows} rows. "
+            "The tokenizer belongs to another model, or has tokens that the model was never "
+            "given: leave that token out of the text (another separator, another chat template), "
+            "or give the model's own tokenizer."
+        )

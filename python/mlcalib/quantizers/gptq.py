@@ -33,10 +33,10 @@ class GptqQuantizerOptions(QuantizerOptions):
     """
 
     range: Literal["minmax", "mse", "gram"] = "gram"
-    damp: float = Field(default=0.01, gt=0, allow_inf_nan=False)
+    damp: float = 0.01
     order: Literal["activation", "natural"] = "activation"
     static_grid: bool = True
-    refit: int = Field(default=0, ge=0)
+    refit: int = 0
     correction: float = Field(default=0.0, ge=0, le=1)
 
 

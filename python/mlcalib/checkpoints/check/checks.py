@@ -186,8 +186,8 @@ def _quantized(folder: Path, section: dict[str, Any], problems: list[Problem]) -
         said = f"{layout} is dequantized when a model is read to be quantized again"
         problems.append(("note", said))
         config = _config(folder)
-        shapes = {name: weights.shape(name) or () for name in weights.names}
-        problems += check_names(config, shapes, ())
+        found = {name: weights.shape(name) or () for name in weights.names}
+        problems += check_names(config, found, ())
         _check_weights(weights, config, problems)
         return facts
     told = list(form.check_section(section))

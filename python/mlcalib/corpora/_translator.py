@@ -189,7 +189,7 @@ class Translator:
         from transformers import AutoConfig
 
         commit = None if Path(self._name).is_dir() else compat.hub_commit(self._name)
-        config = AutoConfig.from_pretrained(self._name, revision=commit)
+        config = AutoConfig.from_pretrained(self._name, revision=commit, trust_remote_code=False)
         if not config.is_encoder_decoder:
             raise ValueError(
                 f"'{self._name}' is a model of type '{config.model_type}', which does not "
@@ -201,13 +201,23 @@ class Translator:
     def _tokenizer(self) -> Any:
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(self._name, revision=self._commit)
+        return AutoTokenizer.from_pretrained(
+            self._name, revision=self._commit, trust_remote_code=False
+        )
 
     @cached_property
     def _model(self) -> Any:
         from transformers import AutoModelForSeq2SeqLM
 
-        return AutoModelForSeq2SeqLM.from_pretrained(self._name, revision=self._commit).eval()
+        model, told = AutoModelForSeq2SeqLM.from_pretrained(
+            self._name, revision=self._commit, trust_remote_code=False, output_loading_info=True
+        )
+        if missing := sorted(told["missing_keys"]):
+            raise ValueError(
+                f"'{self._name}' lacks {len(missing)} tensors that the model needs, such as "
+                f"{missing[0]}; is the download complete?"
+            )
+        return model.eval()
 
 
 def _first(vocabulary: dict[str, int], form: str, language: Language) -> str | None:

@@ -16,7 +16,7 @@ from mlcalib.judging.chat import as_chat
 from mlcalib.judging.texts import Pair
 from mlcalib.languages import language
 from mlcalib.models.identity import identity
-from mlcalib.models.loading import check_source, load_tokenizer
+from mlcalib.models.loading import check_source, load_tokenizer, model_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -163,7 +163,7 @@ class RewardModelJudge:
             raise ValueError(f"margin is {margin}, expected 0 or more.")
         # With one label a missing head would be made anew, random, with a mere warning.
         model, report = AutoModelForSequenceClassification.from_pretrained(
-            source, dtype=dtype, output_loading_info=True
+            source, dtype=dtype, output_loading_info=True, trust_remote_code=False
         )
         if model.config.num_labels != 1 or report["missing_keys"]:
             wrong = (
@@ -202,12 +202,10 @@ def is_reward_model(source: str) -> bool:
     Raises:
         FileNotFoundError, ValueError: see ``check_source``.
     """
-    from transformers import AutoConfig
-
     check_source(source)
     if source.endswith(".gguf"):
         return False
-    names: Sequence[str] = AutoConfig.from_pretrained(source).architectures or ()
+    names: Sequence[str] = model_config(source).architectures or ()
     return any(name.endswith("ForSequenceClassification") for name in names)
 
 

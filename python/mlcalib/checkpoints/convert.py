@@ -10,7 +10,10 @@ from torch import Tensor
 from mlcalib._core import Grid, GridSpec, QuantizedLinear
 from mlcalib.checkpoints import Checkpoint, open_checkpoint, save_tensors
 from mlcalib.checkpoints.card import CARD, converted_card
+from mlcalib.checkpoints.config_check import known_family
+from mlcalib.checkpoints.expected import check_model
 from mlcalib.checkpoints.source_files import changed_config, copy_files, save_json
+from mlcalib.checkpoints.stored_weights import StoredWeights
 from mlcalib.common import compat
 from mlcalib.common.files import atomic_folder, check_output
 from mlcalib.common.safetensors_read import read_json
@@ -49,6 +52,8 @@ def convert(source: str | Path, out: str | Path, format: str, *, dtype: str = "a
         raise ValueError(f"dtype is '{dtype}', expected one of: auto, {', '.join(_DTYPES)}")
     model_dtype = checkpoint.dtype if dtype == "auto" else _DTYPES[dtype]
     found = find_file(Path(source))
+    if found is None and known_family(checkpoint.config):
+        check_model(StoredWeights(Path(source), model_dtype))
     specs = _specs(checkpoint, form, model_dtype)
     form.check(specs, {name: _shape(checkpoint, name) for name in specs})
     if form.file is not None:

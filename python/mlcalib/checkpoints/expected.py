@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 PREDICTING = re.compile("nextn|mtp")
 """Keys of config.json that tell of layers for multi-token prediction."""
 
+_CODES = (".qweight", ".weight_packed")
+
 
 def own_head(
     weights: StoredWeights, model: "PreTrainedModel", adapter: Adapter
@@ -148,6 +150,19 @@ def _lacks(
             f"{said}; there is {alike}. Its names are not those of transformers' own checkpoints: "
             "rename the tensors, or load it with the library that wrote it and save it with "
             "transformers (save_pretrained)."
+        )
+    code = next(
+        (
+            name
+            for name in there
+            if name.startswith(f"{missing[0].removesuffix('.weight')}.") and name.endswith(_CODES)
+        ),
+        None,
+    )
+    if code is not None:
+        return (
+            f"{said}; there are codes, such as {code}, and no quantization_config that explains "
+            "these. Restore the section, or get the model again."
         )
     if len(missing) == len(expected):
         return (

@@ -272,3 +272,35 @@ def test_text_is_not_made_for_what_is_refused(folder, tmp_path):
     for options in ({"group_size": 7}, {"bits": 9}, {"format": "gguf", "bits": 3}, {"damp": -1}):
         with pytest.raises(ValueError, match=r"group_size|bits|damp"):
             mlcalib.quantize_checkpoint(folder, tmp_path / "out", never, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (NORM, "model.norm.weight"),
+        ("model.layers.0.mlp.up_proj", "model.layers.0.mlp.up_proj.weight"),
+        ("lm_head.weight", "lm_head"),
+    ],
+)
+def test_a_quantized_folder_that_is_not_whole_is_refused(name, message, folder, tmp_path):
+    first = tmp_path / "first"
+    mlcalib.quantize_checkpoint(folder, first, **RTN | {"format": "awq"})
+    change(first, lambda held: {key: each for key, each in held.items() if name not in key})
+    for call in (
+        lambda: mlcalib.quantize_checkpoint(first, tmp_path / "out", **RTN),
+        lambda: mlcalib.convert(first, tmp_path / "out", "gptq"),
+        lambda: load_to_run(str(first)),
+    ):
+        with pytest.raises(ValueError, match=rf"lacks 1 tensors.* {message}"):
+            call()
+    assert message in "".join(each.message for each in mlcalib.check(first).findings)
+    assert not mlcalib.check(first).ok
+
+
+def test_codes_without_their_section_are_named(folder, tmp_path):
+    mlcalib.quantize_checkpoint(folder, tmp_path / "first", **RTN | {"format": "awq"})
+    config = json.loads((tmp_path / "first/config.json").read_text())
+    del config["quantization_config"]
+    (tmp_path / "first/config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"there are codes, such as .*q_proj\.qweight"):
+        mlcalib.quantize_checkpoint(tmp_path / "first", tmp_path / "out", **RTN)

@@ -206,21 +206,30 @@ def _quantized(folder: Path, section: dict[str, Any], problems: list[Problem]) -
     problems += check_names(checkpoint.config, stored, checkpoint.linears)
     shapes: dict[str, tuple[int, int]] = {}
     problems += check_values(checkpoint, shapes)
+    _compare(StoredWeights(folder, checkpoint.dtype), checkpoint.config, problems)
     left = set(linear_names(shapes_of(checkpoint.files))) - set(checkpoint.linears)
     return Facts(section, checkpoint.specs, shapes, checkpoint.dtype, left)
 
 
-def _check_weights(weights: StoredWeights, config: dict[str, Any], problems: list[Problem]) -> None:
-    """Add what is wrong with tensors that a model is read from: names, shapes and values."""
-    whole = all(kind not in ("damaged", "unread") for kind, _ in problems)
-    if known_family(config) and whole:
+def _compare(weights: StoredWeights, config: dict[str, Any], problems: list[Problem]) -> bool:
+    """Add what is missing or otherwise than the model's class says, if nothing is known yet.
+
+    Returns:
+        Whether the files hold output embeddings of their own, although config.json ties them.
+    """
+    if known_family(config) and all(kind not in ("damaged", "unread") for kind, _ in problems):
         try:
-            if check_model(weights):
-                problems.append(("damaged", LOST_HEAD))
+            return check_model(weights)
         except ValueError as error:
             kind: Kind = "unread" if isinstance(error, CannotReadError) else "damaged"
             problems.append((kind, str(error)))
-            return
+    return False
+
+
+def _check_weights(weights: StoredWeights, config: dict[str, Any], problems: list[Problem]) -> None:
+    """Add what is wrong with tensors that a model is read from: names, shapes and values."""
+    if _compare(weights, config, problems):
+        problems.append(("damaged", LOST_HEAD))
     try:
         for name, tensor in weights.read(weights.names):
             if tensor.is_floating_point() and not tensor.float().isfinite().all():

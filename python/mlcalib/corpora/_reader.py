@@ -55,7 +55,7 @@ def read_documents(
     folders = {item.name: _folder(item) for item in root.iterdir() if item.is_dir()}
     available = sorted(name for name, folder in folders.items() if any(folder.splits.values()))
     if language not in available:
-        others = [name for name in _names(root) if name not in folders]
+        others = [name for name in _names(root) if name not in available]
         inside = folders[language].others if language in folders else others
         unread = f" These files are not read: {', '.join(inside)}." if inside else ""
         raise FileNotFoundError(

@@ -233,7 +233,9 @@ def test_what_a_template_raises_is_counted(tokenizer):
 def test_a_message_of_another_shape(tmp_path):
     (tmp_path / "en").mkdir()
     (tmp_path / "en/calib.jsonl").write_text('{"messages": [{"speaker": "A", "text": "x"}]}')
-    with pytest.raises(ValueError, match=r"unknown speaker \(first: .*, line 1: none, but speaker"):
+    with pytest.raises(
+        ValueError, match=r"unknown speaker \(first: .*, line 1: a message with speaker"
+    ):
         list(open_corpus(f"files:{tmp_path}").documents("en", "calib"))
 
 

@@ -206,7 +206,7 @@ def test_a_model_on_the_hub_is_named_by_its_commit(models, monkeypatch):
     folder, asked = str(models["nllb"]), []
     monkeypatch.setattr(compat, "hub_commit", lambda name: asked.append(name) or "c0ffee")
     read = AutoConfig.from_pretrained
-    monkeypatch.setattr(AutoConfig, "from_pretrained", lambda name, revision: read(folder))
+    monkeypatch.setattr(AutoConfig, "from_pretrained", lambda name, **_: read(folder))
     assert translator.version == "facebook/nllb-200-distilled-600M at commit c0ffee"
     assert asked == ["facebook/nllb-200-distilled-600M"]
 

@@ -1,6 +1,5 @@
 """``mlcalib.convert``: codes from one checkpoint format into another, as they are."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 

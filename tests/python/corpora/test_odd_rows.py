@@ -32,21 +32,24 @@ ROWS = st.one_of(
 )
 
 
-@given(st.lists(ROWS, max_size=8), st.sampled_from([None, 1]), st.booleans())
+@given(st.lists(ROWS, max_size=8))
 @settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-def test_an_array_is_read_as_its_lines_are(tmp_path, rows, indent, as_array):
+def test_every_row_is_used_or_counted(tmp_path, rows):
     rows = [{"text": TEXT}, *rows]
-    lines = "\n".join(map(json.dumps, rows))
-    content = json.dumps(rows, indent=indent) if as_array else lines
-    documents, tally = read(corpus(tmp_path, content))
+    documents, tally = read(corpus(tmp_path, "\n".join(map(json.dumps, rows))))
     assert len(documents) + sum(tally.dropped.values()) == tally.read == len(rows)
     assert documents == [
         row["text"].strip()
         for row in rows
         if isinstance(row, dict) and isinstance(row.get("text"), str) and row["text"].strip()
     ]
+
+
+def test_an_array_says_what_to_do(tmp_path):
+    with pytest.raises(ValueError, match="write the items of an array on a line each"):
+        read(corpus(tmp_path, json.dumps([{"text": TEXT}])))
 
 
 def test_messages_in_json_are_a_conversation(tmp_path):

@@ -222,8 +222,8 @@ def _validate_shards(folder: Path) -> dict[str, Path]:
                 folder / shard, tensor
             ):
                 raise ValueError(
-                    f"{there} and {folder / shard} both hold {printable(tensor)}, with different values, and "
-                    "readers differ in which they take; download the model again"
+                    f"{there} and {folder / shard} both hold {printable(tensor)}, with different "
+                    "values, and readers differ in which they take; download the model again"
                 )
     return found
 

@@ -20,7 +20,7 @@ from mlcalib.checkpoints.config_check import check_config, known_family
 from mlcalib.checkpoints.expected import check_model
 from mlcalib.checkpoints.stored_weights import StoredWeights
 from mlcalib.common.errors import CannotReadError
-from mlcalib.common.safetensors_read import read_json, validate_folder
+from mlcalib.common.safetensors_read import ADAPTER, read_json, validate_folder
 from mlcalib.formats import (
     READERS,
     Facts,
@@ -243,7 +243,8 @@ def _config(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise ValueError(f"{folder} is neither a folder nor a GGUF file")
     if not path.is_file():
-        validate_folder(folder)  # an adapter needs none
+        if (folder / ADAPTER).is_file():
+            validate_folder(folder)  # says what an adapter is
         raise ValueError(f"{folder} has no config.json")
     if (size := path.stat().st_size) > _MAX_CONFIG:
         raise ValueError(f"{path} has {size} bytes; a config has a few thousand")

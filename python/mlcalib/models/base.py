@@ -1,10 +1,10 @@
 """What the rest of the library knows of a model family."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from mlcalib.common.optional import optional
 
@@ -20,11 +20,13 @@ class ScaleGroup:
         source: module of the block, a norm or a linear, whose output channels are divided by s.
         inputs: keys of the block's linears whose input channels are multiplied by s.
         readers: modules that read the same input and are not quantized (routers): multiplied too.
+        offset: a norm that is the source multiplies by ``offset + weight``.
     """
 
     source: str
     inputs: tuple[str, ...]
     readers: tuple[str, ...] = ()
+    offset: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -99,20 +101,23 @@ class Adapter:
             share one statistic and one factorisation. See ``linears_of`` for those of one block.
         scale_groups: of a block, in the order in which they run; see ``scale_groups_of``. A group
             is left out where folding would change what the block computes.
-        norm_offset: norms multiply by ``norm_offset + weight``.
         experts: of blocks that have some, in place of ``linears`` and ``scale_groups``.
         saved_names: part of a name in the model → what the family's checkpoints call it.
         gguf: class name → how GGUF files hold its models; of those that llama.cpp knows.
+        handed_over: argument of a block (its number after the hidden states, or its name) → the
+            element of the output of the block before that it takes.
+        filled: arguments into which blocks put what later blocks read.
     """
 
     architectures: tuple[str, ...]
     blocks: str
     linears: Mapping[str, tuple[str, ...]]
     scale_groups: tuple[ScaleGroup, ...]
-    norm_offset: float = 0.0
     experts: Experts | None = None
     saved_names: Mapping[str, str] = field(default_factory=dict)
     gguf: Mapping[str, GgufArchitecture] = field(default_factory=dict)
+    handed_over: Mapping[int | str, int] = field(default_factory=dict)
+    filled: frozenset[int | str] = frozenset()
 
     def named_blocks(self, model: "PreTrainedModel") -> list[tuple[str, nn.Module]]:
         """Return (name, block) of each block, in the order in which they run."""
@@ -160,10 +165,10 @@ class Adapter:
             if "{}" in group.source:
                 for expert in experts:
                     inputs = tuple(key.format(expert) for key in group.inputs)
-                    resolved.append(ScaleGroup(group.source.format(expert), inputs))
+                    resolved.append(replace(group, source=group.source.format(expert), inputs=inputs))
             else:
                 inputs = tuple(key for each in group.inputs for key in _expanded(each, experts))
-                resolved.append(ScaleGroup(group.source, inputs, group.readers))
+                resolved.append(replace(group, inputs=inputs))
         return resolved
 
     def experts_of(self, block: nn.Module) -> Experts | None:
@@ -173,10 +178,24 @@ class Adapter:
         path, _, name = self.experts.path.rpartition(".")
         return self.experts if hasattr(self.module(block, path), name) else None
 
+    def has_experts(self, block: nn.Module) -> bool:
+        """Return whether the block routes tokens to experts."""
+        return self.experts_of(block) is not None
+
     def expert_of(self, linear: str) -> str | None:
         """Return the expert that a linear of a block belongs to, or None."""
         inside = self.experts is not None and linear.startswith(f"{self.experts.path}.")
         return linear.rpartition(".")[0] if inside else None
+
+    def passed_on(self, block: nn.Module, hidden: Tensor) -> Any:
+        """Return what a block of this kind returns, with these hidden states in it."""
+        return hidden
+
+    def saved(self, name: str) -> str:
+        """Return what checkpoints call a tensor or a module of the model."""
+        for part, saved in self.saved_names.items():
+            name = name.replace(part, saved)
+        return name
 
     def linear(self, block: nn.Module, name: str) -> nn.Linear:
         """Return a linear of a block.

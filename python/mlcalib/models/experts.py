@@ -1,41 +1,45 @@
 """Experts as linears of their own; transformers 5 fuses those of a block into two parameters."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from mlcalib.common import compat
-from mlcalib.models.base import Adapter, Experts
+from mlcalib.models.base import Adapter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+Combine = Callable[[list[Tensor]], Tensor]
+"""What an expert does with the outputs of its first linears: of the gate and of the other."""
+
+
 class Expert(nn.Module):
-    """One expert: down(act(gate(x)) · up(x)), its linears named as in the family's checkpoints."""
+    """One expert: down(combine(gate(x), up(x))); some have no gate."""
 
     def __init__(
-        self,
-        family: Experts,
-        gate_up: Tensor,
-        down: Tensor,
-        activation: Callable[[Tensor], Tensor],
+        self, first: Mapping[str, nn.Linear], down: tuple[str, nn.Linear], combine: Combine
     ) -> None:
-        """Take the weights as they are, without a copy.
+        """Take linears as they are.
 
         Args:
-            family: names of the linears.
-            gate_up: [2 · intermediate size, hidden size].
-            down: [hidden size, intermediate size].
-            activation: applied to the gate.
+            first: name → linear that reads the input: the gate, if there is one, and up.
+            down: name and linear of the last.
+            combine: what is done with the outputs of ``first``.
         """
         super().__init__()
-        self._names = (family.gate, family.up, family.down)
-        for name, weight in zip(self._names, (*gate_up.chunk(2), down), strict=True):
-            self.add_module(name, _linear(weight))
-        self._activation = activation
+        self._first, self._down = tuple(first), down[0]
+        for name, linear in (*first.items(), down):
+            self.add_module(name, linear)
+        self._combine = combine
+
+    @property
+    def names(self) -> tuple[tuple[str, ...], ...]:
+        """The names of its linears; those in one tuple read one tensor."""
+        return self._first, (self._down,)
 
     def forward(self, x: Tensor, positions: Tensor) -> Tensor:
         """Return [tokens, hidden size] of the tokens routed here.
@@ -44,31 +48,32 @@ class Expert(nn.Module):
             x: [tokens, hidden size].
             positions: int64 [tokens], where in the sequence they stand; for who watches.
         """
-        gate, up, down = (self.get_submodule(name) for name in self._names)
-        result: Tensor = down(self._activation(gate(x)) * up(x))
+        first = [self.get_submodule(name)(x) for name in self._first]
+        result: Tensor = self.get_submodule(self._down)(self._combine(first))
         return result
 
 
 class ExpertList(nn.Module):
     """Experts as children "0", "1", …, with the arithmetic of transformers' eager experts."""
 
-    def __init__(self, fused: nn.Module, family: Experts) -> None:
-        """Take apart a block's fused experts; the weights are views of theirs.
-
-        Raises:
-            NotImplementedError: they are not fused as in transformers' Mixtral.
-        """
+    def __init__(self, experts: Iterable[Expert], norm: nn.Module | None = None) -> None:
+        """Take experts; ``norm`` is applied to what each of them gives."""
         super().__init__()
-        if (parts := compat.fused_experts(fused)) is None:
-            raise NotImplementedError(
-                f"{type(fused).__name__} does not hold gate_up_proj [experts, 2 · intermediate, "
-                "hidden] and down_proj [experts, hidden, intermediate], as in transformers 5.24; "
-                "this release fuses experts in another way."
-            )
-        gate_up, down, activation = parts
-        for index in range(gate_up.shape[0]):
-            expert = Expert(family, gate_up.detach()[index], down.detach()[index], activation)
+        for index, expert in enumerate(experts):
             self.add_module(str(index), expert)
+        self.post_expert_norm = norm
+
+    def experts(self) -> Iterator[tuple[str, Expert]]:
+        """Yield (name, expert)."""
+        for name, module in self.named_children():
+            if isinstance(module, Expert):
+                yield name, module
+
+    def inputs(self, expert: str) -> list[tuple[str, ...]]:
+        """Return the names of an expert's linears; those in one tuple read one tensor."""
+        module = self.get_submodule(expert)
+        assert isinstance(module, Expert)
+        return [tuple(f"{expert}.{name}" for name in names) for names in module.names]
 
     def forward(self, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
         """Return the weighted sum of what each token's experts give.
@@ -79,10 +84,13 @@ class ExpertList(nn.Module):
             weights: [tokens, k].
         """
         result = torch.zeros_like(hidden)
-        for index, (_, expert) in enumerate(self.named_children()):
+        for index, (_, expert) in enumerate(self.experts()):
             rank, positions = torch.where(chosen.T.eq(index))
             if len(positions):
-                given = expert(hidden[positions], positions) * weights[positions, rank, None]
+                given = expert(hidden[positions], positions)
+                if self.post_expert_norm is not None:
+                    given = self.post_expert_norm(given)
+                given = given * weights[positions, rank, None]
                 result.index_add_(0, positions, given.to(result.dtype))
         return result
 
@@ -97,10 +105,60 @@ def unfuse(model: "PreTrainedModel", adapter: Adapter) -> None:
         if (family := adapter.experts_of(block)) is not None:
             fused = block.get_submodule(family.path)
             if not isinstance(fused, ExpertList):
-                block.set_submodule(family.path, ExpertList(fused, family))
+                names = (family.gate, family.up, family.down)
+                block.set_submodule(family.path, _of_family(fused, names))
+    unfuse_all(model)
 
 
-def _linear(weight: Tensor) -> nn.Linear:
-    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-    linear.weight = nn.Parameter(weight, requires_grad=False)
+def unfuse_all(model: nn.Module) -> None:
+    """Put an ``ExpertList`` in the place of all experts that transformers' interface describes."""
+    for path, module in list(model.named_modules()):
+        if compat.has_fused_experts(module):
+            model.set_submodule(path, _of_interface(module))
+
+
+def _of_family(fused: nn.Module, names: tuple[str, str, str]) -> ExpertList:
+    """Take apart the experts of a family whose file names their linears."""
+    if (parts := compat.fused_experts(fused)) is None:
+        raise NotImplementedError(
+            f"{type(fused).__name__} does not hold gate_up_proj [experts, 2 · intermediate, "
+            "hidden] and down_proj [experts, hidden, intermediate], as in transformers 5.24; "
+            "this release fuses experts in another way."
+        )
+    gate_up, down, activation = parts
+
+    def combine(first: list[Tensor]) -> Tensor:
+        return activation(first[0]) * first[1]
+
+    return ExpertList(
+        Expert(
+            dict(zip(names[:2], map(_linear, both.chunk(2)), strict=True)),
+            (names[2], _linear(last)),
+            combine,
+        )
+        for both, last in zip(gate_up.detach(), down.detach(), strict=True)
+    )
+
+
+def _of_interface(fused: nn.Module) -> ExpertList:
+    """Take apart experts by what transformers' interface says of them."""
+    parts = compat.interface_experts(fused)
+
+    def expert(index: int) -> Expert:
+        first = {
+            name: _linear(weight[index], None if bias is None else bias[index])
+            for name, (weight, bias) in parts.first.items()
+        }
+        weight, bias = parts.down
+        down = _linear(weight[index], None if bias is None else bias[index])
+        return Expert(first, ("down_proj", down), parts.combine)
+
+    return ExpertList(map(expert, range(parts.down[0].shape[0])), parts.norm)
+
+
+def _linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    linear.weight = nn.Parameter(weight.detach(), requires_grad=False)
+    if bias is not None:
+        linear.bias = nn.Parameter(bias.detach(), requires_grad=False)
     return linear

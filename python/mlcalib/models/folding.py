@@ -65,7 +65,7 @@ def fold(adapter: Adapter, block: nn.Module, group: ScaleGroup, scales: Tensor) 
     source = adapter.module(block, group.source)
     weight = _weight(adapter, block, group.source).float()
     if weight.dim() == 1:  # a norm
-        weight = (adapter.norm_offset + weight) / made - adapter.norm_offset
+        weight = (group.offset + weight) / made - group.offset
     else:
         weight = weight / made[:, None]
     _replace(source, "weight", weight)

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class _Stop(Exception):  # noqa: N818 - not an error: it ends a forward that has done its work
+class Stop(Exception):  # noqa: N818 - no error: it ends a forward that has done its work
     """Ends a forward."""
 
 
 @dataclass(frozen=True)
 class BlockInputs:
-    """What a block is called with besides the hidden states: the same for every sequence.
+    """What a block is called with besides the hidden states.
 
     Attributes:
         args: positional arguments after the hidden states.
@@ -48,29 +48,30 @@ def embed(
 
     Returns:
         The hidden states [1, seq_len, hidden size] that the first block reads, and block → its
-        other arguments, which depend on the shape of ``ids`` alone. Blocks differ in them where
-        some attend to all that came before and some to a window.
+        other arguments. Blocks differ in them where some attend to all that came before and some to
+        a window. What one block makes for another is not in them: see ``Adapter.handed_over``.
     """
     blocks = adapter.named_blocks(model)
     inputs: dict[str, BlockInputs] = {}
     first: list[Tensor] = []
 
-    def catching(name: str) -> Callable[..., Tensor]:
-        def catch(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            inputs[name] = BlockInputs(args, kwargs)
-            first.append(hidden_states)
+    def catching(name: str, block: nn.Module) -> Callable[..., Any]:
+        def catch(*args: Any, **kwargs: Any) -> Any:
+            hidden = hidden_of(args, kwargs)
+            inputs[name] = other_arguments(args, kwargs)
+            first.append(hidden)
             if len(inputs) == len(blocks):
-                raise _Stop
-            return hidden_states
+                raise Stop
+            return adapter.passed_on(block, hidden)
 
         return catch
 
     own = {name: vars(block).get("forward") for name, block in blocks}  # e.g. accelerate's
     try:
         for name, block in blocks:
-            block.forward = catching(name)
+            block.forward = catching(name, block)
         model(input_ids=ids, use_cache=False)
-    except _Stop:
+    except Stop:
         pass
     finally:
         for name, block in blocks:
@@ -80,9 +81,40 @@ def embed(
     return first[0], inputs
 
 
+def hidden_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """Return the hidden states that a block is called with: the first argument.
+
+    Raises:
+        ValueError: the first argument is no floating tensor, nor is one called hidden_states.
+    """
+    found = args[0] if args else kwargs.get("hidden_states")
+    if not (isinstance(found, Tensor) and found.is_floating_point() and found.dim() > 1):
+        raise ValueError("a block is called without hidden states")
+    return found
+
+
+def other_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> BlockInputs:
+    """Return the arguments of a call of a block but for the hidden states."""
+    if args:
+        return BlockInputs(args[1:], kwargs)
+    return BlockInputs((), {key: each for key, each in kwargs.items() if key != "hidden_states"})
+
+
+def with_hidden(output: Any, hidden: Tensor) -> Any:
+    """Return the output of a block with other hidden states in it: the first element."""
+    if isinstance(output, tuple):
+        return type(output)((hidden, *output[1:]))
+    return hidden
+
+
+def call_block(block: nn.Module, hidden: Tensor, inputs: BlockInputs) -> Any:
+    """Return all that a block returns; the hidden states are the first of it."""
+    return block(hidden, *inputs.args, **inputs.kwargs)
+
+
 def run_block(block: nn.Module, hidden: Tensor, inputs: BlockInputs) -> Tensor:
-    """Return a block's output, [1, seq_len, hidden size]."""
-    return first_output(block(hidden, *inputs.args, **inputs.kwargs))
+    """Return a block's hidden states, [1, seq_len, hidden size]."""
+    return first_output(call_block(block, hidden, inputs))
 
 
 def first_output(output: Any) -> Tensor:
@@ -139,12 +171,12 @@ def run_to_last_input(
     last = adapter.linear(block, list(adapter.linears_of(block).values())[-1][0])
 
     def stop(_: nn.Module, __: tuple[Tensor, ...]) -> None:
-        raise _Stop
+        raise Stop
 
     handle = last.register_forward_pre_hook(stop)
     try:
         run_block(block, hidden, inputs)
-    except _Stop:
+    except Stop:
         pass
     finally:
         handle.remove()

@@ -11,10 +11,9 @@ from mlcalib.models.running import BlockInputs, first_output, run_block
 class Probe:
     """A sample of what a block reads, to tell what a change costs the output of a module in it."""
 
-    def __init__(self, hidden: list[Tensor], inputs: BlockInputs) -> None:
-        """Take hidden states [1, seq_len, hidden size] and the block's other arguments."""
-        self._hidden = hidden
-        self._inputs = inputs
+    def __init__(self, sequences: list[tuple[Tensor, BlockInputs]]) -> None:
+        """Take hidden states [1, seq_len, hidden size], each with the block's other arguments."""
+        self._sequences = sequences
 
     def output_loss(self, block: nn.Module, name: str) -> Callable[[], float]:
         """Run the block as it is, and return what measures the output of a module of it.
@@ -35,8 +34,8 @@ class Probe:
 
         handle = module.register_forward_hook(hook, with_kwargs=True)
         try:
-            for state in self._hidden:
-                run_block(block, state, self._inputs)
+            for state, inputs in self._sequences:
+                run_block(block, state, inputs)
         finally:
             handle.remove()
 

@@ -13,11 +13,12 @@ from mlcalib.calibration_sets import CalibrationSet
 from mlcalib.common.errors import named
 from mlcalib.common.stopwatch import Stopwatch
 from mlcalib.models import Adapter
+from mlcalib.models.arguments import Arguments
 from mlcalib.models.device import CPU
 from mlcalib.models.running import (
-    BlockInputs,
+    call_block,
     embed,
-    run_block,
+    first_output,
     run_to_last_input,
     watching,
 )
@@ -92,7 +93,7 @@ class Flow:
         """
         self._adapter = adapter
         self._compares = compares
-        experts = (adapter.experts_of(block) for _, block in adapter.named_blocks(model))
+        experts = (adapter.has_experts(block) for _, block in adapter.named_blocks(model))
         if compares and any(experts):
             raise NotImplementedError(
                 "What is compared with the float model's activations needs the same tokens in both "
@@ -105,23 +106,25 @@ class Flow:
         for prefix in sorted(wanted, key=lambda each: each.tokens):
             self._prefixes[prefix.language].append(prefix)
         self._hidden = HiddenStates() if hidden is None else hidden
-        # Block → its other arguments, the same for every sequence: they have one shape.
-        self._inputs: dict[str, BlockInputs] = {}
+        if self._hidden.position > 0 and (adapter.handed_over or adapter.filled):
+            self._hidden.restart()  # what blocks made for later ones is in no file
+        self._arguments = Arguments(adapter, device)
         self._device = self._kept_on = device
         start = model.get_input_embeddings().weight.device
         fresh = self._hidden.position < 0
         with stopwatch.timed("forward"):
             for language in calibration.ids:
                 for index, (ids, _) in enumerate(calibration.sequences(language)):
-                    if fresh or not self._inputs:
-                        state, self._inputs = embed(model, adapter, ids.to(start))
-                        if not index:
-                            self._kept_on = self._place(state)
+                    state, inputs = embed(model, adapter, ids.to(start))
+                    self._arguments.catch((language, index), inputs)
+                    if compares:
+                        self._arguments.catch((_float(language), index), inputs)
+                    if not index:
+                        self._kept_on = self._place(state)
                     if fresh:
                         self._write(language, index, state)
                         if compares:
                             self._write(_float(language), index, state)
-        self._inputs = {name: each.to(device) for name, each in self._inputs.items()}
         if fresh:
             self._hidden.turn()
 
@@ -143,8 +146,12 @@ class Flow:
         rounds = zip_longest(*([(code, i) for i in range(n)] for code, n in counts.items()))
         in_turn = [at for row in rounds for at in row if at is not None]
         count = max(-(-tokens // self._calibration.seq_len), len(counts))
-        states = [self._read(*at) for at in in_turn[:count]]
-        return Probe(states, self._inputs[block_name])
+        return Probe(
+            [
+                (self._read(*at), self._arguments.of(block_name, at, keeps=True))
+                for at in in_turn[:count]
+            ]
+        )
 
     def collect(
         self,
@@ -213,7 +220,8 @@ class Flow:
                         self._move(block_name, block, language, index)
                     else:
                         state = self._read(language, index)
-                        run_to_last_input(self._adapter, block, state, self._inputs[block_name])
+                        inputs = self._arguments.of(block_name, (language, index), keeps=True)
+                        run_to_last_input(self._adapter, block, state, inputs)
         self._stopwatch.add("gram", in_statistics)
         self._stopwatch.add("forward", time.perf_counter() - start - in_statistics)
         return statistics
@@ -246,8 +254,10 @@ class Flow:
 
     def _move(self, block_name: str, block: nn.Module, kept: str, index: int) -> None:
         """Take the hidden states of a sequence, kept under a name, through a block."""
-        state = self._read(kept, index)
-        self._write(kept, index, run_block(block, state, self._inputs[block_name]))
+        inputs = self._arguments.of(block_name, (kept, index))
+        output = call_block(block, self._read(kept, index), inputs)
+        self._write(kept, index, first_output(output))
+        self._arguments.hand_over((kept, index), output)
 
     def _read(self, kept: str, index: int) -> Tensor:
         return self._hidden.read(kept, index).to(self._device)

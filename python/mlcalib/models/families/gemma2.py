@@ -12,11 +12,10 @@ adapter = Adapter(
         "mlp output": ("mlp.down_proj",),
     },
     scale_groups=(
-        ScaleGroup("input_layernorm", ("attention",)),
+        ScaleGroup("input_layernorm", ("attention",), offset=1.0),
         ScaleGroup("self_attn.v_proj", ("attention output",)),
-        ScaleGroup("pre_feedforward_layernorm", ("mlp",)),
+        ScaleGroup("pre_feedforward_layernorm", ("mlp",), offset=1.0),
         ScaleGroup("mlp.up_proj", ("mlp output",)),
     ),
-    norm_offset=1.0,
     gguf={"Gemma2ForCausalLM": GgufArchitecture("gemma2")},
 )

@@ -1,0 +1,197 @@
+"""An adapter made from the model itself: its blocks are run, and what they do is looked at."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from mlcalib.models.base import Adapter, Experts, ScaleGroup
+from mlcalib.models.discovery.inputs import expert_paths, inputs_of
+from mlcalib.models.discovery.scales import proved_scale_groups
+from mlcalib.models.discovery.synthetic import synthetic
+from mlcalib.models.discovery.trace import Call, trace
+from mlcalib.models.experts import unfuse_all
+from mlcalib.models.kinds import Kind, kind_of
+from mlcalib.models.running import with_hidden
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["DiscoveredAdapter", "discover"]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What is known of blocks of one kind.
+
+    Attributes:
+        linears: see ``Adapter.linears_of``.
+        scale_groups: see ``Adapter.scale_groups_of``.
+        experts: paths of lists of experts.
+        output: what a block returned, whose hidden states are to be replaced.
+    """
+
+    linears: Mapping[str, tuple[str, ...]]
+    scale_groups: tuple[ScaleGroup, ...]
+    experts: tuple[str, ...]
+    output: Any = field(repr=False)
+
+
+@dataclass(frozen=True)
+class DiscoveredAdapter(Adapter):
+    """An ``Adapter`` whose blocks are of kinds that were found by running them.
+
+    Attributes:
+        names: of the blocks, in the order in which they run. Blocks that do not run on text are
+            not among them, and stay in floating point.
+        layouts: kind → what is known of its blocks.
+    """
+
+    names: tuple[str, ...] = ()
+    layouts: Mapping[Kind, Layout] = field(default_factory=dict, repr=False)
+    _known: WeakKeyDictionary[nn.Module, Layout] = field(
+        default_factory=WeakKeyDictionary, repr=False, compare=False
+    )
+
+    def named_blocks(self, model: "PreTrainedModel") -> list[tuple[str, nn.Module]]:
+        """See ``Adapter.named_blocks``."""
+        return [(name, model.get_submodule(name)) for name in self.names]
+
+    def layout(self, block: nn.Module) -> Layout:
+        """Return what is known of a block.
+
+        Raises:
+            NotImplementedError: no block of the model that was looked at is of its kind.
+        """
+        if block not in self._known:
+            if (kind := kind_of(block)) not in self.layouts:
+                raise NotImplementedError(
+                    f"A {type(block).__name__} is unlike all blocks that were looked at; open the "
+                    "model again."
+                )
+            self._known[block] = self.layouts[kind]
+        return self._known[block]
+
+    def linears_of(self, block: nn.Module) -> dict[str, tuple[str, ...]]:
+        """See ``Adapter.linears_of``."""
+        return dict(self.layout(block).linears)
+
+    def scale_groups_of(self, block: nn.Module) -> list[ScaleGroup]:
+        """See ``Adapter.scale_groups_of``."""
+        return list(self.layout(block).scale_groups)
+
+    def has_experts(self, block: nn.Module) -> bool:
+        """See ``Adapter.has_experts``."""
+        return bool(self.layout(block).experts)
+
+    def experts_of(self, block: nn.Module) -> Experts | None:
+        """See ``Adapter.experts_of``: no family's."""
+        return None
+
+    def expert_of(self, linear: str) -> str | None:
+        """See ``Adapter.expert_of``."""
+        paths = {path for layout in self.layouts.values() for path in layout.experts}
+        inside = any(linear.startswith(f"{path}.") for path in paths)
+        parent = linear.rpartition(".")[0]
+        return parent if inside and parent.rpartition(".")[2].isdecimal() else None
+
+    def passed_on(self, block: nn.Module, hidden: Tensor) -> Any:
+        """See ``Adapter.passed_on``."""
+        return with_hidden(self.layout(block).output, hidden)
+
+
+def discover(model: "PreTrainedModel") -> DiscoveredAdapter:
+    """Find out what an adapter says by running a model that looks the same for 16 tokens.
+
+    Its weights are made up: neither time nor memory depends much on the model's size. Scale groups
+    are proposed by what reads what, and each is kept only if the block gives the same output, to
+    1e-5 in float64, after random scales have been folded.
+
+    Args:
+        model: of transformers, on whatever device, the meta device included.
+
+    Raises:
+        NotImplementedError: the model does not run on token ids alone; it has no list of blocks
+            that hand hidden states on; a block runs more than once, or shares weights with another.
+    """
+    own = synthetic(model)
+    unfuse_all(own)
+    calls = trace(own)
+    _check_shared(calls)
+    layouts: dict[Kind, Layout] = {}
+    for call in calls:
+        if call.kind not in layouts:
+            linears = inputs_of(call)
+            with torch.no_grad():
+                groups = proved_scale_groups(call, linears)
+            layouts[call.kind] = Layout(linears, groups, expert_paths(call.module), call.gave)
+    return DiscoveredAdapter(
+        architectures=(type(model).__name__,),
+        blocks=calls[0].name.rpartition(".")[0],
+        linears={},
+        scale_groups=(),
+        handed_over=dict(_handed_over(calls)),
+        filled=frozenset(_filled(calls)),
+        names=tuple(call.name for call in calls),
+        layouts=layouts,
+    )
+
+
+def _check_shared(calls: list[Call]) -> None:
+    owners: dict[int, str] = {}
+    for call in calls:
+        for parameter in call.module.parameters():
+            if owners.setdefault(id(parameter), call.name) != call.name:
+                raise NotImplementedError(
+                    f"{owners[id(parameter)]} and {call.name} share weights, which would have to "
+                    "be quantized for both places at once; that is not supported."
+                )
+
+
+def _handed_over(calls: list[Call]) -> Iterator[tuple[int | str, int]]:
+    """Yield (argument, element of the output of the block before) where one is the other."""
+    for before, call in zip(calls, calls[1:], strict=False):
+        if isinstance(before.gave, tuple):
+            for place, value in _other(call).items():
+                for index, given in enumerate(before.gave[1:], 1):
+                    if isinstance(value, Tensor) and value is given:
+                        yield place, index
+
+
+def _filled(calls: list[Call]) -> Iterator[int | str]:
+    """Yield the arguments, no tensors, that hold other tensors after a call than before."""
+    for call in calls:
+        if call.before is None:
+            continue
+        now = _other(call)
+        for place, value in _places(*call.before).items():
+            held = now.get(place)
+            if not isinstance(value, Tensor) and len(_tensors(value)) != len(_tensors(held)):
+                yield place
+
+
+def _other(call: Call) -> dict[int | str, Any]:
+    return _places(call.args, call.kwargs)
+
+
+def _places(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[int | str, Any]:
+    return {**dict(enumerate(args[1:])), **kwargs}
+
+
+def _tensors(value: Any, depth: int = 0) -> list[Tensor]:
+    """Return the tensors that an argument holds: nested, or in an object such as a cache."""
+    if isinstance(value, Tensor):
+        return [value]
+    if depth > 4 or isinstance(value, nn.Module):
+        return []
+    if isinstance(value, Mapping):
+        inner = list(value.values())
+    elif isinstance(value, list | tuple | set):
+        inner = list(value)
+    else:
+        inner = []
+    inner += list(getattr(value, "__dict__", {}).values())
+    return [each for part in inner for each in _tensors(part, depth + 1)]

@@ -8,7 +8,6 @@ import torch
 
 from mlcalib.checkpoints.stored_weights import StoredWeights
 from mlcalib.common import compat
-from mlcalib.common.layer_names import saved_name
 from mlcalib.models import Adapter, find_adapter
 from mlcalib.models.experts import unfuse
 from mlcalib.models.loading import architecture, skeleton
@@ -38,8 +37,9 @@ def own_head(
     if not model.config.tie_word_embeddings:
         return None
     for target, source in compat.tied_weights(model).items():
-        names = [saved_name(each, adapter.saved_names) for each in (target, source)]
-        if set(names) <= set(weights.names):
+        origins = adapter.origins((target, source), weights.likes())
+        names = [origins[each].names[0] for each in (target, source) if each in origins]
+        if len(set(names)) > 1:
             first, second = (tensor for _, tensor in weights.read(names))
             if not torch.equal(first, second):
                 return target, source
@@ -55,7 +55,7 @@ def expected_shapes(model: "PreTrainedModel", adapter: Adapter) -> dict[str, tup
     """
     tied = set(compat.tied_weights(model)) if model.config.tie_word_embeddings else set()
     return {
-        saved_name(name, adapter.saved_names): tuple(tensor.shape)
+        adapter.saved(name): tuple(tensor.shape)
         for name, tensor in model.state_dict().items()
         if name not in tied
     }

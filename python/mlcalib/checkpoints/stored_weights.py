@@ -80,6 +80,13 @@ class StoredWeights:
             return found if found is not None and -1 not in found else None
         return self._entries[name].shape
 
+    def likes(self) -> dict[str, Tensor]:
+        """Return name → a tensor of the shape that it is read in, on the meta device.
+
+        Those whose codes do not tell their shape are of shape [0].
+        """
+        return {name: torch.empty(self.shape(name) or 0, device="meta") for name in self.names}
+
     def check_dtypes(self, names: Iterable[str]) -> None:
         """Refuse codes without a section that says what they stand for.
 

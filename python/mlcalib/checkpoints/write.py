@@ -2,9 +2,8 @@
 
 import copy
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +13,6 @@ from mlcalib._core import GridSpec, QuantizedLinear
 from mlcalib.checkpoints.source_files import config_of, copy_files, save_json
 from mlcalib.common import compat
 from mlcalib.common.files import atomic_folder
-from mlcalib.common.layer_names import saved_name
 from mlcalib.common.safetensors_write import Piece, tensor_piece, write_checkpoint_files
 from mlcalib.formats.base import Format
 
@@ -31,7 +29,7 @@ def save_checkpoint(  # noqa: PLR0913 - what a checkpoint is made of
     metadata: Mapping[str, Any],
     *,
     order: "Order" = "natural",
-    saved_names: Mapping[str, str] = MappingProxyType({}),
+    saved: Callable[[str], str] = str,
     card: str | None = None,
     max_shard_size: int | str = "5GB",
 ) -> None:
@@ -51,7 +49,7 @@ def save_checkpoint(  # noqa: PLR0913 - what a checkpoint is made of
         quantized: by module name; the scale dtype of their grids is the format's.
         metadata: content of mlcalib.json; JSON types, finite numbers.
         order: the order in which the solver visited channels.
-        saved_names: part of a name in the model → what the family's checkpoints call it.
+        saved: gives what checkpoints call a tensor or a module of the model.
         card: the model card, README.md; None for none.
         max_shard_size: of a safetensors file, in bytes or as "5GB"; one larger tensor still fits.
 
@@ -76,14 +74,14 @@ def save_checkpoint(  # noqa: PLR0913 - what a checkpoint is made of
         )
         return
     pieces = {
-        saved_name(name, saved_names): tensor_piece(tensor)
+        saved(name): tensor_piece(tensor)
         for name, tensor in _tensors(model, checkpoint_format, quantized).items()
     }
     write_checkpoint(
         model,
         tokenizer,
         out,
-        quantization_section(model, checkpoint_format, specs, order, saved_names),
+        quantization_section(model, checkpoint_format, specs, order, saved),
         pieces,
         metadata,
         config_file=checkpoint_format.config_file,
@@ -129,18 +127,18 @@ def quantization_section(
     checkpoint_format: Format,
     specs: Mapping[str, GridSpec],
     order: "Order",
-    saved_names: Mapping[str, str],
+    saved: Callable[[str], str],
 ) -> dict[str, Any] | None:
     """Return the ``quantization_config`` of a model whose linears in ``specs`` are quantized.
 
     It names linears as the checkpoint does, and so do readers.
     """
     ignore = [
-        saved_name(name, saved_names)
+        saved(name)
         for name, module in model.named_modules()
         if _is_linear(module) and name not in specs
     ]
-    named = {saved_name(name, saved_names): spec for name, spec in specs.items()}
+    named = {saved(name): spec for name, spec in specs.items()}
     return checkpoint_format.quantization_config(named, order, ignore)
 
 

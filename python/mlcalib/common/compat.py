@@ -145,70 +145,42 @@ def fused_experts(module: nn.Module) -> tuple[Tensor, Tensor, Callable[[Tensor],
     return (gate_up, down, activation) if gate_up.shape[1] == 2 * down.shape[2] else None
 
 
-class InterfaceExperts(NamedTuple):
-    """What transformers keeps of all experts of a block, taken apart.
+class ExpertsInterface(NamedTuple):
+    """What transformers' interface says of fused experts.
 
     Attributes:
-        first: name → weights [experts, intermediate, hidden] and biases, of what reads the input.
-        down: weights [experts, hidden, intermediate] and biases.
-        combine: what is done with the outputs of ``first``.
+        transposed: whether weights are [experts, in, out].
+        concatenated: whether gate and up stand one after the other in their rows.
+        gate: whether there is a gate.
+        bias: whether there are biases.
+        activate: gives the input of the last linear, of what the fused first one gives.
         norm: applied to what an expert gives; None for none.
     """
 
-    first: dict[str, tuple[Tensor, Tensor | None]]
-    down: tuple[Tensor, Tensor | None]
-    combine: Callable[[list[Tensor]], Tensor]
+    transposed: bool
+    concatenated: bool
+    gate: bool
+    bias: bool
+    activate: Callable[[Tensor], Tensor]
     norm: nn.Module | None
 
 
-def has_fused_experts(module: nn.Module) -> bool:
-    """Return whether a module holds the weights of all experts, by transformers' interface."""
-    # What its decorator sets, which is undocumented.
-    described = all(hasattr(module, name) for name in ("has_gate", "is_transposed", "has_bias"))
-    return described and isinstance(getattr(module, "down_proj", None), Tensor)
-
-
-def interface_experts(module: nn.Module) -> InterfaceExperts:
-    """Take apart a module for which ``has_fused_experts`` holds; weights are views of its own."""
-    # Names, layouts and the gate's method are those of transformers.integrations.moe.
+def experts_interface(module: nn.Module) -> ExpertsInterface | None:
+    """Return what transformers' experts interface says of a module; None for another module."""
+    # What its decorator sets and the gate's method are undocumented (integrations.moe).
     held: Any = module
-
-    def weights(name: str) -> tuple[Tensor, Tensor | None]:
-        weight = getattr(held, name).detach()
-        bias = getattr(held, f"{name}_bias") if held.has_bias else None
-        return (weight.transpose(1, 2) if held.is_transposed else weight), bias
-
+    flags = ("is_transposed", "is_concatenated", "has_gate", "has_bias")
+    if not (
+        all(hasattr(held, name) for name in flags)
+        and isinstance(getattr(held, "down_proj", None), Tensor)
+    ):
+        return None
     shell = copy.copy(held)  # what the gate reads of it: settings, and no weights
     shell._parameters = {}
-    norm = held.post_expert_norm if held.has_post_expert_norm else None
-    if not held.has_gate:
-        return InterfaceExperts(
-            {"up_proj": weights("up_proj")},
-            weights("down_proj"),
-            lambda first: shell.act_fn(first[0]),
-            norm,
-        )
-    both, bias = weights("gate_up_proj")
-    half = both.shape[1] // 2
-    gate, up = (slice(0, half), slice(half, None)) if held.is_concatenated else (
-        slice(0, None, 2),
-        slice(1, None, 2),
-    )
-
-    def combine(first: list[Tensor]) -> Tensor:
-        joined = torch.cat(first, -1) if held_together else torch.stack(first, -1).flatten(-2)
-        result: Tensor = shell._apply_gate(joined)
-        return result
-
-    held_together = held.is_concatenated
-    return InterfaceExperts(
-        {
-            name: (both[:, rows], None if bias is None else bias[:, rows])
-            for name, rows in (("gate_proj", gate), ("up_proj", up))
-        },
-        weights("down_proj"),
-        combine,
-        norm,
+    return ExpertsInterface(
+        *(bool(getattr(held, name)) for name in flags),
+        shell._apply_gate if held.has_gate else shell.act_fn,
+        held.post_expert_norm if held.has_post_expert_norm else None,
     )
 
 

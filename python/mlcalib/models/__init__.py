@@ -4,11 +4,22 @@ import importlib
 import pkgutil
 from collections.abc import Iterator
 from importlib.metadata import entry_points
+from typing import TYPE_CHECKING
 
 from mlcalib.models import families
 from mlcalib.models.base import Adapter, GgufArchitecture, ScaleGroup
 
-__all__ = ["Adapter", "GgufArchitecture", "ScaleGroup", "find_adapter", "gguf_architectures"]
+__all__ = [
+    "Adapter",
+    "GgufArchitecture",
+    "ScaleGroup",
+    "adapter_for",
+    "find_adapter",
+    "gguf_architectures",
+]
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _GROUP = "mlcalib.families"
 
@@ -50,6 +61,20 @@ def find_adapter(architecture: str) -> Adapter:
         "To add it, write one file with an Adapter literal, like that of Llama in "
         "python/mlcalib/models/families/llama.py; docs/plugins.md shows how."
     )
+
+
+def adapter_for(model: "PreTrainedModel") -> Adapter:
+    """Return the adapter of a model: of its family's file, or else discovered by running it.
+
+    Raises:
+        NotImplementedError: it could not be discovered; says why.
+    """
+    from mlcalib.models.discovery import discover
+
+    try:
+        return find_adapter(type(model).__name__)
+    except NotImplementedError:
+        return discover(model)
 
 
 def gguf_architectures() -> dict[str, GgufArchitecture]:

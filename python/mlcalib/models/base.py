@@ -1,8 +1,8 @@
 """What the rest of the library knows of a model family."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -88,6 +88,18 @@ class GgufArchitecture:
                 f"{', '.join(sorted(known))}."
             )
         return gguf.get_tensor_name_map(known[self.name], blocks)
+
+
+class Origin(NamedTuple):
+    """What a tensor of a model is made from.
+
+    Attributes:
+        names: of tensors in files.
+        like: its shape, on the meta device.
+    """
+
+    names: tuple[str, ...]
+    like: Tensor
 
 
 @dataclass(frozen=True)
@@ -196,6 +208,40 @@ class Adapter:
         for part, saved in self.saved_names.items():
             name = name.replace(part, saved)
         return name
+
+    def saved_tensors(
+        self, tensors: Mapping[str, Tensor], floating: Collection[str]
+    ) -> dict[str, Tensor]:
+        """Return what checkpoints hold of a block.
+
+        Args:
+            tensors: by their names in the model; of packed linears, by the linear's.
+            floating: names of those that are the model's own, and not packed.
+        """
+        return {self.saved(name): tensor for name, tensor in tensors.items()}
+
+    def loaded_tensors(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the floating tensors of the model among those of a checkpoint, by its names."""
+        return {self._own_name(name): tensor for name, tensor in tensors.items()}
+
+    def origins(
+        self, expected: Collection[str], stored: Mapping[str, Tensor]
+    ) -> dict[str, Origin]:
+        """Return tensor of the model → what it is made from; tensors that files lack are left out.
+
+        Args:
+            expected: names of the tensors that the model needs.
+            stored: name in files → a tensor of that shape, on the meta device.
+        """
+        names = {name: self.saved(name) for name in expected}
+        return {
+            name: Origin((saved,), stored[saved]) for name, saved in names.items() if saved in stored
+        }
+
+    def _own_name(self, saved: str) -> str:
+        for part, other in self.saved_names.items():
+            saved = saved.replace(other, part)
+        return saved
 
     def linear(self, block: nn.Module, name: str) -> nn.Linear:
         """Return a linear of a block.

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from mlcalib.common import compat
 from mlcalib.models.base import Adapter
+from mlcalib.models.fusion import Fusion
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -56,11 +57,23 @@ class Expert(nn.Module):
 class ExpertList(nn.Module):
     """Experts as children "0", "1", …, with the arithmetic of transformers' eager experts."""
 
-    def __init__(self, experts: Iterable[Expert], norm: nn.Module | None = None) -> None:
-        """Take experts; ``norm`` is applied to what each of them gives."""
+    def __init__(
+        self,
+        experts: Iterable[Expert],
+        fusion: Fusion | None = None,
+        norm: nn.Module | None = None,
+    ) -> None:
+        """Take experts.
+
+        Args:
+            experts: in order.
+            fusion: how transformers fuses them; None where checkpoints hold each expert's own.
+            norm: applied to what each of them gives.
+        """
         super().__init__()
         for index, expert in enumerate(experts):
             self.add_module(str(index), expert)
+        self.fusion = fusion
         self.post_expert_norm = norm
 
     def experts(self) -> Iterator[tuple[str, Expert]]:
@@ -113,8 +126,8 @@ def unfuse(model: "PreTrainedModel", adapter: Adapter) -> None:
 def unfuse_all(model: nn.Module) -> None:
     """Put an ``ExpertList`` in the place of all experts that transformers' interface describes."""
     for path, module in list(model.named_modules()):
-        if compat.has_fused_experts(module):
-            model.set_submodule(path, _of_interface(module))
+        if (described := compat.experts_interface(module)) is not None:
+            model.set_submodule(path, _of_interface(module, described))
 
 
 def _of_family(fused: nn.Module, names: tuple[str, str, str]) -> ExpertList:
@@ -140,20 +153,29 @@ def _of_family(fused: nn.Module, names: tuple[str, str, str]) -> ExpertList:
     )
 
 
-def _of_interface(fused: nn.Module) -> ExpertList:
+def _of_interface(fused: nn.Module, described: compat.ExpertsInterface) -> ExpertList:
     """Take apart experts by what transformers' interface says of them."""
-    parts = compat.interface_experts(fused)
+    fusion = Fusion(
+        described.transposed, described.concatenated, described.gate, described.bias
+    )
+    own = dict(fused.named_parameters(recurse=False))
+    tensors = fusion.split({name: own[name].detach() for name in fusion.fused})
 
-    def expert(index: int) -> Expert:
-        first = {
-            name: _linear(weight[index], None if bias is None else bias[index])
-            for name, (weight, bias) in parts.first.items()
-        }
-        weight, bias = parts.down
-        down = _linear(weight[index], None if bias is None else bias[index])
-        return Expert(first, ("down_proj", down), parts.combine)
+    def combine(first: list[Tensor]) -> Tensor:
+        return described.activate(fusion.joined_outputs(first))
 
-    return ExpertList(map(expert, range(parts.down[0].shape[0])), parts.norm)
+    def linear(name: str) -> nn.Linear:
+        return _linear(tensors[f"{name}.weight"], tensors.get(f"{name}.bias"))
+
+    experts = (
+        Expert(
+            {name: linear(f"{index}.{name}") for name in fusion.first},
+            ("down_proj", linear(f"{index}.down_proj")),
+            combine,
+        )
+        for index in range(own["down_proj"].shape[0])
+    )
+    return ExpertList(experts, fusion, described.norm)
 
 
 def _linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:

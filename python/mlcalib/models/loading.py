@@ -157,14 +157,27 @@ def skeleton(
         dtype: of the weights; None for the config's.
         untied: with output embeddings of its own, whatever the config says.
     """
-    from transformers import AutoModelForCausalLM
-
     config = model_config(source)
     if untied:
         config.tie_word_embeddings = False
     with described(source), torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        model: PreTrainedModel = _model_class(config)._from_config(config, dtype=dtype)
     return model
+
+
+def _model_class(config: "PreTrainedConfig") -> Any:
+    """Return the class of transformers that a config names, or that its type has.
+
+    Raises:
+        ValueError: it is the config of no language model.
+    """
+    import transformers
+
+    names = [*(config.architectures or ()), compat.causal_architecture(config.model_type)]
+    for name in filter(None, names):
+        if hasattr(transformers, name) and hasattr(getattr(transformers, name), "from_pretrained"):
+            return getattr(transformers, name)
+    return transformers.AutoModelForCausalLM
 
 
 def stored_dtype(folder: Path, dtype: str) -> torch.dtype:

@@ -10,7 +10,6 @@ from mlcalib.checkpoints import quantization_section, write_checkpoint, write_fi
 from mlcalib.checkpoints.card import model_card
 from mlcalib.checkpoints.record import checkpoint_record
 from mlcalib.checkpoints.source_files import with_source_card
-from mlcalib.common.layer_names import saved_name
 from mlcalib.common.safetensors_write import Piece
 from mlcalib.quantization.sink import Content, Sink
 from mlcalib.quantization.source import Source
@@ -90,7 +89,7 @@ def finish(
         model,
         tokenizer,
         out,
-        quantization_section(model, form, specs, order, source.adapter.saved_names),
+        quantization_section(model, form, specs, order, source.adapter.saved),
         _pieces(source, sink),
         record,
         config_file=form.config_file,
@@ -107,9 +106,9 @@ def _pieces(source: Source, sink: Sink) -> dict[str, Piece]:
     for name, is_block in _in_order(source):
         if is_block:
             found |= sink.pieces(name)
-        else:
-            found[saved_name(name, source.adapter.saved_names)] = outside[name]
-    return found | source.extra_pieces()
+        elif (saved := source.adapter.saved(name)) in outside:
+            found[saved] = outside[saved]
+    return found | outside | source.extra_pieces()
 
 
 def _contents(source: Source, sink: Sink) -> Iterator[Content]:

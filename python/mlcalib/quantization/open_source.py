@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from mlcalib.common.hub import model_folder
-from mlcalib.models import find_adapter
+from mlcalib.models import adapter_for, find_adapter
 from mlcalib.models.experts import unfuse
 from mlcalib.models.loading import (
     architecture,
@@ -50,8 +50,8 @@ def open_source(model: "str | Path | PreTrainedModel", dtype: str) -> Source:
 
 def live_source(model: "PreTrainedModel") -> Source:
     """Open a transformers model; its parameters are shared, and it is not changed."""
-    adapter = find_adapter(type(model).__name__)
     own = shared_copy(model).eval()
+    adapter = adapter_for(own)
     unfuse(own, adapter)
     name = model.config.name_or_path or type(model).__name__
     return Source(name, own, adapter, own.dtype)

@@ -129,6 +129,7 @@ def quantize(  # noqa: PLR0913 - what a quantization is made of
     return QuantizedModel(
         source.model,
         tokenizer,
+        source.adapter,
         sink.linears,
         {name: layer["loss_per_token"] for name, layer in layers.items()},
         recipe.description,

@@ -9,7 +9,7 @@ from mlcalib._core import GridSpec, QuantizedLinear
 from mlcalib.calibration_sets import CalibrationSet
 from mlcalib.checkpoints.record import checkpoint_record, layer_record, summary
 from mlcalib.formats import Format, formats
-from mlcalib.models import find_adapter
+from mlcalib.models import Adapter
 from mlcalib.quantization.finish import finish
 from mlcalib.quantization.sink import MemorySink
 from mlcalib.quantization.source import Source
@@ -26,6 +26,7 @@ class QuantizedModel:
         model: a transformers model whose quantized linears hold dequantized weights: what a reader
             of the checkpoint computes with.
         tokenizer: its tokenizer.
+        adapter: what is known of the model's blocks.
         linears: name → codes and grid.
         losses: name → language → tr(D G Dᵀ) per token on that language's calibration text.
         recipe: what was asked for; JSON types.
@@ -42,6 +43,7 @@ class QuantizedModel:
 
     model: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
+    adapter: Adapter
     linears: dict[str, QuantizedLinear]
     losses: dict[str, dict[str, float]]
     recipe: dict[str, Any]
@@ -69,7 +71,7 @@ class QuantizedModel:
         start = time.perf_counter()
         format = format or str(self.recipe["format"])  # noqa: A001
         record = self.metadata(format)
-        model, adapter = self.model, find_adapter(type(self.model).__name__)
+        model, adapter = self.model, self.adapter
         sink = MemorySink(model, adapter, formats.get(format)(), self.linears)
         specs = self._specs(sink.checkpoint_format)
         name, order = self.recipe["model"], self.recipe["order"]

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 from torch import Tensor, nn
 
 from mlcalib._core import Grid, GridSpec, QuantizedLinear
-from mlcalib.common.layer_names import saved_name
 from mlcalib.common.safetensors_write import Piece, tensor_piece
 from mlcalib.formats import Format
 from mlcalib.models import Adapter
@@ -105,11 +104,11 @@ class FileSink:
     def restore(self, block_name: str, block: nn.Module) -> None:
         """See ``Sink``; weights become what ``Variant.solve`` leaves."""
         tensors = self.files.tensors(block_name)
-        names = {} if self._whole else self.adapter.saved_names
+        floating = tensors if self._whole else self.adapter.loaded_tensors(tensors)
         for path, module in block.named_modules():
             for key, parameter in module.named_parameters(recurse=False):
                 layer = f"{block_name}.{path}".removesuffix(".")
-                value = tensors.get(saved_name(f"{layer}.{key}", names))
+                value = floating.get(f"{layer}.{key}")
                 if value is None:
                     value = self._linear(tensors, layer).dequantize()
                 setattr(module, key, nn.Parameter(value.to(parameter.dtype), requires_grad=False))
@@ -137,8 +136,7 @@ class FileSink:
         if self._whole:
             grid = Grid(tensors[f"{layer}.scale"], tensors[f"{layer}.zero"], spec)
             return QuantizedLinear(tensors[f"{layer}.codes"], grid)
-        name = saved_name(layer, self.adapter.saved_names)
-        return self.checkpoint_format.unpack(name, tensors, spec)
+        return self.checkpoint_format.unpack(self.adapter.saved(layer), tensors, spec)
 
 
 @dataclass
@@ -225,9 +223,13 @@ def _packed(
 ) -> dict[str, Tensor]:
     """Return the tensors of a quantized block, by their names in the checkpoint, in order."""
     found: dict[str, Tensor] = {}
+    floating: set[str] = set()
     for name, content in _contents(block_name, block, linears):
         if isinstance(content, QuantizedLinear):
-            found |= checkpoint_format.pack(name, content)
+            packed = checkpoint_format.pack(name, content)
+            floating |= {each for each in packed if each == f"{name}.weight"}
+            found |= packed
         else:
+            floating.add(name)
             found[name] = content
-    return {saved_name(name, adapter.saved_names): tensor for name, tensor in found.items()}
+    return adapter.saved_tensors(found, floating)

@@ -66,14 +66,23 @@ class Source:
 
     def outside_names(self) -> list[str]:
         """Return the names of the tensors outside of blocks that a checkpoint holds."""
-        tied, blocks = self.tied(), f"{self.adapter.blocks}."
-        names = self.model.state_dict()
-        return [key for key in names if not key.startswith(blocks) and key not in tied]
+        tied, names = self.tied(), self.model.state_dict()
+        return [key for key in names if not self._in_block(key) and key not in tied]
 
     def outside(self) -> dict[str, Piece]:
-        """Return the tensors of the checkpoint outside of blocks, by their names in the model."""
+        """Return the tensors of the checkpoint outside of blocks, by their names in it."""
         state = self.model.state_dict()
-        return {name: tensor_piece(state[name]) for name in self.outside_names()}
+        outside = {name: state[name] for name in self.outside_names()}
+        saved = self.adapter.saved_tensors(outside, outside)
+        return {name: tensor_piece(tensor) for name, tensor in saved.items()}
+
+    def _in_block(self, name: str) -> bool:
+        """Return whether a tensor (its name in the model) belongs to a block that is quantized."""
+        start = f"{self.adapter.blocks}."
+        if not name.startswith(start):
+            return False
+        block = start + name.removeprefix(start).partition(".")[0]
+        return block in {each for each, _ in self.adapter.named_blocks(self.model)}
 
     def extra_pieces(self) -> dict[str, Piece]:
         """Return the extra tensors, as they are in the files."""

@@ -1,7 +1,7 @@
 """A model in safetensors files, of which one block at a time is in memory."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,12 +15,11 @@ from mlcalib.checkpoints.expected import check_expected, expected_shapes, own_he
 from mlcalib.checkpoints.stored_weights import StoredWeights
 from mlcalib.common import compat
 from mlcalib.common.errors import CannotReadError
-from mlcalib.common.layer_names import saved_name
 from mlcalib.common.safetensors_read import ADAPTER, read_json, validate_folder
 from mlcalib.common.safetensors_write import Piece, tensor_piece
-from mlcalib.models import find_adapter
+from mlcalib.models import adapter_for
 from mlcalib.models.experts import unfuse
-from mlcalib.models.loading import architecture, skeleton, stored_dtype
+from mlcalib.models.loading import skeleton, stored_dtype
 from mlcalib.quantization.source import Source, copied
 
 if TYPE_CHECKING:
@@ -50,9 +49,11 @@ class StreamedSource(Source):
             NotImplementedError: an architecture without an adapter; codes of another kind.
         """
         _check_config(folder)
-        adapter, stored = find_adapter(architecture(str(folder))), stored_dtype(folder, dtype)
+        stored = stored_dtype(folder, dtype)
         self._weights = StoredWeights(folder, stored)
         model = skeleton(str(folder), stored)
+        compat.fill_buffers(model)
+        adapter = adapter_for(model)
         if (pair := own_head(self._weights, model, adapter)) is not None:
             _log.warning(
                 "%s: the config ties %s to %s, but the files hold two different tensors; both are "
@@ -61,8 +62,8 @@ class StreamedSource(Source):
                 *pair,
             )
             model = skeleton(str(folder), stored, untied=True)
+            compat.fill_buffers(model)
         unfuse(model, adapter)
-        compat.fill_buffers(model)
         compat.forget_quantizer(model)
         model.config.use_cache = False
         model.config.name_or_path = name
@@ -76,11 +77,16 @@ class StreamedSource(Source):
     def _check_tensors(self) -> None:
         """Compare the names, shapes and dtypes of the tensors with the model's."""
         folder, weights = self._weights.folder, self._weights
+        names, likes = [*self.model.state_dict()], weights.likes()
+        self._origins = self.adapter.origins(names, likes)
         expected = expected_shapes(self.model, self.adapter)
         there = {name: weights.shape(name) for name in weights.names}
+        for name, (parts, like) in self._origins.items():
+            if len(parts) > 1:  # of several tensors in the files one is made
+                there[self.adapter.saved(name)] = tuple(like.shape)
         check_expected(str(folder), expected, there, self.model, self.adapter)
-        weights.check_dtypes(expected)
-        known = {*expected, *map(self._saved, self.tied())}
+        known = {each for origin in self._origins.values() for each in origin.names}
+        weights.check_dtypes(sorted(known))
         self.extra = [name for name in self._weights.names if name not in known]
         named = [name for name in self.extra if not name.endswith(".inv_freq")]
         if named:
@@ -115,12 +121,11 @@ class StreamedSource(Source):
     @contextmanager
     def embedding(self) -> Iterator[None]:
         """See ``Source.embedding``; the output embeddings are left out."""
-        blocks = f"{self.adapter.blocks}."
         head = self.model.get_output_embeddings()
         modules = {
             name: module
             for name, module in self.model.named_modules()
-            if module is not head and not f"{name}.".startswith(blocks)
+            if module is not head and not self._in_block(f"{name}.")
         }
         with self._filled(modules):
             yield
@@ -154,16 +159,22 @@ class StreamedSource(Source):
 
     def outside(self) -> dict[str, Piece]:
         """See ``Source.outside``; tensors are read when they are written."""
-        state = self.model.state_dict()
+        likes = self._weights.likes()
 
-        def piece(name: str) -> Piece:
+        def piece(saved: str, dtype: torch.dtype) -> Piece:
             def chunks() -> Iterator[memoryview | bytes]:
-                yield from tensor_piece(self.tensor(name)).chunks()
+                for _, tensor in self._weights.read([saved]):
+                    yield from tensor_piece(tensor.to(dtype)).chunks()
 
-            like = tensor_piece(state[name])  # on the meta device: what it is, but no bytes
+            like = tensor_piece(likes[saved].to(dtype))  # on the meta device: it has no bytes
             return replace(like, chunks=chunks)
 
-        return {name: piece(name) for name in self.outside_names()}
+        state = self.model.state_dict()
+        return {
+            saved: piece(saved, state[name].dtype)
+            for name in self.outside_names()
+            for saved in self._origins[name].names
+        }
 
     @contextmanager
     def _filled(self, modules: dict[str, nn.Module]) -> Iterator[None]:
@@ -187,12 +198,9 @@ class StreamedSource(Source):
 
     def _read(self, names: list[str]) -> dict[str, Tensor]:
         """Return copies of tensors, by name in the model, in the dtype asked for."""
-        by_saved = {self._saved(name): name for name in names}
-        read = self._weights.read(by_saved)
-        return {by_saved[saved]: tensor.to(self.dtype, copy=True) for saved, tensor in read}
-
-    def _saved(self, name: str) -> str:
-        return saved_name(name, self.adapter.saved_names)
+        saved = dict.fromkeys(each for name in names for each in self._origins[name].names)
+        made = self.adapter.loaded_tensors(dict(self._weights.read(saved)))
+        return {name: made[name].to(self.dtype, copy=True) for name in names}
 
 
 def _check_config(folder: Path) -> None:

@@ -6,7 +6,7 @@ Imports transformers, so nothing imports this before a quantized checkpoint is l
 import copy
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +19,10 @@ from mlcalib.checkpoints import Checkpoint, open_checkpoint
 from mlcalib.checkpoints.packed.linear import PackedLinear
 from mlcalib.common import compat
 from mlcalib.common.errors import named
+from mlcalib.common.loading_rules import LoadingRules
 from mlcalib.formats import Format, find_format
 from mlcalib.models import find_adapter
-from mlcalib.models.experts import Expert, unfuse
+from mlcalib.models.experts import Expert, unfuse, unfuse_all
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -153,8 +154,7 @@ class PackedQuantizer(HfQuantizer):  # type: ignore[misc]  # transformers is not
     ) -> None:
         """Replace modules; transformers then loads what is not packed."""
         self._checkpoint = _opened(self.quantization_config.file, checkpoint_files)
-        names = _renamings(model)
-        linears = {_module_name(name, names): name for name in self._checkpoint.linears}
+        linears = _module_names(model, self._checkpoint.linears)
         experts = any(re.search(r"\.experts\.\d+\.", module) for module in linears)
         # Nothing is changed before all is checked.
         _check(_unfused(copy.deepcopy(model)) if experts else model, linears)
@@ -203,16 +203,24 @@ def _opened(file: str | None, files: list[str] | None) -> Checkpoint:
 
 
 def _unfused(model: "PreTrainedModel") -> "PreTrainedModel":
-    unfuse(model, find_adapter(type(model).__name__))
+    try:
+        unfuse(model, find_adapter(type(model).__name__))
+    except NotImplementedError:
+        unfuse_all(model)
     return model
 
 
-def _renamings(model: "PreTrainedModel") -> Mapping[str, str]:
-    """Return part of a name in the model → what the family's checkpoints call it."""
+def _module_names(model: "PreTrainedModel", linears: Iterable[str]) -> dict[str, str]:
+    """Return module of the model → what the checkpoint calls it."""
     try:
-        return find_adapter(type(model).__name__).saved_names
+        renamings = find_adapter(type(model).__name__).saved_names
     except NotImplementedError:
-        return {}  # a family that mlcalib cannot quantize, by another tool
+        rules, found = LoadingRules(model), {}
+        for name in linears:
+            key, pattern = rules.target(f"{name}.weight")
+            found[name if pattern else key.removesuffix(".weight")] = name
+        return found
+    return {_module_name(name, renamings): name for name in linears}
 
 
 def _module_name(name: str, renamings: Mapping[str, str]) -> str:

@@ -1,6 +1,6 @@
 """An adapter made from the model itself: its blocks are run, and what they do is looked at."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -8,10 +8,11 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from mlcalib.models.base import Adapter, Experts, ScaleGroup
+from mlcalib.models.base import Adapter, Experts, Origin, ScaleGroup
+from mlcalib.models.conversion import Conversion
 from mlcalib.models.discovery.inputs import expert_paths, inputs_of
 from mlcalib.models.discovery.scales import proved_scale_groups
-from mlcalib.models.discovery.synthetic import synthetic
+from mlcalib.models.discovery.synthetic import on_meta, synthetic
 from mlcalib.models.discovery.trace import Call, trace
 from mlcalib.models.experts import unfuse_all
 from mlcalib.models.kinds import Kind, kind_of
@@ -48,10 +49,12 @@ class DiscoveredAdapter(Adapter):
         names: of the blocks, in the order in which they run. Blocks that do not run on text are
             not among them, and stay in floating point.
         layouts: kind → what is known of its blocks.
+        conversion: between tensors of the model and of its checkpoints.
     """
 
     names: tuple[str, ...] = ()
     layouts: Mapping[Kind, Layout] = field(default_factory=dict, repr=False)
+    conversion: Conversion | None = field(default=None, repr=False, compare=False)
     _known: WeakKeyDictionary[nn.Module, Layout] = field(
         default_factory=WeakKeyDictionary, repr=False, compare=False
     )
@@ -102,6 +105,36 @@ class DiscoveredAdapter(Adapter):
         """See ``Adapter.passed_on``."""
         return with_hidden(self.layout(block).output, hidden)
 
+    def saved(self, name: str) -> str:
+        """See ``Adapter.saved``."""
+        return self._conversion.file_name(name)
+
+    def saved_tensors(
+        self, tensors: Mapping[str, Tensor], floating: Collection[str]
+    ) -> dict[str, Tensor]:
+        """See ``Adapter.saved_tensors``."""
+        found = self._conversion.to_files({name: tensors[name] for name in floating})
+        for name, tensor in tensors.items():
+            if name not in floating:
+                linear, dot, part = name.rpartition(".")
+                found[f"{self.saved(linear)}{dot}{part}"] = tensor
+        return found
+
+    def loaded_tensors(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """See ``Adapter.loaded_tensors``."""
+        return self._conversion.to_model(tensors)
+
+    def origins(
+        self, expected: Collection[str], stored: Mapping[str, Tensor]
+    ) -> dict[str, Origin]:
+        """See ``Adapter.origins``."""
+        return self._conversion.origins(stored)
+
+    @property
+    def _conversion(self) -> Conversion:
+        assert self.conversion is not None
+        return self.conversion
+
 
 def discover(model: "PreTrainedModel") -> DiscoveredAdapter:
     """Find out what an adapter says by running a model that looks the same for 16 tokens.
@@ -117,8 +150,10 @@ def discover(model: "PreTrainedModel") -> DiscoveredAdapter:
         NotImplementedError: the model does not run on token ids alone; it has no list of blocks
             that hand hidden states on; a block runs more than once, or shares weights with another.
     """
+    conversion = Conversion(on_meta(model))
     own = synthetic(model)
     unfuse_all(own)
+    conversion.learn_experts(own)
     calls = trace(own)
     _check_shared(calls)
     layouts: dict[Kind, Layout] = {}
@@ -137,6 +172,7 @@ def discover(model: "PreTrainedModel") -> DiscoveredAdapter:
         filled=frozenset(_filled(calls)),
         names=tuple(call.name for call in calls),
         layouts=layouts,
+        conversion=conversion,
     )
 
 

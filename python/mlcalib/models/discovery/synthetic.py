@@ -32,6 +32,15 @@ def synthetic(model: "PreTrainedModel") -> "PreTrainedModel":
     return copy.deepcopy(model, memo).eval()
 
 
+def on_meta(model: "PreTrainedModel") -> "PreTrainedModel":
+    """Copy a model's modules, with parameters that hold no numbers."""
+    memo: dict[int, nn.Parameter] = {
+        id(parameter): nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
+        for parameter in model.parameters()
+    }
+    return copy.deepcopy(model, memo)
+
+
 def _made_up(like: Tensor, generator: torch.Generator) -> Tensor:
     shape = tuple(like.shape)
     if not like.is_floating_point():

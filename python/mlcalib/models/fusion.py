@@ -1,0 +1,86 @@
+"""The weights of all experts of a block as transformers fuses them, and those of each expert."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """How transformers' experts interface fuses the linears of experts.
+
+    A fused tensor is [experts, …]; an expert's linears are called ``gate_proj``, ``up_proj`` and
+    ``down_proj``.
+
+    Attributes:
+        transposed: whether weights are [experts, in, out], not [experts, out, in].
+        concatenated: whether rows of gate and up stand one after the other, or take turns.
+        gate: whether there is a gate.
+        bias: whether there are biases.
+    """
+
+    transposed: bool
+    concatenated: bool
+    gate: bool
+    bias: bool
+
+    @property
+    def first(self) -> tuple[str, ...]:
+        """The linears that read an expert's input."""
+        return ("gate_proj", "up_proj") if self.gate else ("up_proj",)
+
+    @property
+    def fused(self) -> tuple[str, ...]:
+        """The names of the fused tensors."""
+        weights = ("gate_up_proj" if self.gate else "up_proj", "down_proj")
+        return weights + (tuple(f"{name}_bias" for name in weights) if self.bias else ())
+
+    def split(self, fused: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return each expert's tensors, as views of those given: ``0.gate_proj.weight``, …"""
+        found: dict[str, Tensor] = {}
+        for name in (each for each in self.fused if each in fused):
+            is_bias = name.endswith("_bias")
+            whole = fused[name]
+            if not is_bias and self.transposed:
+                whole = whole.transpose(1, 2)
+            linear, kind = name.removesuffix("_bias"), "bias" if is_bias else "weight"
+            parts = {linear: whole}
+            if linear == "gate_up_proj":
+                parts = dict(zip(self.first, self._halves(whole), strict=True))
+            for part, tensor in parts.items():
+                found |= {f"{i}.{part}.{kind}": each for i, each in enumerate(tensor)}
+        return found
+
+    def join(self, experts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the fused tensors again, of what ``split`` gives."""
+        count = sum(name.endswith(".down_proj.weight") for name in experts)
+        found: dict[str, Tensor] = {}
+        for name in self.fused:
+            is_bias = name.endswith("_bias")
+            linear, kind = name.removesuffix("_bias"), "bias" if is_bias else "weight"
+            parts = self.first if linear == "gate_up_proj" else (linear,)
+            stacked = [
+                torch.stack([experts[f"{i}.{part}.{kind}"] for i in range(count)]) for part in parts
+            ]
+            whole = stacked[0] if len(stacked) == 1 else self._together(stacked)
+            found[name] = whole.transpose(1, 2) if self.transposed and not is_bias else whole
+        return {name: tensor.contiguous() for name, tensor in found.items()}
+
+    def joined_outputs(self, outputs: list[Tensor]) -> Tensor:
+        """Return what the fused linear would give, of the outputs of ``first``."""
+        if self.concatenated:
+            return torch.cat(outputs, -1)
+        return torch.stack(outputs, -1).flatten(-2)
+
+    def _halves(self, whole: Tensor) -> tuple[Tensor, Tensor]:
+        if self.concatenated:
+            half = whole.shape[1] // 2
+            return whole[:, :half], whole[:, half:]
+        return whole[:, ::2], whole[:, 1::2]
+
+    def _together(self, parts: list[Tensor]) -> Tensor:
+        if self.concatenated:
+            return torch.cat(parts, 1)
+        return torch.stack(parts, 2).flatten(1, 2)

@@ -1,0 +1,123 @@
+"""What mlcalib does with one class of transformers: found, run, quantized, saved and read again."""
+
+import copy
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from small_tokenizer import make_tokenizer
+from tiny_architectures import tiny_models
+
+import mlcalib
+from mlcalib.models.discovery import discover
+from mlcalib.models.experts import unfuse_all
+
+METHODS = ("rtn", "gptq", "awq")
+TOKENS = 16
+TOLERANCE = 1e-4
+"""Largest difference of logits, relative to the largest one."""
+
+Result = dict[str, Any]
+
+
+def examine(name: str, model_types: list[str], keep: Callable[[Result], None]) -> Result:
+    """Return how far a class gets.
+
+    Args:
+        name: of the class.
+        model_types: that it is for.
+        keep: called with the result as it grows, so that a crash loses nothing.
+
+    Returns:
+        ``built``, ``runs`` (on token ids alone), ``blocks``, ``linears``, ``share`` of the blocks'
+        parameters in linears that are quantized, ``scale_groups``, then for ``rtn``, ``gptq`` and
+        ``awq`` whether the reloaded checkpoint gives the logits of the model in memory; ``why`` has
+        the first failure.
+    """
+    result: Result = {"class": name, "stage": "build"}
+    keep(result)
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(3, 250, (4, TOKENS), generator=generator)
+    model = None
+    for recipe, made in tiny_models(name, model_types):
+        if isinstance(made, str):
+            result.setdefault("why", made)
+            continue
+        result |= {"built": True, "recipe": recipe}
+        try:
+            with torch.no_grad():
+                made(input_ids=ids[:1], use_cache=False)
+        except Exception as error:  # whatever a class raises that wants more than token ids
+            result["why"] = _said(error)
+            continue
+        model = made
+        break
+    if model is None:
+        return result
+    result |= {"runs": True, "stage": "discover", "why": None}
+    keep(result)
+    try:
+        _discovered(model, result)
+        for method in METHODS:
+            result["stage"] = method
+            keep(result)
+            result[method] = _quantized(model, ids, method)
+    except Exception as error:  # is what the sweep is to find
+        result["why"] = f"{result['stage']}: {_said(error)}"
+    else:
+        result["stage"] = "done"
+    return result
+
+
+def _discovered(model: Any, result: Result) -> None:
+    adapter = discover(model)
+    own = copy.deepcopy(model)
+    unfuse_all(own)
+    inside = whole = groups = linears = 0
+    for _, block in adapter.named_blocks(own):
+        members = [each for names in adapter.linears_of(block).values() for each in names]
+        inside += sum(adapter.linear(block, each).weight.numel() for each in members)
+        whole += sum(each.numel() for each in block.parameters())
+        groups += len(adapter.scale_groups_of(block))
+        linears += len(members)
+    result |= {
+        "blocks": len(adapter.names),
+        "path": adapter.blocks,
+        "kinds": len(adapter.layouts),
+        "linears": linears,
+        "share": round(inside / max(whole, 1), 3),
+        "scale_groups": groups,
+        "experts": any(each.experts for each in adapter.layouts.values()),
+        "handed_over": [*map(str, adapter.handed_over), *map(str, adapter.filled)],
+    }
+
+
+def _quantized(model: Any, ids: torch.Tensor, method: str) -> bool:
+    """Quantize in memory and from files; return whether the reloaded checkpoint gives the same."""
+    tokenizer = make_tokenizer()
+    calibration = None
+    if method != "rtn":
+        texts = {"en": ids[:2].tolist(), "sw": ids[2:].tolist()}
+        calibration = mlcalib.calibration(None, corpus=texts, seq_len=TOKENS)
+    options: dict[str, Any] = {"bits": 8, "group_size": -1, "progress": False, "method": method}
+    options["format"] = "dense"
+    with tempfile.TemporaryDirectory() as folder:
+        source, out = Path(folder, "source"), Path(folder, "out")
+        model.save_pretrained(source)
+        tokenizer.save_pretrained(source)
+        ours = mlcalib.quantize(model, calibration, tokenizer=tokenizer, **options)
+        mlcalib.quantize_checkpoint(source, out, calibration, **options)
+        again = type(model).from_pretrained(out, dtype=torch.float32).eval()
+        with torch.no_grad():
+            expected = ours.model(input_ids=ids[:1], use_cache=False).logits
+            found = again(input_ids=ids[:1], use_cache=False).logits
+    difference = float((found - expected).abs().max() / expected.abs().max())
+    if difference > TOLERANCE:
+        raise AssertionError(f"logits of the reloaded checkpoint differ by {difference:.1e}")
+    return True
+
+
+def _said(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

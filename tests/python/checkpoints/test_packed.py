@@ -106,7 +106,7 @@ def test_architectures(save, name):
     quantized = {
         name: rtn(linear.weight.detach(), spec) for name, linear in adapter.named_linears(unfused)
     }
-    folder = save(unfused, quantized, saved_names=adapter.saved_names)
+    folder = save(unfused, quantized, saved=adapter.saved)
     loaded = mlcalib.load(folder)
     assert packed_names(loaded) == quantized.keys()
     assert_same_logits(loaded, dequantized(unfused, quantized))

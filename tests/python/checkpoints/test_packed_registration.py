@@ -220,8 +220,7 @@ def test_experts_of_which_some_are_packed_go_to_transformers(save, tokenizer, tm
         if ".experts.2." not in name
     }
     folder, form = tmp_path / "experts", formats.get("gptq")()
-    names = adapter.saved_names
-    save_checkpoint(model, tokenizer, folder, form, quantized, {"a": 1}, saved_names=names)
+    save_checkpoint(model, tokenizer, folder, form, quantized, {"a": 1}, saved=adapter.saved)
     with caplog.at_level(logging.INFO, "mlcalib"), pytest.raises(ImportError, match="optimum"):
         AutoModelForCausalLM.from_pretrained(folder)
     assert "after all: some experts are packed and others" in told(caplog)[1]

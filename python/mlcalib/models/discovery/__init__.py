@@ -32,13 +32,14 @@ class Layout:
         linears: see ``Adapter.linears_of``.
         scale_groups: see ``Adapter.scale_groups_of``.
         experts: paths of lists of experts.
-        output: what a block returned, whose hidden states are to be replaced.
+        output: the tuple that a block returned, whose hidden states are to be replaced; None where
+            it returned nothing but these.
     """
 
     linears: Mapping[str, tuple[str, ...]]
     scale_groups: tuple[ScaleGroup, ...]
     experts: tuple[str, ...]
-    output: Any = field(repr=False)
+    output: tuple[Any, ...] | None = field(repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,8 @@ def discover(model: "PreTrainedModel") -> DiscoveredAdapter:
             linears = inputs_of(call)
             with torch.no_grad():
                 groups = proved_scale_groups(call, linears)
-            layouts[call.kind] = Layout(linears, groups, expert_paths(call.module), call.gave)
+            given = call.gave if isinstance(call.gave, tuple) else None
+            layouts[call.kind] = Layout(linears, groups, expert_paths(call.module), given)
     return DiscoveredAdapter(
         architectures=(type(model).__name__,),
         blocks=calls[0].name.rpartition(".")[0],

@@ -16,7 +16,7 @@ CPP := $(shell find cpp tests/cpp benchmarks/cpp examples/cpp -name '*.[ch]pp' -
 export CCACHE_BASEDIR := $(CURDIR)
 
 .PHONY: help demo test test-cpp test-python test-isa test-asan test-clang test-oldest test-newest test-torch test-browser \
-        test-interop fuzz example-cpp wheel test-wheel lint tidy cuda-check bench lock install clean
+        test-interop fuzz sweep example-cpp wheel test-wheel lint tidy cuda-check bench lock install clean
 
 help:
 	@echo "make demo   quantize SmolLM2-135M three ways and compare per language (into demo/)"
@@ -28,6 +28,7 @@ help:
 	@echo "make test-browser  the rating page in chromium (fetched where it is missing)"
 	@echo "make test-interop  foreign readers on checkpoints in every format, as a table"
 	@echo "make fuzz MINUTES=10  fuzzers on all that reads files from outside"
+	@echo "make sweep  every class of transformers, as a tiny model: found, quantized and read again"
 	@echo "make lint   formatters, linters, types, layers, stubs"
 	@echo "make tidy   clang-tidy over cpp/ (minutes)"
 	@echo "make wheel  a wheel and an sdist, into dist/; make test-wheel tries both in an empty environment"
@@ -102,6 +103,10 @@ test-interop: install
 MINUTES ?= 10
 fuzz: install
 	scripts/fuzz.sh $(PYTHON) $(VENV) .venv-fuzz build/fuzz $(MINUTES) $(JOBS)
+
+# Every causal and image-text class of transformers, tiny: found, quantized, read again (minutes).
+sweep: install
+	PYTHONPATH=tests/python:tests/sweep $(BIN)/python tests/sweep/run.py --jobs $(JOBS) --out build/sweep
 
 test-clang: install
 	scripts/install_debian.sh clang-16 libomp-16-dev

@@ -1,8 +1,8 @@
-"""Try every causal and image-text class of the installed transformers, tiny and with random weights.
+"""Try every causal and image-text class of transformers, tiny and with random weights.
 
 Each is built, run on 16 tokens, discovered, and quantized by rtn, gptq and awq, in memory and from
-files; transformers reads the checkpoint again, which has to give the same logits. Each class runs in
-a process of its own, so none can stop the sweep.
+files; transformers reads the checkpoint again, which has to give the same logits. Each class runs
+in a process of its own, so none can stop the sweep.
 
     python tests/sweep/run.py [--only Llama,Gemma3] [--jobs 2] [--seconds 60] [--out build/sweep]
 
@@ -45,6 +45,7 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     wanted = asked.only.lower().split(",")
     todo = {k: v for k, v in architectures().items() if any(each in k.lower() for each in wanted)}
+    examine("LlamaForCausalLM", ["llama"], lambda _: None)  # what all need is imported once
     results = sweep(todo, asked.jobs, asked.seconds)
     asked.out.parent.mkdir(parents=True, exist_ok=True)
     asked.out.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
@@ -70,7 +71,10 @@ def sweep(todo: dict[str, list[str]], jobs: int, seconds: int) -> list[Result]:
                 result["why"] = f"{result.get('stage')}: ended by signal {status & 127}"
             result["seconds"] = round(time.time() - start, 1)
             results.append(result)
-            print(f"[{len(results)}/{len(todo)}] {name}: {result.get('why') or 'all'}", file=sys.stderr)
+            print(
+                f"[{len(results)}/{len(todo)}] {name}: {result.get('why') or 'all'}",
+                file=sys.stderr,
+            )
     return sorted(results, key=lambda each: each["class"])
 
 
@@ -92,7 +96,13 @@ def _child(name: str, model_types: list[str], file: Path, seconds: int) -> None:
     try:
         keep(examine(name, model_types, keep))
     except BaseException as error:  # the sweep goes on
-        keep({**kept, "why": f"{kept.get('stage')}: {error!r}", "trace": traceback.format_exc()[-2000:]})
+        keep(
+            {
+                **kept,
+                "why": f"{kept.get('stage')}: {error!r}",
+                "trace": traceback.format_exc()[-2000:],
+            }
+        )
     finally:
         os._exit(0)
 
@@ -103,10 +113,19 @@ def table(results: list[Result]) -> str:
     def count(key: str) -> int:
         return sum(bool(each.get(key)) for each in results)
 
-    rows = [("classes", len(results)), ("built", count("built")), ("run on token ids", count("runs"))]
+    rows = [
+        ("classes", len(results)),
+        ("built", count("built")),
+        ("run on token ids", count("runs")),
+    ]
     rows += [("discovered", count("blocks"))]
     rows += [(f"{m}: the reloaded checkpoint gives the same logits", count(m)) for m in METHODS]
-    rows += [("awq, with at least one scale group proved", sum(bool(r.get("awq") and r.get("scale_groups")) for r in results))]
+    rows += [
+        (
+            "awq, with at least one scale group proved",
+            sum(bool(r.get("awq") and r.get("scale_groups")) for r in results),
+        )
+    ]
     lines = [f"transformers {transformers.__version__}", "", "| | classes |", "|---|--:|"]
     lines += [f"| {name} | {number} |" for name, number in rows]
     failed = [each for each in results if not all(each.get(method) for method in METHODS)]

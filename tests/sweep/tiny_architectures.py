@@ -1,155 +1,47 @@
-"""Every causal and image-text class of the installed transformers, as a tiny model with random weights.
+"""Every causal and image-text class of transformers, as a tiny model with random weights.
 
-A config of the class's defaults is made small by what its settings are called. No one recipe fits
-all classes, so several are tried until a model can be built and runs on 16 token ids.
+A config of the class's defaults is made small by what its settings are called (tiny.yaml). No one
+recipe fits all classes, so several are tried until a model can be built and runs on token ids.
 """
 
 import collections
 import copy
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+import yaml
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-EXTRA = (  # language models that hear: the tables above leave them out
-    "Qwen2AudioForConditionalGeneration",
-    "VoxtralForConditionalGeneration",
-    "GraniteSpeechForConditionalGeneration",
-    "AudioFlamingo3ForConditionalGeneration",
-)
 RECIPES = ("table", "table+", "text", "vocabulary", "ratio/16", "ratio/32", "layers")
-"""``table`` sets sizes by name; ``table+`` also fills what is None; ``text`` leaves vision and audio
-as they are, ``vocabulary`` the vocabulary too; ``ratio`` divides widths; ``layers`` keeps them."""
+"""``table`` sets sizes by name; ``table+`` also fills what is None; ``text`` leaves vision and
+audio as they are, ``vocabulary`` the vocabulary too; ``ratio`` divides widths; ``layers`` keeps
+them."""
 LARGEST = {"layers": 250e6, "text": 700e6, "vocabulary": 700e6}
 """Parameters that a model of a recipe may have; of others 120 million."""
-
 HIDDEN = 64
-WIDTH = re.compile(
-    r"^(hidden_size|hidden_dim|d_model|n_embd|emb_dim|embedding_dim|embed_dim|hidden_size_global|"
-    r"moe_hidden_size|backbone_hidden_size|word_embed_proj_dim|embedding_size|input_embedding_size|"
-    r"output_embedding_size|lru_width|out_hidden_size|text_hidden_size|projection_dim|"
-    r"projector_hidden_size|output_dim|dim_model|encoder_hidden_size|image_text_hidden_size|"
-    r"decoder_hidden_size|adapter_in_dim|adapter_input_size|projection_hidden_size|"
-    r"adapter_out_dim|vision_hidden_size)$"
+NAMES: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("tiny.yaml").read_text())
+
+
+def _whole(patterns: Iterable[str]) -> re.Pattern[str]:
+    return re.compile(f"^({'|'.join(patterns)})$")
+
+
+WIDTH, HEADS, KEY_VALUE_HEADS = (
+    _whole(NAMES[key]) for key in ("width", "heads", "key_value_heads")
 )
-INNER = re.compile(
-    r"(intermediate_size|ffn_dim|^n_inner|^d_inner$|^dff$|^dim_ff$|ffn_hidden_size|"
-    r"feed_forward_size|^d_ff$|^share_expert_dim$|^mlp_dim$|^intermediate_dim$)"
-)
-DIMENSIONS = re.compile(
-    r"(head_dim|^d_head$|^kv_channels$|^dim_head$|^d_kv$|attention_head_size|headdim|mamba_d_head|"
-    r"^attention_hidden_size$|mamba_d_ssm|_lora_rank|_rank$|lowrank|state_size|d_state|"
-    r"router_hidden_size|ple_embed_dim|hidden_size_per_layer_input|d_rel|^rotary_dim$)"
-)
-LAYERS = (
-    "num_hidden_layers n_layer n_layers num_layers decoder_layers encoder_layers "
-    "num_decoder_layers num_encoder_layers layers num_blocks depth num_layers_per_stack "
-    "decoder_num_layers conf_num_hidden_layers n_input_layers n_output_layers n_recurrent_layers "
-    "num_global_layers"
-).split()
-HEADS = re.compile(
-    r"^(num_attention_heads|n_head|n_heads|num_heads|attention_heads|swa_num_attention_heads|"
-    r"num_sliding_attention_heads|(num_)?(en|de)coder_attention_heads)$"
-)
-KEY_VALUE_HEADS = re.compile(
-    r"^(num_key_value_heads|num_kv_heads|kv_n_heads|num_query_groups|swa_num_key_value_heads|"
-    r"num_global_key_value_heads|.*num_key_value_heads.*)$"
-)
-EXPERTS = "num_experts num_local_experts n_routed_experts moe_num_experts zero_expert_num".split()
-CHOSEN = (
-    "num_experts_per_tok num_experts_per_token moe_topk moe_k moe_top_k top_k_experts "
-    "experts_per_token"
-).split()
-WINDOWS = (
-    "sliding_window sliding_window_size attention_chunk_size local_attention "
-    "attention_window_size keep_window_size window_size local_attention_window_len"
-).split()
+INNER, DIMENSIONS = (re.compile("|".join(NAMES[key])) for key in ("inner", "dimensions"))
+LAYERS, EXPERTS, CHOSEN = NAMES["layers"], NAMES["experts"], NAMES["chosen"]
 INTERVALS = re.compile(
     r"(_period|_interval|sliding_window_pattern|layer_group_size|global_attn_every_n_layers)$"
 )
-TOKENS = re.compile(
-    r"(_token_id|_token_index|_start_id|_end_id|newline_id|patch_id)$"
-)
+TOKENS = re.compile(r"(_token_id|_token_index|_start_id|_end_id|newline_id|patch_id)$")
 SENSES = re.compile(r"vision|audio|vq|image|speech|protein|qformer|adapter")
-PLACES = (
-    "num_kv_shared_layers first_k_dense_replace num_dense_layers moe_layer_start_index "
-    "loop_layer_index_start loop_layer_index_end n_layers_per_attn_res_block index_topk "
-    "ngram_vocab_size_base encoder_hash_byte_group_vocab vocab_size_per_layer_input chunk_size "
-    "mamba_chunk_size"
-).split()
-FIXED: dict[str, int] = {
-    **dict.fromkeys(
-        "qk_nope_head_dim v_head_dim kv_lora_rank index_head_dim o_lora_rank linear_key_head_dim "
-        "linear_value_head_dim linear_head_dim mamba_d_head mamba_head_dim mamba_headdim "
-        "mamba_d_state ssm_state_size state_size hidden_size_per_layer_input canvas_length "
-        "hc_lowrank".split(),
-        16,
-    ),
-    **dict.fromkeys(
-        "qk_rope_head_dim index_topk mamba_n_heads mamba_num_heads mamba_dt_rank time_step_rank "
-        "mamba_chunk_size chunk_size laurel_rank adapter_rank loop_gate_rank".split(),
-        8,
-    ),
-    **dict.fromkeys(
-        "index_n_heads o_groups linear_num_key_heads n_mamba_heads index_topk_blocks "
-        "n_layers_per_attn_res_block".split(),
-        2,
-    ),
-    **dict.fromkeys("linear_num_value_heads linear_num_heads index_block_size".split(), 4),
-    **dict.fromkeys(
-        "num_kv_shared_layers first_k_dense_replace num_dense_layers moe_layer_start_index "
-        "loop_layer_index_start".split(),
-        1,
-    ),
-    **dict.fromkeys("q_lora_rank router_hidden_size".split(), 32),
-    **dict.fromkeys("vocab_size_per_layer_input encoder_hash_byte_group_vocab".split(), 512),
-    "qk_head_dim": 24,
-    "mamba_d_ssm": 128,
-    "attention_hidden_size": 64,
-    "ngram_vocab_size_base": 4096,
-    "loop_layer_index_end": 3,
-}
-FILL: dict[str, Any] = {
-    **dict.fromkeys("head_dim indexer_head_dim ple_embed_dim".split(), 16),
-    **dict.fromkeys(
-        "num_key_value_heads num_experts_per_tok top_k_experts indexer_n_heads "
-        "video_temporal_patch_size".split(),
-        2,
-    ),
-    **dict.fromkeys(
-        "num_experts n_routed_experts indexer_compress_ratio num_sliding_attention_heads".split(), 4
-    ),
-    **dict.fromkeys("n_shared_experts n_group topk_group indexer_kv_heads".split(), 1),
-    **dict.fromkeys("sliding_window indexer_budget".split(), 8),
-    "moe_intermediate_size": 32,
-    "mlp_dim": 96,
-    "deepstack_layer_map": [],
-    "spatial_target_layers": [],
-    "downsample_rate": "1/1",
-    "vocabulary_map": {"<image>": 481},
-    "vocab_map": {"<image>": 481},
-    "image_grid_pinpoints": [[32, 32]],
-    "downsample_channels": [32, 64],
-}
-"""What a default config leaves at None although the model needs it."""
-SPECIAL: dict[str, dict[str, Any]] = {
-    "DoryConfig": {"layers": 6, "n_input_layers": 2, "n_recurrent_layers": 2, "n_output_layers": 2},
-    "Glm5NextTextConfig": {"index_kpool": 4},
-    "DbrxAttentionConfig": {"rope_theta": 1e4, "clip_qkv": 8.0},
-    "Inkling2LoopTextConfig": {
-        "layers": 6,
-        "loop_layer_index_start": 2,
-        "loop_layer_index_end": 4,
-        "n_layers_per_attn_res_block": 2,
-    },
-    "Lfm2MoeConfig": {"layers": 4, "layer_types": ["conv", "full_attention"] * 2},
-}
-"""What few classes insist on; ``layers`` is their number."""
 
 
 def architectures() -> dict[str, list[str]]:
@@ -162,7 +54,9 @@ def architectures() -> dict[str, list[str]]:
         for model_type, name in names.items():
             for each in name if isinstance(name, tuple | list) else (name,):
                 found.setdefault(each, []).append(model_type)
-    found |= {name: [] for name in EXTRA if hasattr(transformers, name) and name not in found}
+    found |= {
+        name: [] for name in NAMES["extra"] if hasattr(transformers, name) and name not in found
+    }
     return found
 
 
@@ -186,7 +80,10 @@ def _default_config(cls: Any, model_types: list[str]) -> Any:
     errors = []
     known = [CONFIG_MAPPING[each] for each in model_types if each in CONFIG_MAPPING]
     for make in (cls.config_class, *known):
-        for options in ({}, {"text_config": {"hidden_size_per_layer_input": 0, "model_type": "gemma4_text"}}):
+        for options in (
+            {},
+            {"text_config": {"hidden_size_per_layer_input": 0, "model_type": "gemma4_text"}},
+        ):
             try:
                 return make(**options)
             except Exception as error:
@@ -227,7 +124,7 @@ class _Shrinking:
         """Return a small config of the same class."""
         if not text and self.recipe in ("text", "vocabulary"):
             return config
-        special = SPECIAL.get(type(config).__name__, {})
+        special = NAMES["special"].get(type(config).__name__, {})
         one = _OneConfig(self, config, text, special.get("layers"))
         values = one.values() | {key: each for key, each in special.items() if key != "layers"}
         plain = {
@@ -251,15 +148,24 @@ class _OneConfig:
         own = vars(config)
         self.own: Mapping[str, Any] = own
         is_fields = dataclasses.is_dataclass(type(config))
-        self.names = {each.name for each in dataclasses.fields(type(config))} if is_fields else set(own)
-        self.layers = next((own[k] for k in LAYERS if isinstance(own.get(k), int) and own[k] > 0), 0)
+        self.names = (
+            {each.name for each in dataclasses.fields(type(config))} if is_fields else set(own)
+        )
+        self.layers = next(
+            (own[k] for k in LAYERS if isinstance(own.get(k), int) and own[k] > 0), 0
+        )
         self.kept = _kept_layers(own, self.layers) if self.layers else []
         if layers:
             self.kept = [index * self.layers // layers for index in range(layers)]
         self.count = len(self.kept)
-        self.heads = next((v for k, v in own.items() if HEADS.match(k) and isinstance(v, int)), None)
+        self.heads = next(
+            (v for k, v in own.items() if HEADS.match(k) and isinstance(v, int)), None
+        )
         self.per_layer = any(
-            isinstance(v, list | tuple) and self.layers and len(v) == self.layers and k in self.names
+            isinstance(v, list | tuple)
+            and self.layers
+            and len(v) == self.layers
+            and k in self.names
             for k, v in own.items()
         )
 
@@ -274,13 +180,19 @@ class _OneConfig:
             if key not in self.names or other_flag or key in ("id2label", "label2id"):
                 continue
             new = self._filled(key, self._smaller(key, value))
-            if key == "vision_feature_layer" and isinstance(value, list | tuple) and not self.how.fills:
+            if (
+                key == "vision_feature_layer"
+                and isinstance(value, list | tuple)
+                and not self.how.fills
+            ):
                 new = [1, 0][: len(value)]
             if key == "is_decoder" and self.how.causal:
                 new = True
             listed = isinstance(value, list | tuple)
-            if new != value or self._is_count(key, value) or (
-                listed and self.layers and len(value) in (self.layers, self.count)
+            if (
+                new != value
+                or self._is_count(key, value)
+                or (listed and self.layers and len(value) in (self.layers, self.count))
             ):
                 found[key] = type(value)(new) if listed else new
         return found
@@ -319,10 +231,10 @@ class _OneConfig:
             return min(value, 2)
         if key == "topk_group":
             return 1
-        if key in WINDOWS and self.text and value > 8:
+        if key in NAMES["windows"] and self.text and value > 8:
             return 8
-        if key in PLACES:
-            return min(value, FIXED[key])
+        if key in NAMES["places"]:
+            return min(value, NAMES["fixed"][key])
         if key == "moe_layer_end_index":
             return max(self.count, 2) - 1
         if INTERVALS.search(key) and not self.per_layer and value > 2:
@@ -339,8 +251,8 @@ class _OneConfig:
             return value
         if key in ("max_position_embeddings", "n_positions"):
             return min(value, 8192)
-        if key in FIXED:
-            return min(value, FIXED[key])
+        if key in NAMES["fixed"]:
+            return min(value, NAMES["fixed"][key])
         if WIDTH.match(key):
             return HIDDEN
         if INNER.search(key):
@@ -387,10 +299,12 @@ class _OneConfig:
         if value is None:
             made = {
                 "layer_types": ["full_attention"] * self.count or None,
-                "mlp_layer_types": ["dense"] + ["sparse"] * (self.count - 1) if self.count else None,
+                "mlp_layer_types": ["dense"] + ["sparse"] * (self.count - 1)
+                if self.count
+                else None,
                 "rope_parameters": rope,
             }
-            value = made.get(key, FILL.get(key))
+            value = made.get(key, copy.deepcopy(NAMES["fill"].get(key)))
         if self.text and key == "rope_parameters" and isinstance(value, dict):
             if not value:
                 return {kind: dict(rope) for kind in ("full_attention", "sliding_attention")}
@@ -414,12 +328,12 @@ def _kept_layers(own: Mapping[str, Any], layers: int) -> list[int]:
     sets = [set(each) for each in plain if _is_places(each, layers)]
     alike = collections.defaultdict(list)
     for index in range(layers):
-        alike[tuple(str(each[index]) for each in lists) + tuple(index in each for each in sets)].append(
-            index
-        )
+        alike[
+            tuple(str(each[index]) for each in lists) + tuple(index in each for each in sets)
+        ].append(index)
     if len(alike) > 1:
         several = 2 if len(alike) <= 3 else 1
-        return sorted(sum((each[:several] for each in list(alike.values())[:8]), []))
+        return sorted(index for each in list(alike.values())[:8] for index in each[:several])
     cycle = max(
         (len(e) for e in plain if e and len(e) < layers and all(isinstance(x, str) for x in e)),
         default=0,

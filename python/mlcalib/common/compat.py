@@ -170,17 +170,18 @@ def experts_interface(module: nn.Module) -> ExpertsInterface | None:
     # What its decorator sets and the gate's method are undocumented (integrations.moe).
     held: Any = module
     flags = ("is_transposed", "is_concatenated", "has_gate", "has_bias")
-    if not (
-        all(hasattr(held, name) for name in flags)
-        and isinstance(getattr(held, "down_proj", None), Tensor)
-    ):
+    described = all(hasattr(held, name) for name in flags)
+    if not (described and isinstance(getattr(held, "down_proj", None), Tensor)):
         return None
     shell = copy.copy(held)  # what the gate reads of it: settings, and no weights
     shell._parameters = {}
     return ExpertsInterface(
-        *(bool(getattr(held, name)) for name in flags),
-        shell._apply_gate if held.has_gate else shell.act_fn,
-        held.post_expert_norm if held.has_post_expert_norm else None,
+        transposed=held.is_transposed,
+        concatenated=held.is_concatenated,
+        gate=held.has_gate,
+        bias=held.has_bias,
+        activate=shell._apply_gate if held.has_gate else shell.act_fn,
+        norm=held.post_expert_norm if held.has_post_expert_norm else None,
     )
 
 

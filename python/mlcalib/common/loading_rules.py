@@ -1,6 +1,7 @@
 """How transformers turns the tensors in a checkpoint's files into those of a model, and back.
 
-Beside ``compat`` the one place that uses what transformers does not promise to keep: tried with 5.24.
+Beside ``compat`` the one place that uses what transformers does not promise to keep. Tried with
+transformers 5.24.
 """
 
 import copy
@@ -36,7 +37,7 @@ class LoadingRules:
         }
 
     def target(self, name: str) -> tuple[str, str | None]:
-        """Return which of the model's tensors a stored one goes to, and the pattern that says so."""
+        """Return where in the model a stored tensor goes, and the pattern that says so."""
         from transformers.core_model_loading import rename_source_key
 
         prefix = self._model.base_model_prefix
@@ -48,7 +49,7 @@ class LoadingRules:
         return key, pattern
 
     def groups(self, names: Iterable[str]) -> list[list[str]]:
-        """Return the stored tensors that the model has a place for; those of one conversion together."""
+        """Return the stored tensors with a place in the model; those of one conversion together."""
         found: dict[str, list[str]] = {}
         for name in names:
             key, _ = self.target(name)

@@ -51,14 +51,12 @@ def find_adapter(architecture: str) -> Adapter:
     Raises:
         NotImplementedError: no family has it.
     """
-    known: list[str] = []
-    for adapter in adapters():
-        if architecture in adapter.architectures:
-            return adapter
-        known += adapter.architectures
+    if (found := _known(architecture)) is not None:
+        return found
+    known = [name for each in adapters() for name in each.architectures]
     raise NotImplementedError(
-        f"The architecture {architecture} is not supported; supported are: {', '.join(known)}. "
-        "To add it, write one file with an Adapter literal, like that of Llama in "
+        f"The architecture {architecture} has no family file; {', '.join(known)} have one. To add "
+        "it, write a file with an Adapter literal, like that of Llama in "
         "python/mlcalib/models/families/llama.py; docs/plugins.md shows how."
     )
 
@@ -71,10 +69,12 @@ def adapter_for(model: "PreTrainedModel") -> Adapter:
     """
     from mlcalib.models.discovery import discover
 
-    try:
-        return find_adapter(type(model).__name__)
-    except NotImplementedError:
-        return discover(model)
+    known = _known(type(model).__name__)
+    return discover(model) if known is None else known
+
+
+def _known(architecture: str) -> Adapter | None:
+    return next((each for each in adapters() if architecture in each.architectures), None)
 
 
 def gguf_architectures() -> dict[str, GgufArchitecture]:

@@ -90,7 +90,8 @@ class Arguments:
 
 
 def _places(inputs: BlockInputs) -> dict[Place, Any]:
-    return {**dict(enumerate(inputs.args)), **inputs.kwargs}
+    found: dict[Place, Any] = dict(enumerate(inputs.args))
+    return found | inputs.kwargs
 
 
 class _Equal:

@@ -177,7 +177,9 @@ class Adapter:
             if "{}" in group.source:
                 for expert in experts:
                     inputs = tuple(key.format(expert) for key in group.inputs)
-                    resolved.append(replace(group, source=group.source.format(expert), inputs=inputs))
+                    resolved.append(
+                        replace(group, source=group.source.format(expert), inputs=inputs)
+                    )
             else:
                 inputs = tuple(key for each in group.inputs for key in _expanded(each, experts))
                 resolved.append(replace(group, inputs=inputs))
@@ -224,9 +226,7 @@ class Adapter:
         """Return the floating tensors of the model among those of a checkpoint, by its names."""
         return {self._own_name(name): tensor for name, tensor in tensors.items()}
 
-    def origins(
-        self, expected: Collection[str], stored: Mapping[str, Tensor]
-    ) -> dict[str, Origin]:
+    def origins(self, expected: Collection[str], stored: Mapping[str, Tensor]) -> dict[str, Origin]:
         """Return tensor of the model → what it is made from; tensors that files lack are left out.
 
         Args:
@@ -235,7 +235,9 @@ class Adapter:
         """
         names = {name: self.saved(name) for name in expected}
         return {
-            name: Origin((saved,), stored[saved]) for name, saved in names.items() if saved in stored
+            name: Origin((saved,), stored[saved])
+            for name, saved in names.items()
+            if saved in stored
         }
 
     def _own_name(self, saved: str) -> str:

@@ -68,7 +68,11 @@ class Conversion:
             }
             linears = {name.split(".")[1] for name in own if name.endswith(".weight")}
             if linears == {*fusion.first, "down_proj"}:
-                left = {name: each for name, each in left.items() if name.removeprefix(prefix) not in own}
+                left = {
+                    name: each
+                    for name, each in left.items()
+                    if name.removeprefix(prefix) not in own
+                }
                 left |= {f"{prefix}{name}": each for name, each in fusion.join(own).items()}
         return self._rules.to_files(left)
 

@@ -73,6 +73,7 @@ class ExpertList(nn.Module):
         super().__init__()
         for index, expert in enumerate(experts):
             self.add_module(str(index), expert)
+        self.count = len(list(self.experts()))
         self.fusion = fusion
         self.post_expert_norm = norm
 
@@ -82,11 +83,15 @@ class ExpertList(nn.Module):
             if isinstance(module, Expert):
                 yield name, module
 
-    def inputs(self, expert: str) -> list[tuple[str, ...]]:
+    def inputs(self, expert: int) -> list[tuple[str, ...]]:
         """Return the names of an expert's linears; those in one tuple read one tensor."""
-        module = self.get_submodule(expert)
-        assert isinstance(module, Expert)
-        return [tuple(f"{expert}.{name}" for name in names) for names in module.names]
+        _, like = next(self.experts())
+        return [tuple(f"{expert}.{name}" for name in names) for names in like.names]
+
+    def forget(self, first: int) -> None:
+        """Let go of experts from one on: tokens that are routed to them get nothing."""
+        for index in range(first, self.count):
+            delattr(self, str(index))
 
     def forward(self, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
         """Return the weighted sum of what each token's experts give.
@@ -97,8 +102,8 @@ class ExpertList(nn.Module):
             weights: [tokens, k].
         """
         result = torch.zeros_like(hidden)
-        for index, (_, expert) in enumerate(self.experts()):
-            rank, positions = torch.where(chosen.T.eq(index))
+        for name, expert in self.experts():
+            rank, positions = torch.where(chosen.T.eq(int(name)))
             if len(positions):
                 given = expert(hidden[positions], positions)
                 if self.post_expert_norm is not None:
@@ -155,9 +160,7 @@ def _of_family(fused: nn.Module, names: tuple[str, str, str]) -> ExpertList:
 
 def _of_interface(fused: nn.Module, described: compat.ExpertsInterface) -> ExpertList:
     """Take apart experts by what transformers' interface says of them."""
-    fusion = Fusion(
-        described.transposed, described.concatenated, described.gate, described.bias
-    )
+    fusion = Fusion(described.transposed, described.concatenated, described.gate, described.bias)
     own = dict(fused.named_parameters(recurse=False))
     tensors = fusion.split({name: own[name].detach() for name in fusion.fused})
 

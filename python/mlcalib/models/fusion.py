@@ -38,7 +38,7 @@ class Fusion:
         return weights + (tuple(f"{name}_bias" for name in weights) if self.bias else ())
 
     def split(self, fused: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return each expert's tensors, as views of those given: ``0.gate_proj.weight``, …"""
+        """Return each expert's tensors (``0.gate_proj.weight``, …), as views of those given."""
         found: dict[str, Tensor] = {}
         for name in (each for each in self.fused if each in fused):
             is_bias = name.endswith("_bias")

@@ -37,15 +37,16 @@ def readers(adapter, block):
 
 def groups(adapter, block):
     linears = adapter.linears_of(block)
-    return {
+    found = [
         (
             in_common(group.source),
-            frozenset(in_common(name) for key in group.inputs for name in linears[key]),
-            frozenset(group.readers),
+            sorted(in_common(name) for key in group.inputs for name in linears[key]),
+            sorted(group.readers),
             group.offset,
         )
         for group in adapter.scale_groups_of(block)
-    }
+    ]
+    return sorted(found)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -138,7 +139,9 @@ class Loud(LlamaForCausalLM):
     def __init__(self, config):
         super().__init__(config)
         for layer in self.model.layers:
-            layer.mlp.gain_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+            layer.mlp.gain_proj = nn.Linear(
+                config.hidden_size, config.intermediate_size, bias=False
+            )
             layer.mlp.forward = Loud.mlp.__get__(layer.mlp)
         self.post_init()
 

@@ -88,9 +88,12 @@ def without_readers(adapter):
 
 MLP = ScaleGroup("post_attention_layernorm", ("mlp",))
 BROKEN = {
-    "Gemma's norms are 1 + weight": ("gemma2", lambda adapter: replace(
-        adapter, scale_groups=tuple(replace(each, offset=0.0) for each in adapter.scale_groups)
-    )),
+    "Gemma's norms are 1 + weight": (
+        "gemma2",
+        lambda adapter: replace(
+            adapter, scale_groups=tuple(replace(each, offset=0.0) for each in adapter.scale_groups)
+        ),
+    ),
     "Gemma's MLP has a norm of its own": (
         "gemma2",
         lambda adapter: swapped(adapter, "pre_feedforward_layernorm", MLP),

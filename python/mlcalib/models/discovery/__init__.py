@@ -1,7 +1,9 @@
 """An adapter made from the model itself: its blocks are run, and what they do is looked at."""
 
+import logging
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 
 from mlcalib.models.base import Adapter, Experts, Origin, ScaleGroup
 from mlcalib.models.conversion import Conversion
-from mlcalib.models.discovery.inputs import expert_paths, inputs_of
+from mlcalib.models.discovery.inputs import expert_lists, inputs_of, left_out
 from mlcalib.models.discovery.scales import proved_scale_groups
 from mlcalib.models.discovery.synthetic import on_meta, synthetic
 from mlcalib.models.discovery.trace import Call, trace
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 __all__ = ["DiscoveredAdapter", "discover"]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -125,9 +129,7 @@ class DiscoveredAdapter(Adapter):
         """See ``Adapter.loaded_tensors``."""
         return self._conversion.to_model(tensors)
 
-    def origins(
-        self, expected: Collection[str], stored: Mapping[str, Tensor]
-    ) -> dict[str, Origin]:
+    def origins(self, expected: Collection[str], stored: Mapping[str, Tensor]) -> dict[str, Origin]:
         """See ``Adapter.origins``."""
         return self._conversion.origins(stored)
 
@@ -158,13 +160,25 @@ def discover(model: "PreTrainedModel") -> DiscoveredAdapter:
     calls = trace(own)
     _check_shared(calls)
     layouts: dict[Kind, Layout] = {}
+    left: dict[str, str] = {}
     for call in calls:
         if call.kind not in layouts:
             linears = inputs_of(call)
             with torch.no_grad():
                 groups = proved_scale_groups(call, linears)
             given = call.gave if isinstance(call.gave, tuple) else None
-            layouts[call.kind] = Layout(linears, groups, expert_paths(call.module), given)
+            left |= left_out(call, linears)
+            layouts[call.kind] = Layout(linears, groups, tuple(expert_lists(call.module)), given)
+    _log.info(
+        "%s has no family file; %d blocks of %d kinds were found at %s",
+        type(model).__name__,
+        len(calls),
+        len(layouts),
+        calls[0].name.rpartition(".")[0],
+    )
+    for reason in dict.fromkeys(left.values()):
+        names = [name for name, why in left.items() if why == reason]
+        _log.info("in floating point stays what %s: %s", reason, ", ".join(names))
     return DiscoveredAdapter(
         architectures=(type(model).__name__,),
         blocks=calls[0].name.rpartition(".")[0],
@@ -191,7 +205,7 @@ def _check_shared(calls: list[Call]) -> None:
 
 def _handed_over(calls: list[Call]) -> Iterator[tuple[int | str, int]]:
     """Yield (argument, element of the output of the block before) where one is the other."""
-    for before, call in zip(calls, calls[1:], strict=False):
+    for before, call in pairwise(calls):
         if isinstance(before.gave, tuple):
             for place, value in _other(call).items():
                 for index, given in enumerate(before.gave[1:], 1):
@@ -216,7 +230,8 @@ def _other(call: Call) -> dict[int | str, Any]:
 
 
 def _places(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[int | str, Any]:
-    return {**dict(enumerate(args[1:])), **kwargs}
+    found: dict[int | str, Any] = dict(enumerate(args[1:]))
+    return found | kwargs
 
 
 def _tensors(value: Any, depth: int = 0) -> list[Tensor]:

@@ -2,13 +2,13 @@
 
 import copy
 from collections.abc import Iterator, Mapping
-from itertools import product
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from mlcalib.models.base import Adapter, ScaleGroup
-from mlcalib.models.discovery.inputs import expert_paths
+from mlcalib.models.discovery.inputs import expert_lists
 from mlcalib.models.discovery.trace import Call, Reading, is_same
 from mlcalib.models.folding import fold, source_channels
 from mlcalib.models.running import first_output
@@ -17,144 +17,137 @@ TOLERANCE = 1e-5
 """Largest difference of outputs, in float64, relative to the largest output."""
 
 
-class _OneBlock(Adapter):
-    """What folding asks an adapter, of the block that is looked at."""
-
-    def __init__(self, linears: Mapping[str, tuple[str, ...]]) -> None:
-        super().__init__((), "", linears, ())
-
-
-def proved_scale_groups(call: Call, linears: Mapping[str, tuple[str, ...]]) -> tuple[ScaleGroup, ...]:
+def proved_scale_groups(
+    call: Call, linears: Mapping[str, tuple[str, ...]]
+) -> tuple[ScaleGroup, ...]:
     """Return the scale groups of a block that leave its output as it is, in the order they run.
 
     Args:
         call: of the block, with made-up weights in float64.
         linears: input → its readers.
     """
-    adapter, expected = _OneBlock(linears), _output(call, call.module)
-    found = []
-    for choices in _proposals(call, linears):
-        proved = next((each for each in choices if _holds(adapter, call, each, expected)), None)
-        if proved is not None:
-            found += _for_every_expert(call, proved)
+    proof = _Proof(call, linears)
+    found: list[ScaleGroup] = []
+    for candidates in _proposals(call, linears):
+        found += _for_every_expert(call, next(filter(proof.holds, candidates), None))
     return tuple(found)
 
 
-def _proposals(call: Call, linears: Mapping[str, tuple[str, ...]]) -> Iterator[list[ScaleGroup]]:
-    """Yield the candidates for each tensor that linears read, the likeliest first."""
-    lists = expert_paths(call.module)
+class _Proof:
+    """A block, and what it gives as it is."""
+
+    def __init__(self, call: Call, linears: Mapping[str, tuple[str, ...]]) -> None:
+        self._call = call
+        self._adapter = Adapter((), "", linears, ())  # what folding asks of one
+        self._expected = self._output(call.module)
+
+    def holds(self, group: ScaleGroup) -> bool:
+        """Return whether the block gives the same after random scales have been folded."""
+        module, adapter = self._call.module, self._adapter
+        shared = {id(each): each for each in (*module.parameters(), *module.buffers())}
+        block = copy.deepcopy(module, shared)
+        modules = dict(block.named_modules())
+        group = replace(group, inputs=tuple(key for key in group.inputs if key in modules))
+        reader = adapter.linear(block, group.inputs[0])
+        try:
+            of_source = source_channels(adapter, block, group)
+            made = reader.in_features if of_source is None else int(of_source.max()) + 1
+            scales = 0.5 + 1.5 * torch.rand(made, generator=torch.Generator().manual_seed(2))
+            fold(adapter, block, group, scales if of_source is None else scales[of_source])
+            found = self._output(block)
+        except (NotImplementedError, ValueError, RuntimeError):
+            return False  # the shapes do not fit
+        difference = float((found - self._expected).abs().max())
+        return difference <= TOLERANCE * float(self._expected.abs().max())
+
+    def _output(self, block: nn.Module) -> Tensor:
+        assert self._call.before is not None  # of the first of a kind
+        args, kwargs = copy.deepcopy(self._call.before)
+        return first_output(block(*args, **kwargs)).double()
+
+
+def _proposals(
+    call: Call, linears: Mapping[str, tuple[str, ...]]
+) -> Iterator[Iterator[ScaleGroup]]:
+    """Yield, for each tensor that linears read, the candidates: the likeliest first."""
+    lists = expert_lists(call.module)
     first: dict[str, Reading] = {}
     for reading in call.readings:
         first.setdefault(reading.name, reading)
     done: set[str] = set()
     for key, members in linears.items():
-        reading = first.get(members[0])
-        if key in done or reading is None:
+        if key in done or key not in first:
             continue  # of an expert that did not run, whose like is looked at
-        inside = next((path for path in lists if key.startswith(f"{path}.")), None)
-        if inside is not None and _reads_list_input(call, inside, members[0]):
-            reading, keys = first[inside], _first_keys(inside, call, linears)
-        else:
-            keys = [key]
-        if inside is None:
-            keys += [
-                other
-                for path in lists
-                if path in first and first[path].reads(reading.read, reading.version)
-                for other in _first_keys(path, call, linears)
-            ]
-        done |= set(keys)
+        reading, keys = first[key], [key]
+        for path in (each for each in lists if each in first):
+            entries = _entries(call, path, linears)
+            if key in entries:  # an expert gets some rows of what the list of experts reads
+                reading, keys = first[path], entries
+            elif first[path].reads(reading.read, reading.version):
+                keys += entries
+        done |= set(keys) | _alike(call, key)
+        taken = {name for each in keys for name in linears[each]}
+        others = (each for each in call.readings if each.reads(reading.read, reading.version))
         readers = tuple(
-            each.name
-            for each in call.readings
-            if each.reads(reading.read, reading.version)
-            and _has_matrix(each.module)
-            and not any(each.name in linears[other] for other in keys)
+            each.name for each in others if _dimensions(each.module) == 2 and each.name not in taken
         )
-        yield [
+        yield (
             ScaleGroup(source, tuple(keys), readers, offset)
-            for source, offset in _sources(call, reading, members)
-        ]
+            for source, offset in _sources(call, reading, members[0])
+        )
 
 
-def _sources(
-    call: Call, reading: Reading, members: tuple[str, ...]
-) -> Iterator[tuple[str, float]]:
-    """Yield (module, offset) of what may make a tensor: what gave it; else linears beside."""
+def _sources(call: Call, reading: Reading, reader: str) -> Iterator[tuple[str, float]]:
+    """Yield (module, offset): what gave the tensor; or else linears that ran before, beside."""
     for each in call.readings:
         if each.gave is not None and is_same(each.gave, reading.read):
-            yield from product([each.name], (0.0, 1.0) if _is_norm(each.module) else (0.0,))
-    parent = members[0].rpartition(".")[0]
-    before = []
+            yield each.name, 0.0
+            if _dimensions(each.module) == 1:  # a norm, which may multiply by 1 + its weight
+                yield each.name, 1.0
+    beside = reader.rpartition(".")[0].rpartition(".")[0] or reader.rpartition(".")[0]
+    channels = call.module.get_submodule(reader).in_features
+    before: list[str] = []
     for each in call.readings:
-        if each is reading or each.name == members[0]:
+        if each.name == reader:
             break
-        beside = each.name.rpartition(".")[0].startswith(parent.rpartition(".")[0] or parent)
-        if isinstance(each.module, nn.Linear) and beside and each.name not in before:
+        if isinstance(each.module, nn.Linear) and each.name.startswith(beside):
             before.append(each.name)
-    channels = call.module.get_submodule(members[0]).in_features
-    for name in reversed(before):
-        made = call.module.get_submodule(name).out_features
-        if made == channels or (made < channels and channels % made == 0):
+    for name in dict.fromkeys(reversed(before)):
+        if channels % call.module.get_submodule(name).out_features == 0:
             yield name, 0.0
 
 
-def _holds(adapter: Adapter, call: Call, group: ScaleGroup, expected: Tensor) -> bool:
-    """Return whether the block gives the same after random scales have been folded."""
-    shared = {id(each): each for each in (*call.module.parameters(), *call.module.buffers())}
-    block = copy.deepcopy(call.module, shared)
-    generator = torch.Generator().manual_seed(2)
-    try:
-        linears = [name for key in group.inputs for name in adapter.linears_of(block)[key]]
-        channels = adapter.linear(block, linears[0]).in_features
-        of_source = source_channels(adapter, block, group)
-        made = channels if of_source is None else int(of_source.max()) + 1
-        scales = 0.5 + 1.5 * torch.rand(made, generator=generator)
-        scales = scales if of_source is None else scales[of_source]
-        fold(adapter, block, group, scales)
-        found = _output(call, block)
-    except (NotImplementedError, ValueError, RuntimeError):
-        return False  # shapes do not fit
-    difference = float((found - expected).abs().max())
-    return difference <= TOLERANCE * float(expected.abs().max())
-
-
-def _output(call: Call, block: nn.Module) -> Tensor:
-    assert call.before is not None
-    args, kwargs = copy.deepcopy(call.before)
-    return first_output(block(*args, **kwargs)).double()
-
-
-def _is_norm(module: nn.Module) -> bool:
+def _dimensions(module: nn.Module) -> int:
     weight = getattr(module, "weight", None)
-    return isinstance(weight, Tensor) and weight.dim() == 1
+    return weight.dim() if isinstance(weight, Tensor) else 0
 
 
-def _has_matrix(module: nn.Module) -> bool:
-    weight = getattr(module, "weight", None)
-    return isinstance(weight, Tensor) and weight.dim() == 2
-
-
-def _reads_list_input(call: Call, path: str, linear: str) -> bool:
-    name = linear.removeprefix(f"{path}.")
-    return name in call.module.get_submodule(path).inputs(name.partition(".")[0])[0]
-
-
-def _first_keys(path: str, call: Call, linears: Mapping[str, tuple[str, ...]]) -> list[str]:
-    experts = call.module.get_submodule(path)
-    names = [f"{path}.{experts.inputs(expert)[0][0]}" for expert, _ in experts.experts()]
+def _entries(call: Call, path: str, linears: Mapping[str, tuple[str, ...]]) -> list[str]:
+    """Return the inputs of a list's experts."""
+    experts = expert_lists(call.module)[path]
+    names = [f"{path}.{experts.inputs(expert)[0][0]}" for expert in range(experts.count)]
     return [name for name in names if name in linears]
 
 
-def _for_every_expert(call: Call, group: ScaleGroup) -> Iterator[ScaleGroup]:
+def _alike(call: Call, name: str) -> set[str]:
+    """Return what a name inside an expert is in every expert of its list; {} outside of one."""
+    for path, experts in expert_lists(call.module).items():
+        if name.startswith(f"{path}."):
+            inside = name.removeprefix(f"{path}.").partition(".")[2]
+            return {f"{path}.{expert}.{inside}" for expert in range(experts.count)}
+    return set()
+
+
+def _for_every_expert(call: Call, group: ScaleGroup | None) -> Iterator[ScaleGroup]:
     """Yield a group; one inside an expert for every expert of its list."""
-    for path in expert_paths(call.module):
+    if group is None:
+        return
+    for path, experts in expert_lists(call.module).items():
         if group.source.startswith(f"{path}."):
-            name = group.source.removeprefix(f"{path}.").partition(".")[0]
-            for expert, _ in call.module.get_submodule(path).experts():
-                yield ScaleGroup(
-                    group.source.replace(f"{path}.{name}.", f"{path}.{expert}."),
-                    tuple(key.replace(f"{path}.{name}.", f"{path}.{expert}.") for key in group.inputs),
-                )
+            ran = f"{path}.{group.source.removeprefix(f'{path}.').partition('.')[0]}."
+            for expert in range(experts.count):
+                mine = f"{path}.{expert}."
+                keys = tuple(key.replace(ran, mine) for key in group.inputs)
+                yield replace(group, source=group.source.replace(ran, mine), inputs=keys)
             return
     yield group

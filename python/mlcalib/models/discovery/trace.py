@@ -1,9 +1,10 @@
 """Run a model once, and see which blocks it has, what they are called with and who reads what."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 TOKENS = 16
+EXPERTS = 8
+"""Of a list of experts as many are run: they are alike, and scaling makes copies of them."""
 
 
 @dataclass
@@ -84,7 +87,7 @@ def trace(model: "PreTrainedModel") -> list[Call]:
     is not enough, because later blocks read what those make, all run.
 
     Args:
-        model: with weights, which may be made up.
+        model: with weights, which may be made up. It keeps no more than the first experts.
 
     Raises:
         NotImplementedError: the model does not run on token ids alone, or has no blocks that hand
@@ -92,10 +95,18 @@ def trace(model: "PreTrainedModel") -> list[Call]:
     """
     generator = torch.Generator().manual_seed(1)
     vocabulary = model.get_input_embeddings().weight.shape[0]
+    kinds = {
+        f"{path}.{index}": kind_of(module)
+        for path, modules in _outermost(model).items()
+        for index, module in enumerate(modules)
+    }
+    for module in model.modules():
+        if isinstance(module, ExpertList):
+            module.forget(EXPERTS)
     ids = torch.randint(3, max(4, min(vocabulary, 250)), (1, TOKENS), generator=generator)
     for skips in (True, False):
         try:
-            calls = _run(model, ids, skips=skips)
+            calls = _run(model, ids, kinds, skips=skips)
         except Exception as error:  # whatever another library's model raises
             if skips:
                 continue
@@ -108,13 +119,15 @@ def trace(model: "PreTrainedModel") -> list[Call]:
 
 
 @torch.no_grad()
-def _run(model: "PreTrainedModel", ids: Tensor, *, skips: bool) -> dict[str, list[Call]]:
+def _run(
+    model: "PreTrainedModel", ids: Tensor, kinds: Mapping[str, Kind], *, skips: bool
+) -> dict[str, list[Call]]:
     """Return list of modules → the calls of its children."""
     calls: dict[str, list[Call]] = {}
     seen: dict[Kind, Any] = {}
 
     def calling(path: str, name: str, module: nn.Module) -> Callable[..., Any]:
-        kind, own = kind_of(module), module.forward
+        kind, own = kinds[name], module.forward
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             call = Call(name, module, kind, args, kwargs)
@@ -181,7 +194,9 @@ def _reading(block: nn.Module, readings: list[Reading]) -> Iterator[None]:
         return hook
 
     for name, module in block.named_modules():
-        if name and (any(True for _ in module.parameters(recurse=False)) or isinstance(module, ExpertList)):
+        if name and (
+            any(True for _ in module.parameters(recurse=False)) or isinstance(module, ExpertList)
+        ):
             handles.append(module.register_forward_pre_hook(before(name), with_kwargs=True))
             handles.append(module.register_forward_hook(after(name)))
     try:
@@ -221,5 +236,7 @@ def _hands_on(calls: list[Call]) -> bool:
             return False
     if not all(isinstance(given, Tensor) for _, given in states):
         return False
-    pairs = zip(states, states[1:], strict=False)
-    return all(given.shape == read.shape and is_same(given, read) for (_, given), (read, _) in pairs)
+    pairs = pairwise(states)
+    return all(
+        given.shape == read.shape and is_same(given, read) for (_, given), (read, _) in pairs
+    )

@@ -140,10 +140,7 @@ def architecture(source: str) -> str:
         return str(config.architectures[0])
     name = compat.causal_architecture(config.model_type)
     if name is None:
-        raise ValueError(
-            f"'{source}' is a model of type '{config.model_type}', which is no causal language "
-            "model; mlcalib quantizes models that predict the next token."
-        )
+        raise ValueError(_no_language_model(config))
     return name
 
 
@@ -177,7 +174,14 @@ def _model_class(config: "PreTrainedConfig") -> Any:
     for name in filter(None, names):
         if hasattr(transformers, name) and hasattr(getattr(transformers, name), "from_pretrained"):
             return getattr(transformers, name)
-    return transformers.AutoModelForCausalLM
+    raise ValueError(_no_language_model(config))
+
+
+def _no_language_model(config: "PreTrainedConfig") -> str:
+    return (
+        f"'{config.name_or_path}' is a model of type '{config.model_type}', which is no causal "
+        "language model; mlcalib quantizes models that predict the next token."
+    )
 
 
 def stored_dtype(folder: Path, dtype: str) -> torch.dtype:

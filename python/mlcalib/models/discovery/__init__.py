@@ -27,6 +27,9 @@ __all__ = ["DiscoveredAdapter", "discover"]
 
 _log = logging.getLogger(__name__)
 
+MOST = 0.9
+"""Share of the weights of blocks below which a model is said to be quantized in part."""
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -169,6 +172,7 @@ def discover(model: "PreTrainedModel") -> DiscoveredAdapter:
             given = call.gave if isinstance(call.gave, tuple) else None
             left |= left_out(call, linears)
             layouts[call.kind] = Layout(linears, groups, tuple(expert_lists(call.module)), given)
+    _check_share(type(model).__name__, calls, layouts)
     _log.info(
         "%s has no family file; %d blocks of %d kinds were found at %s",
         type(model).__name__,
@@ -201,6 +205,31 @@ def _check_shared(calls: list[Call]) -> None:
                     f"{owners[id(parameter)]} and {call.name} share weights, which would have to "
                     "be quantized for both places at once; that is not supported."
                 )
+
+
+def _check_share(name: str, calls: list[Call], layouts: Mapping[Kind, Layout]) -> None:
+    """Refuse a model of which nothing would be quantized, and say where much is not."""
+    taken, others = 0, dict[str, int]()
+    for call in calls:
+        layout = layouts[call.kind]
+        linears = {each for names in layout.linears.values() for each in names}
+        for path, module in call.module.named_modules():
+            for key, parameter in module.named_parameters(recurse=False):
+                if path in linears:
+                    taken += parameter.numel()
+                elif parameter.dim() > 1:
+                    where = f"{type(module).__name__}.{key}"
+                    others[where] = others.get(where, 0) + parameter.numel()
+    share = taken / max(taken + sum(others.values()), 1)
+    if share < MOST:
+        found = ", ".join(sorted(others, key=lambda where: -others[where])[:4])
+        message = (
+            f"{share:.0%} of the weights in the blocks of {name} are in linears or in experts that "
+            f"transformers' interface describes; the others ({found}) stay in floating point"
+        )
+        if not taken:
+            raise NotImplementedError(f"{message}: nothing would be quantized.")
+        _log.warning("%s", message)
 
 
 def _handed_over(calls: list[Call]) -> Iterator[tuple[int | str, int]]:

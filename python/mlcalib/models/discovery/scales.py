@@ -105,7 +105,7 @@ def _sources(call: Call, reading: Reading, reader: str) -> Iterator[tuple[str, f
             if _dimensions(each.module) == 1:  # a norm, which may multiply by 1 + its weight
                 yield each.name, 1.0
     beside = reader.rpartition(".")[0].rpartition(".")[0] or reader.rpartition(".")[0]
-    channels = call.module.get_submodule(reader).in_features
+    channels = int(call.module.get_submodule(reader).weight.shape[1])
     before: list[str] = []
     for each in call.readings:
         if each.name == reader:
@@ -113,7 +113,8 @@ def _sources(call: Call, reading: Reading, reader: str) -> Iterator[tuple[str, f
         if isinstance(each.module, nn.Linear) and each.name.startswith(beside):
             before.append(each.name)
     for name in dict.fromkeys(reversed(before)):
-        if channels % call.module.get_submodule(name).out_features == 0:
+        source = call.module.get_submodule(name)
+        if isinstance(source, nn.Linear) and channels % source.out_features == 0:
             yield name, 0.0
 
 

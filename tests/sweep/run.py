@@ -44,7 +44,8 @@ def main() -> None:
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     wanted = asked.only.lower().split(",")
-    todo = {k: v for k, v in architectures().items() if any(each in k.lower() for each in wanted)}
+    found = architectures().items()
+    todo = {name: types for name, types in found if any(e in name.lower() for e in wanted)}
     examine("LlamaForCausalLM", ["llama"], lambda _: None)  # what all need is imported once
     results = sweep(todo, asked.jobs, asked.seconds)
     asked.out.parent.mkdir(parents=True, exist_ok=True)

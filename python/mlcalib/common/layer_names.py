@@ -60,15 +60,3 @@ def _template(name: str) -> tuple[str, str]:
             first = part
             parts.append("{}")
     return r"\.".join(parts), first
-
-
-def saved_name(name: str, saved_names: Mapping[str, str]) -> str:
-    """Return what a family's checkpoints call a module or tensor of the model.
-
-    Args:
-        name: in the model.
-        saved_names: part of a name in the model → what takes its place.
-    """
-    for part, saved in saved_names.items():
-        name = name.replace(part, saved)
-    return name

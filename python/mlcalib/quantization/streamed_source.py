@@ -1,12 +1,12 @@
 """A model in safetensors files, of which one block at a time is in memory."""
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
 from mlcalib.checkpoints.check.tensors import shapes_of
@@ -21,9 +21,6 @@ from mlcalib.models import adapter_for
 from mlcalib.models.experts import unfuse
 from mlcalib.models.loading import skeleton, stored_dtype
 from mlcalib.quantization.source import Source, copied
-
-if TYPE_CHECKING:
-    pass
 
 _log = logging.getLogger(__name__)
 
@@ -81,9 +78,8 @@ class StreamedSource(Source):
         self._origins = self.adapter.origins(names, likes)
         expected = expected_shapes(self.model, self.adapter)
         there = {name: weights.shape(name) for name in weights.names}
-        for name, (parts, like) in self._origins.items():
-            if len(parts) > 1:  # of several tensors in the files one is made
-                there[self.adapter.saved(name)] = tuple(like.shape)
+        for name, (_, like) in self._origins.items():  # some are made of several in the files
+            there.setdefault(self.adapter.saved(name), tuple(like.shape))
         check_expected(str(folder), expected, there, self.model, self.adapter)
         known = {each for origin in self._origins.values() for each in origin.names}
         weights.check_dtypes(sorted(known))

@@ -19,6 +19,12 @@ namespace mlcalib {
 /// statistics see them while they are in the cache; 1 or more.
 inline constinit DeviceStub<int64_t(const at::Tensor& x)> piece_tokens_stub{"piece_tokens"};
 
+/// found int64 [1] += how many values of x [tokens, channels] are NaN or Inf, without waiting for
+/// the device; the number is read when a statistic is. Where a device has none, as the CPU, each
+/// update looks at once.
+inline constinit DeviceStub<void(const at::Tensor& found, const at::Tensor& x)>
+    count_nonfinite_stub{"count_nonfinite"};
+
 /// The sums of a Gram of no tokens, float32 zeros: one triangle, in the device's own layout, which
 /// depends on the channels alone, so that sums add up; its padding stays zero.
 inline constinit DeviceStub<at::Tensor(int64_t channels, at::Device device)> gram_sums_stub{

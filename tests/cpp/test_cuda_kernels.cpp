@@ -6,6 +6,7 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/full_like.h>
+#include <ATen/ops/isfinite.h>
 #include <ATen/ops/randint.h>
 #include <ATen/ops/zeros.h>
 
@@ -268,6 +269,32 @@ TEST(CudaKernels, MomentsRangeAndHistogram) {
       histogram_update(from, data(unit), counts.data_ptr<double>(), nullptr);
       histogram_update_stub(at::kCPU, wanted_counts, unit, x);
       EXPECT_TRUE(at::equal(counts, wanted_counts));
+    }
+  }
+}
+
+TEST(CudaKernels, CountsWhatIsNotFinite) {
+  constexpr float kInf = std::numeric_limits<float>::infinity();
+  for (const at::ScalarType type : {at::kFloat, at::kBFloat16, at::kHalf}) {
+    for (const auto& [tokens, channels] : {std::pair{1, 1}, {70, 33}, {3, 2100}}) {
+      const at::Tensor wide = random_weight(tokens, channels + 3, 1).to(type);
+      const at::Tensor x = wide.narrow(1, 2, channels);
+      // Beside x: not to be counted.
+      wide.select(1, 1).fill_(kInf);
+      wide.select(1, channels + 2).fill_(-kInf);
+      const Element element = type == at::kFloat      ? Element::kFloat
+                              : type == at::kBFloat16 ? Element::kBFloat16
+                                                      : Element::kHalf;
+      const Activations from{x.const_data_ptr(), element, tokens, channels, x.stride(0)};
+      int64_t found = 5;
+      count_nonfinite(from, &found, nullptr);
+      EXPECT_EQ(found, 5);
+      x[0][0] = kInf;
+      x[tokens - 1][channels - 1] = std::numeric_limits<float>::quiet_NaN();
+      x[tokens / 2][channels / 2] = -kInf;
+      const auto wanted = at::isfinite(x).logical_not().sum().item<int64_t>();
+      count_nonfinite(from, &found, nullptr);
+      EXPECT_EQ(found, 5 + wanted);
     }
   }
 }

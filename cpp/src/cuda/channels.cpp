@@ -53,9 +53,17 @@ void histogram_update_cuda(const at::Tensor& counts, const at::Tensor& unit, con
   });
 }
 
+void count_nonfinite_cuda(const at::Tensor& found, const at::Tensor& x) {
+  const at::Tensor rows = with_contiguous_channels(x);
+  cuda::on_device_of(x, [&](cudaStream_t stream) {
+    cuda::count_nonfinite(activations(rows), found.data_ptr<int64_t>(), stream);
+  });
+}
+
 const bool channels_installed = moments_update_stub.install(at::kCUDA, &moments_update_cuda) &&
                                 range_update_stub.install(at::kCUDA, &range_update_cuda) &&
-                                histogram_update_stub.install(at::kCUDA, &histogram_update_cuda);
+                                histogram_update_stub.install(at::kCUDA, &histogram_update_cuda) &&
+                                count_nonfinite_stub.install(at::kCUDA, &count_nonfinite_cuda);
 
 }  // namespace
 }  // namespace mlcalib

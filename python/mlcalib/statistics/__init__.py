@@ -45,10 +45,19 @@ class StatisticSet:
                 Kinds that compare the two need it.
 
         Raises:
-            ValueError: ``x`` has NaN or Inf or another number of channels, or the reference is
-                missing.
+            ValueError: ``x`` has another number of channels, or the reference is missing; on the
+                CPU also if there is NaN or Inf, which on a GPU ``check_finite`` finds.
         """
         _core.update(list(self._statistics.values()), x, reference)
+
+    def check_finite(self) -> None:
+        """Wait for the device, if tokens were added there, and look for NaN and Inf in them.
+
+        Raises:
+            ValueError: there were some; the statistics can no longer be used.
+        """
+        for statistic in self._statistics.values():
+            statistic.check_finite()
 
     def merge(self, other: "StatisticSet", weight: float = 1.0) -> None:
         """Add ``weight`` times another set, which must have the same kinds."""

@@ -100,6 +100,8 @@ void moments_update(const Activations& x, double* sum, double* absolute, double*
 void range_update(const Activations& x, float* low, float* high, cudaStream_t stream);
 /// counts[c][b] += how many |x_c| / unit[c] are in bin b; [channels][kHistogramBins].
 void histogram_update(const Activations& x, const float* unit, double* counts, cudaStream_t stream);
+/// *found += how many values are NaN or Inf.
+void count_nonfinite(const Activations& x, int64_t* found, cudaStream_t stream);
 
 /// Copies the upper triangle of gram [channels][channels] into the lower.
 void mirror(float* gram, int64_t channels, cudaStream_t stream);

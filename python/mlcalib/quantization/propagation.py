@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from mlcalib.calibration_sets import CalibrationSet
-from mlcalib.common.errors import named
 from mlcalib.common.stopwatch import Stopwatch
 from mlcalib.models import Adapter
 from mlcalib.models.device import CPU
@@ -21,6 +20,7 @@ from mlcalib.models.running import (
     run_to_last_input,
     watching,
 )
+from mlcalib.quantization.gathering import Gathering
 from mlcalib.quantization.hidden_states import HiddenStates
 from mlcalib.quantization.probe import Probe
 from mlcalib.statistics import StatisticSet
@@ -167,45 +167,23 @@ class Flow:
             for name, members in linears.items()
             if any(f"{block_name}.{member}" not in skipped for member in members)
         }
-        statistics: BlockStatistics = {name: {} for name in kept}
         if not (kept or advance or self._compares):
-            return statistics
-        in_statistics = 0.0
-        language, running = "", dict[str, StatisticSet]()
+            return {}
+
+        def place(name: str, language: str) -> str:
+            return f"input of {block_name}.{linears[name][0]}, text in '{language}'"
+
+        found = Gathering(kept, kinds, place, self._device, observe)
         reference: dict[str, Tensor] = {}  # input → the float model's activations
-        ending: list[tuple[int, Prefix]] = []  # tokens of the sequence that runs, prefix
 
         def see(name: str, x: Tensor, positions: Tensor | None) -> None:
-            nonlocal in_statistics
-            if name not in statistics:
-                return
-            start = time.perf_counter()
-            with named(f"input of {block_name}.{linears[name][0]}, text in '{language}'"):
-                for counted, prefix in ending:
-                    seen = x[:counted] if positions is None else x[positions < counted]
-                    like = reference[name][:counted] if reference else None
-                    statistics[name][prefix].update(seen, like)
-                    if prefix == self._prefixes[language][-1] and observe is not None:
-                        observe(name, language, seen)
-                if name in running:
-                    running[name].update(x, reference.get(name))
-                    if observe is not None:
-                        observe(name, language, x)
-            in_statistics += time.perf_counter() - start
+            found.see(name, x, positions, reference.get(name))
 
         start = time.perf_counter()
         for language, prefixes in self._prefixes.items():
-            running = {name: StatisticSet(kinds, size) for name, size in kept.items()}
+            found.begin_text(language, prefixes[-1])
             for index in range(self._sequences(prefixes[-1])):
-                ending = self._ending(language, index)
-                last = bool(ending) and ending[-1][1] == prefixes[-1]
-                for _, prefix in ending:
-                    for name, each in running.items():
-                        # What goes on needs its own; the last prefix is all there is.
-                        done = last and prefix == prefixes[-1]
-                        statistics[name][prefix] = each if done else each.copy()
-                if last:
-                    running = {}
+                found.begin_sequence(self._ending(language, index))
                 if self._compares:
                     reference = self._run_float(block_name, block, language, index)
                 with watching(self._adapter, block, see):
@@ -214,8 +192,10 @@ class Flow:
                     else:
                         state = self._read(language, index)
                         run_to_last_input(self._adapter, block, state, self._inputs[block_name])
-        self._stopwatch.add("gram", in_statistics)
-        self._stopwatch.add("forward", time.perf_counter() - start - in_statistics)
+                found.end_sequence()
+        statistics = found.finished()
+        self._stopwatch.add("gram", found.seconds)
+        self._stopwatch.add("forward", time.perf_counter() - start - found.seconds)
         return statistics
 
     def advance(self, block_name: str, block: nn.Module) -> None:

@@ -308,6 +308,41 @@ TEST(CudaKernels, Mirror) {
   }
 }
 
+// Only upper triangles are read, and of several Grams each has its own sum.
+TEST(CudaKernels, TriangleDots) {
+  for (const int64_t channels : {1, 40, 300, 1100}) {
+    for (const int count : {1, 3, TriangleDots::kGrams}) {
+      if (channels > 300 && count > 3) continue;
+      const auto stored = [&](uint32_t seed) {
+        return random_weight(channels, channels, seed).triu() +
+               at::full({channels, channels}, std::numeric_limits<float>::quiet_NaN()).tril(-1);
+      };
+      const at::Tensor square = stored(1);
+      std::vector<at::Tensor> grams;
+      TriangleDots dots{};
+      for (; dots.count < count; ++dots.count) {
+        grams.push_back(stored(2 + static_cast<uint32_t>(dots.count)));
+        dots.grams[dots.count] = data(grams.back());
+      }
+      const at::Tensor sums = at::full({count, triangle_dot_sums(channels)}, 1e9, at::kDouble);
+      dots.square = data(square);
+      dots.channels = channels;
+      dots.sums = sums.data_ptr<double>();
+      triangle_dots(dots, nullptr);
+      const auto whole = [](const at::Tensor& upper) {
+        const at::Tensor wide = upper.to(at::kDouble).triu();
+        return wide + wide.triu(1).t();
+      };
+      for (int i = 0; i < count; ++i) {
+        const at::Tensor products = whole(square) * whole(grams[static_cast<size_t>(i)]);
+        EXPECT_NEAR(sums[i].sum().item<double>(), products.sum().item<double>(),
+                    1e-13 * products.abs().sum().item<double>())
+            << channels << " channels, Gram " << i;
+      }
+    }
+  }
+}
+
 TEST(CudaKernels, Dot) {
   for (const int64_t n : {1, 255, 257, 10000}) {
     const at::Tensor a = random_weight(1, n, 1), b = random_weight(1, n, 2);

@@ -64,8 +64,9 @@ std::vector<double> losses(const at::Tensor& change, const std::vector<const Sta
     places.push_back(&value);
     check_device(sums.back(), "a Gram", checked, "the change");
   }
-  const std::vector<double> values =
-      sums.empty() ? std::vector<double>() : gram_losses_stub(checked.device().type(), checked, sums);
+  const std::vector<double> values = sums.empty()
+                                         ? std::vector<double>()
+                                         : gram_losses_stub(checked.device().type(), checked, sums);
   for (size_t i = 0; i < values.size(); ++i) *places[i] = values[i];
   std::vector<double> result;
   for (const Gram* each : found) result.push_back(loss.at(each));

@@ -72,17 +72,17 @@ TEST(CudaTerms, ADeviationIsTheCrossGramLessTheGram) {
     const at::Tensor reference = (random_weight(500, 80, 1) * 1.01 + 0.02).to(type);
     const at::Tensor wide = x.to(at::kDouble);
     const at::Tensor change = reference.to(at::kDouble) - wide;
-    const at::Tensor found = product(terms_of(reference.to(at::kFloat) - x.to(at::kFloat)),
-                                     terms_of(x));
+    const at::Tensor found =
+        product(terms_of(reference.to(at::kFloat) - x.to(at::kFloat)), terms_of(x));
     const at::Tensor off = (found - at::mm(change.t(), wide)).abs();
-    const at::Tensor size =
-        at::mm(change.square().sum(0).sqrt().unsqueeze(1), wide.square().sum(0).sqrt().unsqueeze(0));
+    const at::Tensor size = at::mm(change.square().sum(0).sqrt().unsqueeze(1),
+                                   wide.square().sum(0).sqrt().unsqueeze(0));
     EXPECT_LE((off / size).max().item<double>(), 2e-6) << type;
   }
 }
 
-// Losses cancel: GPTQ's errors are small together, not one by one. Without the products of low terms
-// the second loss would be off by 3e-4.
+// Losses cancel: GPTQ's errors are small together, not one by one. Without the products of low
+// terms the second loss would be off by 3e-4.
 TEST(CudaTerms, LossesOfASolveAreThoseOfFullProducts) {
   for (const double spread : {0.0, 30.0}) {
     const at::Tensor x = random_weight(400, 96, 1) + spread * random_weight(400, 1, 2);

@@ -27,9 +27,7 @@ const StubCase kStubs[] = {
     {"gram_unpack", [](c10::DeviceType d) { gram_unpack_stub(d, at::Tensor(), 4); }},
     {"gram_losses", [](c10::DeviceType d) { gram_losses_stub(d, at::Tensor(), {}); }},
     {"deviation_update",
-     [](c10::DeviceType d) {
-       deviation_update_stub(d, at::Tensor(), at::Tensor(), at::Tensor());
-     }},
+     [](c10::DeviceType d) { deviation_update_stub(d, at::Tensor(), at::Tensor(), at::Tensor()); }},
     {"fit_grid",
      [](c10::DeviceType d) {
        fit_grid_stub(d, at::Tensor(), at::Tensor(), at::Tensor(), GridSpec{});

@@ -60,9 +60,9 @@ class Statistic {
   /// Throws ValueError where tokens held NaN or Inf that no update has found, and waits for the
   /// device if there are tokens that were not looked at. Such a statistic stays unusable.
   void check_finite() const;
-  /// *this += weight · other, and so is what check_finite finds. An empty one changes nothing. Throws ValueError for another kind,
-  /// number of channels or device, for channels that were rescaled by other factors, and for
-  /// extremes with a negative weight; nothing has changed then.
+  /// *this += weight · other, and so is what check_finite finds. An empty one changes nothing.
+  /// Throws ValueError for another kind, number of channels or device, for channels that were
+  /// rescaled by other factors, and for extremes with a negative weight; nothing has changed then.
   void merge(const Statistic& other, double weight = 1.0);
   /// As if every activation had been multiplied, channel by channel, by factors [channels]. Throws
   /// ValueError unless they are positive and finite.

@@ -15,8 +15,8 @@
 namespace mlcalib {
 namespace {
 
-// Tokens summed in one product (as in statistics/joined.py): few enough that the tensor cores' sums, which truncate, do not
-// drift.
+// Tokens summed in one product (as in statistics/joined.py): few enough that the tensor cores'
+// sums, which truncate, do not drift.
 constexpr int64_t kTokens = 4096;
 
 // Rows of one product. Each covers the columns from its first row on: the part below the diagonal

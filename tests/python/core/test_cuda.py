@@ -1,5 +1,7 @@
 """Every CUDA kernel on a GPU, against the CPU; skipped where there is none."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 from core_data import NEARLY_ALL, activations, random_gram, random_weight, share_equal
@@ -67,6 +69,67 @@ def test_moments_range_and_histogram(channels, dtype):
             torch.testing.assert_close(found[key], tensor, rtol=0, atol=tolerance)
 
 
+@contextmanager
+def waiting_is_an_error():
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", core.statistic_names())
+def test_no_update_waits_for_the_gpu_and_who_reads_finds_nan(name, dtype):
+    x = activations(5000, 96).to("cuda", dtype)
+    statistic, other = (core.make_statistic(name, 96) for _ in range(2))
+    damaged = x.clone()
+    damaged[3, 5], damaged[4999, 95] = torch.nan, torch.inf
+    with waiting_is_an_error():
+        for _ in range(3):
+            statistic.update(x, x)
+        with pytest.raises(RuntimeError, match="synchroniz"):
+            statistic.check_finite()
+    statistic.check_finite()
+    with waiting_is_an_error():
+        other.update(damaged, x)
+        statistic.update(x, damaged)
+    statistic.merge(other)
+    for read in (statistic.check_finite, statistic.state, statistic.view):
+        with pytest.raises(ValueError, match=f"to the statistic {name} held 4 NaN or Inf"):
+            read()
+
+
+# More languages than one launch has, channels of more than one block of rows.
+@pytest.mark.parametrize("languages", [1, 18])
+def test_losses_of_statistics(languages):
+    change = random_weight(300, 2100).cuda()
+    grams, wanted = [], []
+    for seed in range(languages):
+        x = activations(200 + seed, 2100, seed).to("cuda", torch.bfloat16)
+        grams.append(core.make_statistic("gram", 2100))
+        grams[-1].update(x)
+        wanted.append((x.double() @ change.double().T).square().sum().item())
+    empty = core.make_statistic("gram", 2100)
+    found = core.losses(change, [*grams, empty, grams[0]])
+    assert found == pytest.approx([*wanted, 0, wanted[0]], rel=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("tokens", "channels"), [(77, 130), (5000, 96)])
+def test_deviation(tokens, channels, dtype):
+    x = activations(tokens, channels).to(dtype)
+    reference = (x.float() * 1.01 + 0.02).to(dtype)
+    statistic = core.make_statistic("deviation", channels)
+    for _ in range(2):
+        statistic.update(x.cuda(), reference.cuda())
+    wide, change = x.double(), reference.double() - x.double()
+    size = (change.square().sum(0)[:, None] * wide.square().sum(0)).sqrt()
+    found = statistic.state()["deviation"].cpu()
+    assert ((found - 2 * (change.T @ wide)).abs() <= 4e-5 * size).all()
+
+
 def test_a_statistic_lives_where_its_first_tokens_were():
     x = activations(40, 32)
     total, part = core.make_statistic("gram", 32), core.make_statistic("gram", 32)
@@ -115,6 +178,16 @@ def test_gptq_is_nearly_the_same(rows, columns, group_size, chosen, options):
     assert found.loss == pytest.approx(wanted.loss, rel=5e-3)
     error = core.losses(weight.cuda(), found, [gram.cuda()])[0]
     assert found.loss == pytest.approx(error, rel=1e-3)
+
+
+# More columns than two panels of the feedback.
+@pytest.mark.parametrize("options", [{}, {"order": "natural", "static_grid": False}])
+def test_gptq_of_several_panels_is_nearly_the_same(options):
+    weight, gram = random_weight(64, 2600), random_gram(2600)
+    solve = core.GptqOptions(core.GridSpec(4, 128, range="minmax"), **options)
+    wanted, found = core.gptq(weight, gram, solve), core.gptq(weight.cuda(), gram.cuda(), solve)
+    assert share_equal(found.codes.cpu(), wanted.codes) >= NEARLY_ALL
+    assert found.loss == pytest.approx(wanted.loss, rel=5e-3)
 
 
 def test_gptq_of_several_linears_is_that_of_each():

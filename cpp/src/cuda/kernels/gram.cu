@@ -80,7 +80,7 @@ void mirror(float* gram, int64_t channels, cudaStream_t stream) {
 }
 
 // Of the channels alone, as below.
-int64_t triangle_dot_sums(int64_t channels) { return min_of<int64_t>(channels, 1024); }
+int64_t triangle_dot_sums(int64_t channels) { return min_of<int64_t>(channels, 512); }
 
 void triangle_dots(const TriangleDots& dots, cudaStream_t stream) {
   launch(&triangle_dots_kernel, triangle_dot_sums(dots.channels), kThreads, 0, stream, dots);

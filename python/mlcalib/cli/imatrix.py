@@ -49,7 +49,7 @@ def imatrix(
         ),
     ] = False,
     dtype: Dtype = "auto",
-    device: Device = "cpu",
+    device: Device = "auto",
 ) -> None:
     """Write an importance matrix for llama.cpp, from text in any mixture of languages.
 

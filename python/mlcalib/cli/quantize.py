@@ -104,7 +104,7 @@ def quantize(
         str, typer.Option(help=FORMAT)
     ] = "compressed-tensors",
     dtype: Dtype = "auto",
-    device: Device = "cpu",
+    device: Device = "auto",
     hidden_states: Annotated[
         str,
         typer.Option(

@@ -34,7 +34,7 @@ def layer_losses(  # noqa: PLR0913 - what a measurement is made of
     separator: str | None = None,
     window_bos: bool = True,
     dtype: str = "auto",
-    device: str = "cpu",
+    device: str = "auto",
     progress: bool = True,
 ) -> list[LayerLosses]:
     """Measure the loss of every quantized linear in each language, on other text.

@@ -1,6 +1,11 @@
 """The device that a model's blocks run on, and how they get there."""
 
-from collections.abc import Mapping
+import functools
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,9 +15,23 @@ from mlcalib import _core
 
 CPU = torch.device("cpu")
 
+_log = logging.getLogger(__name__)
+
+_NOT_BUILT = "mlcalib was built without CUDA"
+_CGROUPS = [
+    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
+    (
+        Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+        Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ),
+]
+
 
 def choose_device(asked: str) -> torch.device:
     """Return the device to run on.
+
+    Where ``auto`` leaves a GPU unused because the core was built without CUDA, a warning says once
+    how to build it.
 
     Args:
         asked: ``auto`` (the first GPU, where there is one and the core was built for it; else the
@@ -22,14 +41,18 @@ def choose_device(asked: str) -> torch.device:
         ValueError: another name, a GPU that is not there, or a core that was built without CUDA.
     """
     if asked == "auto":
-        return torch.device("cpu" if _why_no_gpu() else "cuda:0")
+        why = _why_no_gpu()
+        if why == _NOT_BUILT:
+            _warn_once(f"the GPU is not used, because {why}; {_how_to_build()}")
+        return torch.device("cpu" if why else "cuda:0")
     kind, colon, index = asked.partition(":")
     if kind not in ("cpu", "cuda") or (colon and not (kind == "cuda" and index.isdecimal())):
         raise ValueError(f"device is '{asked}', expected auto, cpu, cuda or cuda:N.")
     if kind == "cpu":
         return torch.device("cpu")
     if why := _why_no_gpu():
-        raise ValueError(f"device is '{asked}', but {why}.")
+        how = f"; {_how_to_build()}" if why == _NOT_BUILT else ""
+        raise ValueError(f"device is '{asked}', but {why}{how}.")
     number, count = int(index or 0), torch.cuda.device_count()
     if number >= count:
         raise ValueError(f"device is '{asked}', but there are {count} GPUs, counted from 0.")
@@ -38,28 +61,96 @@ def choose_device(asked: str) -> torch.device:
 
 def device_name(device: torch.device) -> str:
     """Return what a device is called in records: ``cpu``, or the name of the GPU."""
-    return "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device)
+    if device.type == "cpu":
+        return "cpu"
+    named = getattr(torch.get_device_module(device), "get_device_name", None)
+    return str(device) if named is None else str(named(device))
 
 
 def explain(asked: str, device: torch.device) -> str:
     """Return one line that says on which device a run is, and why."""
     if device.type != "cpu":
-        free, total = torch.cuda.mem_get_info(device)
-        return f"device: {device} ({device_name(device)}, {free >> 30} of {total >> 30} GiB free)"
-    return "device: cpu" if asked == "cpu" else f"device: cpu ({_why_no_gpu()})"
+        free, total = free_memory(device)
+        held = f"{free >> 30} of {total >> 30} GiB free"
+        return f"device: {device} ({device_name(device)}, {held})"
+    return "device: cpu" if asked == "cpu" else f"device: cpu ({_why_no_gpu() or 'as asked'})"
+
+
+def free_memory(device: torch.device) -> tuple[int, int]:
+    """Return the bytes that can still be had on a device, and all that it has.
+
+    Of the CPU they are what Linux says can be had without swapping, or what is left to the
+    container; other systems say only how much there is.
+    """
+    if device.type == "cpu":
+        return _host_memory()
+    module = torch.get_device_module(device)
+    free, total = module.mem_get_info(device)
+    if hasattr(module, "memory_reserved"):  # what torch keeps for itself can be had again
+        free += module.memory_reserved(device) - module.memory_allocated(device)
+    return int(free), int(total)
+
+
+def _host_memory() -> tuple[int, int]:
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    free = total
+    if (info := Path("/proc/meminfo")).is_file():
+        fields = dict(line.split(":", 1) for line in info.read_text().splitlines())
+        free = int(fields["MemAvailable"].split()[0]) * 1024
+    for limit, used in _CGROUPS:
+        if limit.is_file() and (most := limit.read_text().strip()).isdecimal():
+            total = min(total, int(most))
+            free = min(free, int(most) - int(used.read_text()))
+    return max(free, 0), total
 
 
 def _why_no_gpu() -> str | None:
     """Return why no GPU can be used; None where one can."""
     if not torch.cuda.is_available():
         return "torch sees no GPU"
-    if _core.build_info()["cuda"] == "none":
-        return (
-            "mlcalib was built without CUDA; with nvcc of CUDA "
-            f"{torch.version.cuda} on the path, build it again: "
-            "pip install --no-build-isolation --config-settings=cmake.define.MLCALIB_CUDA=ON ."
-        )
-    return None
+    return _NOT_BUILT if _core.build_info()["cuda"] == "none" else None
+
+
+def _how_to_build() -> str:
+    return (
+        f"with nvcc of CUDA {torch.version.cuda} on the path, build it again: "
+        "pip install --no-build-isolation --config-settings=cmake.define.MLCALIB_CUDA=ON ."
+    )
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    _log.warning("%s", message)
+
+
+@contextmanager
+def short_of_memory(device: torch.device, held: str, remedy: str) -> Iterator[None]:
+    """Say, when a device's memory runs out inside, what was held there and what takes less.
+
+    Args:
+        device: the device.
+        held: what needs the memory.
+        remedy: the options that reduce it.
+
+    Raises:
+        torch.OutOfMemoryError: with that message.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        free, total = free_memory(device)
+        raise torch.OutOfMemoryError(
+            f"{device} is out of memory ({free / 1e9:.1f} of {total / 1e9:.1f} GB are free) with "
+            f"{held}. What takes less: {remedy}."
+        ) from error
+
+
+def input_device(model: nn.Module) -> torch.device:
+    """Return where a model in memory reads token ids.
+
+    Parameters that accelerate keeps elsewhere are on the meta device; its hooks move the ids.
+    """
+    return next((each.device for each in model.parameters() if each.device.type != "meta"), CPU)
 
 
 def move_block(block: nn.Module, device: torch.device) -> None:

@@ -95,7 +95,7 @@ def imatrix(
     calibration: CalibrationSet,
     *,
     dtype: str = "auto",
-    device: str = "cpu",
+    device: str = "auto",
     progress: bool = True,
 ) -> ImportanceMatrix:
     """Gather the importance of every linear of a model's blocks, in one pass for all languages.

@@ -34,7 +34,7 @@ def quantize(  # noqa: PLR0913 - what a quantization is made of
     format: str = "compressed-tensors",  # noqa: A002
     tokenizer: "PreTrainedTokenizerBase | None" = None,
     dtype: str = "auto",
-    device: str = "cpu",
+    device: str = "auto",
     progress: bool = True,
     skip: Sequence[str] = (),
     overrides: Mapping[str, Mapping[str, Any]] | None = None,

@@ -35,7 +35,7 @@ def quantize_checkpoint(  # noqa: PLR0913 - what a quantization is made of
     propagate: Propagate = "quantized",
     format: str = "compressed-tensors",  # noqa: A002
     dtype: str = "auto",
-    device: str = "cpu",
+    device: str = "auto",
     hidden_states: Literal["memory", "disk"] = "memory",
     progress: bool = True,
     skip: Sequence[str] = (),

@@ -12,7 +12,10 @@ from small_text import IDS
 import mlcalib
 from mlcalib import _core
 from mlcalib.evaluation import layer_losses
-from mlcalib.models.device import choose_device, explain
+from mlcalib.judging import LanguageModelJudge, RewardModelJudge, generate
+from mlcalib.models import device
+from mlcalib.models.device import CPU, choose_device, explain, free_memory, short_of_memory
+from mlcalib.results.generations import Prompt
 
 NO_GPU = not torch.cuda.is_available() or _core.build_info()["cuda"] == "none"
 on_a_gpu = pytest.mark.skipif(NO_GPU, reason="needs a GPU and a core that was built with CUDA")
@@ -34,10 +37,13 @@ def test_without_a_gpu_auto_is_the_cpu_and_says_why(monkeypatch):
         choose_device("cuda")
 
 
-def test_a_core_without_cuda_says_how_to_build_it(monkeypatch):
+def test_a_core_without_cuda_says_how_to_build_it_once(monkeypatch, caplog):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(_core, "build_info", lambda: {"cuda": "none"})
-    assert choose_device("auto") == torch.device("cpu")
+    device._warn_once.cache_clear()
+    assert choose_device("auto") == choose_device("auto") == torch.device("cpu")
+    assert caplog.text.count("MLCALIB_CUDA=ON") == 1
+    assert explain("auto", CPU) == "device: cpu (mlcalib was built without CUDA)"
     with pytest.raises(ValueError, match="MLCALIB_CUDA=ON"):
         choose_device("cuda:0")
 
@@ -53,14 +59,38 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
 
 
 def test_a_device_is_checked_before_anything_is_read(tmp_path):
+    none, prompt = str(tmp_path / "none"), Prompt("0", "en", "Hello")
     for call in (
-        lambda: mlcalib.quantize(tmp_path / "none", method="rtn", device="tpu"),
-        lambda: mlcalib.quantize_checkpoint(
-            tmp_path / "none", tmp_path / "o", method="rtn", device="tpu"
-        ),
+        lambda: mlcalib.quantize(none, method="rtn", device="tpu"),
+        lambda: mlcalib.quantize_checkpoint(none, tmp_path / "o", method="rtn", device="tpu"),
+        lambda: mlcalib.load(none, device="tpu"),
+        lambda: mlcalib.evaluate(none, device="tpu"),
+        lambda: LanguageModelJudge(none, "{prompt}", device="tpu"),
+        lambda: RewardModelJudge(none, device="tpu"),
+        lambda: generate(none, [prompt], tmp_path / "answers.jsonl", device="tpu"),
     ):
         with pytest.raises(ValueError, match="device is 'tpu'"):
             call()
+
+
+def test_memory_is_what_the_container_has_left(monkeypatch, tmp_path):
+    limit, used = tmp_path / "max", tmp_path / "current"
+    monkeypatch.setattr(device, "_CGROUPS", [(limit, used)])
+    free, total = free_memory(CPU)
+    assert 0 < free <= total
+    limit.write_text("max\n")
+    used.write_text("1000\n")
+    assert free_memory(CPU)[1] == total
+    limit.write_text("5000\n")
+    assert free_memory(CPU) == (4000, 5000)
+
+
+def test_running_out_of_memory_says_what_was_held_and_what_takes_less():
+    with (
+        pytest.raises(torch.OutOfMemoryError, match=r"with 4 answers.*takes less: a smaller batch"),
+        short_of_memory(CPU, "4 answers", "a smaller batch"),
+    ):
+        raise torch.OutOfMemoryError("CUDA out of memory")
 
 
 def alike(here, there, *, least=0.97):

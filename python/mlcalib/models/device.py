@@ -3,7 +3,7 @@
 import functools
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -137,7 +137,10 @@ def short_of_memory(device: torch.device, held: str, remedy: str) -> Iterator[No
     """
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        out = isinstance(error, torch.OutOfMemoryError | MemoryError)
+        if not (out or "DefaultCPUAllocator" in str(error)):  # how torch calls it on the CPU
+            raise
         free, total = free_memory(device)
         raise torch.OutOfMemoryError(
             f"{device} is out of memory ({free / 1e9:.1f} of {total / 1e9:.1f} GB are free) with "
@@ -154,19 +157,40 @@ def input_device(model: nn.Module) -> torch.device:
 
 
 def move_block(block: nn.Module, device: torch.device) -> None:
-    """Give a block's modules their parameters and buffers on a device.
+    """Give a block's modules their parameters and buffers on a device, where they then are.
 
-    Parameters are replaced, not changed: another model may share them.
+    Parameters are replaced, not changed: another model may share them. Those in the host's memory
+    are copied from pinned memory, one at a time, beside what the device is doing.
     """
+    copy = _copier(device)
     for module in block.modules():
         for key, parameter in module.named_parameters(recurse=False):
             if parameter.device != device:
-                moved = parameter.detach().to(device, non_blocking=True)
-                setattr(module, key, nn.Parameter(moved, requires_grad=False))
+                setattr(module, key, nn.Parameter(copy(parameter.detach()), requires_grad=False))
         for key, buffer in module.named_buffers(recurse=False):
             if buffer.device != device:
                 persistent = key not in module._non_persistent_buffers_set
                 module.register_buffer(key, buffer.to(device), persistent=persistent)
+
+
+def _copier(device: torch.device) -> Callable[[Tensor], Tensor]:
+    """Return what copies a tensor to a device and waits for that alone."""
+    if device.type == "cpu":
+        return lambda tensor: tensor.to(device)
+    stream = torch.Stream(device)
+    computing = torch.accelerator.current_stream(device)
+
+    def copy(tensor: Tensor) -> Tensor:
+        if tensor.device.type != "cpu":
+            return tensor.to(device)
+        there = torch.empty_like(tensor, device=device)
+        stream.wait_stream(computing)  # its memory may be that of tensors still being read there
+        with stream:
+            there.copy_(tensor.pin_memory(), non_blocking=True)
+        stream.synchronize()
+        return there
+
+    return copy
 
 
 def moved(value: Any, device: torch.device) -> Any:

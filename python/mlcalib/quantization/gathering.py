@@ -1,111 +1,121 @@
-"""The statistics of one block, while text runs through it."""
+"""The statistics of a block, of all languages at once or in turns where memory is short."""
 
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 
-import torch
-from torch import Tensor
+from torch import nn
 
-from mlcalib.common.errors import named
-from mlcalib.statistics import StatisticSet
-from mlcalib.statistics.joined import JoinedUpdates, tokens_at_once
-
-if TYPE_CHECKING:
-    from mlcalib.quantization.propagation import BlockStatistics, Observe, Prefix
+from mlcalib.common.stopwatch import Stopwatch
+from mlcalib.quantization.job import Job, Text, Wants
+from mlcalib.quantization.propagation import BlockStatistics, Flow, Prefix
+from mlcalib.quantization.solve import References, references
+from mlcalib.statistics import StatisticSet, grows_with_square
 
 
-class Gathering:
-    """Keeps the statistics of every input of a block and every prefix of the text.
-
-    Languages come one after another, and each of them sequence by sequence.
+@dataclass
+class Gathered:
+    """What the text showed of a block.
 
     Attributes:
-        seconds: spent on statistics; on a GPU, on asking for them.
+        statistics: of its inputs; where languages took turns, only those that are small.
+        measured: Grams of the calibration text; none where languages took turns.
+        mixed: for each job its mixture, where languages took turns; else None.
+        again: gives the Grams in turns, where they are not in ``measured``: the text runs once
+            more.
+        advanced: whether the hidden states have moved on.
     """
 
-    def __init__(
+    statistics: BlockStatistics = field(default_factory=dict)
+    measured: References[Text] = field(default_factory=dict)
+    mixed: list[dict[str, StatisticSet] | None] = field(default_factory=list)
+    again: Callable[[], Iterator[References[Text]]] | None = None
+    advanced: bool = False
+
+
+@dataclass
+class Gatherer:
+    """Gathers the statistics of one block after the other.
+
+    Attributes:
+        flow: the calibration text.
+        jobs: of the pass.
+        kinds: statistics of each input.
+        groups: languages whose statistics are held at the same time.
+        advance: whether the hidden states may move on through the block as it is.
+        stopwatch: gets the time that mixing takes.
+    """
+
+    flow: Flow
+    jobs: Sequence[Job]
+    kinds: Sequence[str]
+    groups: Sequence[Sequence[str]]
+    advance: bool
+    stopwatch: Stopwatch
+
+    def gather(self, name: str, block: nn.Module, waiting: Sequence[Job]) -> Gathered:
+        """Return what the text shows of a block; ``waiting`` are the jobs that want to know."""
+        if len(self.groups) > 1:
+            return self._in_turns(name, block, waiting)
+        statistics = self._collect(name, block, self.kinds, advance=self.advance)
+        measured = of_kind("calibration", references(statistics))
+        return Gathered(statistics, measured, [None] * len(waiting), advanced=self.advance)
+
+    def _in_turns(self, name: str, block: nn.Module, waiting: Sequence[Job]) -> Gathered:
+        """Mix the statistics of a group of languages before those of the next are gathered."""
+        large = [kind for kind in self.kinds if grows_with_square(kind)]
+        statistics: BlockStatistics = {}
+        mixed: list[dict[str, StatisticSet]] = [{} for _ in waiting]
+        for group in self.groups:
+            found = self._collect(name, block, self.kinds, languages=group)
+            with self.stopwatch.timed("mix"):
+                for job, sums in zip(waiting, mixed, strict=True):
+                    _add_to_mixture(sums, found, job.mixture or {})
+            for key, by_prefix in found.items():
+                for each in by_prefix.values():
+                    each.drop(large)
+                statistics.setdefault(key, {}).update(by_prefix)
+        return Gathered(statistics, {}, list(mixed), partial(self._again, name, block))
+
+    def _again(self, name: str, block: nn.Module) -> Iterator[References[Text]]:
+        """Give the Grams of one group of languages after the other."""
+        for group in self.groups:
+            found = self._collect(name, block, ("gram",), languages=group)
+            yield of_kind("calibration", references(found))
+
+    def _collect(
         self,
-        channels: Mapping[str, int],
+        name: str,
+        block: nn.Module,
         kinds: Iterable[str],
-        place: Callable[[str, str], str],
-        device: torch.device,
-        observe: "Observe | None",
-    ) -> None:
-        """Begin a block.
+        *,
+        languages: Sequence[str] | None = None,
+        advance: bool = False,
+    ) -> BlockStatistics:
+        skipped = set.intersection(*(job.skipped for job in self.jobs)) if self.jobs else set()
+        return self.flow.collect(
+            name, block, kinds, skipped=skipped, advance=advance, languages=languages
+        )
 
-        Args:
-            channels: input → its number of channels.
-            kinds: the statistics.
-            place: what errors call an input and a language.
-            device: where activations are.
-            observe: sees what the statistics of whole texts see.
-        """
-        self._channels, self._kinds, self._place = channels, tuple(kinds), place
-        self._at_once, self._observe = tokens_at_once(device), observe
-        self._found: BlockStatistics = {name: {} for name in channels}
-        self._language = ""
-        self._running: dict[str, JoinedUpdates] = {}
-        self._ending: Sequence[tuple[int, Prefix]] = ()
-        self._whole: Prefix | None = None
-        self._ends: dict[tuple[str, Prefix], JoinedUpdates] = {}  # input, prefix that ends
-        self.seconds = 0.0
 
-    def begin_text(self, language: str, whole: "Prefix") -> None:
-        """Go on to the text of a language, all of which is the prefix ``whole``."""
-        self._language, self._whole = language, whole
-        self._running = {
-            name: JoinedUpdates(StatisticSet(self._kinds, size), self._at_once)
-            for name, size in self._channels.items()
-        }
+def _add_to_mixture(
+    sums: dict[str, StatisticSet], found: BlockStatistics, mixture: Mapping[Prefix, float]
+) -> None:
+    """Add what was found of some languages to a mixture: input → its statistics."""
+    for key, by_prefix in found.items():
+        for prefix, weight in mixture.items():
+            if (each := by_prefix.get(prefix)) is not None:
+                sums.setdefault(key, each.empty_like()).merge(each, weight)
 
-    def begin_sequence(self, ending: "Sequence[tuple[int, Prefix]]") -> None:
-        """Go on to a sequence: how many of its tokens the prefixes hold that end in it."""
-        self._ending = ending
-        for name, each in self._running.items():
-            for _, prefix in ending:
-                # What goes on needs its own; the whole text is all there is.
-                self._ends[name, prefix] = each if prefix == self._whole else each.copy()
-        if any(prefix == self._whole for _, prefix in ending):
-            self._running = {}
 
-    def see(self, name: str, x: Tensor, positions: Tensor | None, reference: Tensor | None) -> None:
-        """Add x [tokens, channels] of an input; see ``watching``."""
-        if name not in self._found:
-            return
-        start = time.perf_counter()
-        with named(self._place(name, self._language)):
-            for counted, prefix in self._ending:
-                seen = x[:counted] if positions is None else x[positions < counted]
-                like = None if reference is None else reference[:counted]
-                self._ends[name, prefix].update(seen, like)
-                if prefix == self._whole and self._observe is not None:
-                    self._observe(name, self._language, seen)
-            if name in self._running:
-                self._running[name].update(x, reference)
-                if self._observe is not None:
-                    self._observe(name, self._language, x)
-        self.seconds += time.perf_counter() - start
+def kinds_of(jobs: Sequence[Wants]) -> tuple[str, ...]:
+    """Return the statistics that jobs want of the calibration text, each once."""
+    return tuple(dict.fromkeys(kind for job in jobs for kind in job.kinds))
 
-    def end_sequence(self) -> None:
-        """Finish the prefixes that ended."""
-        start = time.perf_counter()
-        for (name, prefix), each in self._ends.items():
-            with named(self._place(name, self._language)):
-                self._found[name][prefix] = each.finish()
-        self._ends = {}
-        self.seconds += time.perf_counter() - start
 
-    def finished(self) -> "BlockStatistics":
-        """Return the statistics.
-
-        Here, and at no update, a GPU is waited for.
-
-        Raises:
-            ValueError: there was NaN or Inf; names the input and the language.
-        """
-        for name, by_prefix in self._found.items():
-            for prefix, statistics in by_prefix.items():
-                with named(self._place(name, prefix.language)):
-                    statistics.check_finite()
-        return self._found
+def of_kind(kind: str, given: References[str]) -> References[Text]:
+    """Return what losses are measured with, with the kind of its text beside the language."""
+    return {
+        name: {(kind, language): reference for language, reference in by_language.items()}
+        for name, by_language in given.items()
+    }

@@ -1,9 +1,9 @@
 """The calibration text on its way through the model, one block at a time."""
 
-import logging
 import time
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 from itertools import zip_longest
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -20,16 +20,13 @@ from mlcalib.models.running import (
     run_to_last_input,
     watching,
 )
-from mlcalib.quantization.gathering import Gathering
+from mlcalib.quantization.block_statistics import Gathering
 from mlcalib.quantization.hidden_states import HiddenStates
 from mlcalib.quantization.probe import Probe
-from mlcalib.statistics import StatisticSet
+from mlcalib.statistics import StatisticSet, compares
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-
-_log = logging.getLogger(__name__)
 
 
 class Prefix(NamedTuple):
@@ -69,8 +66,8 @@ class Flow:
         *,
         prefixes: Iterable[Prefix] = (),
         hidden: HiddenStates | None = None,
-        compares: bool = False,
-        device: torch.device = CPU,
+        comparing: bool = False,
+        devices: Mapping[str, torch.device] = MappingProxyType({}),
     ) -> None:
         """Embed every sequence: the hidden states that the first block reads.
 
@@ -82,18 +79,17 @@ class Flow:
             prefixes: what statistics are kept of; by default all the text of each language.
             hidden: where hidden states live; those that are there already, of a run that goes on,
                 are kept. By default in memory.
-            compares: whether the float model's hidden states move beside, for statistics that
+            comparing: whether the float model's hidden states move beside, for statistics that
                 compare with them.
-            device: where blocks run. Hidden states are kept there while they take less than half
-                of its free memory; else in the host's memory, which is said.
+            devices: block → where it runs; by default the CPU. Hidden states are brought there.
 
         Raises:
-            NotImplementedError: ``compares`` with experts: the two models route tokens apart.
+            NotImplementedError: ``comparing`` with experts: the two models route tokens apart.
         """
         self._adapter = adapter
-        self._compares = compares
+        self._compares = comparing
         experts = (adapter.experts_of(block) for _, block in adapter.named_blocks(model))
-        if compares and any(experts):
+        if comparing and any(experts):
             raise NotImplementedError(
                 "What is compared with the float model's activations needs the same tokens in both "
                 "models, but experts of the two see different ones; leave out correction."
@@ -107,7 +103,8 @@ class Flow:
         self._hidden = HiddenStates() if hidden is None else hidden
         # Block → its other arguments, the same for every sequence: they have one shape.
         self._inputs: dict[str, BlockInputs] = {}
-        self._device = self._kept_on = device
+        self._devices = devices
+        first = adapter.named_blocks(model)[0][0]
         start = model.get_input_embeddings().weight.device
         fresh = self._hidden.position < 0
         with stopwatch.timed("forward"):
@@ -115,13 +112,12 @@ class Flow:
                 for index, (ids, _) in enumerate(calibration.sequences(language)):
                     if fresh or not self._inputs:
                         state, self._inputs = embed(model, adapter, ids.to(start))
-                        if not index:
-                            self._kept_on = self._place(state)
                     if fresh:
-                        self._write(language, index, state)
-                        if compares:
-                            self._write(_float(language), index, state)
-        self._inputs = {name: each.to(device) for name, each in self._inputs.items()}
+                        state = state.to(self._device(first))
+                        self._hidden.write(language, index, state)
+                        if comparing:
+                            self._hidden.write(_float(language), index, state)
+        self._inputs = {name: each.to(self._device(name)) for name, each in self._inputs.items()}
         if fresh:
             self._hidden.turn()
 
@@ -143,7 +139,7 @@ class Flow:
         rounds = zip_longest(*([(code, i) for i in range(n)] for code, n in counts.items()))
         in_turn = [at for row in rounds for at in row if at is not None]
         count = max(-(-tokens // self._calibration.seq_len), len(counts))
-        states = [self._read(*at) for at in in_turn[:count]]
+        states = [self._read(block_name, *at) for at in in_turn[:count]]
         return Probe(states, self._inputs[block_name])
 
     def collect(
@@ -155,25 +151,29 @@ class Flow:
         skipped: Container[str],
         advance: bool,
         observe: Observe | None = None,
+        languages: Collection[str] | None = None,
     ) -> BlockStatistics:
         """Return the block's statistics; with ``advance`` its outputs are the next hidden states.
 
         Inputs that only ``skipped`` linears (names in the model) read have none. ``observe`` sees
-        what the statistics of whole texts see.
+        what the statistics of whole texts see. ``languages`` are those whose text runs, by default
+        all.
         """
+        kinds = tuple(kinds)
+        comparing = self._compares and compares(kinds)
         linears = self._adapter.linears_of(block)
         kept = {
             name: self._adapter.linear(block, members[0]).in_features
             for name, members in linears.items()
             if any(f"{block_name}.{member}" not in skipped for member in members)
         }
-        if not (kept or advance or self._compares):
+        if not (kept or advance or comparing):
             return {}
 
         def place(name: str, language: str) -> str:
             return f"input of {block_name}.{linears[name][0]}, text in '{language}'"
 
-        found = Gathering(kept, kinds, place, self._device, observe)
+        found = Gathering(kept, kinds, place, self._device(block_name), observe)
         reference: dict[str, Tensor] = {}  # input → the float model's activations
 
         def see(name: str, x: Tensor, positions: Tensor | None) -> None:
@@ -181,16 +181,18 @@ class Flow:
 
         start = time.perf_counter()
         for language, prefixes in self._prefixes.items():
+            if languages is not None and language not in languages:
+                continue
             found.begin_text(language, prefixes[-1])
             for index in range(self._sequences(prefixes[-1])):
                 found.begin_sequence(self._ending(language, index))
-                if self._compares:
+                if comparing:
                     reference = self._run_float(block_name, block, language, index)
                 with watching(self._adapter, block, see):
                     if advance:
                         self._move(block_name, block, language, index)
                     else:
-                        state = self._read(language, index)
+                        state = self._read(block_name, language, index)
                         run_to_last_input(self._adapter, block, state, self._inputs[block_name])
                 found.end_sequence()
         statistics = found.finished()
@@ -226,32 +228,15 @@ class Flow:
 
     def _move(self, block_name: str, block: nn.Module, kept: str, index: int) -> None:
         """Take the hidden states of a sequence, kept under a name, through a block."""
-        state = self._read(kept, index)
-        self._write(kept, index, run_block(block, state, self._inputs[block_name]))
+        state = self._read(block_name, kept, index)
+        self._hidden.write(kept, index, run_block(block, state, self._inputs[block_name]))
 
-    def _read(self, kept: str, index: int) -> Tensor:
-        return self._hidden.read(kept, index).to(self._device)
+    def _read(self, block_name: str, kept: str, index: int) -> Tensor:
+        state = self._hidden.read(kept, index)
+        return state.to(self._device(block_name), non_blocking=state.is_pinned())
 
-    def _write(self, kept: str, index: int, state: Tensor) -> None:
-        self._hidden.write(kept, index, state.to(self._kept_on))
-
-    def _place(self, state: Tensor) -> torch.device:
-        """Return where hidden states like this one are kept."""
-        if self._device.type == "cpu":
-            return self._device
-        count = sum(self._sequences(prefixes[-1]) for prefixes in self._prefixes.values())
-        needed = state.nbytes * count * (2 if self._compares else 1)
-        free = torch.cuda.mem_get_info(self._device)[0]
-        if needed <= free / 2:
-            return self._device
-        _log.warning(
-            "hidden states take %.1f GB, more than half of the %.1f GB that are free on %s; they "
-            "are kept in the host's memory",
-            needed / 1e9,
-            free / 1e9,
-            self._device,
-        )
-        return CPU
+    def _device(self, block_name: str) -> torch.device:
+        return self._devices.get(block_name, CPU)
 
     def _all(self) -> Iterator[tuple[str, int]]:
         """Give every sequence: language and index."""

@@ -131,6 +131,7 @@ class StudySpec(Config):
         format: the format of the checkpoints.
         dtype: the dtype of the models.
         device: where models are quantized and evaluated: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        memory: GB that quantizing may take on its device; by default nine tenths of what is free.
         hidden_states: where activations are kept between two blocks, ``memory`` or ``disk``.
         evaluation: how the checkpoints are evaluated; None for no evaluation.
         layers: what is measured of each layer; None for nothing.
@@ -153,6 +154,7 @@ class StudySpec(Config):
     format: str = "compressed-tensors"
     dtype: str = "auto"
     device: str = "auto"
+    memory: float | None = Field(default=None, gt=0)
     hidden_states: Literal["memory", "disk"] = "memory"
     evaluation: EvaluationSpec | None = EvaluationSpec()
     layers: LayersSpec | None = LayersSpec()

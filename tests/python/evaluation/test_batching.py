@@ -61,7 +61,7 @@ def test_on_a_device_as_many_run_at_once_as_fit(texts, elsewhere):
         assert (found.loss - alone[code].loss).abs().max() < 1e-4
     assert shapes == [3, 3, 1] * len(texts)
     elsewhere(model, 10**6)
-    assert tokens_that_fit(model) == batching._TOKENS
+    assert tokens_that_fit(model, torch.device("meta")) == batching._TOKENS
     elsewhere(model, 0)
     assert Batches().size(model, 32) == 1
 
@@ -112,6 +112,16 @@ def test_a_sequence_that_does_not_fit_says_what_takes_less(texts, elsewhere, mon
     short_of_memory(model, 0)
     with pytest.raises(torch.OutOfMemoryError, match=r"one sequence of 32 tokens.*--seq-len"):
         perplexity_of(model, texts, **SCALE)
+
+
+def test_the_plan_says_what_an_evaluation_takes(tmp_path, tokenizer):
+    model = tiny_llama(vocabulary=384)
+    model.save_pretrained(tmp_path / "model")
+    weights = sum(each.nbytes for each in model.parameters())
+    said = batching.plan_evaluation(str(tmp_path / "model"), "auto", torch.device("cpu"), 32)
+    assert f"weights {weights / 1e9:.3f} GB; 1 sequences of 32 tokens" in said
+    with pytest.raises(FileNotFoundError):
+        batching.plan_evaluation(str(tmp_path / "none"), "auto", torch.device("cpu"), 32)
 
 
 def task_model(model, tokenizer, **options):

@@ -13,7 +13,7 @@ import mlcalib
 from mlcalib.common.stopwatch import Stopwatch
 from mlcalib.models import find_adapter
 from mlcalib.models.experts import unfuse
-from mlcalib.quantization import gathering
+from mlcalib.quantization import block_statistics
 from mlcalib.quantization.block_files import BlockFiles
 from mlcalib.quantization.hidden_states import HiddenStates, HiddenStatesOnDisk
 from mlcalib.quantization.propagation import Flow, Prefix
@@ -48,7 +48,7 @@ def first(ids, language, tokens):
 @pytest.fixture(params=[None, 24], ids=["as they come", "joined"])
 def tokens_at_once(request, monkeypatch):
     """As on the CPU, and as on a device that wants more tokens than a sequence has."""
-    monkeypatch.setattr(gathering, "tokens_at_once", lambda _: request.param)
+    monkeypatch.setattr(block_statistics, "tokens_at_once", lambda _: request.param)
 
 
 @pytest.mark.usefixtures("tokens_at_once")

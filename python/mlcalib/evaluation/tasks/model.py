@@ -71,7 +71,7 @@ class TaskModel(HFLM):  # type: ignore[misc]  # lm_eval has no types
         self._progress = progress
         self._batch_tokens = _BATCH_TOKENS
         if model.device.type != "cpu":
-            self._batch_tokens = tokens_that_fit(model, _BATCH_TOKENS_ELSEWHERE)
+            self._batch_tokens = tokens_that_fit(model, model.device, _BATCH_TOKENS_ELSEWHERE)
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[Scored]:
         """Return for each (context, continuation) its log-likelihood, and whether it is greedy."""

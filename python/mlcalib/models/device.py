@@ -177,15 +177,17 @@ def _copier(device: torch.device) -> Callable[[Tensor], Tensor]:
     """Return what copies a tensor to a device and waits for that alone."""
     if device.type == "cpu":
         return lambda tensor: tensor.to(device)
-    stream = torch.Stream(device)
-    computing = torch.accelerator.current_stream(device)
+    if device.type != "cuda":  # no streams that are known to run beside each other
+        return lambda tensor: tensor.to(device)
+    stream = torch.cuda.Stream(device)
+    computing = torch.cuda.current_stream(device)
 
     def copy(tensor: Tensor) -> Tensor:
         if tensor.device.type != "cpu":
             return tensor.to(device)
         there = torch.empty_like(tensor, device=device)
         stream.wait_stream(computing)  # its memory may be that of tensors still being read there
-        with stream:
+        with torch.cuda.stream(stream):
             there.copy_(tensor.pin_memory(), non_blocking=True)
         stream.synchronize()
         return there

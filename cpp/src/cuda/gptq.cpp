@@ -142,11 +142,11 @@ class Solve {
                         .diagonal = cuda::data(problem_.factor.diagonal) + first,
                         .scale = cuda::data(scale_),
                         .zero = cuda::data(zero_),
-                        .group_of = group_of_.const_data_ptr<int64_t>() + first,
-                        .error = error_.data_ptr<float>() + first,
-                        .codes = codes_.data_ptr<uint8_t>() + first,
-                        .energy = energy_.data_ptr<double>(),
-                        .square = square_.data_ptr<double>(),
+                        .group_of = cuda::pointer<const int64_t>(group_of_) + first,
+                        .error = cuda::pointer<float>(error_) + first,
+                        .codes = cuda::pointer<uint8_t>(codes_) + first,
+                        .energy = cuda::pointer<double>(energy_),
+                        .square = cuda::pointer<double>(square_),
                         .rows = rows_,
                         .columns = count,
                         .stride = columns_,
@@ -181,7 +181,7 @@ Factor factorize_cuda(const at::Tensor& gram, const at::Tensor& visits, double a
 GptqSolution gptq_cuda(const GptqProblem& problem) { return Solve(problem).run(); }
 
 const bool gptq_installed =
-    factorize_stub.install(at::kCUDA, &factorize_cuda) && gptq_stub.install(at::kCUDA, &gptq_cuda);
+    factorize_stub.install(cuda::kDevice, &factorize_cuda) && gptq_stub.install(cuda::kDevice, &gptq_cuda);
 
 }  // namespace
 }  // namespace mlcalib

@@ -91,14 +91,14 @@ at::Tensor gram_pack_cuda(const at::Tensor& gram) {
 at::Tensor gram_unpack_cuda(const at::Tensor& sums, int64_t channels) {
   at::Tensor gram = sums.clone();
   cuda::on_device_of(
-      gram, [&](cudaStream_t stream) { cuda::mirror(gram.data_ptr<float>(), channels, stream); });
+      gram, [&](cudaStream_t stream) { cuda::mirror(cuda::pointer<float>(gram), channels, stream); });
   return gram;
 }
 
 double dot_cuda(const at::Tensor& a, const at::Tensor& b) {
   const at::Tensor sums = at::empty({cuda::dot_sums(a.numel())}, a.options().dtype(at::kDouble));
   cuda::on_device_of(a, [&](cudaStream_t stream) {
-    cuda::dot(cuda::data(a), cuda::data(b), a.numel(), sums.data_ptr<double>(), stream);
+    cuda::dot(cuda::data(a), cuda::data(b), a.numel(), cuda::pointer<double>(sums), stream);
   });
   return sums.sum().item<double>();
 }
@@ -128,7 +128,7 @@ std::vector<double> gram_losses_cuda(const at::Tensor& change,
     dots.count = static_cast<int>(std::min<int64_t>(count - first, cuda::TriangleDots::kGrams));
     for (int i = 0; i < dots.count; ++i) dots.grams[i] = cuda::data(grams[first + i]);
     dots.channels = channels;
-    dots.sums = sums.data_ptr<double>() + first * parts;
+    dots.sums = cuda::pointer<double>(sums) + first * parts;
     cuda::on_device_of(square, [&](cudaStream_t stream) { cuda::triangle_dots(dots, stream); });
   }
   const at::Tensor host = sums.sum(1).to(at::kCPU);
@@ -136,14 +136,14 @@ std::vector<double> gram_losses_cuda(const at::Tensor& change,
   return {losses, losses + count};
 }
 
-const bool gram_installed = piece_tokens_stub.install(at::kCUDA, &piece_tokens_cuda) &&
-                            gram_sums_stub.install(at::kCUDA, &gram_sums_cuda) &&
-                            gram_update_stub.install(at::kCUDA, &gram_update_cuda) &&
-                            gram_pack_stub.install(at::kCUDA, &gram_pack_cuda) &&
-                            gram_unpack_stub.install(at::kCUDA, &gram_unpack_cuda) &&
-                            gram_losses_stub.install(at::kCUDA, &gram_losses_cuda) &&
-                            deviation_update_stub.install(at::kCUDA, &deviation_update_cuda) &&
-                            dot_stub.install(at::kCUDA, &dot_cuda);
+const bool gram_installed = piece_tokens_stub.install(cuda::kDevice, &piece_tokens_cuda) &&
+                            gram_sums_stub.install(cuda::kDevice, &gram_sums_cuda) &&
+                            gram_update_stub.install(cuda::kDevice, &gram_update_cuda) &&
+                            gram_pack_stub.install(cuda::kDevice, &gram_pack_cuda) &&
+                            gram_unpack_stub.install(cuda::kDevice, &gram_unpack_cuda) &&
+                            gram_losses_stub.install(cuda::kDevice, &gram_losses_cuda) &&
+                            deviation_update_stub.install(cuda::kDevice, &deviation_update_cuda) &&
+                            dot_stub.install(cuda::kDevice, &dot_cuda);
 
 }  // namespace
 }  // namespace mlcalib

@@ -41,22 +41,22 @@ def choose_device(asked: str) -> torch.device:
         ValueError: another name, a GPU that is not there, or a core that was built without CUDA.
     """
     if asked == "auto":
-        why = _why_no_gpu()
-        if why == _NOT_BUILT:
-            _warn_once(f"the GPU is not used, because {why}; {_how_to_build()}")
-        return torch.device("cpu" if why else "cuda:0")
+        reasons = {kind: _why_no(kind) for kind in _gpu_types()}
+        if reasons["cuda"] == _NOT_BUILT:
+            _warn_once(f"the GPU is not used, because {_NOT_BUILT}; {_how_to_build()}")
+        return next((torch.device(kind, 0) for kind, why in reasons.items() if not why), CPU)
     kind, colon, index = asked.partition(":")
-    if kind not in ("cpu", "cuda") or (colon and not (kind == "cuda" and index.isdecimal())):
+    if kind not in ("cpu", *_gpu_types()) or (colon and (kind == "cpu" or not index.isdecimal())):
         raise ValueError(f"device is '{asked}', expected auto, cpu, cuda or cuda:N.")
     if kind == "cpu":
         return torch.device("cpu")
-    if why := _why_no_gpu():
+    if why := _why_no(kind):
         how = f"; {_how_to_build()}" if why == _NOT_BUILT else ""
         raise ValueError(f"device is '{asked}', but {why}{how}.")
-    number, count = int(index or 0), torch.cuda.device_count()
+    number, count = int(index or 0), torch.get_device_module(kind).device_count()
     if number >= count:
         raise ValueError(f"device is '{asked}', but there are {count} GPUs, counted from 0.")
-    return torch.device("cuda", number)
+    return torch.device(kind, number)
 
 
 def device_name(device: torch.device) -> str:
@@ -73,7 +73,7 @@ def explain(asked: str, device: torch.device) -> str:
         free, total = free_memory(device)
         held = f"{free >> 30} of {total >> 30} GiB free"
         return f"device: {device} ({device_name(device)}, {held})"
-    return "device: cpu" if asked == "cpu" else f"device: cpu ({_why_no_gpu() or 'as asked'})"
+    return "device: cpu" if asked == "cpu" else f"device: cpu ({_why_no('cuda') or 'as asked'})"
 
 
 def free_memory(device: torch.device) -> tuple[int, int]:
@@ -104,11 +104,19 @@ def _host_memory() -> tuple[int, int]:
     return max(free, 0), total
 
 
-def _why_no_gpu() -> str | None:
-    """Return why no GPU can be used; None where one can."""
-    if not torch.cuda.is_available():
+def _gpu_types() -> list[str]:
+    """Return torch's names of the devices that may be there: those that the core has kernels for.
+
+    CUDA is one of them anyway: a core that was built without it says so.
+    """
+    return ["cuda", *(kind for kind in _core.device_types() if kind not in ("cpu", "cuda"))]
+
+
+def _why_no(kind: str) -> str | None:
+    """Return why no GPU of a type can be used; None where one can."""
+    if not torch.get_device_module(kind).is_available():
         return "torch sees no GPU"
-    return _NOT_BUILT if _core.build_info()["cuda"] == "none" else None
+    return None if kind in _core.device_types() else _NOT_BUILT
 
 
 def _how_to_build() -> str:
@@ -179,7 +187,7 @@ def _copier(device: torch.device) -> Callable[[Tensor], Tensor]:
         return lambda tensor: tensor.to(device)
     if device.type != "cuda":  # no streams that are known to run beside each other
         return lambda tensor: tensor.to(device)
-    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    stream = torch.cuda.Stream(device)
     computing = torch.cuda.current_stream(device)
 
     def copy(tensor: Tensor) -> Tensor:

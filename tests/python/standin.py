@@ -42,6 +42,12 @@ def load_if_asked() -> None:
         load(path)
 
 
+def name_faults_if_asked() -> None:
+    """Name faults on what is the standard error now, where the device is loaded."""
+    if os.environ.get(PATH):
+        torch.ops.standin.name_faults()
+
+
 def _module() -> ModuleType:
     """Return ``torch.standin``: as much of ``torch.cuda`` as torch and mlcalib ask of a device."""
     calls = torch.ops.standin

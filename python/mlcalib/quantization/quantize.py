@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from mlcalib.calibration_sets import CalibrationSet
 from mlcalib.common.stopwatch import Stopwatch
 from mlcalib.formats import formats
-from mlcalib.models.device import choose_device
+from mlcalib.models.device import choose_device, device_name
 from mlcalib.models.loading import load_tokenizer
 from mlcalib.quantization.block_pass import Propagate, run_pass
 from mlcalib.quantization.finish import merged
@@ -148,4 +148,5 @@ def quantize(  # noqa: PLR0913 - what a quantization is made of
         source.folder,
         source.extra,
         tokenizer_given=given,
+        device=device_name(place),
     )

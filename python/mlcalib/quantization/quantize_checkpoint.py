@@ -122,7 +122,7 @@ def quantize_checkpoint(  # noqa: PLR0913 - what a quantization is made of
                 memory=memory,
             )
         seconds = stopwatch.seconds | job.stopwatch.seconds
-        record = finish_record(source, sink, recipe.description, text, seconds)
+        record = finish_record(source, sink, recipe.description, text, seconds, place)
         finish(source, sink, recipe.specs, recipe.quantizer.order, tokenizer, out, record)
         shutil.rmtree(folder)
     return record

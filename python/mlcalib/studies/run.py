@@ -279,7 +279,8 @@ def _finish(study: ModelStudy, name: str, job: QuantizationJob) -> None:
         record = read_json(out / "mlcalib.json")
     else:
         seconds = job.stopwatch.seconds
-        record = finish_record(source, sink, recipe.description, calibration, seconds)
+        device = choose_device(study.spec.device)
+        record = finish_record(source, sink, recipe.description, calibration, seconds, device)
         with job.stopwatch.timed("write"):
             order = recipe.quantizer.order
             finish(source, sink, recipe.specs, order, study.tokenizer, out, record)

@@ -9,6 +9,7 @@
 #include <c10/util/Exception.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <cstring>
 #include <mutex>
 #include <set>
@@ -18,8 +19,6 @@
 
 namespace standin {
 namespace {
-
-constexpr c10::DeviceType kType = c10::kPrivateUse1;
 
 thread_local c10::DeviceIndex current = 0;
 

@@ -45,13 +45,14 @@ const bool begun = [] {
 bool is_device_memory(const void* data) { return data >= memory && data < memory + kBytes; }
 
 struct sigaction before {};
+int errors = STDERR_FILENO;
 
 void on_fault(int signal, siginfo_t* info, void* /*context*/) {
   if (info->si_code > 0 && is_device_memory(info->si_addr)) {
     constexpr char kMessage[] =
         "host access to device memory: what a tensor on the stand-in device points to was read or "
         "written by the CPU\n";
-    [[maybe_unused]] const ssize_t written = write(STDERR_FILENO, kMessage, sizeof kMessage - 1);
+    [[maybe_unused]] const ssize_t written = write(errors, kMessage, sizeof kMessage - 1);
   }
   sigaction(signal, &before, nullptr);  // the access is tried again, and ends as it would have
 }
@@ -111,7 +112,10 @@ void* host_address(const void* data) {
 }
 
 void name_faults() {
+  errors = dup(STDERR_FILENO);
   struct sigaction action {};
+  sigaction(SIGSEGV, nullptr, &action);
+  if (action.sa_sigaction == &on_fault) return;
   action.sa_sigaction = &on_fault;
   action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
   sigaction(SIGSEGV, &action, &before);

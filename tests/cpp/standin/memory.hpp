@@ -10,6 +10,7 @@
 
 namespace standin {
 
+inline constexpr c10::DeviceType kType = c10::kPrivateUse1;
 inline constexpr c10::DeviceIndex kDevices = 2;
 inline constexpr size_t kDeviceBytes = size_t{2} << 30;
 
@@ -24,8 +25,9 @@ size_t free_bytes(c10::DeviceIndex device);
 /// any other memory.
 void* host_address(const void* data);
 
-/// Lets a stray access to device memory say what it is, before it ends the process as it would
-/// anyway (with the Python stack, where faulthandler was enabled before).
+/// Lets a stray access to device memory say what it is, on what is the standard error now, before it
+/// ends the process as it would anyway (with the Python stack, where faulthandler was enabled
+/// before).
 void name_faults();
 
 }  // namespace standin

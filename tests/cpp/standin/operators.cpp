@@ -7,6 +7,7 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/detail/PrivateUse1HooksInterface.h>
 #include <ATen/ops/_copy_from.h>
 #include <ATen/ops/_reshape_alias_native.h>
 #include <ATen/ops/addmm.h>
@@ -14,7 +15,6 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_strided.h>
 #include <ATen/ops/from_blob.h>
-#include <ATen/ops/resize_native.h>
 #include <ATen/ops/set_cpu_dispatch.h>
 #include <ATen/ops/set_native.h>
 #include <ATen/ops/unfold_native.h>
@@ -27,8 +27,6 @@
 
 namespace standin {
 namespace {
-
-constexpr c10::DeviceType kType = c10::kPrivateUse1;
 
 // The same bytes as a tensor on the CPU. One that has none, or that is written to, may become
 // larger: by then it has memory of its own.
@@ -83,19 +81,27 @@ at::Tensor copy_from(const at::Tensor& from, const at::Tensor& to, bool /*non_bl
   return to;
 }
 
+const at::Tensor& resize_tensor(const at::Tensor& self, at::IntArrayRef sizes,
+                         std::optional<at::MemoryFormat> format) {
+  const c10::Storage& storage = self.storage();
+  const size_t bytes = at::detail::computeStorageNbytesContiguous(
+      sizes, self.itemsize(), static_cast<size_t>(self.storage_offset()));
+  if (bytes > storage.nbytes()) {
+    at::detail::getPrivateUse1Hooks().resizePrivateUse1Bytes(storage, bytes);
+  }
+  self.unsafeGetTensorImpl()->set_sizes_contiguous(sizes);
+  if (format) self.unsafeGetTensorImpl()->empty_tensor_restride(*format);
+  return self;
+}
+
 at::Tensor copy_from_and_resize(const at::Tensor& from, const at::Tensor& to) {
-  at::native::resize_(to, from.sizes(), std::nullopt);
+  resize_tensor(to, from.sizes(), std::nullopt);
   return copy_from(from, to, false);
 }
 
 at::Tensor as_strided(const at::Tensor& self, at::IntArrayRef sizes, at::IntArrayRef strides,
                       std::optional<int64_t> offset) {
   return at::cpu::as_strided(self, sizes, strides, offset);
-}
-
-const at::Tensor& resize(const at::Tensor& self, at::IntArrayRef sizes,
-                         std::optional<at::MemoryFormat> format) {
-  return at::native::resize_(self, sizes, format);
 }
 
 at::Tensor& set_storage(at::Tensor& self, at::Storage source, int64_t offset, at::IntArrayRef sizes,
@@ -249,7 +255,7 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   m.impl("view", &at::native::view);
   m.impl("_reshape_alias", &at::native::_reshape_alias);
   m.impl("unfold", &at::native::unfold);
-  m.impl("resize_", &resize);
+  m.impl("resize_", &resize_tensor);
   m.impl("set_.source_Tensor", &at::native::set_tensor_);
   m.impl("set_.source_Storage", &at::native::set_);
   m.impl("set_.source_Storage_storage_offset", &set_storage);

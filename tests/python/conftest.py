@@ -11,10 +11,10 @@ import standin
 
 standin.load_if_asked()  # before anything imports mlcalib
 
-from small_text import IDS
-from small_tokenizer import make_tokenizer
+from small_text import IDS  # noqa: E402
+from small_tokenizer import make_tokenizer  # noqa: E402
 
-import mlcalib
+import mlcalib  # noqa: E402
 
 
 def pytest_configure() -> None:

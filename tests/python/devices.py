@@ -1,4 +1,4 @@
-"""The devices beside the CPU that are there: a GPU, or the stand-in (standin.py) where it is loaded.
+"""The devices beside the CPU that are there: a GPU, or the stand-in where it is loaded.
 
 A test that takes ``device`` from ``each_device`` runs on each of them, and is skipped without any.
 """

@@ -33,15 +33,16 @@ void moments_update_cuda(const at::Tensor& sum, const at::Tensor& absolute,
                          const at::Tensor& square, const at::Tensor& x) {
   const at::Tensor rows = with_contiguous_channels(x);
   cuda::on_device_of(x, [&](cudaStream_t stream) {
-    cuda::moments_update(activations(rows), cuda::pointer<double>(sum), cuda::pointer<double>(absolute),
-                         cuda::pointer<double>(square), stream);
+    cuda::moments_update(activations(rows), cuda::pointer<double>(sum),
+                         cuda::pointer<double>(absolute), cuda::pointer<double>(square), stream);
   });
 }
 
 void range_update_cuda(const at::Tensor& low, const at::Tensor& high, const at::Tensor& x) {
   const at::Tensor rows = with_contiguous_channels(x);
   cuda::on_device_of(x, [&](cudaStream_t stream) {
-    cuda::range_update(activations(rows), cuda::pointer<float>(low), cuda::pointer<float>(high), stream);
+    cuda::range_update(activations(rows), cuda::pointer<float>(low), cuda::pointer<float>(high),
+                       stream);
   });
 }
 
@@ -60,10 +61,11 @@ void count_nonfinite_cuda(const at::Tensor& found, const at::Tensor& x) {
   });
 }
 
-const bool channels_installed = moments_update_stub.install(cuda::kDevice, &moments_update_cuda) &&
-                                range_update_stub.install(cuda::kDevice, &range_update_cuda) &&
-                                histogram_update_stub.install(cuda::kDevice, &histogram_update_cuda) &&
-                                count_nonfinite_stub.install(cuda::kDevice, &count_nonfinite_cuda);
+const bool channels_installed =
+    moments_update_stub.install(cuda::kDevice, &moments_update_cuda) &&
+    range_update_stub.install(cuda::kDevice, &range_update_cuda) &&
+    histogram_update_stub.install(cuda::kDevice, &histogram_update_cuda) &&
+    count_nonfinite_stub.install(cuda::kDevice, &count_nonfinite_cuda);
 
 }  // namespace
 }  // namespace mlcalib

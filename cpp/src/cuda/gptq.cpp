@@ -180,8 +180,8 @@ Factor factorize_cuda(const at::Tensor& gram, const at::Tensor& visits, double a
 
 GptqSolution gptq_cuda(const GptqProblem& problem) { return Solve(problem).run(); }
 
-const bool gptq_installed =
-    factorize_stub.install(cuda::kDevice, &factorize_cuda) && gptq_stub.install(cuda::kDevice, &gptq_cuda);
+const bool gptq_installed = factorize_stub.install(cuda::kDevice, &factorize_cuda) &&
+                            gptq_stub.install(cuda::kDevice, &gptq_cuda);
 
 }  // namespace
 }  // namespace mlcalib

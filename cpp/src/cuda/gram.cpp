@@ -90,8 +90,9 @@ at::Tensor gram_pack_cuda(const at::Tensor& gram) {
 
 at::Tensor gram_unpack_cuda(const at::Tensor& sums, int64_t channels) {
   at::Tensor gram = sums.clone();
-  cuda::on_device_of(
-      gram, [&](cudaStream_t stream) { cuda::mirror(cuda::pointer<float>(gram), channels, stream); });
+  cuda::on_device_of(gram, [&](cudaStream_t stream) {
+    cuda::mirror(cuda::pointer<float>(gram), channels, stream);
+  });
   return gram;
 }
 

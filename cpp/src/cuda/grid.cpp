@@ -71,7 +71,8 @@ at::Tensor quantize_cuda(const at::Tensor& weight, const Grid& grid) {
 at::Tensor dequantize_cuda(const at::Tensor& codes, const Grid& grid) {
   at::Tensor weight = at::empty_like(codes, codes.options().dtype(at::kFloat));
   with_levels(codes, grid, [&](const cuda::Levels& levels, cudaStream_t stream) {
-    cuda::dequantize(cuda::pointer<const uint8_t>(codes), levels, cuda::pointer<float>(weight), stream);
+    cuda::dequantize(cuda::pointer<const uint8_t>(codes), levels, cuda::pointer<float>(weight),
+                     stream);
   });
   return weight;
 }

@@ -28,8 +28,8 @@ at::Tensor unpack_cuda(const at::Tensor& packed, int64_t bits, int64_t columns) 
   return codes;
 }
 
-const bool packing_installed =
-    pack_stub.install(cuda::kDevice, &pack_cuda) && unpack_stub.install(cuda::kDevice, &unpack_cuda);
+const bool packing_installed = pack_stub.install(cuda::kDevice, &pack_cuda) &&
+                               unpack_stub.install(cuda::kDevice, &unpack_cuda);
 
 }  // namespace
 }  // namespace mlcalib

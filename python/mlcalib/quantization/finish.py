@@ -49,7 +49,7 @@ def finish_record(
     seconds: Mapping[str, float],
     device: torch.device,
 ) -> dict[str, Any]:
-    """Return what ``mlcalib.json`` records of a checkpoint whose blocks are finished, on a device."""
+    """Return what ``mlcalib.json`` records of a checkpoint whose blocks a device has finished."""
     layers, scales, expert_tokens = merged(source, sink, "layers", "scales", "expert_tokens")
     return checkpoint_record(
         description, calibration, layers, scales, expert_tokens, seconds, device_name(device)

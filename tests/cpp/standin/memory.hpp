@@ -25,8 +25,8 @@ size_t free_bytes(c10::DeviceIndex device);
 /// any other memory.
 void* host_address(const void* data);
 
-/// Lets a stray access to device memory say what it is, on what is the standard error now, before it
-/// ends the process as it would anyway (with the Python stack, where faulthandler was enabled
+/// Lets a stray access to device memory say what it is, on what is the standard error now, before
+/// it ends the process as it would anyway (with the Python stack, where faulthandler was enabled
 /// before).
 void name_faults();
 

@@ -82,7 +82,7 @@ at::Tensor copy_from(const at::Tensor& from, const at::Tensor& to, bool /*non_bl
 }
 
 const at::Tensor& resize_tensor(const at::Tensor& self, at::IntArrayRef sizes,
-                         std::optional<at::MemoryFormat> format) {
+                                std::optional<at::MemoryFormat> format) {
   const c10::Storage& storage = self.storage();
   const size_t bytes = at::detail::computeStorageNbytesContiguous(
       sizes, self.itemsize(), static_cast<size_t>(self.storage_offset()));

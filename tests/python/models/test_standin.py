@@ -55,9 +55,7 @@ def test_operators_give_what_the_cpu_gives():
         lambda t: torch.zeros_like(t).add_(t, alpha=2).mul_(torch.tensor(3.0)),
         lambda t: torch.add(t, t, out=torch.empty(0, device=t.device)),
         lambda t: t.clone().resize_(5, 6)[:4],
-        lambda t: t.unbind()[2].item() * torch.ones(2, device=t.device)
-        if t.dim() == 1
-        else t.sum(0),
+        lambda t: t[1, 2].item() * torch.ones(2, device=t.device),
     ):
         found = compute(here)
         assert found.device == torch.device("standin:0")
@@ -79,7 +77,7 @@ def test_a_view_shares_memory():
         lambda here, there: here.add_(there),
         lambda here, there: there.add_(here),
         lambda here, there: torch.cat([here, there]),
-        lambda here, there: torch.nn.functional.embedding(there.long(), here),
+        lambda here, there: torch.nn.functional.embedding(there.long() % 4, here),
         lambda here, there: torch.where(there > 0, here, here),
         lambda here, there: torch.empty((), device="cpu").add_(here.sum()),
     ],
@@ -120,7 +118,7 @@ def test_pinned_memory():
 def test_it_is_chosen_as_a_gpu_would_be():
     assert choose_device("auto") == choose_device("standin") == torch.device("standin:0")
     assert choose_device("standin:1") == torch.device("standin:1")
-    assert "stand-in, 1 of 2 GiB free" in explain("auto", choose_device("auto"))
+    assert "of 2 GiB free" in explain("auto", choose_device("auto"))
     with pytest.raises(ValueError, match="there are 2 GPUs"):
         choose_device("standin:2")
 
@@ -185,9 +183,7 @@ def test_ids_left_on_the_cpu_are_noticed(quantize_there, monkeypatch):
 
 def test_a_gram_made_on_the_host_is_noticed(quantize_there, monkeypatch):
     update = StatisticSet.update
-    monkeypatch.setattr(
-        StatisticSet, "update", lambda self, x, *rest: update(self, x.cpu(), *rest)
-    )
+    monkeypatch.setattr(StatisticSet, "update", lambda self, x, *rest: update(self, x.cpu(), *rest))
     with pytest.raises(ValueError, match=r"is on cpu but weight is on standin:0"):
         quantize_there(propagate="float")
 

@@ -19,10 +19,12 @@ EXPERTS = ("mixtral", "qwen2_moe", "qwen3_moe")
 def alike(here, there, *, least=0.99):
     """Sums differ in the last bits, so a few codes do; losses hardly."""
     assert here.linears.keys() == there.linears.keys()
-    pairs = [(linear, there.linears[name]) for name, linear in here.linears.items()]
-    assert all(one.codes.device == other.codes.device for one, other in pairs)
-    one, other = (torch.cat([each.codes.flatten() for each in side]) for side in zip(*pairs))
-    assert share_equal(one, other) >= least
+    codes, others = (
+        torch.cat([side.linears[name].codes.flatten() for name in here.linears])
+        for side in (here, there)
+    )
+    assert codes.device == others.device
+    assert share_equal(codes, others) >= least
     for name, losses in here.losses.items():
         assert there.losses[name] == pytest.approx(losses, rel=0.05)
     assert here.expert_tokens.keys() == there.expert_tokens.keys()
@@ -113,9 +115,10 @@ def test_streamed_on_a_device_is_what_memory_gives_there(
             write(self, *args)
             raise KeyboardInterrupt
 
-        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-            patched.setattr(BlockFiles, "write", failing)
+        monkeypatch.setattr(BlockFiles, "write", failing)
+        with pytest.raises(KeyboardInterrupt):
             mlcalib.quantize_checkpoint(folder, tmp_path / "b", calibration, **options)
+        monkeypatch.undo()
     mlcalib.quantize_checkpoint(folder, tmp_path / "b", calibration, **options)
     for name in ("model.safetensors", "config.json"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
@@ -167,12 +170,11 @@ def test_a_study_on_a_device(folder, tmp_path, device):
         "allow_short": True,
         "settings": ["en"],
         "quantizers": [{"method": "gptq", "bits": 4, "group_size": 32}],
+        "evaluation": None,
         "layers": {"languages": "en", "tokens": 64},
     }
     for each in ("cpu", device):
-        mlcalib.study(
-            spec | {"device": each}, tmp_path / each, progress=False, echo=lambda _: None
-        )
+        mlcalib.study(spec | {"device": each}, tmp_path / each, progress=False, echo=lambda _: None)
     here, there = (
         json.loads(next((tmp_path / each).rglob("variants/*.json")).read_text())["losses"]
         for each in ("cpu", device)

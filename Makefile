@@ -78,6 +78,7 @@ STANDIN = build/release/tests/cpp/standin/mlcalib_standin.so
 DEVICE_TESTS = tests/python/core/test_cuda.py tests/python/models/test_devices.py \
                tests/python/models/test_standin.py tests/python/quantization/test_runs_on_devices.py
 test-standin: install
+	@if [ ! -f $(STANDIN) ]; then echo "no stand-in device: mlcalib was built for CUDA"; exit; fi; \
 	MLCALIB_STANDIN=$(CURDIR)/$(STANDIN) $(PYTEST) --dist load $(DEVICE_TESTS)
 
 # The core's tests on lesser instruction sets than the processor's own.

@@ -84,12 +84,12 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
   void uncheckedSetDevice(c10::Device device) const noexcept override {
     if (device.index() >= 0) current = device.index();
   }
-  c10::Stream getStream(c10::Device device) const override {
+  c10::Stream getStream(c10::Device device) const noexcept override {
     const c10::DeviceIndex index = device.index() < 0 ? current : device.index();
     return c10::Stream(c10::Stream::DEFAULT, c10::Device(kType, index));
   }
   c10::Stream getDefaultStream(c10::Device device) const override { return getStream(device); }
-  c10::Stream exchangeStream(c10::Stream stream) const override {
+  c10::Stream exchangeStream(c10::Stream stream) const noexcept override {
     return getStream(stream.device());
   }
   c10::DeviceIndex deviceCount() const noexcept override { return kDevices; }

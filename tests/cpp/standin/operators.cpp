@@ -41,8 +41,10 @@ at::Tensor host_view(const at::Tensor& tensor, bool written = false) {
 }
 
 at::Tensor to_device(const at::Tensor& tensor, c10::Device device) {
-  at::Tensor copy = at::empty_strided(tensor.sizes(), tensor.strides(),
-                                      tensor.options().device(device).pinned_memory(false));
+  const at::TensorOptions options = tensor.options().device(device).pinned_memory(false);
+  at::Tensor copy = tensor.is_non_overlapping_and_dense()
+                        ? at::empty_strided(tensor.sizes(), tensor.strides(), options)
+                        : at::empty(tensor.sizes(), options);
   host_view(copy).copy_(tensor);
   return copy;
 }

@@ -39,6 +39,24 @@ def run_script(*lines):
     )
 
 
+@pytest.fixture
+def quantize_there(calibration, tokenizer):
+    """Quantize a model on the device, by a run that is correct without the mistake."""
+
+    def run(model=None, **options):
+        return mlcalib.quantize(
+            model or tiny_llama(vocabulary=384),
+            calibration,
+            tokenizer=tokenizer,
+            device="standin",
+            group_size=32,
+            progress=False,
+            **options,
+        )
+
+    return run
+
+
 def test_operators_give_what_the_cpu_gives():
     x = ordered(4, 6)
     here = x.to("standin")
@@ -150,25 +168,18 @@ def test_other_faults_stay_what_they_are():
     assert "Segmentation fault" in done.stderr
 
 
+def test_a_model_on_two_devices_is_quantized_on_one(quantize_there):
+    model = tiny_llama(vocabulary=384).to("standin")
+    model.model.layers[1].to("standin:1")
+    quantized = quantize_there(model)
+    for name, linear in quantized.linears.items():
+        assert linear.codes.device.index == int("layers.1." in name)
+    alone = quantize_there()
+    for name, linear in alone.linears.items():
+        assert torch.equal(linear.codes, quantized.linears[name].codes.cpu())
+
+
 # Three mistakes that a change of the package could make: each is made here, and is noticed.
-
-
-@pytest.fixture
-def quantize_there(calibration, tokenizer):
-    """Quantize a model on the device, by a run that is correct without the mistake."""
-
-    def run(model=None, **options):
-        return mlcalib.quantize(
-            model or tiny_llama(vocabulary=384),
-            calibration,
-            tokenizer=tokenizer,
-            device="standin",
-            group_size=32,
-            progress=False,
-            **options,
-        )
-
-    return run
 
 
 def test_ids_left_on_the_cpu_are_noticed(quantize_there, monkeypatch):

@@ -30,6 +30,11 @@ def alike(here, there, *, least=0.99):
     assert here.expert_tokens.keys() == there.expert_tokens.keys()
 
 
+def weights_of(folder):
+    (found,) = [each for each in folder.iterdir() if each.suffix in (".safetensors", ".gguf")]
+    return found
+
+
 @pytest.fixture
 def folder(tmp_path, tokenizer):
     tiny_llama(vocabulary=384).save_pretrained(tmp_path / "model")
@@ -42,14 +47,14 @@ def options():
     return {"group_size": 32, "progress": False}
 
 
-def quantized_here_and_there(family, method, calibration, tokenizer, device):
+def quantized_here_and_there(family, method, calibration, tokenizer, device, **further):
     model = tiny_model(family, vocabulary=384)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     options = {"method": method, "progress": False, "tokenizer": tokenizer, "propagate": "float"}
     if method == "smoothquant":
         options["format"] = "compressed-tensors-int8"
     else:
-        options |= {"group_size": 32, "symmetric": family in EXPERTS}
+        options |= {"group_size": 32, "symmetric": family in EXPERTS, **further}
     text = None if method == "rtn" else calibration
     here, there = (
         mlcalib.quantize(model, text, device=each, **options) for each in ("cpu", device)
@@ -69,9 +74,13 @@ def test_a_device_gives_what_the_cpu_gives(family, method, calibration, tokenize
 # Of the scales that awq tries, two may be so near that the last bits decide: then a whole input's
 # codes differ, and the losses still hardly do.
 @each_device
-@pytest.mark.parametrize("family", ["llama", "cohere2", "mixtral"])
-def test_awq_on_a_device(family, calibration, tokenizer, device):
-    here, there = quantized_here_and_there(family, "awq", calibration, tokenizer, device)
+@pytest.mark.parametrize(
+    ("family", "objective"), [("cohere2", "linear"), ("mixtral", "linear"), ("llama", "block")]
+)
+def test_awq_on_a_device(family, objective, calibration, tokenizer, device):
+    here, there = quantized_here_and_there(
+        family, "awq", calibration, tokenizer, device, objective=objective
+    )
     alike(here, there, least=0.97)
 
 
@@ -94,18 +103,27 @@ def test_a_model_on_a_device_is_quantized_and_saved_where_it_is(
     quantized = mlcalib.quantize(model, calibration, tokenizer=tokenizer, device=device, **options)
     assert {each.device.type for each in quantized.model.parameters()} == {device}
     assert {each.codes.device.type for each in quantized.linears.values()} == {device}
+    assert quantized.device == torch.get_device_module(device).get_device_name(0)
     quantized.save(tmp_path / "out")
     assert json.loads((tmp_path / "out" / "mlcalib.json").read_text())["device"] != "cpu"
     assert mlcalib.check(tmp_path / "out")
 
 
 @each_device
-@pytest.mark.parametrize("hidden", ["memory", "disk"])
-@pytest.mark.parametrize("killed", [False, True])
+@pytest.mark.parametrize(
+    ("hidden", "killed", "further"),
+    [
+        ("memory", False, {}),
+        ("disk", False, {"propagate": "float"}),
+        ("disk", True, {}),
+        ("memory", True, {"correction": 0.5}),
+        ("disk", True, {"format": "gguf", "symmetric": True}),
+    ],
+)
 def test_streamed_on_a_device_is_what_memory_gives_there(
-    folder, calibration, options, tmp_path, monkeypatch, hidden, killed, device
+    folder, calibration, options, tmp_path, monkeypatch, hidden, killed, further, device
 ):
-    options["device"] = device
+    options |= {"device": device, **further}
     mlcalib.quantize(folder, calibration, **options).save(tmp_path / "a")
     options["hidden_states"] = hidden
     if killed:
@@ -120,8 +138,7 @@ def test_streamed_on_a_device_is_what_memory_gives_there(
             mlcalib.quantize_checkpoint(folder, tmp_path / "b", calibration, **options)
         monkeypatch.undo()
     mlcalib.quantize_checkpoint(folder, tmp_path / "b", calibration, **options)
-    for name in ("model.safetensors", "config.json"):
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    assert weights_of(tmp_path / "a").read_bytes() == weights_of(tmp_path / "b").read_bytes()
 
 
 @each_device
@@ -134,8 +151,7 @@ def test_hidden_states_that_do_not_fit_stay_with_the_host(
     with caplog.at_level(logging.WARNING):
         mlcalib.quantize(folder, calibration, **options).save(tmp_path / "b")
     assert "kept in the host's memory" in caplog.text
-    a, b = (tmp_path / each / "model.safetensors" for each in "ab")
-    assert a.read_bytes() == b.read_bytes()
+    assert weights_of(tmp_path / "a").read_bytes() == weights_of(tmp_path / "b").read_bytes()
 
 
 @each_device

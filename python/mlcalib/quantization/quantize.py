@@ -91,7 +91,7 @@ def quantize(  # noqa: PLR0913 - what a quantization is made of
     """
     check_method(method, propagate, calibrated=calibration is not None, options=options)
     formats.get(format)
-    choose_device(device)
+    place = choose_device(device)
     stopwatch = Stopwatch()
     with stopwatch.timed("load"):
         if tokenizer is None and not isinstance(model, str | Path):

@@ -15,12 +15,13 @@ CPP := $(shell find cpp tests/cpp benchmarks/cpp examples/cpp -name '*.[ch]pp' -
 # Objects of one clone serve the next, and the sdist that test-wheel builds.
 export CCACHE_BASEDIR := $(CURDIR)
 
-.PHONY: help demo test test-cpp test-python test-isa test-asan test-clang test-oldest test-newest test-torch test-browser \
-        test-interop fuzz sweep example-cpp wheel test-wheel lint tidy cuda-check bench lock install clean
+.PHONY: help demo test test-cpp test-python test-standin test-isa test-asan test-clang test-oldest test-newest \
+        test-torch test-browser test-interop fuzz sweep example-cpp wheel test-wheel lint tidy cuda-check bench lock install clean
 
 help:
 	@echo "make demo   quantize SmolLM2-135M three ways and compare per language (into demo/)"
 	@echo "make test   all tests (C++ and Python)"
+	@echo "make test-standin  what runs on a GPU, on a stand-in for one"
 	@echo "make test-isa     the core's tests on AVX2 and on the baseline"
 	@echo "make test-oldest  the Python tests with the lowest versions that pyproject.toml admits; also test-newest"
 	@echo "make test-torch TORCH=2.12.1  the core's tests with another torch (gigabytes)"
@@ -63,7 +64,7 @@ demo: $(VENV)/demo
 lock: $(VENV)/demo
 	$(BIN)/python scripts/lock.py
 
-test: test-cpp test-python
+test: test-cpp test-python test-standin
 
 test-cpp: install
 	$(BIN)/ctest --test-dir build/release --output-on-failure
@@ -72,6 +73,14 @@ test-cpp: install
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 test-python: install
 	$(PYTEST)
+
+# The tests that need a GPU, on a device of torch that needs none: docs/cuda.md, "The stand-in device".
+STANDIN = build/release/tests/cpp/standin/mlcalib_standin.so
+DEVICE_TESTS = tests/python/core/test_cuda.py tests/python/models/test_devices.py \
+               tests/python/models/test_standin.py tests/python/quantization/test_runs_on_devices.py
+test-standin: install
+	@if [ ! -f $(STANDIN) ]; then echo "no stand-in device: mlcalib was built for CUDA"; exit; fi; \
+	MLCALIB_STANDIN=$(CURDIR)/$(STANDIN) $(PYTEST) --dist load $(DEVICE_TESTS)
 
 # The core's tests on lesser instruction sets than the processor's own.
 test-isa: install

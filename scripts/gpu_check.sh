@@ -52,7 +52,8 @@ pytest=("$python" -m pytest -p no:cacheprovider -o filterwarnings=default -q)
 step import 60 "$python" scripts/gpu_check_device.py "$out/device.json"
 if [ ! "$dry" ]; then
   step tests 120 "${pytest[@]}" --durations=5 tests/python/core/test_cuda.py
-  step devices 120 "${pytest[@]}" --durations=5 tests/python/models/test_devices.py
+  step devices 120 "${pytest[@]}" --durations=5 tests/python/models/test_devices.py \
+    tests/python/quantization/test_runs_on_devices.py
   step model 90 "$python" benchmarks/python/llama_cuda.py --json "$out/model.jsonl"
   step kernels 100 "$python" benchmarks/python/kernels_cuda.py --json "$out/kernels.jsonl"
   step block 40 "$python" benchmarks/python/block_cuda.py --json "$out/block.jsonl"

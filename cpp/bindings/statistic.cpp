@@ -23,6 +23,8 @@ void register_statistic(py::module_& m) {
           },
           py::arg("x"), py::arg("reference") = py::none(), NoGil(),
           "Adds the tokens of x [..., channels].")
+      .def("check_finite", &Statistic::check_finite, NoGil(),
+           "Throws ValueError for NaN or Inf that no update has found, as on a GPU.")
       .def("merge", &Statistic::merge, py::arg("other"), py::arg("weight") = 1.0, NoGil(),
            "*this += weight · other.")
       .def("rescale", &Statistic::rescale, py::arg("factors"), NoGil(),

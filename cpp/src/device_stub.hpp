@@ -27,6 +27,8 @@ class DeviceStub<R(Args...)> {
     return true;
   }
 
+  bool has(c10::DeviceType device) const { return table_[static_cast<size_t>(device)] != nullptr; }
+
   R operator()(c10::DeviceType device, Args... args) const {
     const Fn fn = table_[static_cast<size_t>(device)];
     if (fn == nullptr) throw_missing_kernel(name_, device);

@@ -11,17 +11,17 @@ class Gram final : public Statistic {
  public:
   Gram(std::string name, int64_t channels);
 
-  /// ⟨D, G⟩ of the Gram D of a change, by its sums. Throws ValueError where they are on another
-  /// device.
-  double dot(const at::Tensor& sums) const;
+  /// The sums, undefined of no tokens, and what keeps them as they are.
+  struct Held {
+    std::shared_lock<std::shared_mutex> lock;
+    at::Tensor sums;
+  };
+  Held held() const;
 
  protected:
   void add(const at::Tensor& x, const at::Tensor& reference) override;
   void multiply(const std::vector<at::Tensor>& tensors, const at::Tensor& factors) override;
 };
-
-/// The sums of xᵀx of x [tokens, channels].
-at::Tensor gram_sums_of(const at::Tensor& x);
 
 /// xᵀx of x [tokens, channels].
 at::Tensor gram_of(const at::Tensor& x);

@@ -2,6 +2,7 @@
 #include <ATen/TensorOperators.h>
 #include <c10/util/Exception.h>
 
+#include <map>
 #include <mlcalib/linear.hpp>
 
 #include "check.hpp"
@@ -50,9 +51,25 @@ std::vector<double> losses(const at::Tensor& change, const std::vector<const Sta
     TORCH_CHECK_VALUE(each->channels() == checked.size(1), "a Gram has ", each->channels(),
                       " channels, expected ", checked.size(1), ", those of the change.");
   }
-  const at::Tensor sums = gram_sums_of(checked);
+  // Each once and in one order, as updates lock them; those of no tokens lose nothing.
+  std::map<const Gram*, double, std::less<>> loss;
+  for (const Gram* each : found) loss[each] = 0;
+  std::vector<Gram::Held> held;
+  std::vector<at::Tensor> sums;
+  std::vector<double*> places;
+  for (auto& [gram, value] : loss) {
+    held.push_back(gram->held());
+    if (!held.back().sums.defined()) continue;
+    sums.push_back(held.back().sums);
+    places.push_back(&value);
+    check_device(sums.back(), "a Gram", checked, "the change");
+  }
+  const std::vector<double> values = sums.empty()
+                                         ? std::vector<double>()
+                                         : gram_losses_stub(checked.device().type(), checked, sums);
+  for (size_t i = 0; i < values.size(); ++i) *places[i] = values[i];
   std::vector<double> result;
-  for (const Gram* each : found) result.push_back(each->dot(sums));
+  for (const Gram* each : found) result.push_back(loss.at(each));
   return result;
 }
 

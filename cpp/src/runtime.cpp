@@ -3,6 +3,7 @@
 #include <mlcalib/version.hpp>
 
 #include "cpu/kernels/kernels.hpp"
+#include "stubs.hpp"
 
 namespace mlcalib {
 
@@ -11,6 +12,15 @@ std::string isa() { return cpu::kernels().name; }
 std::vector<std::string> available_isas() {
   std::vector<std::string> names;
   for (const cpu::KernelTable* table : cpu::available_kernels()) names.emplace_back(table->name);
+  return names;
+}
+
+std::vector<std::string> device_types() {
+  std::vector<std::string> names;
+  for (int i = 0; i < c10::COMPILE_TIME_MAX_DEVICE_TYPES; ++i) {
+    const auto type = static_cast<c10::DeviceType>(i);
+    if (gptq_stub.has(type)) names.push_back(c10::DeviceTypeName(type, /*lower_case=*/true));
+  }
   return names;
 }
 

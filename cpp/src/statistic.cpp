@@ -5,6 +5,7 @@
 #include <ATen/ops/maximum.h>
 #include <ATen/ops/minimum.h>
 #include <ATen/ops/scalar_tensor.h>
+#include <ATen/ops/zeros.h>
 #include <c10/core/InferenceMode.h>
 #include <c10/util/Exception.h>
 
@@ -46,9 +47,23 @@ void check_tokens(const std::vector<Statistic*>& statistics, const at::Tensor& x
                       "are missing; pass reference=.");
   }
   if (reference.defined()) check_reference(reference, x);
-  if (x.numel() == 0) return;
-  check_finite(x, "x");
-  if (reference.defined()) check_finite(reference, "reference");
+}
+
+at::Tensor as_rows(const at::Tensor& x) { return x.detach().reshape({-1, x.size(-1)}); }
+
+// How many of the values are NaN or Inf, int64 [1], where the device counts them and nobody waits
+// for it. Elsewhere undefined: they are looked at here, and an error has the first one's place.
+at::Tensor count_nonfinite(const at::Tensor& x, const at::Tensor& reference) {
+  const c10::DeviceType device = x.device().type();
+  if (!count_nonfinite_stub.has(device)) {
+    check_finite(x, "x");
+    if (reference.defined()) check_finite(reference, "reference");
+    return {};
+  }
+  const at::Tensor found = at::zeros({1}, x.options().dtype(at::kLong));
+  count_nonfinite_stub(device, found, as_rows(x));
+  if (reference.defined()) count_nonfinite_stub(device, found, as_rows(reference));
+  return found;
 }
 
 bool is_extreme(const Statistic::Part& part) {
@@ -154,25 +169,47 @@ bool Statistic::is_empty() const {
 }
 
 double Statistic::tokens() const {
-  const std::shared_lock lock = reading();
+  const std::shared_lock lock(mutex_);
   return tokens_;
 }
+
+void Statistic::add_nonfinite(const at::Tensor& count) {
+  if (!count.defined()) return;
+  // New memory: several statistics may have been given the same.
+  nonfinite_ = nonfinite_.defined() ? nonfinite_ + count : count;
+  known_finite_ = false;
+}
+
+std::shared_lock<std::shared_mutex> Statistic::reading() const {
+  std::shared_lock lock(mutex_);
+  if (known_finite_) return lock;
+  const auto found = nonfinite_.item<int64_t>();
+  TORCH_CHECK_VALUE(found == 0, "the activations given to the statistic ", name_, " held ", found,
+                    " NaN or Inf; the model is damaged, or its dtype overflows.");
+  known_finite_ = true;
+  return lock;
+}
+
+void Statistic::check_finite() const { reading(); }
 
 void update(const std::vector<Statistic*>& statistics, const at::Tensor& x,
             const at::Tensor& reference) {
   check_tokens(statistics, x, reference);
-  if (x.numel() == 0 || statistics.empty()) return;
+  if (x.numel() == 0) return;
   const LeaveInferenceMode leave;
   const FullPrecision full_precision;
+  const at::Tensor nonfinite = count_nonfinite(x, reference);
+  const at::Tensor rows = as_rows(x);
+  const at::Tensor others = reference.defined() ? as_rows(reference) : reference;
   std::vector<std::unique_lock<std::shared_mutex>> locks;
   // In one order, so that two calls with the same statistics do not wait for each other; each once.
   for (Statistic* each : std::set<Statistic*, std::less<>>(statistics.begin(), statistics.end())) {
     locks.emplace_back(each->mutex_);
   }
-  for (Statistic* each : statistics) each->settle(x.device());
-  const at::Tensor rows = x.detach().reshape({-1, x.size(-1)});
-  const at::Tensor others =
-      reference.defined() ? reference.detach().reshape(rows.sizes()) : reference;
+  for (Statistic* each : statistics) {
+    each->settle(x.device());
+    each->add_nonfinite(nonfinite);
+  }
   const int64_t piece = piece_tokens_stub(x.device().type(), rows);
   for (int64_t first = 0; first < rows.size(0); first += piece) {
     const int64_t count = std::min(piece, rows.size(0) - first);
@@ -200,7 +237,7 @@ void Statistic::rescale(const at::Tensor& factors) {
   TORCH_CHECK_VALUE(factors.dim() == 1 && factors.size(0) == channels_, "factors have shape ",
                     factors.sizes(), ", expected [", channels_, "].");
   check_floating(factors, "factors");
-  check_finite(factors, "factors");
+  mlcalib::check_finite(factors, "factors");
   TORCH_CHECK_VALUE(factors.min().item<float>() > 0, "factors go down to ",
                     factors.min().item<float>(), ", expected positive numbers.");
   const LeaveInferenceMode leave;
@@ -252,6 +289,7 @@ void Statistic::merge(const Statistic& other, double weight) {
   }
   kept_ = std::move(sums);
   tokens_ += weight * other.tokens_;
+  if (!other.known_finite_) add_nonfinite(other.nonfinite_);
 }
 
 TensorMap Statistic::show(bool copies) const {
@@ -309,6 +347,8 @@ void Statistic::load(const TensorMap& state) {
   const std::unique_lock lock(mutex_);
   kept_ = std::move(loaded);
   tokens_ = tokens;
+  nonfinite_.reset();
+  known_finite_ = true;
 }
 
 }  // namespace mlcalib

@@ -19,6 +19,12 @@ namespace mlcalib {
 /// statistics see them while they are in the cache; 1 or more.
 inline constinit DeviceStub<int64_t(const at::Tensor& x)> piece_tokens_stub{"piece_tokens"};
 
+/// found int64 [1] += how many values of x [tokens, channels] are NaN or Inf, without waiting for
+/// the device; the number is read when a statistic is. Where a device has none, as the CPU, each
+/// update looks at once.
+inline constinit DeviceStub<void(const at::Tensor& found, const at::Tensor& x)>
+    count_nonfinite_stub{"count_nonfinite"};
+
 /// The sums of a Gram of no tokens, float32 zeros: one triangle, in the device's own layout, which
 /// depends on the channels alone, so that sums add up; its padding stays zero.
 inline constinit DeviceStub<at::Tensor(int64_t channels, at::Device device)> gram_sums_stub{
@@ -35,9 +41,17 @@ inline constinit DeviceStub<at::Tensor(const at::Tensor& gram)> gram_pack_stub{"
 inline constinit DeviceStub<at::Tensor(const at::Tensor& sums, int64_t channels)> gram_unpack_stub{
     "gram_unpack"};
 
-/// ⟨A, B⟩ of two Grams by their sums, summed in float64.
-inline constinit DeviceStub<double(const at::Tensor& a, const at::Tensor& b, int64_t channels)>
-    gram_dot_stub{"gram_dot"};
+/// tr(D G Dᵀ) of change float32 [rows, channels] with each Gram, given by its sums; ⟨DᵀD, G⟩ is
+/// summed in float64.
+inline constinit DeviceStub<std::vector<double>(const at::Tensor& change,
+                                                const std::vector<at::Tensor>& grams)>
+    gram_losses_stub{"gram_losses"};
+
+/// deviation float32 [channels, channels] += (reference − x)ᵀ x over the tokens of both [tokens,
+/// channels].
+inline constinit DeviceStub<void(const at::Tensor& deviation, const at::Tensor& x,
+                                 const at::Tensor& reference)>
+    deviation_update_stub{"deviation_update"};
 
 /// sum += Σ x, absolute += Σ |x|, square += Σ x² over the tokens of x [tokens, channels]; float64
 /// [channels].

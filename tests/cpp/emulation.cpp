@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "emulation.hpp"
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <cstdio>
@@ -17,9 +18,8 @@ namespace {
 
 constexpr size_t kStackBytes = 64 << 10;
 
+/// What other threads look at.
 struct Thread {
-  ucontext_t context{};
-  std::unique_ptr<char[]> stack = std::make_unique_for_overwrite<char[]>(kStackBytes);
   bool left = false;
   int64_t barriers = 0;   // passed or waited at
   int64_t exchanges = 0;  // likewise
@@ -27,9 +27,47 @@ struct Thread {
   uint64_t given[2] = {};
 };
 
+// A place to go on from. setcontext asks the kernel for the signal mask each time, longjmp does
+// not; the address sanitizer knows only the former.
+class Context {
+ public:
+  /// Runs entry() on a stack when it is gone to for the first time.
+  void begin_at(void (*entry)(), char* stack) {
+    getcontext(&start_);
+    start_.uc_stack.ss_sp = stack;
+    start_.uc_stack.ss_size = kStackBytes;
+    makecontext(&start_, entry, 0);
+  }
+
+#ifdef __SANITIZE_ADDRESS__
+  void leave_for(Context& other) { swapcontext(&start_, &other.start_); }
+
+ private:
+#else
+  void leave_for(Context& other) {
+    begun_ = true;
+    if (_setjmp(here_) != 0) return;
+    if (other.begun_) _longjmp(other.here_, 1);
+    setcontext(&other.start_);
+  }
+
+ private:
+  jmp_buf here_{};
+  bool begun_ = false;
+#endif
+  ucontext_t start_{};
+};
+
+/// Runs the threads of one block after another, all with the same number.
+struct Fiber {
+  Context context;
+  std::unique_ptr<char[]> stack = std::make_unique_for_overwrite<char[]>(kStackBytes);
+};
+
 std::vector<Thread> block;
+std::vector<std::unique_ptr<Fiber>> fibers;
 std::vector<float> shared;
-ucontext_t scheduler;
+Context scheduler;
 const std::function<void()>* body = nullptr;
 bool moved = false;  // since the scheduler last went round
 
@@ -40,28 +78,29 @@ bool moved = false;  // since the scheduler last went round
 
 Thread& current() { return block[thread_index.x]; }
 
+void let_others_run() { fibers[thread_index.x]->context.leave_for(scheduler); }
+
 // Lets other threads run until `ready`.
 template <class Ready>
 void wait(const Ready& ready) {
-  const unsigned own = thread_index.x;
-  while (!ready()) swapcontext(&block[own].context, &scheduler);
+  while (!ready()) let_others_run();
   moved = true;
 }
 
-void enter() {
-  (*body)();
-  current().left = true;
-  moved = true;
+void run_threads() {
+  for (;;) {
+    (*body)();
+    current().left = true;
+    moved = true;
+    let_others_run();
+  }
 }
 
 void run_block(int threads) {
-  block = std::vector<Thread>(static_cast<size_t>(threads));
-  for (Thread& each : block) {
-    getcontext(&each.context);
-    each.context.uc_stack.ss_sp = each.stack.get();
-    each.context.uc_stack.ss_size = kStackBytes;
-    each.context.uc_link = &scheduler;
-    makecontext(&each.context, &enter, 0);
+  block.assign(static_cast<size_t>(threads), {});
+  while (fibers.size() < block.size()) {
+    fibers.push_back(std::make_unique<Fiber>());
+    fibers.back()->context.begin_at(&run_threads, fibers.back()->stack.get());
   }
   for (bool alive = true; alive;) {
     alive = moved = false;
@@ -69,7 +108,7 @@ void run_block(int threads) {
       if (block[i].left) continue;
       alive = true;
       thread_index.x = i;
-      swapcontext(&scheduler, &block[i].context);
+      scheduler.leave_for(fibers[i]->context);
     }
     if (alive && !moved) fail("all threads wait: a GPU would hang");
   }

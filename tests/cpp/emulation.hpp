@@ -60,6 +60,8 @@ inline uint32_t atomicAdd(uint32_t* to, uint32_t value) {
   return before;
 }
 
+inline void add_atomically(uint64_t* to, uint64_t value) { *to += value; }
+
 inline void __syncthreads() { emulation::synchronise(); }
 
 template <class T>

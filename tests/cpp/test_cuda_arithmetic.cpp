@@ -3,6 +3,7 @@
 #include <ATen/ops/tensor.h>
 
 #include <algorithm>
+#include <limits>
 #include <tuple>
 #include <utility>
 
@@ -268,6 +269,17 @@ INSTANTIATE_TEST_SUITE_P(Isa, CudaArithmetic,
                            return std::string(std::get<0>(each.param)->name) + "_" +
                                   kNames[static_cast<size_t>(std::get<1>(each.param))];
                          });
+
+TEST(CudaActivations, NanAndInfAreNotFinite) {
+  using Limits = std::numeric_limits<float>;
+  for (const float x : {0.0F, -0.0F, Limits::denorm_min(), -Limits::max(), Limits::max()}) {
+    EXPECT_TRUE(is_finite(x)) << x;
+  }
+  for (const float x : {Limits::infinity(), -Limits::infinity(), Limits::quiet_NaN(),
+                        -Limits::quiet_NaN(), Limits::signaling_NaN()}) {
+    EXPECT_FALSE(is_finite(x)) << x;
+  }
+}
 
 TEST(CudaPacking, WordsAndCodes) {
   for (int64_t bits = 2; bits <= 8; ++bits) {

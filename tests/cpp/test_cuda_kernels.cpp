@@ -6,6 +6,7 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/full_like.h>
+#include <ATen/ops/isfinite.h>
 #include <ATen/ops/randint.h>
 #include <ATen/ops/zeros.h>
 
@@ -272,12 +273,73 @@ TEST(CudaKernels, MomentsRangeAndHistogram) {
   }
 }
 
+TEST(CudaKernels, CountsWhatIsNotFinite) {
+  constexpr float kInf = std::numeric_limits<float>::infinity();
+  for (const at::ScalarType type : {at::kFloat, at::kBFloat16, at::kHalf}) {
+    for (const auto& [tokens, channels] : {std::pair{1, 1}, {70, 33}, {3, 2100}}) {
+      const at::Tensor wide = random_weight(tokens, channels + 3, 1).to(type);
+      const at::Tensor x = wide.narrow(1, 2, channels);
+      // Beside x: not to be counted.
+      wide.select(1, 1).fill_(kInf);
+      wide.select(1, channels + 2).fill_(-kInf);
+      const Element element = type == at::kFloat      ? Element::kFloat
+                              : type == at::kBFloat16 ? Element::kBFloat16
+                                                      : Element::kHalf;
+      const Activations from{x.const_data_ptr(), element, tokens, channels, x.stride(0)};
+      int64_t found = 5;
+      count_nonfinite(from, &found, nullptr);
+      EXPECT_EQ(found, 5);
+      x[0][0] = kInf;
+      x[tokens - 1][channels - 1] = std::numeric_limits<float>::quiet_NaN();
+      x[tokens / 2][channels / 2] = -kInf;
+      const auto wanted = at::isfinite(x).logical_not().sum().item<int64_t>();
+      count_nonfinite(from, &found, nullptr);
+      EXPECT_EQ(found, 5 + wanted);
+    }
+  }
+}
+
 TEST(CudaKernels, Mirror) {
   for (const int64_t channels : {1, 31, 32, 100}) {
     const at::Tensor upper = random_weight(channels, channels, 1);
     const at::Tensor wanted = upper.triu() + upper.triu(1).t();
     mirror(upper.data_ptr<float>(), channels, nullptr);
     EXPECT_TRUE(same_bits(upper, wanted)) << channels;
+  }
+}
+
+// Only upper triangles are read, and of several Grams each has its own sum.
+TEST(CudaKernels, TriangleDots) {
+  for (const int64_t channels : {1, 40, 270, 600}) {
+    for (const int count : {1, 3, TriangleDots::kGrams}) {
+      if (channels > 40 && count > 1) continue;
+      const auto stored = [&](uint32_t seed) {
+        return random_weight(channels, channels, seed).triu() +
+               at::full({channels, channels}, std::numeric_limits<float>::quiet_NaN()).tril(-1);
+      };
+      const at::Tensor square = stored(1);
+      std::vector<at::Tensor> grams;
+      TriangleDots dots{};
+      for (; dots.count < count; ++dots.count) {
+        grams.push_back(stored(2 + static_cast<uint32_t>(dots.count)));
+        dots.grams[dots.count] = data(grams.back());
+      }
+      const at::Tensor sums = at::full({count, triangle_dot_sums(channels)}, 1e9, at::kDouble);
+      dots.square = data(square);
+      dots.channels = channels;
+      dots.sums = sums.data_ptr<double>();
+      triangle_dots(dots, nullptr);
+      const auto whole = [](const at::Tensor& upper) {
+        const at::Tensor wide = upper.to(at::kDouble).triu();
+        return wide + wide.triu(1).t();
+      };
+      for (int i = 0; i < count; ++i) {
+        const at::Tensor products = whole(square) * whole(grams[static_cast<size_t>(i)]);
+        EXPECT_NEAR(sums[i].sum().item<double>(), products.sum().item<double>(),
+                    1e-13 * products.abs().sum().item<double>())
+            << channels << " channels, Gram " << i;
+      }
+    }
   }
 }
 

@@ -246,5 +246,11 @@ TEST(Runtime, SaysHowItWasBuilt) {
                                     std::to_string(MLCALIB_VERSION_PATCH));
 }
 
+TEST(Runtime, NamesTheDevicesThatHaveKernels) {
+  std::vector<std::string> wanted{"cpu"};
+  if (build_info().at("cuda") != "none") wanted.emplace_back("cuda");
+  EXPECT_EQ(device_types(), wanted);
+}
+
 }  // namespace
 }  // namespace mlcalib::cpu

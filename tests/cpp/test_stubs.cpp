@@ -20,10 +20,14 @@ struct StubCase : reference::Named {
 const StubCase kStubs[] = {
     {"piece_tokens", [](c10::DeviceType d) { piece_tokens_stub(d, at::Tensor()); }},
     {"gram_update", [](c10::DeviceType d) { gram_update_stub(d, at::Tensor(), at::Tensor()); }},
+    {"count_nonfinite",
+     [](c10::DeviceType d) { count_nonfinite_stub(d, at::Tensor(), at::Tensor()); }},
     {"gram_sums", [](c10::DeviceType d) { gram_sums_stub(d, 4, at::kMeta); }},
     {"gram_pack", [](c10::DeviceType d) { gram_pack_stub(d, at::Tensor()); }},
     {"gram_unpack", [](c10::DeviceType d) { gram_unpack_stub(d, at::Tensor(), 4); }},
-    {"gram_dot", [](c10::DeviceType d) { gram_dot_stub(d, at::Tensor(), at::Tensor(), 4); }},
+    {"gram_losses", [](c10::DeviceType d) { gram_losses_stub(d, at::Tensor(), {}); }},
+    {"deviation_update",
+     [](c10::DeviceType d) { deviation_update_stub(d, at::Tensor(), at::Tensor(), at::Tensor()); }},
     {"fit_grid",
      [](c10::DeviceType d) {
        fit_grid_stub(d, at::Tensor(), at::Tensor(), at::Tensor(), GridSpec{});

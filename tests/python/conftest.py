@@ -7,10 +7,19 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
 
-from small_text import IDS
-from small_tokenizer import make_tokenizer
+import standin
 
-import mlcalib
+standin.load_if_asked()  # before anything imports mlcalib
+
+from small_text import IDS  # noqa: E402
+from small_tokenizer import make_tokenizer  # noqa: E402
+
+import mlcalib  # noqa: E402
+
+
+def pytest_configure() -> None:
+    """Let faults on the stand-in device be named where pytest does not capture."""
+    standin.name_faults_if_asked()
 
 
 @pytest.fixture(scope="session")

@@ -87,7 +87,7 @@ def tiny_model(
 
 def _random(cls: Any, config: Any, dtype: torch.dtype, seed: int) -> Any:
     """Return a model whose weights, biases and norms are all random."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = cls(config)
         # Gemma's norms are 1 + weight.

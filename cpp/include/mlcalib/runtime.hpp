@@ -15,6 +15,10 @@ std::string isa();
 /// Instruction sets that this processor can run, best first.
 std::vector<std::string> available_isas();
 
+/// Types of the devices that there are kernels for, as torch calls them: "cpu", and "cuda" where
+/// the CUDA backend was built.
+std::vector<std::string> device_types();
+
 /// version (mlcalib/version.hpp), torch (built with), compiler, build type, cuda ("none", or
 /// version and architectures).
 std::map<std::string, std::string> build_info();

@@ -3,6 +3,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <atomic>
 #include <map>
 #include <memory>
 #include <mlcalib/export.hpp>
@@ -51,12 +52,17 @@ class Statistic {
 
   /// Adds the tokens of x [..., channels], float32, bfloat16 or float16; `reference`, of x's shape,
   /// holds the float model's activations for the same tokens. The first tokens decide on which
-  /// device the statistic is. Throws ValueError for NaN or Inf, for tokens on another device and
-  /// for a reference that is needed and not given, and then has added nothing.
+  /// device the statistic is. Throws ValueError for tokens on another device and for a reference
+  /// that is needed and not given, and then has added nothing. NaN and Inf are a ValueError too: on
+  /// the CPU of the update, which then has added nothing; on a GPU, which is not waited for, of
+  /// whatever reads the statistic next (check_finite, state, view, losses).
   void update(const at::Tensor& x, const at::Tensor& reference = {});
-  /// *this += weight · other. An empty one changes nothing. Throws ValueError for another kind,
-  /// number of channels or device, for channels that were rescaled by other factors, and for
-  /// extremes with a negative weight; nothing has changed then.
+  /// Throws ValueError where tokens held NaN or Inf that no update has found, and waits for the
+  /// device if there are tokens that were not looked at. Such a statistic stays unusable.
+  void check_finite() const;
+  /// *this += weight · other, and so is what check_finite finds. An empty one changes nothing.
+  /// Throws ValueError for another kind, number of channels or device, for channels that were
+  /// rescaled by other factors, and for extremes with a negative weight; nothing has changed then.
   void merge(const Statistic& other, double weight = 1.0);
   /// As if every activation had been multiplied, channel by channel, by factors [channels]. Throws
   /// ValueError unless they are positive and finite.
@@ -77,11 +83,10 @@ class Statistic {
   bool begun() const { return !kept_.empty(); }
   /// The tensor of a part: contiguous, or in the device's own layout where it is symmetric.
   const at::Tensor& kept(size_t part) const { return kept_[part]; }
-  /// Held by who reads what is kept.
-  std::shared_lock<std::shared_mutex> reading() const { return std::shared_lock(mutex_); }
+  /// Held by who reads what is kept, which is finite: throws as check_finite does.
+  std::shared_lock<std::shared_mutex> reading() const;
 
-  /// x: [tokens, channels], checked and finite, as is the reference, undefined where none was
-  /// given.
+  /// x: [tokens, channels], checked, as is the reference, undefined where none was given.
   virtual void add(const at::Tensor& x, const at::Tensor& reference) = 0;
   /// Multiplies the tensors of all parts in place; factors float32 [channels], positive.
   virtual void multiply(const std::vector<at::Tensor>& tensors, const at::Tensor& factors) = 0;
@@ -96,12 +101,15 @@ class Statistic {
   void check_mergeable(const Statistic& other) const;
   void check_state(const TensorMap& state) const;
   TensorMap show(bool copies) const;
+  void add_nonfinite(const at::Tensor& count);
 
   std::string name_;
   int64_t channels_;
   std::vector<Part> parts_;
   std::vector<at::Tensor> kept_;
   double tokens_ = 0;
+  at::Tensor nonfinite_;  // int64 [1], where the tokens are: NaN and Inf that no update looked for
+  mutable std::atomic<bool> known_finite_ = true;  // nonfinite_ was read, and is 0
   mutable std::shared_mutex mutex_;
 };
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <ATen/Parallel.h>
+#include <ATen/TensorOperators.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 
@@ -119,7 +120,7 @@ at::Tensor gram_unpack_cpu(const at::Tensor& sums, int64_t channels) {
 
 // Tiles off the diagonal count twice. Of those on it each row from the diagonal on: what stands
 // before is not kept.
-double gram_dot_cpu(const at::Tensor& a, const at::Tensor& b, int64_t channels) {
+double gram_dot(const at::Tensor& a, const at::Tensor& b, int64_t channels) {
   const float* left = a.const_data_ptr<float>();
   const float* right = b.const_data_ptr<float>();
   std::vector<double> sums(tiles_of(channels));
@@ -136,6 +137,23 @@ double gram_dot_cpu(const at::Tensor& a, const at::Tensor& b, int64_t channels) 
     }
   });
   return std::accumulate(sums.begin(), sums.end(), 0.0);
+}
+
+std::vector<double> gram_losses_cpu(const at::Tensor& change,
+                                    const std::vector<at::Tensor>& grams) {
+  const int64_t channels = change.size(1);
+  const at::Tensor sums = gram_sums_cpu(channels, change.device());
+  gram_update_cpu(sums, change);
+  std::vector<double> losses;
+  for (const at::Tensor& gram : grams) losses.push_back(gram_dot(sums, gram, channels));
+  return losses;
+}
+
+// The difference before the product: both Grams are far larger than what they differ by.
+void deviation_update_cpu(const at::Tensor& deviation, const at::Tensor& x,
+                          const at::Tensor& reference) {
+  const at::Tensor rows = x.to(at::kFloat);
+  deviation.addmm_((reference.to(at::kFloat) - rows).t(), rows);
 }
 
 double dot_cpu(const at::Tensor& a, const at::Tensor& b) {
@@ -156,7 +174,8 @@ const bool gram_installed = piece_tokens_stub.install(at::kCPU, &piece_tokens_cp
                             gram_update_stub.install(at::kCPU, &gram_update_cpu) &&
                             gram_pack_stub.install(at::kCPU, &gram_pack_cpu) &&
                             gram_unpack_stub.install(at::kCPU, &gram_unpack_cpu) &&
-                            gram_dot_stub.install(at::kCPU, &gram_dot_cpu) &&
+                            gram_losses_stub.install(at::kCPU, &gram_losses_cpu) &&
+                            deviation_update_stub.install(at::kCPU, &deviation_update_cpu) &&
                             dot_stub.install(at::kCPU, &dot_cpu);
 
 }  // namespace

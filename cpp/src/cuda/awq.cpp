@@ -46,8 +46,8 @@ class Search {
                             .columns = columns_,
                             .width = group_width(problem_.spec, columns_),
                             .shape = grid_shape(problem_.spec),
-                            .error = error_.data_ptr<float>(),
-                            .sum = sum_.data_ptr<float>()},
+                            .error = cuda::pointer<float>(error_),
+                            .sum = cuda::pointer<float>(sum_)},
                            stream);
       });
       const at::Tensor sketched = at::mm(error_.narrow(0, 0, rows), problem_.sketch.t());
@@ -72,7 +72,7 @@ at::Tensor awq_scores_cuda(const AwqProblem& problem) {
   return scores.to(at::kCPU);
 }
 
-const bool awq_installed = awq_scores_stub.install(at::kCUDA, &awq_scores_cuda);
+const bool awq_installed = awq_scores_stub.install(cuda::kDevice, &awq_scores_cuda);
 
 }  // namespace
 }  // namespace mlcalib

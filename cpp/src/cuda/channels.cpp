@@ -18,7 +18,7 @@ cuda::Element element_of(const at::Tensor& x) {
 
 /// x [tokens, channels], whose channels are contiguous.
 cuda::Activations activations(const at::Tensor& x) {
-  return {.data = x.const_data_ptr(),
+  return {.data = cuda::pointer<const void>(x),
           .element = element_of(x),
           .tokens = x.size(0),
           .channels = x.size(1),
@@ -33,29 +33,39 @@ void moments_update_cuda(const at::Tensor& sum, const at::Tensor& absolute,
                          const at::Tensor& square, const at::Tensor& x) {
   const at::Tensor rows = with_contiguous_channels(x);
   cuda::on_device_of(x, [&](cudaStream_t stream) {
-    cuda::moments_update(activations(rows), sum.data_ptr<double>(), absolute.data_ptr<double>(),
-                         square.data_ptr<double>(), stream);
+    cuda::moments_update(activations(rows), cuda::pointer<double>(sum),
+                         cuda::pointer<double>(absolute), cuda::pointer<double>(square), stream);
   });
 }
 
 void range_update_cuda(const at::Tensor& low, const at::Tensor& high, const at::Tensor& x) {
   const at::Tensor rows = with_contiguous_channels(x);
   cuda::on_device_of(x, [&](cudaStream_t stream) {
-    cuda::range_update(activations(rows), low.data_ptr<float>(), high.data_ptr<float>(), stream);
+    cuda::range_update(activations(rows), cuda::pointer<float>(low), cuda::pointer<float>(high),
+                       stream);
   });
 }
 
 void histogram_update_cuda(const at::Tensor& counts, const at::Tensor& unit, const at::Tensor& x) {
   const at::Tensor rows = with_contiguous_channels(x);
   cuda::on_device_of(x, [&](cudaStream_t stream) {
-    cuda::histogram_update(activations(rows), unit.const_data_ptr<float>(),
-                           counts.data_ptr<double>(), stream);
+    cuda::histogram_update(activations(rows), cuda::pointer<const float>(unit),
+                           cuda::pointer<double>(counts), stream);
   });
 }
 
-const bool channels_installed = moments_update_stub.install(at::kCUDA, &moments_update_cuda) &&
-                                range_update_stub.install(at::kCUDA, &range_update_cuda) &&
-                                histogram_update_stub.install(at::kCUDA, &histogram_update_cuda);
+void count_nonfinite_cuda(const at::Tensor& found, const at::Tensor& x) {
+  const at::Tensor rows = with_contiguous_channels(x);
+  cuda::on_device_of(x, [&](cudaStream_t stream) {
+    cuda::count_nonfinite(activations(rows), cuda::pointer<int64_t>(found), stream);
+  });
+}
+
+const bool channels_installed =
+    moments_update_stub.install(cuda::kDevice, &moments_update_cuda) &&
+    range_update_stub.install(cuda::kDevice, &range_update_cuda) &&
+    histogram_update_stub.install(cuda::kDevice, &histogram_update_cuda) &&
+    count_nonfinite_stub.install(cuda::kDevice, &count_nonfinite_cuda);
 
 }  // namespace
 }  // namespace mlcalib

@@ -1,29 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
-// Tensors as the kernels take them, and the launch on their device's current stream.
+// Tensors as the kernels take them.
 #pragma once
 
 #include <ATen/core/Tensor.h>
-#include <c10/cuda/CUDAException.h>
-#include <c10/cuda/CUDAGuard.h>
 
 #include <mlcalib/grid.hpp>
+#include <on_device.hpp>
 #include <tuple>
 
 #include "kernels/kernels.hpp"
 
 namespace mlcalib::cuda {
 
-/// Runs launch(stream) on the device of `tensor`, which becomes the current one meanwhile.
-template <class Launch>
-void on_device_of(const at::Tensor& tensor, const Launch& launch) {
-  const c10::cuda::CUDAGuard guard(tensor.device());
-  launch(c10::cuda::getCurrentCUDAStream().stream());
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
-}
-
 /// The data of a float32 tensor, or null where it is undefined.
 inline const float* data(const at::Tensor& tensor) {
-  return tensor.defined() ? tensor.const_data_ptr<float>() : nullptr;
+  return tensor.defined() ? pointer<const float>(tensor) : nullptr;
 }
 
 /// What weighs the errors of columns; both undefined where errors count alike.

@@ -18,6 +18,10 @@
 namespace mlcalib {
 namespace {
 
+// Columns whose errors are fed back to all later ones in one product: as many as make it a large
+// one. Within such a panel small products feed back from block to block.
+constexpr int64_t kPanel = 1024;
+
 /// The state of one solve; matrices are [row][column], columns in the order visited.
 class Solve {
  public:
@@ -29,6 +33,7 @@ class Solve {
         columns_(problem.weight.size(1)),
         weight_(problem.weight.index_select(1, problem.visits)),
         error_(at::empty({rows_, columns_}, weight_.options())),
+        feedback_(at::zeros({rows_, columns_}, weight_.options())),
         codes_(at::empty({rows_, columns_}, weight_.options().dtype(at::kByte))),
         energy_(at::zeros({rows_}, weight_.options().dtype(at::kDouble))),
         square_(at::zeros({rows_}, weight_.options().dtype(at::kDouble))),
@@ -56,6 +61,7 @@ class Solve {
           std::min(running_ ? group_end : columns_, std::min(first + block, columns_));
       solve_block(first, last - first);
       first = last;
+      if (first - panel_ >= kPanel && first < columns_) feed_back(first);
     }
     return {.codes = at::empty_like(codes_).index_copy_(1, problem_.visits, codes_),
             .energy = energy_,
@@ -96,11 +102,9 @@ class Solve {
     const int64_t count = last - first, group = problem_.group_of[first];
     at::Tensor held = weight_.narrow(1, first, count);
     if (first > 0) {
-      const at::Tensor feedback =
-          at::mm(error_.narrow(1, 0, first), factor(0, first, first, count));
-      held = held + at::linalg_solve_triangular(factor(first, count, first, count), feedback,
-                                                /*upper=*/true, /*left=*/false,
-                                                /*unitriangular=*/true);
+      held = held + at::linalg_solve_triangular(factor(first, count, first, count),
+                                                feedback(first, count), /*upper=*/true,
+                                                /*left=*/false, /*unitriangular=*/true);
     }
     GridSpec row = spec_;
     row.group_size = kWholeRow;  // the columns held are one group
@@ -109,11 +113,27 @@ class Solve {
     zero_.narrow(1, group, 1).copy_(zero);
   }
 
+  // Of all errors so far to `count` columns from `first` on: those of the panel by a product of
+  // their own, what came before is there.
+  at::Tensor feedback(int64_t first, int64_t count) const {
+    const at::Tensor earlier = feedback_.narrow(1, first, count);
+    if (first == panel_) return earlier;
+    const int64_t solved = first - panel_;
+    return at::addmm(earlier, error_.narrow(1, panel_, solved),
+                     factor(panel_, solved, first, count));
+  }
+
+  // The panel ends at `first`: its errors to all columns from there on.
+  void feed_back(int64_t first) {
+    const int64_t solved = first - panel_, later = columns_ - first;
+    feedback_.narrow(1, first, later)
+        .addmm_(error_.narrow(1, panel_, solved), factor(panel_, solved, first, later));
+    panel_ = first;
+  }
+
   void solve_block(int64_t first, int64_t count) {
     const at::Tensor weight = weight_.narrow(1, first, count);
-    const at::Tensor target =
-        first == 0 ? weight
-                   : at::addmm(weight, error_.narrow(1, 0, first), factor(0, first, first, count));
+    const at::Tensor target = first == 0 ? weight : weight + feedback(first, count);
     const at::Tensor own = factor(first, count, first, count).contiguous();
     cuda::on_device_of(weight_, [&](cudaStream_t stream) {
       cuda::gptq_block({.weight = cuda::data(weight),
@@ -122,11 +142,11 @@ class Solve {
                         .diagonal = cuda::data(problem_.factor.diagonal) + first,
                         .scale = cuda::data(scale_),
                         .zero = cuda::data(zero_),
-                        .group_of = group_of_.const_data_ptr<int64_t>() + first,
-                        .error = error_.data_ptr<float>() + first,
-                        .codes = codes_.data_ptr<uint8_t>() + first,
-                        .energy = energy_.data_ptr<double>(),
-                        .square = square_.data_ptr<double>(),
+                        .group_of = cuda::pointer<const int64_t>(group_of_) + first,
+                        .error = cuda::pointer<float>(error_) + first,
+                        .codes = cuda::pointer<uint8_t>(codes_) + first,
+                        .energy = cuda::pointer<double>(energy_),
+                        .square = cuda::pointer<double>(square_),
                         .rows = rows_,
                         .columns = count,
                         .stride = columns_,
@@ -141,7 +161,8 @@ class Solve {
   const GridSpec& spec_;
   const bool running_;
   int64_t rows_, columns_;
-  at::Tensor weight_, error_, codes_, energy_, square_, group_of_, scale_, zero_;
+  int64_t panel_ = 0;  // its first column
+  at::Tensor weight_, error_, feedback_, codes_, energy_, square_, group_of_, scale_, zero_;
 };
 
 // Cholesky of the row- and column-reversed H gives the upper factor without an inverse; its rows
@@ -159,8 +180,8 @@ Factor factorize_cuda(const at::Tensor& gram, const at::Tensor& visits, double a
 
 GptqSolution gptq_cuda(const GptqProblem& problem) { return Solve(problem).run(); }
 
-const bool gptq_installed =
-    factorize_stub.install(at::kCUDA, &factorize_cuda) && gptq_stub.install(at::kCUDA, &gptq_cuda);
+const bool gptq_installed = factorize_stub.install(cuda::kDevice, &factorize_cuda) &&
+                            gptq_stub.install(cuda::kDevice, &gptq_cuda);
 
 }  // namespace
 }  // namespace mlcalib

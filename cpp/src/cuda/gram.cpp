@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The Gram's products are cuBLAS's: tensor cores with float32 sums for bfloat16 and float16,
-// float32 without TF32 else.
+// Grams and what is measured with them. Products are cuBLAS's: tensor cores with float32 sums for
+// bfloat16 and float16, float32 without TF32 for a Gram of float32.
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/empty.h>
@@ -10,12 +10,13 @@
 
 #include "../stubs.hpp"
 #include "device.hpp"
+#include "terms.hpp"
 
 namespace mlcalib {
 namespace {
 
-// Tokens summed in one product: few enough that the tensor cores' sums, which truncate, do not
-// drift.
+// Tokens summed in one product (as in statistics/joined.py): few enough that the tensor cores'
+// sums, which truncate, do not drift.
 constexpr int64_t kTokens = 4096;
 
 // Rows of one product. Each covers the columns from its first row on: the part below the diagonal
@@ -29,22 +30,57 @@ at::Tensor gram_sums_cuda(int64_t channels, at::Device device) {
   return at::zeros({channels, channels}, at::TensorOptions(at::kFloat).device(device));
 }
 
-void gram_update_cuda(const at::Tensor& gram, const at::Tensor& x) {
-  const int64_t channels = gram.size(0);
-  for (int64_t token = 0; token < x.size(0); token += kTokens) {
-    const at::Tensor tokens = x.narrow(0, token, std::min(kTokens, x.size(0) - token));
-    for (int64_t row = 0; row < channels; row += kRows) {
-      const int64_t rows = std::min(kRows, channels - row), columns = channels - row;
-      at::Tensor tile = gram.narrow(0, row, rows).narrow(1, row, columns);
-      const at::Tensor left = tokens.narrow(1, row, rows).t();
-      const at::Tensor right = tokens.narrow(1, row, columns);
-      if (x.scalar_type() == at::kFloat) {
-        at::addmm_out(tile, tile, left, right);
-      } else {
-        at::addmm_out(tile, tile, left, right, at::kFloat);
-      }
-    }
+// sum += leftᵀ right, in float32.
+void add_product(at::Tensor sum, const at::Tensor& left, const at::Tensor& right) {
+  if (left.scalar_type() == at::kFloat) {
+    at::addmm_out(sum, sum, left.t(), right);
+  } else {
+    at::addmm_out(sum, sum, left.t(), right, at::kFloat);
   }
+}
+
+// Calls run(first, count) with the tokens that one product sums.
+template <class Run>
+void for_each_piece(int64_t tokens, const Run& run) {
+  for (int64_t token = 0; token < tokens; token += kTokens) {
+    run(token, std::min(kTokens, tokens - token));
+  }
+}
+
+// The upper triangle of gram += leftᵀ right, which is symmetric or becomes so; block by block of
+// rows.
+void add_triangle(const at::Tensor& gram, const at::Tensor& left, const at::Tensor& right) {
+  const int64_t channels = gram.size(0);
+  for (int64_t row = 0; row < channels; row += kRows) {
+    const int64_t rows = std::min(kRows, channels - row), columns = channels - row;
+    add_product(gram.narrow(0, row, rows).narrow(1, row, columns), left.narrow(1, row, rows),
+                right.narrow(1, row, columns));
+  }
+}
+
+void gram_update_cuda(const at::Tensor& gram, const at::Tensor& x) {
+  for_each_piece(x.size(0), [&](int64_t first, int64_t count) {
+    const at::Tensor tokens = x.narrow(0, first, count);
+    add_triangle(gram, tokens, tokens);
+  });
+}
+
+void deviation_update_cuda(const at::Tensor& deviation, const at::Tensor& x,
+                           const at::Tensor& reference) {
+  for_each_piece(x.size(0), [&](int64_t first, int64_t count) {
+    const at::Tensor tokens = x.narrow(0, first, count);
+    // The difference before the product: both Grams are far larger than what they differ by.
+    const at::Tensor change =
+        reference.narrow(0, first, count).to(at::kFloat) - tokens.to(at::kFloat);
+    if (x.scalar_type() == at::kFloat) {
+      add_product(deviation, change, tokens);
+      return;
+    }
+    cuda::for_each_product(cuda::terms_of(change), cuda::terms_of(tokens),
+                           [&](const at::Tensor& left, const at::Tensor& right) {
+                             add_product(deviation, left, right);
+                           });
+  });
 }
 
 // Contiguous: the triangles are told apart by where they lie.
@@ -54,30 +90,61 @@ at::Tensor gram_pack_cuda(const at::Tensor& gram) {
 
 at::Tensor gram_unpack_cuda(const at::Tensor& sums, int64_t channels) {
   at::Tensor gram = sums.clone();
-  cuda::on_device_of(
-      gram, [&](cudaStream_t stream) { cuda::mirror(gram.data_ptr<float>(), channels, stream); });
+  cuda::on_device_of(gram, [&](cudaStream_t stream) {
+    cuda::mirror(cuda::pointer<float>(gram), channels, stream);
+  });
   return gram;
 }
 
 double dot_cuda(const at::Tensor& a, const at::Tensor& b) {
   const at::Tensor sums = at::empty({cuda::dot_sums(a.numel())}, a.options().dtype(at::kDouble));
   cuda::on_device_of(a, [&](cudaStream_t stream) {
-    cuda::dot(cuda::data(a), cuda::data(b), a.numel(), sums.data_ptr<double>(), stream);
+    cuda::dot(cuda::data(a), cuda::data(b), a.numel(), cuda::pointer<double>(sums), stream);
   });
   return sums.sum().item<double>();
 }
 
-double gram_dot_cuda(const at::Tensor& a, const at::Tensor& b, int64_t channels) {
-  return dot_cuda(gram_unpack_cuda(a, channels), gram_unpack_cuda(b, channels));
+// DᵀD of a change [rows, channels]: its upper triangle.
+at::Tensor squared(const at::Tensor& change) {
+  const at::Tensor square = gram_sums_cuda(change.size(1), change.device());
+  for_each_piece(change.size(0), [&](int64_t first, int64_t count) {
+    const cuda::Terms terms = cuda::terms_of(change.narrow(0, first, count));
+    cuda::for_each_product(terms, terms, [&](const at::Tensor& left, const at::Tensor& right) {
+      add_triangle(square, left, right);
+    });
+  });
+  return square;
 }
 
-const bool gram_installed = piece_tokens_stub.install(at::kCUDA, &piece_tokens_cuda) &&
-                            gram_sums_stub.install(at::kCUDA, &gram_sums_cuda) &&
-                            gram_update_stub.install(at::kCUDA, &gram_update_cuda) &&
-                            gram_pack_stub.install(at::kCUDA, &gram_pack_cuda) &&
-                            gram_unpack_stub.install(at::kCUDA, &gram_unpack_cuda) &&
-                            gram_dot_stub.install(at::kCUDA, &gram_dot_cuda) &&
-                            dot_stub.install(at::kCUDA, &dot_cuda);
+// The device is waited for once, for the losses of all Grams.
+std::vector<double> gram_losses_cuda(const at::Tensor& change,
+                                     const std::vector<at::Tensor>& grams) {
+  const at::Tensor square = squared(change);
+  const int64_t channels = square.size(0), parts = cuda::triangle_dot_sums(channels);
+  const auto count = static_cast<int64_t>(grams.size());
+  const at::Tensor sums = at::empty({count, parts}, square.options().dtype(at::kDouble));
+  for (int64_t first = 0; first < count; first += cuda::TriangleDots::kGrams) {
+    cuda::TriangleDots dots{};
+    dots.square = cuda::data(square);
+    dots.count = static_cast<int>(std::min<int64_t>(count - first, cuda::TriangleDots::kGrams));
+    for (int i = 0; i < dots.count; ++i) dots.grams[i] = cuda::data(grams[first + i]);
+    dots.channels = channels;
+    dots.sums = cuda::pointer<double>(sums) + first * parts;
+    cuda::on_device_of(square, [&](cudaStream_t stream) { cuda::triangle_dots(dots, stream); });
+  }
+  const at::Tensor host = sums.sum(1).to(at::kCPU);
+  const double* losses = host.const_data_ptr<double>();
+  return {losses, losses + count};
+}
+
+const bool gram_installed = piece_tokens_stub.install(cuda::kDevice, &piece_tokens_cuda) &&
+                            gram_sums_stub.install(cuda::kDevice, &gram_sums_cuda) &&
+                            gram_update_stub.install(cuda::kDevice, &gram_update_cuda) &&
+                            gram_pack_stub.install(cuda::kDevice, &gram_pack_cuda) &&
+                            gram_unpack_stub.install(cuda::kDevice, &gram_unpack_cuda) &&
+                            gram_losses_stub.install(cuda::kDevice, &gram_losses_cuda) &&
+                            deviation_update_stub.install(cuda::kDevice, &deviation_update_cuda) &&
+                            dot_stub.install(cuda::kDevice, &dot_cuda);
 
 }  // namespace
 }  // namespace mlcalib

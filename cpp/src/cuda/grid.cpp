@@ -23,14 +23,14 @@ std::tuple<at::Tensor, at::Tensor> fit(const at::Tensor& weight, const ErrorWeig
               .importance = data(weights.importance),
               .gram = data(weights.gram),
               .gram_stride = by_block ? weights.gram.stride(0) : 0,
-              .scratch = scratch.data_ptr<float>(),
+              .scratch = cuda::pointer<float>(scratch),
               .rows = rows,
               .columns = columns,
               .stride = columns,
               .width = width,
               .shape = grid_shape(spec),
-              .scale = scale.data_ptr<float>(),
-              .zero = zero.data_ptr<float>()},
+              .scale = cuda::pointer<float>(scale),
+              .zero = cuda::pointer<float>(zero)},
              stream);
   });
   return {scale, zero};
@@ -54,7 +54,7 @@ template <class Run>
 void with_levels(const at::Tensor& matrix, const Grid& grid, const Run& run) {
   const at::Tensor scale = grid.scale.contiguous(), zero = grid.zero.contiguous();
   const int64_t columns = matrix.size(1);
-  const cuda::Levels levels{scale.const_data_ptr<float>(), zero.const_data_ptr<uint8_t>(),
+  const cuda::Levels levels{cuda::pointer<const float>(scale), cuda::pointer<const uint8_t>(zero),
                             matrix.size(0), columns, group_width(grid.spec, columns)};
   cuda::on_device_of(matrix, [&](cudaStream_t stream) { run(levels, stream); });
 }
@@ -63,7 +63,7 @@ at::Tensor quantize_cuda(const at::Tensor& weight, const Grid& grid) {
   at::Tensor codes = at::empty_like(weight, weight.options().dtype(at::kByte));
   with_levels(weight, grid, [&](const cuda::Levels& levels, cudaStream_t stream) {
     cuda::quantize(cuda::data(weight), levels, static_cast<float>(grid.spec.max_code()),
-                   codes.data_ptr<uint8_t>(), stream);
+                   cuda::pointer<uint8_t>(codes), stream);
   });
   return codes;
 }
@@ -71,14 +71,15 @@ at::Tensor quantize_cuda(const at::Tensor& weight, const Grid& grid) {
 at::Tensor dequantize_cuda(const at::Tensor& codes, const Grid& grid) {
   at::Tensor weight = at::empty_like(codes, codes.options().dtype(at::kFloat));
   with_levels(codes, grid, [&](const cuda::Levels& levels, cudaStream_t stream) {
-    cuda::dequantize(codes.const_data_ptr<uint8_t>(), levels, weight.data_ptr<float>(), stream);
+    cuda::dequantize(cuda::pointer<const uint8_t>(codes), levels, cuda::pointer<float>(weight),
+                     stream);
   });
   return weight;
 }
 
-const bool grid_installed = fit_grid_stub.install(at::kCUDA, &fit_grid_cuda) &&
-                            quantize_stub.install(at::kCUDA, &quantize_cuda) &&
-                            dequantize_stub.install(at::kCUDA, &dequantize_cuda);
+const bool grid_installed = fit_grid_stub.install(cuda::kDevice, &fit_grid_cuda) &&
+                            quantize_stub.install(cuda::kDevice, &quantize_cuda) &&
+                            dequantize_stub.install(cuda::kDevice, &dequantize_cuda);
 
 }  // namespace
 }  // namespace mlcalib

@@ -13,8 +13,8 @@ at::Tensor pack_cuda(const at::Tensor& codes, int64_t bits) {
                 words = divide_up(columns * bits, 32);
   at::Tensor packed = at::empty({rows, words}, codes.options().dtype(at::kInt));
   cuda::on_device_of(codes, [&](cudaStream_t stream) {
-    cuda::pack(codes.const_data_ptr<uint8_t>(), rows, columns, bits,
-               reinterpret_cast<uint32_t*>(packed.data_ptr<int32_t>()), stream);
+    cuda::pack(cuda::pointer<const uint8_t>(codes), rows, columns, bits,
+               reinterpret_cast<uint32_t*>(cuda::pointer<int32_t>(packed)), stream);
   });
   return packed;
 }
@@ -22,14 +22,14 @@ at::Tensor pack_cuda(const at::Tensor& codes, int64_t bits) {
 at::Tensor unpack_cuda(const at::Tensor& packed, int64_t bits, int64_t columns) {
   at::Tensor codes = at::empty({packed.size(0), columns}, packed.options().dtype(at::kByte));
   cuda::on_device_of(packed, [&](cudaStream_t stream) {
-    cuda::unpack(reinterpret_cast<const uint32_t*>(packed.const_data_ptr<int32_t>()),
-                 packed.size(0), columns, bits, codes.data_ptr<uint8_t>(), stream);
+    cuda::unpack(reinterpret_cast<const uint32_t*>(cuda::pointer<const int32_t>(packed)),
+                 packed.size(0), columns, bits, cuda::pointer<uint8_t>(codes), stream);
   });
   return codes;
 }
 
-const bool packing_installed =
-    pack_stub.install(at::kCUDA, &pack_cuda) && unpack_stub.install(at::kCUDA, &unpack_cuda);
+const bool packing_installed = pack_stub.install(cuda::kDevice, &pack_cuda) &&
+                               unpack_stub.install(cuda::kDevice, &unpack_cuda);
 
 }  // namespace
 }  // namespace mlcalib

@@ -2,6 +2,7 @@
 #include <ATen/TensorOperators.h>
 
 #include "../statistic_registry.hpp"
+#include "../stubs.hpp"
 
 namespace mlcalib {
 namespace {
@@ -18,9 +19,7 @@ class Deviation final : public Statistic {
 
  protected:
   void add(const at::Tensor& x, const at::Tensor& reference) override {
-    const at::Tensor rows = x.to(at::kFloat);
-    // The difference before the product: both Grams are far larger than what they differ by.
-    kept(0).addmm_((reference.to(at::kFloat) - rows).t(), rows);
+    deviation_update_stub(x.device().type(), kept(0), x, reference);
   }
 
   void multiply(const std::vector<at::Tensor>& tensors, const at::Tensor& factors) override {

@@ -3,7 +3,6 @@
 
 #include <ATen/TensorOperators.h>
 
-#include "../check.hpp"
 #include "../statistic_registry.hpp"
 #include "../stubs.hpp"
 
@@ -21,21 +20,16 @@ void Gram::multiply(const std::vector<at::Tensor>& tensors, const at::Tensor& fa
   tensors.front().mul_(factors).mul_(factors.unsqueeze(1));
 }
 
-double Gram::dot(const at::Tensor& sums) const {
-  const std::shared_lock lock = reading();
-  if (!begun()) return 0;
-  check_device(kept(0), "a Gram", sums, "the change");
-  return gram_dot_stub(sums.device().type(), sums, kept(0), channels());
-}
-
-at::Tensor gram_sums_of(const at::Tensor& x) {
-  at::Tensor sums = gram_sums_stub(x.device().type(), x.size(1), x.device());
-  gram_update_stub(x.device().type(), sums, x);
-  return sums;
+Gram::Held Gram::held() const {
+  std::shared_lock lock = reading();
+  return {.lock = std::move(lock), .sums = begun() ? kept(0) : at::Tensor()};
 }
 
 at::Tensor gram_of(const at::Tensor& x) {
-  return gram_unpack_stub(x.device().type(), gram_sums_of(x), x.size(1));
+  const c10::DeviceType device = x.device().type();
+  const at::Tensor sums = gram_sums_stub(device, x.size(1), x.device());
+  gram_update_stub(device, sums, x);
+  return gram_unpack_stub(device, sums, x.size(1));
 }
 
 namespace {

@@ -60,6 +60,7 @@ def checkpoint_record(
     scales: Mapping[str, Mapping[str, float]],
     expert_tokens: Mapping[str, Mapping[str, int]],
     seconds: Mapping[str, float],
+    device: str,
 ) -> dict[str, Any]:
     """Return the content of ``mlcalib.json``; JSON types.
 
@@ -70,6 +71,7 @@ def checkpoint_record(
         scales: source of a scale group → how its scales were found.
         expert_tokens: expert → language → calibration tokens that were routed to it.
         seconds: phase → time.
+        device: what blocks ran on: ``cpu``, or the name of a GPU.
     """
     record = {
         "mlcalib": _core.build_info()["version"],
@@ -79,6 +81,7 @@ def checkpoint_record(
         },
         "isa": _core.isa(),
         "threads": torch.get_num_threads(),
+        "device": device,
         "recipe": dict(recipe),
         "calibration": None if calibration is None else calibration.describe(),
         "layers": dict(layers),

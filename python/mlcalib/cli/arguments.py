@@ -55,6 +55,13 @@ WindowBos = Annotated[
 ]
 Dtype = Annotated[str, typer.Option(help=DTYPE)]
 Device = Annotated[str, typer.Option(help=DEVICE)]
+Memory = Annotated[
+    float | None,
+    typer.Option(
+        help="GB that the run may take on its device. By default nine tenths of what is free. "
+        "Where that is too little, it says what it does without; the result is the same."
+    ),
+]
 
 
 def say_device(asked: str) -> None:

@@ -9,9 +9,11 @@ from mlcalib.cli.arguments import (
     DTYPE,
     MODEL,
     Corpus,
+    Device,
     Languages,
     Separator,
     WindowBos,
+    say_device,
     unescape,
 )
 from mlcalib.cli.benchmarks import (
@@ -50,6 +52,7 @@ def evaluate(
         str,
         typer.Option(help=f"{DTYPE} On a CPU with AMX, auto is bfloat16 for all models."),
     ] = "auto",
+    device: Device = "auto",
     fidelity: Annotated[
         bool,
         typer.Option(
@@ -78,6 +81,14 @@ def evaluate(
             "beside it. 'mlcalib report' turns them into tables and tests."
         ),
     ] = None,
+    plan: Annotated[
+        bool,
+        typer.Option(
+            "--plan",
+            help="Only print what the models take of the device's memory, and how many sequences "
+            "run at once.",
+        ),
+    ] = False,
     card: Annotated[
         bool,
         typer.Option(
@@ -95,16 +106,28 @@ def evaluate(
     import mlcalib
     from mlcalib.common.files import check_file, check_folder
     from mlcalib.evaluation import definition, evaluation_dtype, evaluation_seq_len
+    from mlcalib.evaluation.batching import plan_evaluation
     from mlcalib.evaluation.fidelity import DEFINITION
+    from mlcalib.models.device import choose_device
     from mlcalib.models.loading import load_tokenizer
     from mlcalib.report import markdown, perplexity_table, rise_table, write_model_card
     from mlcalib.report.tables.fidelity import fidelity_table
     from mlcalib.results.rows import write_results
 
+    say_device(device)
+    place = choose_device(device)
+    if plan:
+        computed, length = (
+            evaluation_dtype(models, dtype, place),
+            evaluation_seq_len(models, seq_len),
+        )
+        for model in models:
+            typer.echo(plan_evaluation(model, computed, place, length))
+        return
     if out is not None:
         check_file(out)
-    for place in filter(None, (cache, generations)):
-        check_folder(place)
+    for kept in filter(None, (cache, generations)):
+        check_folder(kept)
     separator = unescape(separator)
     needing = [name for name, on in (("--fidelity", fidelity), ("--card", card)) if on]
     perplexity = check_needs(tasks, needing=needing)
@@ -124,6 +147,7 @@ def evaluate(
         limit=limit,
         sentencepiece=sentencepiece,
         cache=cache,
+        device=device,
     )
     if generations is not None:
         write_generations(rows, generations)
@@ -146,7 +170,7 @@ def evaluate(
         separator=separator,
         window_bos=window_bos,
     )
-    if (computed := evaluation_dtype(models, dtype)) != dtype:
+    if (computed := evaluation_dtype(models, dtype, place)) != dtype:
         how += f" Computed in {computed} (this CPU has AMX)."
     if fidelity:
         typer.echo(f"\nFidelity to {models[0]}\n")

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mlcalib.cli.arguments import LANGUAGES, Dtype
+from mlcalib.cli.arguments import LANGUAGES, Device, Dtype, say_device
 
 PROMPTS = (
     "The prompts: a JSONL or Parquet file with id, language and prompt, or with the fields of the "
@@ -44,6 +44,7 @@ def generate(
     max_tokens: MaxTokens = 256,
     batch_size: BatchSize = 1,
     dtype: Dtype = "auto",
+    device: Device = "auto",
 ) -> None:
     """Let a model answer prompts, for 'mlcalib judge' and 'mlcalib annotate'.
 
@@ -53,6 +54,15 @@ def generate(
     """
     from mlcalib.judging import generate, read_prompts
 
+    say_device(device)
     wanted = read_prompts(prompts, languages, limit=limit, seed=seed)
-    generate(model, wanted, out, max_tokens=max_tokens, batch_size=batch_size, dtype=dtype)
+    generate(
+        model,
+        wanted,
+        out,
+        max_tokens=max_tokens,
+        batch_size=batch_size,
+        dtype=dtype,
+        device=device,
+    )
     typer.echo(f"{len(wanted):,} answers in {out}")

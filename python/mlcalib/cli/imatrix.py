@@ -11,6 +11,7 @@ from mlcalib.cli.arguments import (
     Device,
     Dtype,
     Languages,
+    Memory,
     Separator,
     SeqLen,
     WindowBos,
@@ -49,7 +50,8 @@ def imatrix(
         ),
     ] = False,
     dtype: Dtype = "auto",
-    device: Device = "cpu",
+    device: Device = "auto",
+    memory: Memory = None,
 ) -> None:
     """Write an importance matrix for llama.cpp, from text in any mixture of languages.
 
@@ -76,6 +78,6 @@ def imatrix(
     typer.echo(f"separator: {calibration.separator}")
     if calibration.windows:
         typer.echo(f"every sequence begins with: {calibration.windows}")
-    found = mlcalib.imatrix(model, calibration, dtype=dtype, device=device)
+    found = mlcalib.imatrix(model, calibration, dtype=dtype, device=device, memory=memory)
     found.save(out)
     typer.echo(f"{len(found.statistics)} tensors written to {out}")

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mlcalib.cli.arguments import Dtype
+from mlcalib.cli.arguments import Device, Dtype, say_device
 
 if TYPE_CHECKING:
     from mlcalib.judging import Judge, PositionBias
@@ -64,6 +64,7 @@ def judge(
         int, typer.Option(help="How many questions are sent to a server at the same time.")
     ] = 4,
     dtype: Dtype = "auto",
+    device: Device = "auto",
     table: Annotated[
         Path | None, typer.Option(help="Write the win rates to this JSON file.")
     ] = None,
@@ -106,9 +107,11 @@ def judge(
     elif is_reward_model(model):
         if template is not None:
             raise ValueError(f"{model} is a reward model, which reads no --template; leave it out.")
-        by = RewardModelJudge(model, margin, dtype)
+        say_device(device)
+        by = RewardModelJudge(model, margin, dtype, device)
     else:
-        by = LanguageModelJudge(model, question, dtype)
+        say_device(device)
+        by = LanguageModelJudge(model, question, dtype, device)
     if margin and not isinstance(by, RewardModelJudge):
         raise ValueError(
             "--margin is only for reward models, and this judge is not one; leave it out."

@@ -12,6 +12,7 @@ from mlcalib.cli.arguments import (
     Device,
     Dtype,
     Languages,
+    Memory,
     Separator,
     SeqLen,
     WindowBos,
@@ -104,7 +105,8 @@ def quantize(
         str, typer.Option(help=FORMAT)
     ] = "compressed-tensors",
     dtype: Dtype = "auto",
-    device: Device = "cpu",
+    device: Device = "auto",
+    memory: Memory = None,
     hidden_states: Annotated[
         str,
         typer.Option(
@@ -119,6 +121,13 @@ def quantize(
             "It can be given several times."
         ),
     ] = None,
+    plan: Annotated[
+        bool,
+        typer.Option(
+            "--plan",
+            help="Only print what the run takes of the device's memory, and what it does without.",
+        ),
+    ] = False,
     option: Annotated[
         list[str] | None,
         typer.Option(
@@ -139,9 +148,10 @@ def quantize(
     from mlcalib.checkpoints.record import summary
     from mlcalib.common.files import check_output, parts_folder
     from mlcalib.quantization.overrides import parse_bits
+    from mlcalib.quantization.quantize_checkpoint import plan_checkpoint
     from mlcalib.quantizers import quantizers
 
-    if not parts_folder(out).is_dir():  # an unfinished run may be there
+    if not (plan or parts_folder(out).is_dir()):  # an unfinished run may be there
         check_output(out)
     say_device(device)
     width, overrides = parse_bits(bits or [])
@@ -174,21 +184,24 @@ def quantize(
             typer.echo(f"every sequence begins with: {calibration.windows}")
         return calibration
 
-    record = mlcalib.quantize_checkpoint(
-        model,
-        out,
-        read_text if kind.needs else None,
-        method=method,
-        propagate=propagate,  # type: ignore[arg-type]  # checked there
-        format=format,
-        dtype=dtype,
-        device=device,
-        hidden_states=hidden_states,  # type: ignore[arg-type]  # checked there
-        skip=skip or (),
-        overrides=overrides,
+    text = read_text if kind.needs else None
+    asked: dict[str, Any] = {
+        "method": method,
+        "propagate": propagate,
+        "format": format,
+        "dtype": dtype,
+        "device": device,
+        "memory": memory,
+        "hidden_states": hidden_states,
+        "skip": skip or (),
+        "overrides": overrides,
         **given,
         **further,
-    )
+    }
+    if plan:
+        typer.echo(plan_checkpoint(model, text, **asked).table())
+        return
+    record = mlcalib.quantize_checkpoint(model, out, text, **asked)
     typer.echo(summary(record))
     typer.echo(f"written to {out}")
 

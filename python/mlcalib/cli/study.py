@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mlcalib.cli.arguments import CORPUS, DEVICE, DTYPE
+from mlcalib.cli.arguments import CORPUS, DEVICE, DTYPE, Memory
 
 
 def study(
@@ -40,6 +40,7 @@ def study(
     device: Annotated[
         str | None, typer.Option(help=f"Replaces the device of the study. {DEVICE}")
     ] = None,
+    memory: Memory = None,
     hidden_states: Annotated[
         str | None,
         typer.Option(
@@ -60,6 +61,7 @@ def study(
         "tokens": tokens,
         "dtype": dtype,
         "device": device,
+        "memory": memory,
         "hidden_states": hidden_states,
     }
     changes = {key: value for key, value in given.items() if value is not None}

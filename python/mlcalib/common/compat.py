@@ -130,6 +130,25 @@ def forget_quantizer(model: "PreTrainedModel") -> None:
     model.hf_quantizer = None
 
 
+def remove_hooks(module: "nn.Module") -> None:
+    """Remove accelerate's hooks, which move what modules read between devices, if there are any."""
+    # accelerate's own name for what it leaves on a module.
+    if any(hasattr(each, "_hf_hook") for each in module.modules()):
+        from accelerate.hooks import remove_hook_from_submodules
+
+        remove_hook_from_submodules(module)
+
+
+def is_offloaded(module: "nn.Module") -> bool:
+    """Return whether accelerate brings weights of a module from elsewhere when they are needed."""
+    # An attribute of accelerate's AlignDevicesHook; several hooks are one with ``hooks``.
+    for each in module.modules():
+        hook = getattr(each, "_hf_hook", None)
+        if any(getattr(one, "offload", False) for one in getattr(hook, "hooks", [hook])):
+            return True
+    return False
+
+
 def fused_experts(module: nn.Module) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]] | None:
     """Return what transformers 5 keeps of all experts of a block; None where it is kept otherwise.
 

@@ -28,6 +28,7 @@ from mlcalib.evaluation.tasks.kept import run_subject
 from mlcalib.evaluation.text import eval_text
 from mlcalib.languages import LanguageSet, language_set
 from mlcalib.models.context import DEFAULT_SEQ_LEN
+from mlcalib.models.device import choose_device
 from mlcalib.results.rows import Results, joined
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ def evaluate(  # noqa: PLR0913 - options of one thing
     limit: int | None = None,
     sentencepiece: str | Path | None = None,
     cache: str | Path | None = None,
+    device: str = "auto",
     progress: bool = True,
 ) -> Evaluation:
     """Measure perplexity, fidelity to a float model, and benchmark tasks per language.
@@ -102,6 +104,9 @@ def evaluate(  # noqa: PLR0913 - options of one thing
         cache: a folder in which results are kept as soon as they are known. They are found again by
             the content of model and text, the options and the versions, so a call that was
             interrupted continues when it is repeated. None keeps nothing.
+        device: where models that are loaded here run: ``cpu``, ``cuda``, ``cuda:N``, or ``auto`` (a
+            GPU, where there is one and mlcalib was built for it). On a GPU as many windows run at
+            once as fit into its memory; see docs/evaluation.md.
         progress: whether to show progress bars.
 
     Returns:
@@ -132,9 +137,11 @@ def evaluate(  # noqa: PLR0913 - options of one thing
     codes = list(languages.weights)
     options: dict[str, Any] = {"data": data, "limit": limit, "sentencepiece": sentencepiece}
     check_data(benchmarks, codes, data)
-    computed = evaluation_dtype(models, dtype)
+    place = choose_device(device)
+    computed = evaluation_dtype(models, dtype, place)
     subjects = [
-        Subject(each, computed, tokenizer, name) for name, each in zip(names, models, strict=True)
+        Subject(each, computed, tokenizer, name, place)
+        for name, each in zip(names, models, strict=True)
     ]
     name_apart(subjects)
     perplexity = PERPLEXITY in wanted

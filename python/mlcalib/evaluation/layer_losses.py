@@ -34,7 +34,7 @@ def layer_losses(  # noqa: PLR0913 - what a measurement is made of
     separator: str | None = None,
     window_bos: bool = True,
     dtype: str = "auto",
-    device: str = "cpu",
+    device: str = "auto",
     progress: bool = True,
 ) -> list[LayerLosses]:
     """Measure the loss of every quantized linear in each language, on other text.
@@ -69,6 +69,7 @@ def layer_losses(  # noqa: PLR0913 - what a measurement is made of
         ValueError: there is no quantized model, one belongs to another float model, or there is too
             little text.
     """
+    choose_device(device)
     source = open_source(model, dtype).ready()
     _check(
         quantized, {name: each.weight for name, each in source.adapter.named_linears(source.model)}
@@ -85,7 +86,7 @@ def layer_losses(  # noqa: PLR0913 - what a measurement is made of
         propagate="float",
         stopwatch=Stopwatch(),
         description="layer losses" if progress else None,
-        device=choose_device(device),
+        device=device,
     )
     return losses.found
 

@@ -14,6 +14,7 @@ import torch
 from mlcalib.checkpoints.packed import load_to_run
 from mlcalib.evaluation import evaluation_dtype
 from mlcalib.evaluation.tasks.model import TaskModel
+from mlcalib.models.device import choose_device
 from mlcalib.models.loading import load_tokenizer
 
 _log = logging.getLogger(__name__)
@@ -26,8 +27,9 @@ class LoadedModel(TaskModel):
         pretrained: a folder in any format that mlcalib reads, a hub name, or a GGUF file.
         dtype: ``auto`` (bfloat16 on a CPU with AMX, elsewhere as stored), ``float32``,
             ``bfloat16`` or ``float16``.
-        device: e.g. ``cuda:0``. By default the CPU, which is also used if there is no CUDA device;
-            a warning then says so.
+        device: ``cpu``, ``cuda``, ``cuda:N``, or ``auto``, the default (a GPU, where there is one
+            and mlcalib was built for it). If torch sees no GPU it is the CPU; a warning then says
+            so.
         batch_size: as for ``TaskModel``.
         max_length: as for ``TaskModel``.
         options: options of lm-eval's ``hf``: ``max_batch_size``, ``add_bos_token``, ….
@@ -45,12 +47,12 @@ class LoadedModel(TaskModel):
         max_length: int | None = None,
         **options: Any,
     ) -> None:
-        place = torch.device(device or "cpu")
-        if place.type == "cuda" and not torch.cuda.is_available():  # lm-eval's command asks for it
+        asked = str(device or "auto")
+        if asked.startswith("cuda") and not torch.cuda.is_available():  # lm-eval's command asks
             _log.warning("there is no CUDA device here; the model runs on the CPU")
-            place = torch.device("cpu")
-        if place.type == "cpu":
-            dtype = evaluation_dtype([pretrained], dtype)
+            asked = "cpu"
+        place = choose_device(asked)
+        dtype = evaluation_dtype([pretrained], dtype, place)
         super().__init__(
             load_to_run(pretrained, dtype, place),
             load_tokenizer(pretrained),

@@ -9,6 +9,7 @@ never in memory together with a model that is compared with it.
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +17,9 @@ from torch import Tensor, nn
 
 from mlcalib.calibration_sets import Stream
 from mlcalib.common.errors import named
-from mlcalib.evaluation.perplexity import Scores, score
+from mlcalib.evaluation.batching import Batches
+from mlcalib.evaluation.perplexity import Logits, Scores, score
+from mlcalib.models.device import input_device
 from mlcalib.models.loading import shared_copy
 
 if TYPE_CHECKING:
@@ -35,9 +38,10 @@ class Reference:
         self._head = head
         self._states = states
 
-    def logits(self, language: str) -> Iterator[Tensor]:
-        """Return the logits [seq_len, vocabulary] of one window after the other."""
-        return (_replayed(self._head, window) for window in self._states(language))
+    def logits(self, language: str) -> Logits:
+        """Return what gives the logits of some windows of a language's text."""
+        states = self._states(language)
+        return lambda windows: _replayed(self._head, states[windows])
 
 
 def head_of(model: "PreTrainedModel") -> "PreTrainedModel":
@@ -54,7 +58,9 @@ def head_of(model: "PreTrainedModel") -> "PreTrainedModel":
 
 @contextmanager
 def recording(model: "PreTrainedModel") -> Iterator[list[Tensor]]:
-    """Record the hidden states [seq_len, hidden size] that the head reads in each forward.
+    """Record the hidden states [seq_len, hidden size] that the head reads of each window.
+
+    They are kept in the host's memory.
 
     Raises:
         NotImplementedError: see ``head_of``.
@@ -62,13 +68,22 @@ def recording(model: "PreTrainedModel") -> Iterator[list[Tensor]]:
     states: list[Tensor] = []
 
     def record(_: nn.Module, __: Any, output: Any) -> None:
-        states.append(output.last_hidden_state[0])
+        states.extend(output.last_hidden_state.cpu())
 
     handle = _base(model).register_forward_hook(record)
     try:
         yield states
     finally:
         handle.remove()
+
+
+def recorded_score(
+    model: "PreTrainedModel", text: Stream, batch: int = 1, *, tokens: int, seq_len: int
+) -> tuple[Scores, Tensor]:
+    """Score a model as ``score`` does; return its states too, [windows, seq_len, hidden size]."""
+    with recording(model) as recorded:
+        found = score(model, text, batch, tokens=tokens, seq_len=seq_len)
+    return found, torch.stack(recorded)
 
 
 def reference_of(
@@ -91,10 +106,11 @@ def reference_of(
     """
     states: dict[str, Tensor] = {}
     scores: dict[str, Scores] = {}
+    batches = Batches()
     for code, text in texts.items():
-        with named(f"language '{code}'"), recording(model) as recorded:
-            scores[code] = score(model, text, tokens=tokens, seq_len=seq_len)
-        states[code] = torch.stack(recorded)
+        run = partial(recorded_score, model, text, tokens=tokens, seq_len=seq_len)
+        with named(f"language '{code}'"):
+            scores[code], states[code] = batches.run(model, seq_len, run)
     return Reference(head_of(model), states.__getitem__), scores
 
 
@@ -118,11 +134,12 @@ def fidelity_of(
     Raises:
         ValueError: see ``score``; the message names the language.
     """
-    scores = {}
+    scores, batches = {}, Batches()
     for code, text in texts.items():
+        logits = reference.logits(code)
+        run = partial(score, model, text, tokens=tokens, seq_len=seq_len, reference=logits)
         with named(f"language '{code}'"):
-            logits = reference.logits(code)
-            scores[code] = score(model, text, tokens=tokens, seq_len=seq_len, reference=logits)
+            scores[code] = batches.run(model, seq_len, run)
     return scores
 
 
@@ -149,7 +166,8 @@ class _Replay(nn.Module):
 
 @torch.inference_mode()
 def _replayed(head: "PreTrainedModel", states: Tensor) -> Tensor:
-    head.base_model.states = states[None]
-    ids = torch.zeros(1, len(states), dtype=torch.int64)  # not looked at
-    logits: Tensor = head(input_ids=ids, use_cache=False).logits[0]
+    where = input_device(head)
+    head.base_model.states = states.to(where)
+    ids = torch.zeros(states.shape[:2], dtype=torch.int64, device=where)  # not looked at
+    logits: Tensor = head(input_ids=ids, use_cache=False).logits
     return logits

@@ -1,7 +1,8 @@
 """Scores models language by language; scores that the cache has are not measured again."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,9 +11,10 @@ from torch import Tensor
 from mlcalib.calibration_sets import Stream
 from mlcalib.common.errors import named
 from mlcalib.common.sha256 import tensors_sha256
+from mlcalib.evaluation.batching import Batches
 from mlcalib.evaluation.cache import Cache
-from mlcalib.evaluation.perplexity import Scores, score
-from mlcalib.evaluation.reference import Reference, head_of, recording
+from mlcalib.evaluation.perplexity import Logits, Scores, score
+from mlcalib.evaluation.reference import Reference, head_of, recorded_score
 from mlcalib.evaluation.subject import Subject
 from mlcalib.results.rows import versions
 
@@ -71,6 +73,7 @@ class Scorer:
         self._fidelity = fidelity
         self._allow_short = allow_short
         self._cache = cache
+        self._batches = Batches()
         self._reference: Subject | None = None
         self._texts: dict[str, Stream] = {}  # that the reference was scored on
         self._head: PreTrainedModel | None = None
@@ -119,12 +122,13 @@ class Scorer:
 
     def _record(self, subject: Subject, code: str, text: Stream) -> Scores:
         key = self._key(subject, code, text)
-        with recording(subject.model) as recorded:
-            found = self._score(subject, text)
+        scoring = {"tokens": self._count(text), "seq_len": self._seq_len}
+        run = partial(recorded_score, subject.model, text, **scoring)
+        found, states = self._batches.run(subject.model, self._seq_len, run)
         if self._cache is None:
-            self._states[code] = torch.stack(recorded)
+            self._states[code] = states
         else:
-            self._cache.put_tensor({**key, "task": STATES}, torch.stack(recorded))
+            self._cache.put_tensor({**key, "task": STATES}, states)
         return self._keep(key, found)
 
     def _prepare(self, subject: Subject, texts: Mapping[str, Stream]) -> None:
@@ -165,11 +169,10 @@ class Scorer:
         key = self._key(subject, code, text)
         return self._keep(key, found, self._divergence_key(subject, code, text))
 
-    def _score(
-        self, subject: Subject, text: Stream, reference: Iterable[Tensor] | None = None
-    ) -> Scores:
-        tokens = self._count(text)
-        return score(subject.model, text, tokens=tokens, seq_len=self._seq_len, reference=reference)
+    def _score(self, subject: Subject, text: Stream, reference: Logits | None = None) -> Scores:
+        scoring: dict[str, Any] = {"tokens": self._count(text), "seq_len": self._seq_len}
+        run = partial(score, subject.model, text, **scoring, reference=reference)
+        return self._batches.run(subject.model, self._seq_len, run)
 
     def _count(self, text: Stream) -> int:
         """Return how many tokens of a text are scored."""

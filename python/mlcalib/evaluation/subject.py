@@ -5,12 +5,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import torch
+
 from mlcalib.checkpoints.packed import load_to_run
 from mlcalib.checkpoints.record import origin
 from mlcalib.common import compat
 from mlcalib.common.sha256 import json_sha256
 from mlcalib.evaluation.cache import Cache
 from mlcalib.models.context import DEFAULT_SEQ_LEN, check_context, context_length, read_config
+from mlcalib.models.device import CPU, device_name, input_device
 from mlcalib.models.identity import content
 from mlcalib.models.loading import check_source, load_tokenizer
 from mlcalib.quantization.quantized_model import QuantizedModel
@@ -29,6 +32,7 @@ class Subject:
         given: a folder, a hub name, a GGUF file, what ``mlcalib.quantize`` returned, or a
             transformers model.
         dtype: the dtype of a model that is loaded here.
+        device: where a model that is loaded here runs.
         name: what results call it. By default this is the model as it was given, and for a
             transformers model, where it was loaded from.
         method: its quantizer from its ``mlcalib.json``, or ``float``.
@@ -46,9 +50,11 @@ class Subject:
         dtype: str = "auto",
         tokenizer: "PreTrainedTokenizerBase | None" = None,
         name: str | None = None,
+        device: torch.device = CPU,
     ) -> None:
         self.given = given
         self.dtype = dtype
+        self._device = device
         self._in_memory: PreTrainedModel | None = None
         if isinstance(given, QuantizedModel):
             made = str(given.recipe["model"])
@@ -69,7 +75,12 @@ class Subject:
         """The model in memory."""
         if self._in_memory is not None:
             return self._in_memory
-        return load_to_run(self._source, self.dtype)
+        return load_to_run(self._source, self.dtype, self._device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs: where a model in memory reads token ids."""
+        return self._device if self._in_memory is None else input_device(self._in_memory)
 
     @property
     def loaded(self) -> bool:
@@ -90,7 +101,8 @@ class Subject:
     def fingerprint(self, cache: Cache) -> str:
         """Return a fingerprint of everything in the model that its results depend on.
 
-        It is made of what ``mlcalib.models.identity.content`` says, and the dtype.
+        It is made of what ``mlcalib.models.identity.content`` says, the dtype, and the device where
+        that is not the CPU.
 
         Args:
             cache: remembers the sha256 of files that have not changed.
@@ -100,7 +112,9 @@ class Subject:
         """
         if self._fingerprint is None:
             model = self._source if self._in_memory is None else self._in_memory
-            self._fingerprint = json_sha256({**content(model, cache.sha256), "dtype": self.dtype})
+            where = {} if self.device.type == "cpu" else {"device": device_name(self.device)}
+            known = {**content(model, cache.sha256), "dtype": self.dtype, **where}
+            self._fingerprint = json_sha256(known)
         return self._fingerprint
 
 
@@ -140,15 +154,18 @@ def _differences(recipes: Sequence[Mapping[str, Any]]) -> list[str]:
     return [", ".join(f"{key} {each.get(key)}" for key in differing) for each in flat]
 
 
-def evaluation_dtype(models: "Sequence[Model]", dtype: str = "auto") -> str:
+def evaluation_dtype(
+    models: "Sequence[Model]", dtype: str = "auto", device: torch.device = CPU
+) -> str:
     """Return the dtype in which models are evaluated if ``dtype`` was asked for.
 
     On a CPU with AMX, which multiplies bfloat16 many times faster than float32, ``auto`` becomes
     bfloat16. This holds only if all models are loaded here: a model in memory has a dtype already,
     and models are compared in one dtype. Everything else is returned unchanged.
     """
+    on_cpu = device.type == "cpu"
     in_memory = any(not isinstance(model, str | Path) for model in models)
-    if dtype == "auto" and not in_memory and compat.multiplies_bfloat16():
+    if dtype == "auto" and on_cpu and not in_memory and compat.multiplies_bfloat16():
         return "bfloat16"
     return dtype
 

@@ -14,6 +14,7 @@ from mlcalib.common.errors import named
 from mlcalib.judging.chat import as_chat
 from mlcalib.judging.journal import Journal
 from mlcalib.judging.texts import fingerprint
+from mlcalib.models.device import choose_device, device_name, short_of_memory
 from mlcalib.models.identity import identity
 from mlcalib.models.loading import load_tokenizer
 from mlcalib.results.generations import Generation, Prompt, Source, generation_row
@@ -39,6 +40,7 @@ def generate(
     max_tokens: int = 256,
     batch_size: int = 1,
     dtype: str = "auto",
+    device: str = "auto",
     progress: bool = True,
 ) -> list[Generation]:
     """Let a model answer prompts, greedily, and write the answers as JSONL.
@@ -55,6 +57,8 @@ def generate(
         batch_size: prompts at a time, of about the same length. Other batch sizes can give other
             bits, and so now and then another word: compare models with the same one.
         dtype: of the weights.
+        device: where the model runs: ``cpu``, ``cuda``, ``cuda:N``, or ``auto`` (a GPU, where there
+            is one and mlcalib was built for it).
         progress: show a bar.
 
     Returns:
@@ -63,18 +67,22 @@ def generate(
     Raises:
         FileNotFoundError: no such model.
         ValueError: no prompts, a prompt that is too long, or ``out`` is of other prompts, another
-            model or other options.
+            model or device, or other options.
+        torch.OutOfMemoryError: a batch does not fit into the device's memory.
     """
     if not prompts:
         raise ValueError("There is nothing to generate: no prompt was given.")
     for name, value in {"max_tokens": max_tokens, "batch_size": batch_size}.items():
         if value < 1:
             raise ValueError(f"{name} is {value}, expected 1 or more.")
-    settings = (identity(model), f"{max_tokens=}", f"{batch_size=}", f"{dtype=}")
+    place = choose_device(device)
+    settings = [identity(model), f"{max_tokens=}", f"{batch_size=}", f"{dtype=}"]
+    if place.type != "cpu":  # other bits, and so now and then another word
+        settings.append(f"device={device_name(place)!r}")
     with Journal(out, fingerprint(prompts, *settings), "generations", AnswerLine) as journal:
         there = {(row["language"], row["id"]) for row in journal.rows}
         if not all((each.language, each.id) in there for each in prompts):
-            _complete(journal, model, prompts, max_tokens, batch_size, dtype, progress)
+            _complete(journal, model, prompts, max_tokens, batch_size, dtype, place, progress)
         outputs = {(row["language"], row["id"]): row["output"] for row in journal.rows}
     return [
         Generation(each.id, each.language, each.prompt, outputs[each.language, each.id])
@@ -89,10 +97,11 @@ def _complete(
     max_tokens: int,
     batch_size: int,
     dtype: str,
+    device: torch.device,
     progress: bool,
 ) -> None:
     """Generate what the journal does not have, in the batches that an unbroken run would make."""
-    live, tokenizer = load_to_run(model, dtype), load_tokenizer(model)
+    live, tokenizer = load_to_run(model, dtype, device), load_tokenizer(model)
     questions = {(each.language, each.id): as_chat(tokenizer, each.prompt) for each in prompts}
     _check_lengths(live, questions, max_tokens)
     there = {(row["language"], row["id"]) for row in journal.rows}
@@ -105,7 +114,10 @@ def _complete(
         if all((each.language, each.id) in there for each in batch):
             continue
         tokens = [questions[each.language, each.id] for each in batch]
-        answers = _answer(live, tokenizer, tokens, max_tokens)
+        with short_of_memory(
+            device, f"{len(batch)} answers at a time", "a smaller batch_size (--batch-size)"
+        ):
+            answers = _answer(live, tokenizer, tokens, max_tokens)
         for each, (output, finished) in zip(batch, answers, strict=True):
             if (each.language, each.id) not in there:
                 made = Generation(each.id, each.language, each.prompt, output)
@@ -126,8 +138,8 @@ def _answer(
     ids = torch.tensor([[filler] * (longest - len(each)) + each for each in questions])
     mask = torch.tensor([[0] * (longest - len(each)) + [1] * len(each) for each in questions])
     made = model.generate(
-        input_ids=ids,
-        attention_mask=mask,
+        input_ids=ids.to(model.device),
+        attention_mask=mask.to(model.device),
         max_new_tokens=max_tokens,
         do_sample=False,
         num_beams=1,

@@ -15,6 +15,7 @@ from mlcalib.checkpoints.packed import load_to_run
 from mlcalib.judging.chat import as_chat
 from mlcalib.judging.texts import Pair
 from mlcalib.languages import language
+from mlcalib.models.device import choose_device, device_name
 from mlcalib.models.identity import identity
 from mlcalib.models.loading import check_source, load_tokenizer, model_config
 
@@ -97,16 +98,22 @@ class LanguageModelJudge:
         source: a folder or a hub name; see ``load_to_run``.
         template: see ``read_template``.
         dtype: of the weights.
+        device: where it runs: ``cpu``, ``cuda``, ``cuda:N``, or ``auto`` (a GPU, where there is one
+            and mlcalib was built for it).
     """
 
     reads_both = True
     workers = 1
 
-    def __init__(self, source: str, template: str, dtype: str = "auto") -> None:
-        self._model = load_to_run(source, dtype)
+    def __init__(
+        self, source: str, template: str, dtype: str = "auto", device: str = "auto"
+    ) -> None:
+        place = choose_device(device)
+        self._model = load_to_run(source, dtype, place)
         self._tokenizer = load_tokenizer(source)
         self._template = template
         self.identity = {"kind": "likelihood", "model": identity(source), "template": template}
+        self.identity |= _elsewhere(place)
 
     @torch.inference_mode()
     def compare(self, pair: Pair) -> Opinion:
@@ -132,7 +139,7 @@ class LanguageModelJudge:
             for at, token in enumerate(tokens):
                 read = tuple(tokens[:at])
                 if read not in known:  # mostly a single one: replies are one token, or differ last
-                    ids = torch.tensor([[*question, *read]])
+                    ids = torch.tensor([[*question, *read]], device=self._model.device)
                     logits = self._model(input_ids=ids, use_cache=False).logits
                     known[read] = logits[0, -1].float().log_softmax(0)
                 found[letter] += float(known[read][token])
@@ -148,6 +155,7 @@ class RewardModelJudge:
         source: a folder or a hub name.
         margin: rewards that differ by no more are a tie.
         dtype: of the weights.
+        device: as for ``LanguageModelJudge``.
 
     Raises:
         ValueError: the model has more than one label, or a negative margin.
@@ -156,11 +164,14 @@ class RewardModelJudge:
     reads_both = False
     workers = 1
 
-    def __init__(self, source: str, margin: float = 0.0, dtype: str = "auto") -> None:
+    def __init__(
+        self, source: str, margin: float = 0.0, dtype: str = "auto", device: str = "auto"
+    ) -> None:
         from transformers import AutoModelForSequenceClassification
 
         if margin < 0:
             raise ValueError(f"margin is {margin}, expected 0 or more.")
+        place = choose_device(device)
         # With one label a missing head would be made anew, random, with a mere warning.
         model, report = AutoModelForSequenceClassification.from_pretrained(
             source, dtype=dtype, output_loading_info=True, trust_remote_code=False
@@ -174,10 +185,11 @@ class RewardModelJudge:
             raise ValueError(
                 f"{source} {wrong}; a reward model is a sequence classifier with one label."
             )
-        self._model = model.eval()
+        self._model = model.eval().to(place)
         self._tokenizer = load_tokenizer(source)
         self._margin = margin
         self.identity = {"kind": "reward", "model": identity(source), "margin": margin}
+        self.identity |= _elsewhere(place)
 
     @torch.inference_mode()
     def compare(self, pair: Pair) -> Opinion:
@@ -190,10 +202,16 @@ class RewardModelJudge:
     def _reward(self, pair: Pair, answer: str) -> float:
         ids = as_chat(self._tokenizer, pair.prompt, answer)
         _check_length(self._model, len(ids), pair)
-        reward = float(self._model(input_ids=torch.tensor([ids])).logits.float())
+        asked = torch.tensor([ids], device=self._model.device)
+        reward = float(self._model(input_ids=asked).logits.float())
         if math.isnan(reward):
             raise ValueError("the reward model gives NaN; it is damaged, or its dtype overflows.")
         return reward
+
+
+def _elsewhere(device: torch.device) -> dict[str, str]:
+    """Return what an identity says of a device; the CPU, where bits were always made, is silent."""
+    return {} if device.type == "cpu" else {"device": device_name(device)}
 
 
 def is_reward_model(source: str) -> bool:

@@ -1,7 +1,7 @@
 """What blocks are called with besides the hidden states, for every sequence of a text."""
 
 import copy
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
@@ -24,15 +24,15 @@ class Arguments:
     a later one.
     """
 
-    def __init__(self, adapter: Adapter, device: torch.device) -> None:
+    def __init__(self, adapter: Adapter, device_of: Callable[[str], torch.device]) -> None:
         """Start empty.
 
         Args:
             adapter: the model's family.
-            device: where blocks run.
+            device_of: says where a block runs.
         """
         self._adapter = adapter
-        self._device = device
+        self._device_of = device_of
         self._shared: dict[str, BlockInputs] = {}
         # Sequence → block → what differs from the shared ones.
         self._own: dict[Hashable, dict[str, dict[Place, Any]]] = {}
@@ -41,14 +41,14 @@ class Arguments:
     def catch(self, key: Hashable, inputs: dict[str, BlockInputs]) -> None:
         """Keep what blocks are called with for a sequence, as ``running.embed`` returns it."""
         if not self._shared:
-            self._shared = {name: each.to(self._device) for name, each in inputs.items()}
+            self._shared = {name: each.to(self._device_of(name)) for name, each in inputs.items()}
             return
         equal = _Equal()
         own: dict[str, dict[Place, Any]] = {}
         for name, each in inputs.items():
             shared = self._shared[name]
             found = {
-                place: moved(value, self._device)
+                place: moved(value, self._device_of(name))
                 for place, value in _places(each).items()
                 if not equal(value, _places(shared).get(place))
             }
@@ -74,7 +74,7 @@ class Arguments:
                 changed[place] = copy.deepcopy(filled) if keeps else filled
         for place in self._adapter.handed_over:
             if place in handed and place in _places(shared):
-                changed[place] = handed[place]
+                changed[place] = moved(handed[place], self._device_of(block_name))
         if not changed:
             return shared
         args = tuple(changed.get(place, value) for place, value in enumerate(shared.args))

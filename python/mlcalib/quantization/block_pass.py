@@ -1,9 +1,10 @@
 """One pass over a model, block by block, for any number of jobs; goes on where it stopped."""
 
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import Literal, Protocol
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import nn
@@ -11,51 +12,26 @@ from tqdm.auto import tqdm
 
 from mlcalib.calibration_sets import CalibrationSet
 from mlcalib.common.stopwatch import Stopwatch
-from mlcalib.models.device import CPU, move_block
-from mlcalib.quantization.hidden_states import HiddenStates
-from mlcalib.quantization.job import BlockView, Job, Text
-from mlcalib.quantization.propagation import BlockStatistics, Flow, Prefix
-from mlcalib.quantization.solve import (
-    References,
-    check_block,
-    check_finite,
-    check_shared,
-    references,
+from mlcalib.models.device import short_of_memory
+from mlcalib.quantization.gathering import Gathered, Gatherer, kinds_of, of_kind
+from mlcalib.quantization.hidden_states import (
+    HiddenStates,
+    HiddenStatesOnDisk,
+    PinnedHiddenStates,
 )
+from mlcalib.quantization.job import BlockView, Job, Text, Wants
+from mlcalib.quantization.measure import Measure
+from mlcalib.quantization.memory import REMEDIES, MemoryPlan, OtherText, plan_memory, tokens_of
+from mlcalib.quantization.propagation import Flow, Prefix, mixture_of
+from mlcalib.quantization.read_ahead import Blocks
+from mlcalib.quantization.solve import References, check_block, check_finite, check_shared
 from mlcalib.quantization.source import Source, copied
 from mlcalib.quantization.text_check import check_text
 from mlcalib.statistics import compares
 
+_log = logging.getLogger(__name__)
+
 Propagate = Literal["quantized", "float"]
-
-
-class Measure(Protocol):
-    """What else is learnt of each block, from other text that moves through the model beside."""
-
-    @property
-    def kinds(self) -> Iterable[str]:
-        """Statistics of the calibration text that it looks at."""
-
-    @property
-    def position(self) -> int:
-        """Blocks that the other text has come through."""
-
-    def start(self, index: int) -> None:
-        """Get ready for a pass whose first open block is the one with this index."""
-
-    def has(self, block_name: str) -> bool:
-        """Return whether a block is done."""
-
-    def begin(
-        self, block_name: str, block: nn.Module, statistics: BlockStatistics
-    ) -> References[str]:
-        """Look at a block with its float weights; return Grams of the other text per language."""
-
-    def end(self, block_name: str) -> None:
-        """Keep what was learnt of the block, and go on to the next."""
-
-    def skip(self, block_name: str, block: nn.Module) -> None:
-        """Take the other text through a block that is done."""
 
 
 @torch.no_grad()
@@ -70,7 +46,8 @@ def run_pass(  # noqa: PLR0913 - what a pass is made of
     measure: Measure | None = None,
     stopwatch: Stopwatch,
     description: str | None,
-    device: torch.device = CPU,
+    device: str = "cpu",
+    memory: float | None = None,
 ) -> None:
     """Let every job do its work on every block; a block is kept before the next is begun.
 
@@ -87,15 +64,19 @@ def run_pass(  # noqa: PLR0913 - what a pass is made of
         measure: what else is done with each block.
         stopwatch: gets the time that all jobs share.
         description: what the progress bar says; None shows none.
-        device: where blocks run, statistics are kept and linears are solved.
+        device: where blocks run, statistics are kept and linears are solved; see
+            ``Source.places``.
+        memory: GB that the pass may take there; None for nine tenths of what is free. Where that
+            is too little, warnings say what is done without; results are the same.
 
     Raises:
         ValueError: NaN or Inf in weights or activations, or a weight that two linears share; names
             the layer.
         torch.linalg.LinAlgError: a Gram that is not positive definite; names the layer.
         OSError: the disk is full; nothing that was finished is lost.
+        torch.OutOfMemoryError: names the block, what was held, and what takes less.
     """
-    adapter = source.adapter
+    adapter, prefixes = source.adapter, list(prefixes)
     check_shared(source.model, adapter)
     names = [name for name, _ in adapter.named_blocks(source.model)]
     waiting = {name: [job for job in jobs if not job.has(name)] for name in names}
@@ -107,10 +88,22 @@ def run_pass(  # noqa: PLR0913 - what a pass is made of
     first = names.index(needed[0])
     if measure is not None:
         measure.start(first)
-    flow = None
+    places = source.places(device)
+    on_disk = isinstance(hidden, HiddenStatesOnDisk)
+    other, kinds = None, kinds_of(jobs)
+    if measure is not None:
+        other = OtherText(len(measure.text.ids), tokens_of(measure.text), tuple(measure.kinds))
+        kinds = tuple(dict.fromkeys([*kinds, *measure.kinds]))
+    plan = plan_pass(
+        source, jobs, text, places, prefixes, other=other, on_disk=on_disk, memory=memory
+    )
+    for step in plan.steps:
+        _log.warning("%s", step)
+    flow, gatherer = None, None
     if text is not None:
         check_text(source.model, text)
-        hidden = hidden or HiddenStates()
+        several = len(set(places.values())) > 1
+        hidden = hidden or (PinnedHiddenStates(wait=several) if plan.on_host else HiddenStates())
         if hidden.position > first:
             hidden.restart()
         with source.embedding():
@@ -121,19 +114,75 @@ def run_pass(  # noqa: PLR0913 - what a pass is made of
                 stopwatch,
                 prefixes=prefixes,
                 hidden=hidden,
-                compares=any(compares(job.kinds) for job in jobs),
-                device=device,
+                comparing=any(compares(job.kinds) for job in jobs),
+                devices=places,
             )
-    one = _Pass(source, jobs, flow, propagate, measure, stopwatch, device)
+        gatherer = Gatherer(flow, jobs, kinds, plan.groups, propagate == "float", stopwatch)
+    # Text that is behind moves through blocks that are done.
+    start = min([first, *(each.position for each in (flow, measure) if each is not None)])
+    taken = names[start : names.index(needed[-1]) + 1]
     disabled = description is None
-    with tqdm(total=len(names), desc=description, unit="block", disable=disabled) as bar:
-        for index, name in enumerate(names[: names.index(needed[-1]) + 1]):
-            moving = [each for each in (flow, measure) if each and each.position <= index]
-            if name in needed or moving:
-                one.run(index, name, waiting[name])
+    with (
+        tqdm(
+            total=len(names), initial=start, desc=description, unit="block", disable=disabled
+        ) as bar,
+        closing(Blocks(source, taken, places, ahead=plan.ahead)) as blocks,
+    ):
+        one = _Pass(source, blocks, jobs, flow, gatherer, propagate, measure, stopwatch)
+        for name in taken:
+            held = f"block {name} at work:\n{plan.table()}\n"
+            with short_of_memory(places[name], held, REMEDIES):
+                one.run(names.index(name), name, waiting[name])
             if len(jobs) == 1:
                 bar.set_postfix_str(jobs[0].note(), refresh=False)
             bar.update()
+
+
+def plan_pass(
+    source: Source,
+    jobs: Sequence[Wants],
+    text: CalibrationSet | None,
+    places: Mapping[str, torch.device],
+    prefixes: Iterable[Prefix] = (),
+    *,
+    other: OtherText | None = None,
+    on_disk: bool = False,
+    memory: float | None = None,
+) -> MemoryPlan:
+    """Return what a pass takes of its device's memory, and how it uses it; nothing runs.
+
+    Args:
+        source: see ``run_pass``, likewise ``text``, ``prefixes`` and ``memory``.
+        jobs: or what they want.
+        text: see there.
+        places: block → where it runs.
+        prefixes: see there.
+        other: text that is measured beside.
+        on_disk: whether hidden states lie on disk.
+        memory: see there.
+
+    Raises:
+        ValueError: ``memory`` is not above 0.
+    """
+    if memory is not None and not memory > 0:
+        raise ValueError(f"memory is {memory}, expected GB above 0, or nothing for what is free.")
+    counts: dict[str, int] = {}
+    if text is not None:
+        for prefix in set(prefixes) or mixture_of(text).keys():
+            counts[prefix.language] = counts.get(prefix.language, 0) + 1
+        counts = {language: counts[language] for language in text.ids if language in counts}
+    return plan_memory(
+        source,
+        places.values(),
+        text,
+        counts,
+        tuple(dict.fromkeys([*kinds_of(jobs), *(other.kinds if other else ())])),
+        solving=sum(job.mixture is not None for job in jobs),
+        divisible=all(job.mixture is not None for job in jobs),
+        other=other,
+        on_disk=on_disk,
+        budget=None if memory is None else int(memory * 1e9),
+    )
 
 
 @dataclass
@@ -141,64 +190,63 @@ class _Pass:
     """What ``run_pass`` was given."""
 
     source: Source
+    blocks: Blocks
     jobs: Sequence[Job]
     flow: Flow | None
+    gatherer: Gatherer | None
     propagate: Propagate
     measure: Measure | None
     stopwatch: Stopwatch
-    device: torch.device
 
     def run(self, index: int, name: str, waiting: Sequence[Job]) -> None:
         """Take a block: solve it for the jobs that wait for it, and move the text through it."""
         adapter, flow, measure = self.source.adapter, self.flow, self.measure
         with ExitStack() as stack:
             with self.stopwatch.timed("load"):
-                block = stack.enter_context(self.source.block(name))
-                move_block(block, self.device)
+                block = stack.enter_context(self.blocks.block(name))
                 check_block(adapter, name, block)
             probes = [job.probe(flow, name) for job in waiting]
             open_for = waiting or (measure is not None and not measure.has(name))
-            statistics = self._statistics(name, block) if open_for else {}
-            moves = flow is not None and flow.position == index
-            if flow is not None and moves and not open_for and self.propagate == "float":
-                flow.advance(name, block)
-            measured: References[Text] = {}
-            if open_for:
-                measured = _of_kind("calibration", references(statistics))
-                if measure is not None:
-                    _add(measured, _of_kind("heldout", measure.begin(name, block, statistics)))
+            found = Gathered(mixed=[None] * len(waiting))
+            if open_for and self.gatherer is not None:
+                found = self.gatherer.gather(name, block, waiting)
+            if measure is not None and open_for:
+                heldout = measure.begin(name, block, found.statistics)
+                _add(found.measured, of_kind("heldout", heldout))
             elif measure is not None and measure.position == index:
                 measure.skip(name, block)
-            own, view = block, BlockView(adapter, name, block, statistics, measured)
-            for job, probe in zip(waiting, probes, strict=True):
-                own = job.run(view, probe)
-            if flow is not None and moves and self.propagate == "quantized":
-                if not open_for:
-                    flow.advance_float(name, block)
-                if not waiting:
-                    own = copied(block)
-                    self.jobs[0].restore(name, own)
-                flow.advance(name, own)
+            view = BlockView(adapter, name, block, found.statistics, found.measured)
+            view.again, own = found.again, block
+            for job, probe, mixed in zip(waiting, probes, found.mixed, strict=True):
+                own = job.run(replace(view, mixed=mixed), probe)
+            moves = flow is not None and flow.position == index
+            if flow is not None and moves and not found.advanced:
+                self._advance(flow, name, block, own, waiting, measured=bool(open_for))
         if flow is not None and moves:
             flow.turn()
         if measure is not None and open_for:
             measure.end(name)
 
-    def _statistics(self, name: str, block: nn.Module) -> BlockStatistics:
-        if self.flow is None:
-            return {}
-        measured = self.measure.kinds if self.measure is not None else ()
-        kinds = dict.fromkeys([*(kind for job in self.jobs for kind in job.kinds), *measured])
-        skipped = set.intersection(*(job.skipped for job in self.jobs)) if self.jobs else ()
-        advance = self.propagate == "float"
-        return self.flow.collect(name, block, kinds, skipped=skipped, advance=advance)
-
-
-def _of_kind(kind: str, given: References[str]) -> References[Text]:
-    return {
-        name: {(kind, language): reference for language, reference in by_language.items()}
-        for name, by_language in given.items()
-    }
+    def _advance(
+        self,
+        flow: Flow,
+        name: str,
+        block: nn.Module,
+        own: nn.Module,
+        waiting: Sequence[Job],
+        *,
+        measured: bool,
+    ) -> None:
+        """Move the text through a block: as it was, or as the job left it."""
+        if self.propagate == "float":
+            flow.advance(name, block)
+            return
+        if not measured:
+            flow.advance_float(name, block)
+        if not waiting:
+            own = copied(block)
+            self.jobs[0].restore(name, own)
+        flow.advance(name, own)
 
 
 def _add(measured: References[Text], further: References[Text]) -> None:

@@ -4,6 +4,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from mlcalib._core import GridSpec
 from mlcalib.calibration_sets import CalibrationSet
 from mlcalib.checkpoints import quantization_section, write_checkpoint, write_file_checkpoint
@@ -11,6 +13,7 @@ from mlcalib.checkpoints.card import model_card
 from mlcalib.checkpoints.record import checkpoint_record
 from mlcalib.checkpoints.source_files import with_source_card
 from mlcalib.common.safetensors_write import Piece
+from mlcalib.models.device import device_name
 from mlcalib.quantization.sink import Content, Sink
 from mlcalib.quantization.source import Source
 
@@ -43,10 +46,13 @@ def finish_record(
     description: Mapping[str, Any],
     calibration: CalibrationSet | None,
     seconds: Mapping[str, float],
+    device: torch.device,
 ) -> dict[str, Any]:
-    """Return what ``mlcalib.json`` records of a checkpoint whose blocks are finished."""
+    """Return what ``mlcalib.json`` records of a checkpoint whose blocks a device has finished."""
     layers, scales, expert_tokens = merged(source, sink, "layers", "scales", "expert_tokens")
-    return checkpoint_record(description, calibration, layers, scales, expert_tokens, seconds)
+    return checkpoint_record(
+        description, calibration, layers, scales, expert_tokens, seconds, device_name(device)
+    )
 
 
 def finish(

@@ -56,6 +56,29 @@ class HiddenStates:
         self._states.clear()
 
 
+class PinnedHiddenStates(HiddenStates):
+    """The same in host memory that a device copies from and to while the host goes on.
+
+    States are copied in the order of the device's current stream, on which they are made and read.
+    """
+
+    def __init__(self, *, wait: bool) -> None:
+        """Start empty.
+
+        Args:
+            wait: whether ``write`` waits for the copy, as it must where several devices read.
+        """
+        super().__init__()
+        self._wait = wait
+
+    def write(self, language: str, index: int, state: Tensor) -> None:
+        """See ``HiddenStates.write``."""
+        if (kept := self._states.get((language, index))) is None:
+            kept = torch.empty(state.shape, dtype=state.dtype, pin_memory=True)
+            self._states[language, index] = kept
+        kept.copy_(state, non_blocking=not self._wait)
+
+
 class HiddenStatesOnDisk(HiddenStates):
     """The same in a folder; a killed process finds there what the last ``turn`` left.
 

@@ -95,7 +95,8 @@ def imatrix(
     calibration: CalibrationSet,
     *,
     dtype: str = "auto",
-    device: str = "cpu",
+    device: str = "auto",
+    memory: float | None = None,
     progress: bool = True,
 ) -> ImportanceMatrix:
     """Gather the importance of every linear of a model's blocks, in one pass for all languages.
@@ -108,6 +109,7 @@ def imatrix(
         dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``; of a model that is loaded here.
         device: where blocks run: ``cpu``, ``cuda``, ``cuda:N``, or ``auto`` (a GPU, where there is
             one and mlcalib was built for it).
+        memory: GB that the run may take there; see ``mlcalib.quantize``.
         progress: show a bar.
 
     Raises:
@@ -116,6 +118,7 @@ def imatrix(
         ImportError: the package gguf is missing.
     """
     optional("gguf", "gguf", "an importance matrix")
+    choose_device(device)
     source = open_source(model, dtype).ready()
     names = _tensor_names(type(source.model).__name__, source.adapter, source.model)
     moments = _Moments(names)
@@ -126,7 +129,8 @@ def imatrix(
         propagate="float",
         stopwatch=Stopwatch(),
         description="imatrix" if progress else None,
-        device=choose_device(device),
+        device=device,
+        memory=memory,
     )
     return ImportanceMatrix(moments.found, calibration)
 

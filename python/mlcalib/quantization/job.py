@@ -1,6 +1,6 @@
 """What a pass does with each block, beside moving the text through it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -10,11 +10,12 @@ from mlcalib.checkpoints.record import layer_record
 from mlcalib.common.stopwatch import Stopwatch
 from mlcalib.models import Adapter
 from mlcalib.quantization.probe import Probe
-from mlcalib.quantization.propagation import BlockStatistics, Flow
+from mlcalib.quantization.propagation import BlockStatistics, Flow, Mixture
 from mlcalib.quantization.sink import Sink
-from mlcalib.quantization.solve import References, expert_tokens, input_ranges
+from mlcalib.quantization.solve import References, expert_tokens, input_ranges, mix_block
 from mlcalib.quantization.source import copied
 from mlcalib.quantization.variant import Variant, VariantBlock
+from mlcalib.statistics import StatisticSet
 
 Text = tuple[str, str]
 """Whose text a loss is measured on: kind (``calibration``, ``heldout``) and language."""
@@ -30,6 +31,9 @@ class BlockView:
         module: with its own weights, which other jobs see too: to be copied before it is changed.
         statistics: of its inputs.
         measured: Grams to measure losses with.
+        mixed: input → the mixture of this job, where languages took turns; else None.
+        again: gives the Grams of the calibration text in turns, where they are not in ``measured``
+            because all at once would not fit into memory.
     """
 
     adapter: Adapter
@@ -37,14 +41,24 @@ class BlockView:
     module: nn.Module
     statistics: BlockStatistics
     measured: References[Text]
+    mixed: dict[str, StatisticSet] | None = None
+    again: Callable[[], Iterator[References[Text]]] | None = None
 
 
-class Job(Protocol):
-    """What a pass does with each block."""
+class Wants(Protocol):
+    """What is wanted of the calibration text."""
 
     @property
     def kinds(self) -> Iterable[str]:
         """Statistics to be kept of each input."""
+
+    @property
+    def mixture(self) -> Mixture | None:
+        """What is mixed; None where the statistics of each language are looked at."""
+
+
+class Job(Wants, Protocol):
+    """What a pass does with each block."""
 
     @property
     def skipped(self) -> set[str]:
@@ -92,6 +106,11 @@ class QuantizationJob:
         """See ``Job``."""
         return self.variant.skipped
 
+    @property
+    def mixture(self) -> Mixture:
+        """See ``Job``."""
+        return self.variant.mixture
+
     def has(self, block_name: str) -> bool:
         """See ``Job``."""
         return self.sink.has(block_name)
@@ -104,10 +123,21 @@ class QuantizationJob:
         """See ``Job``; the block is kept when it returns."""
         adapter, name, own = block.adapter, block.name, copied(block.module)
         solved = self.variant.solve(
-            adapter, name, own, block.statistics, block.measured, probe, self.stopwatch
+            adapter,
+            name,
+            own,
+            self._mixed(block),
+            block.measured,
+            probe,
+            self.stopwatch,
+            measured_later=block.again is not None,
         )
+        if block.again is not None:
+            for measured in block.again():
+                with self.stopwatch.timed("losses"):
+                    solved.measure(measured)
         mixture = self.variant.mixture
-        mixed: BlockStatistics = {
+        own_text: BlockStatistics = {
             input_name: {prefix: by_prefix[prefix] for prefix in mixture}
             for input_name, by_prefix in block.statistics.items()
             if mixture
@@ -115,13 +145,19 @@ class QuantizationJob:
         with self.stopwatch.timed("write"):
             record = {
                 **_losses(solved),
-                "layers": self._layers(solved, input_ranges(adapter, name, own, mixed)),
+                "layers": self._layers(solved, input_ranges(adapter, name, own, own_text)),
                 "scales": solved.scales,
-                "expert_tokens": expert_tokens(adapter, name, own, mixed),
+                "expert_tokens": expert_tokens(adapter, name, own, own_text),
             }
             self.sink.keep(name, own, solved.linears, record)
         self.loss = solved.loss
         return own
+
+    def _mixed(self, block: BlockView) -> dict[str, StatisticSet]:
+        if block.mixed is not None:
+            return block.mixed
+        with self.stopwatch.timed("mix"):
+            return mix_block(block.statistics, self.mixture) if self.mixture else {}
 
     def restore(self, block_name: str, block: nn.Module) -> None:
         """See ``Job``."""
@@ -165,6 +201,10 @@ class Observation:
     def skipped(self) -> set[str]:
         """See ``Job``: none."""
         return set()
+
+    @property
+    def mixture(self) -> None:
+        """See ``Job``: none."""
 
     def has(self, block_name: str) -> bool:
         """See ``Job``."""

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from mlcalib.common import compat
 from mlcalib.common.hub import model_folder
 from mlcalib.models import adapter_for, find_adapter
 from mlcalib.models.experts import unfuse
@@ -49,7 +50,18 @@ def open_source(model: "str | Path | PreTrainedModel", dtype: str) -> Source:
 
 
 def live_source(model: "PreTrainedModel") -> Source:
-    """Open a transformers model; its parameters are shared, and it is not changed."""
+    """Open a transformers model; its parameters are shared, and it is not changed.
+
+    Raises:
+        NotImplementedError: a model that cannot be looked at (see ``discover``); weights that accelerate keeps
+            elsewhere than where they are used.
+    """
+    if compat.is_offloaded(model):
+        raise NotImplementedError(
+            "accelerate keeps weights of this model in another memory or on disk, and brings them "
+            "when they are used (device_map with cpu or disk beside a GPU). Give the folder in "
+            "place of the model: its blocks are streamed."
+        )
     own = shared_copy(model).eval()
     adapter = adapter_for(own)
     unfuse(own, adapter)

@@ -1,16 +1,15 @@
 """The calibration text on its way through the model, one block at a time."""
 
-import logging
 import time
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 from itertools import zip_longest
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from mlcalib.calibration_sets import CalibrationSet
-from mlcalib.common.errors import named
 from mlcalib.common.stopwatch import Stopwatch
 from mlcalib.models import Adapter
 from mlcalib.models.arguments import Arguments
@@ -22,15 +21,13 @@ from mlcalib.models.running import (
     run_to_last_input,
     watching,
 )
+from mlcalib.quantization.block_statistics import Gathering
 from mlcalib.quantization.hidden_states import HiddenStates
 from mlcalib.quantization.probe import Probe
-from mlcalib.statistics import StatisticSet
+from mlcalib.statistics import StatisticSet, compares
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-
-_log = logging.getLogger(__name__)
 
 
 class Prefix(NamedTuple):
@@ -70,8 +67,8 @@ class Flow:
         *,
         prefixes: Iterable[Prefix] = (),
         hidden: HiddenStates | None = None,
-        compares: bool = False,
-        device: torch.device = CPU,
+        comparing: bool = False,
+        devices: Mapping[str, torch.device] = MappingProxyType({}),
     ) -> None:
         """Embed every sequence: the hidden states that the first block reads.
 
@@ -83,18 +80,17 @@ class Flow:
             prefixes: what statistics are kept of; by default all the text of each language.
             hidden: where hidden states live; those that are there already, of a run that goes on,
                 are kept. By default in memory.
-            compares: whether the float model's hidden states move beside, for statistics that
+            comparing: whether the float model's hidden states move beside, for statistics that
                 compare with them.
-            device: where blocks run. Hidden states are kept there while they take less than half
-                of its free memory; else in the host's memory, which is said.
+            devices: block → where it runs; by default the CPU. Hidden states are brought there.
 
         Raises:
-            NotImplementedError: ``compares`` with experts: the two models route tokens apart.
+            NotImplementedError: ``comparing`` with experts: the two models route tokens apart.
         """
         self._adapter = adapter
-        self._compares = compares
+        self._compares = comparing
         experts = (adapter.has_experts(block) for _, block in adapter.named_blocks(model))
-        if compares and any(experts):
+        if comparing and any(experts):
             raise NotImplementedError(
                 "What is compared with the float model's activations needs the same tokens in both "
                 "models, but experts of the two see different ones; leave out correction."
@@ -108,8 +104,9 @@ class Flow:
         self._hidden = HiddenStates() if hidden is None else hidden
         if self._hidden.position > 0 and (adapter.handed_over or adapter.filled):
             self._hidden.restart()  # what blocks made for later ones is in no file
-        self._arguments = Arguments(adapter, device)
-        self._device = self._kept_on = device
+        self._devices = devices
+        self._arguments = Arguments(adapter, self._device)
+        first = adapter.named_blocks(model)[0][0]
         start = model.get_input_embeddings().weight.device
         fresh = self._hidden.position < 0
         with stopwatch.timed("forward"):
@@ -117,14 +114,13 @@ class Flow:
                 for index, (ids, _) in enumerate(calibration.sequences(language)):
                     state, inputs = embed(model, adapter, ids.to(start))
                     self._arguments.catch((language, index), inputs)
-                    if compares:
+                    if comparing:
                         self._arguments.catch((_float(language), index), inputs)
-                    if not index:
-                        self._kept_on = self._place(state)
                     if fresh:
-                        self._write(language, index, state)
-                        if compares:
-                            self._write(_float(language), index, state)
+                        state = state.to(self._device(first))
+                        self._hidden.write(language, index, state)
+                        if comparing:
+                            self._hidden.write(_float(language), index, state)
         if fresh:
             self._hidden.turn()
 
@@ -148,7 +144,7 @@ class Flow:
         count = max(-(-tokens // self._calibration.seq_len), len(counts))
         return Probe(
             [
-                (self._read(*at), self._arguments.of(block_name, at, keeps=True))
+                (self._read(block_name, *at), self._arguments.of(block_name, at, keeps=True))
                 for at in in_turn[:count]
             ]
         )
@@ -162,68 +158,54 @@ class Flow:
         skipped: Container[str],
         advance: bool,
         observe: Observe | None = None,
+        languages: Collection[str] | None = None,
     ) -> BlockStatistics:
         """Return the block's statistics; with ``advance`` its outputs are the next hidden states.
 
         Inputs that only ``skipped`` linears (names in the model) read have none. ``observe`` sees
-        what the statistics of whole texts see.
+        what the statistics of whole texts see. ``languages`` are those whose text runs, by default
+        all.
         """
+        kinds = tuple(kinds)
+        comparing = self._compares and compares(kinds)
         linears = self._adapter.linears_of(block)
         kept = {
             name: self._adapter.linear(block, members[0]).in_features
             for name, members in linears.items()
             if any(f"{block_name}.{member}" not in skipped for member in members)
         }
-        statistics: BlockStatistics = {name: {} for name in kept}
-        if not (kept or advance or self._compares):
-            return statistics
-        in_statistics = 0.0
-        language, running = "", dict[str, StatisticSet]()
+        if not (kept or advance or comparing):
+            return {}
+
+        def place(name: str, language: str) -> str:
+            return f"input of {block_name}.{linears[name][0]}, text in '{language}'"
+
+        found = Gathering(kept, kinds, place, self._device(block_name), observe)
         reference: dict[str, Tensor] = {}  # input → the float model's activations
-        ending: list[tuple[int, Prefix]] = []  # tokens of the sequence that runs, prefix
 
         def see(name: str, x: Tensor, positions: Tensor | None) -> None:
-            nonlocal in_statistics
-            if name not in statistics:
-                return
-            start = time.perf_counter()
-            with named(f"input of {block_name}.{linears[name][0]}, text in '{language}'"):
-                for counted, prefix in ending:
-                    seen = x[:counted] if positions is None else x[positions < counted]
-                    like = reference[name][:counted] if reference else None
-                    statistics[name][prefix].update(seen, like)
-                    if prefix == self._prefixes[language][-1] and observe is not None:
-                        observe(name, language, seen)
-                if name in running:
-                    running[name].update(x, reference.get(name))
-                    if observe is not None:
-                        observe(name, language, x)
-            in_statistics += time.perf_counter() - start
+            found.see(name, x, positions, reference.get(name))
 
         start = time.perf_counter()
         for language, prefixes in self._prefixes.items():
-            running = {name: StatisticSet(kinds, size) for name, size in kept.items()}
+            if languages is not None and language not in languages:
+                continue
+            found.begin_text(language, prefixes[-1])
             for index in range(self._sequences(prefixes[-1])):
-                ending = self._ending(language, index)
-                last = bool(ending) and ending[-1][1] == prefixes[-1]
-                for _, prefix in ending:
-                    for name, each in running.items():
-                        # What goes on needs its own; the last prefix is all there is.
-                        done = last and prefix == prefixes[-1]
-                        statistics[name][prefix] = each if done else each.copy()
-                if last:
-                    running = {}
-                if self._compares:
+                found.begin_sequence(self._ending(language, index))
+                if comparing:
                     reference = self._run_float(block_name, block, language, index)
                 with watching(self._adapter, block, see):
                     if advance:
                         self._move(block_name, block, language, index)
                     else:
-                        state = self._read(language, index)
+                        state = self._read(block_name, language, index)
                         inputs = self._arguments.of(block_name, (language, index), keeps=True)
                         run_to_last_input(self._adapter, block, state, inputs)
-        self._stopwatch.add("gram", in_statistics)
-        self._stopwatch.add("forward", time.perf_counter() - start - in_statistics)
+                found.end_sequence()
+        statistics = found.finished()
+        self._stopwatch.add("gram", found.seconds)
+        self._stopwatch.add("forward", time.perf_counter() - start - found.seconds)
         return statistics
 
     def advance(self, block_name: str, block: nn.Module) -> None:
@@ -255,33 +237,16 @@ class Flow:
     def _move(self, block_name: str, block: nn.Module, kept: str, index: int) -> None:
         """Take the hidden states of a sequence, kept under a name, through a block."""
         inputs = self._arguments.of(block_name, (kept, index))
-        output = call_block(block, self._read(kept, index), inputs)
-        self._write(kept, index, first_output(output))
+        output = call_block(block, self._read(block_name, kept, index), inputs)
+        self._hidden.write(kept, index, first_output(output))
         self._arguments.hand_over((kept, index), output)
 
-    def _read(self, kept: str, index: int) -> Tensor:
-        return self._hidden.read(kept, index).to(self._device)
+    def _read(self, block_name: str, kept: str, index: int) -> Tensor:
+        state = self._hidden.read(kept, index)
+        return state.to(self._device(block_name), non_blocking=state.is_pinned())
 
-    def _write(self, kept: str, index: int, state: Tensor) -> None:
-        self._hidden.write(kept, index, state.to(self._kept_on))
-
-    def _place(self, state: Tensor) -> torch.device:
-        """Return where hidden states like this one are kept."""
-        if self._device.type == "cpu":
-            return self._device
-        count = sum(self._sequences(prefixes[-1]) for prefixes in self._prefixes.values())
-        needed = state.nbytes * count * (2 if self._compares else 1)
-        free = torch.cuda.mem_get_info(self._device)[0]
-        if needed <= free / 2:
-            return self._device
-        _log.warning(
-            "hidden states take %.1f GB, more than half of the %.1f GB that are free on %s; they "
-            "are kept in the host's memory",
-            needed / 1e9,
-            free / 1e9,
-            self._device,
-        )
-        return CPU
+    def _device(self, block_name: str) -> torch.device:
+        return self._devices.get(block_name, CPU)
 
     def _all(self) -> Iterator[tuple[str, int]]:
         """Give every sequence: language and index."""

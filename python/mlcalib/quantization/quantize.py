@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from mlcalib.calibration_sets import CalibrationSet
 from mlcalib.common.stopwatch import Stopwatch
 from mlcalib.formats import formats
-from mlcalib.models.device import choose_device
+from mlcalib.models.device import choose_device, device_name
 from mlcalib.models.loading import load_tokenizer
 from mlcalib.quantization.block_pass import Propagate, run_pass
 from mlcalib.quantization.finish import merged
@@ -34,7 +34,8 @@ def quantize(  # noqa: PLR0913 - what a quantization is made of
     format: str = "compressed-tensors",  # noqa: A002
     tokenizer: "PreTrainedTokenizerBase | None" = None,
     dtype: str = "auto",
-    device: str = "cpu",
+    device: str = "auto",
+    memory: float | None = None,
     progress: bool = True,
     skip: Sequence[str] = (),
     overrides: Mapping[str, Mapping[str, Any]] | None = None,
@@ -61,8 +62,11 @@ def quantize(  # noqa: PLR0913 - what a quantization is made of
         dtype: of the weights while they are quantized, and of those that are not: ``auto`` (as they
             are stored), ``float32``, ``bfloat16`` or ``float16``; of a model that is loaded here.
         device: where blocks run and linears are solved, one block at a time: ``cpu``, ``cuda``,
-            ``cuda:N``, or ``auto`` (a GPU, where there is one and mlcalib was built for it). The
-            quantized model is where the model was.
+            ``cuda:N``, or ``auto`` (a GPU, where there is one and mlcalib was built for it; blocks
+            of a model that are on GPUs already stay there). The quantized model is where the model
+            was.
+        memory: GB that the run may take on its device; by default nine tenths of what is free.
+            Where that is too little, warnings say what is done without; results are the same.
         progress: show a bar.
         skip: patterns (``re.search``) of linears that stay in floating point, e.g.
             ``r"layers\.0\."``.
@@ -123,7 +127,8 @@ def quantize(  # noqa: PLR0913 - what a quantization is made of
         propagate=propagate,
         stopwatch=stopwatch,
         description="quantizing" if progress else None,
-        device=place,
+        device=device,
+        memory=memory,
     )
     layers, scales, expert_tokens = merged(source, sink, "layers", "scales", "expert_tokens")
     return QuantizedModel(
@@ -144,4 +149,5 @@ def quantize(  # noqa: PLR0913 - what a quantization is made of
         source.folder,
         source.extra,
         tokenizer_given=given,
+        device=device_name(place),
     )

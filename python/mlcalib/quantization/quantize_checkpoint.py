@@ -2,8 +2,9 @@
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from mlcalib.calibration_sets import CalibrationSet
 from mlcalib.common.files import check_output, full_path, locked, parts_folder, remove_partial
@@ -12,18 +13,23 @@ from mlcalib.common.stopwatch import Stopwatch
 from mlcalib.models.device import choose_device
 from mlcalib.models.loading import load_tokenizer
 from mlcalib.quantization.block_files import BlockFiles
-from mlcalib.quantization.block_pass import Propagate, run_pass
+from mlcalib.quantization.block_pass import Propagate, plan_pass, run_pass
 from mlcalib.quantization.finish import finish, finish_record
 from mlcalib.quantization.hidden_states import HiddenStatesOnDisk
 from mlcalib.quantization.job import QuantizationJob
 from mlcalib.quantization.manifest import claim, machine, recipe_inputs
+from mlcalib.quantization.memory import MemoryPlan
 from mlcalib.quantization.model_files import ModelFiles
 from mlcalib.quantization.open_source import open_source
 from mlcalib.quantization.propagation import mixture_of
-from mlcalib.quantization.recipe import check_method, make_recipe
+from mlcalib.quantization.recipe import Recipe, check_method, make_recipe
 from mlcalib.quantization.sink import FileSink
+from mlcalib.quantization.source import Source
 from mlcalib.quantization.text_check import check_text
 from mlcalib.quantization.variant import Variant
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def quantize_checkpoint(  # noqa: PLR0913 - what a quantization is made of
@@ -35,7 +41,8 @@ def quantize_checkpoint(  # noqa: PLR0913 - what a quantization is made of
     propagate: Propagate = "quantized",
     format: str = "compressed-tensors",  # noqa: A002
     dtype: str = "auto",
-    device: str = "cpu",
+    device: str = "auto",
+    memory: float | None = None,
     hidden_states: Literal["memory", "disk"] = "memory",
     progress: bool = True,
     skip: Sequence[str] = (),
@@ -59,6 +66,7 @@ def quantize_checkpoint(  # noqa: PLR0913 - what a quantization is made of
         format: see ``mlcalib.quantize``.
         dtype: see ``mlcalib.quantize``.
         device: see ``mlcalib.quantize``.
+        memory: see ``mlcalib.quantize``.
         hidden_states: where the text lives between two blocks: ``memory``, or ``disk``, from where
             a killed run goes on at once; otherwise it takes the text through the finished blocks.
         progress: show a bar.
@@ -75,9 +83,8 @@ def quantize_checkpoint(  # noqa: PLR0913 - what a quantization is made of
         ValueError: see ``mlcalib.quantize``; or an unfinished run that began with other inputs.
         NotImplementedError, torch.linalg.LinAlgError: see ``mlcalib.quantize``.
     """
-    check_method(method, propagate, calibrated=calibration is not None, options=options)
-    if hidden_states not in ("memory", "disk"):
-        raise ValueError(f"hidden_states is '{hidden_states}', expected 'memory' or 'disk'.")
+    asked = _Asked(model, calibration, method, propagate, format, dtype, skip, overrides, options)
+    _check_place(hidden_states)
     place = choose_device(device)
     out = full_path(out)
     folder = parts_folder(out)
@@ -85,24 +92,9 @@ def quantize_checkpoint(  # noqa: PLR0913 - what a quantization is made of
         check_output(out)
     stopwatch = Stopwatch()
     with stopwatch.timed("load"):
-        source = open_source(model, dtype)
-        tokenizer = load_tokenizer(str(model))
-    recipe = make_recipe(
-        source.model,
-        source.adapter,
-        tokenizer,
-        name=source.name,
-        dtype=source.dtype,
-        method=method,
-        propagate=propagate if calibration is not None else None,
-        format=format,
-        skip=skip,
-        overrides=overrides,
-        options=options,
-    )
-    text = calibration() if callable(calibration) else calibration
-    if text is not None:
-        check_text(source.model, text, tokenizer)
+        source, tokenizer = asked.open()
+    recipe = asked.recipe(source, tokenizer)
+    text = asked.text(source, tokenizer)
     with stopwatch.timed("load"):
         source = source.ready()
     with locked(folder):
@@ -114,10 +106,9 @@ def quantize_checkpoint(  # noqa: PLR0913 - what a quantization is made of
             if (out / "mlcalib.json").is_file():  # it was killed when all was written
                 shutil.rmtree(folder)
                 return read_json(out / "mlcalib.json")
-        mixture = {} if text is None else mixture_of(text)
         blocks = BlockFiles(folder / "blocks")
         sink = FileSink(blocks, source.adapter, recipe.checkpoint_format, recipe.specs)
-        job = QuantizationJob(Variant(recipe.quantizer, recipe.exceptions, mixture), sink)
+        job = QuantizationJob(_variant(recipe, text), sink)
         with files.hashed(to_the_end=False):
             run_pass(
                 source,
@@ -127,10 +118,101 @@ def quantize_checkpoint(  # noqa: PLR0913 - what a quantization is made of
                 hidden=HiddenStatesOnDisk(folder / "hidden") if hidden_states == "disk" else None,
                 stopwatch=stopwatch,
                 description="quantizing" if progress else None,
-                device=place,
+                device=device,
+                memory=memory,
             )
         seconds = stopwatch.seconds | job.stopwatch.seconds
-        record = finish_record(source, sink, recipe.description, text, seconds)
+        record = finish_record(source, sink, recipe.description, text, seconds, place)
         finish(source, sink, recipe.specs, recipe.quantizer.order, tokenizer, out, record)
         shutil.rmtree(folder)
     return record
+
+
+def plan_checkpoint(  # noqa: PLR0913 - what a quantization is made of
+    model: str | Path,
+    calibration: CalibrationSet | Callable[[], CalibrationSet] | None = None,
+    *,
+    method: str = "gptq",
+    propagate: Propagate = "quantized",
+    format: str = "compressed-tensors",  # noqa: A002
+    dtype: str = "auto",
+    device: str = "auto",
+    memory: float | None = None,
+    hidden_states: Literal["memory", "disk"] = "memory",
+    skip: Sequence[str] = (),
+    overrides: Mapping[str, Mapping[str, Any]] | None = None,
+    **options: Any,
+) -> MemoryPlan:
+    """Return what ``quantize_checkpoint`` takes of its device's memory; no weight is read.
+
+    The arguments are those of ``quantize_checkpoint``, and so are the errors.
+    """
+    asked = _Asked(model, calibration, method, propagate, format, dtype, skip, overrides, options)
+    _check_place(hidden_states)
+    source, tokenizer = asked.open()
+    recipe = asked.recipe(source, tokenizer)
+    text = asked.text(source, tokenizer)
+    return plan_pass(
+        source,
+        [_variant(recipe, text)],
+        text,
+        source.places(device),
+        on_disk=hidden_states == "disk",
+        memory=memory,
+    )
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What was asked for; see ``quantize_checkpoint``."""
+
+    model: str | Path
+    calibration: CalibrationSet | Callable[[], CalibrationSet] | None
+    method: str
+    propagate: Propagate
+    format: str
+    dtype: str
+    skip: Sequence[str]
+    overrides: Mapping[str, Mapping[str, Any]] | None
+    options: Mapping[str, Any]
+
+    def open(self) -> "tuple[Source, PreTrainedTokenizerBase]":
+        """Return the model without weights, and its tokenizer; what can be checked is."""
+        calibrated = self.calibration is not None
+        check_method(self.method, self.propagate, calibrated=calibrated, options=self.options)
+        source = open_source(self.model, self.dtype)
+        return source, load_tokenizer(str(self.model))
+
+    def recipe(self, source: Source, tokenizer: "PreTrainedTokenizerBase") -> Recipe:
+        """Return what is done."""
+        return make_recipe(
+            source.model,
+            source.adapter,
+            tokenizer,
+            name=source.name,
+            dtype=source.dtype,
+            method=self.method,
+            propagate=self.propagate if self.calibration is not None else None,
+            format=self.format,
+            skip=self.skip,
+            overrides=self.overrides,
+            options=self.options,
+        )
+
+    def text(self, source: Source, tokenizer: "PreTrainedTokenizerBase") -> CalibrationSet | None:
+        """Return the calibration text, made now if it is to be."""
+        text = self.calibration() if callable(self.calibration) else self.calibration
+        if text is not None:
+            check_text(source.model, text, tokenizer)
+        return text
+
+
+def _variant(recipe: Recipe, text: CalibrationSet | None) -> Variant:
+    """Return what solves, on all of a text."""
+    mixture = {} if text is None else mixture_of(text)
+    return Variant(recipe.quantizer, recipe.exceptions, mixture)
+
+
+def _check_place(hidden_states: str) -> None:
+    if hidden_states not in ("memory", "disk"):
+        raise ValueError(f"hidden_states is '{hidden_states}', expected 'memory' or 'disk'.")

@@ -39,6 +39,7 @@ class QuantizedModel:
             over; None where it was given in memory or as a GGUF file.
         extra: tensors in the folder that the model has no place for; saved as they are.
         tokenizer_given: whether the tokenizer is saved in place of the folder's.
+        device: what blocks ran on: ``cpu``, or the name of a GPU.
     """
 
     model: "PreTrainedModel"
@@ -55,6 +56,7 @@ class QuantizedModel:
     folder: Path | None = None
     extra: list[str] = field(default_factory=list)
     tokenizer_given: bool = False
+    device: str = "cpu"
 
     def save(self, out: str | Path, format: str | None = None) -> None:  # noqa: A002
         """Write a Hugging Face folder with a model card; all of it or nothing.
@@ -116,6 +118,7 @@ class QuantizedModel:
             self.scales,
             self.expert_tokens,
             self.seconds,
+            self.device,
         )
 
     def warnings(self) -> list[str]:

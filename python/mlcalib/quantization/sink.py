@@ -111,7 +111,7 @@ class FileSink:
                 value = floating.get(f"{layer}.{key}")
                 if value is None:
                     value = self._linear(tensors, layer).dequantize()
-                setattr(module, key, nn.Parameter(value.to(parameter.dtype), requires_grad=False))
+                setattr(module, key, nn.Parameter(value.to(parameter), requires_grad=False))
 
     def record(self, block_name: str) -> dict[str, Any]:
         """See ``Sink``."""

@@ -22,6 +22,26 @@ if TYPE_CHECKING:
 Key = TypeVar("Key", bound=Hashable)
 
 
+@dataclass(frozen=True)
+class Change:
+    """What solving changes of a linear, made when it is asked for: it is as large as the weight.
+
+    Attributes:
+        weight: before.
+        result: after.
+        scales: what the channels of its input were divided by, or None.
+    """
+
+    weight: Tensor
+    result: QuantizedLinear
+    scales: Tensor | None
+
+    def __call__(self) -> Tensor:
+        """Return D, float32 [out, in], for inputs without scales."""
+        change = self.weight.float() - self.result.dequantize()
+        return change if self.scales is None else change.div_(self.scales)
+
+
 @dataclass
 class SolvedBlock(Generic[Key]):
     """What became of a block.
@@ -31,11 +51,20 @@ class SolvedBlock(Generic[Key]):
         losses: name → whose text → tr(D G Dᵀ) per token; without calibration none, nor of a text of
             which an expert saw no token.
         loss: sum of the losses per token on the mixture.
+        changes: input → linear → its change; where losses are measured later.
     """
 
     linears: dict[str, QuantizedLinear] = field(default_factory=dict)
     losses: dict[str, dict[Key, float]] = field(default_factory=dict)
     loss: float = 0.0
+    changes: dict[str, dict[str, Change]] = field(default_factory=dict)
+
+    def measure(self, measured: "References[Key]") -> None:
+        """Add the losses on further text."""
+        for name, changes in self.changes.items():
+            if grams := measured.get(name):
+                for layer, change in changes.items():
+                    self.losses[layer] |= losses_per_token(change(), grams)
 
 
 References = dict[str, dict[Key, StatisticSet]]
@@ -83,7 +112,7 @@ def mix_block(statistics: BlockStatistics, mixture: Mixture) -> dict[str, Statis
     return {name: mix(by_prefix, mixture) for name, by_prefix in statistics.items()}
 
 
-def solve_block(
+def solve_block(  # noqa: PLR0913 - what a solution is made of
     adapter: Adapter,
     block_name: str,
     block: nn.Module,
@@ -93,6 +122,8 @@ def solve_block(
     exceptions: Mapping[str, Quantizer | None],
     stopwatch: Stopwatch,
     scales: Mapping[str, Tensor] = MappingProxyType({}),
+    *,
+    measured_later: bool = False,
 ) -> SolvedBlock[Key]:
     """Solve the linears of a block and replace their weights by the dequantized ones.
 
@@ -106,6 +137,7 @@ def solve_block(
         exceptions: linear (its name in the model) → what solves it instead; None leaves it alone.
         stopwatch: gets the times.
         scales: input → what its channels were divided by, from ``scale_block``.
+        measured_later: keep the changes, for losses on further text.
     """
     solved = SolvedBlock[Key]()
     for name, members in adapter.linears_of(block).items():
@@ -128,6 +160,9 @@ def solve_block(
                     if name in scales:
                         change /= scales[name]
                     solved.losses[layer] = losses_per_token(change, grams)
+                if measured_later:
+                    kept = Change(weight, result, scales.get(name))
+                    solved.changes.setdefault(name, {})[layer] = kept
                 if own is not None and result.loss is not None:
                     solved.loss += result.loss / own.tokens
                 linear.weight = nn.Parameter(dequantized.to(weight.dtype), requires_grad=False)

@@ -14,6 +14,7 @@ from mlcalib.checkpoints.stored_weights import StoredWeights
 from mlcalib.common import compat
 from mlcalib.common.safetensors_write import Piece, tensor_piece
 from mlcalib.models import Adapter
+from mlcalib.models.device import choose_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -45,6 +46,31 @@ class Source:
         """Bytes of weights that are always in memory."""
         return sum(each.numel() * each.element_size() for each in self.model.parameters())
 
+    def places(self, asked: str) -> dict[str, torch.device]:
+        """Return where each block runs: block → device.
+
+        With ``auto`` a block that is on a GPU already, as accelerate may have put it there, stays.
+
+        Args:
+            asked: see ``choose_device``.
+
+        Raises:
+            ValueError: see ``choose_device``; or a block whose weights are on several devices.
+        """
+        chosen = choose_device(asked)
+        places = {}
+        for name, block in self.adapter.named_blocks(self.model):
+            own = {each.device for each in block.parameters()}
+            if asked == "auto" and len(own) > 1:
+                raise ValueError(
+                    f"{name} has weights on several devices ({', '.join(sorted(map(str, own)))}); "
+                    "keep blocks whole (accelerate: no_split_module_classes), or give device=."
+                )
+            there = own.pop()
+            stays = asked == "auto" and there.type not in ("cpu", "meta")
+            places[name] = there if stays else chosen
+        return places
+
     @contextmanager
     def embedding(self) -> Iterator[None]:
         """Inside, all that runs before the first block has its weights."""
@@ -53,7 +79,9 @@ class Source:
     @contextmanager
     def block(self, name: str) -> Iterator[nn.Module]:
         """Give a copy of a block with its weights, whose parameters can be replaced."""
-        yield copied(self.model.get_submodule(name))
+        block = copied(self.model.get_submodule(name))
+        compat.remove_hooks(block)  # its inputs are brought to it here
+        yield block
 
     def tensor(self, name: str) -> Tensor:
         """Return a tensor by its name in the model."""

@@ -9,10 +9,11 @@ from torch import nn
 from mlcalib.common.stopwatch import Stopwatch
 from mlcalib.models import Adapter
 from mlcalib.quantization.probe import Probe
-from mlcalib.quantization.propagation import BlockStatistics, Flow, Mixture
+from mlcalib.quantization.propagation import Flow, Mixture
 from mlcalib.quantization.scale import ScaledBlock, scale_block
-from mlcalib.quantization.solve import Key, References, SolvedBlock, mix_block, solve_block
+from mlcalib.quantization.solve import Key, References, SolvedBlock, solve_block
 from mlcalib.quantizers import Quantizer
+from mlcalib.statistics import StatisticSet
 
 
 @dataclass
@@ -58,10 +59,12 @@ class Variant:
         adapter: Adapter,
         block_name: str,
         block: nn.Module,
-        statistics: BlockStatistics,
+        mixed: dict[str, StatisticSet],
         measured: References[Key],
         probe: Probe | None,
         stopwatch: Stopwatch,
+        *,
+        measured_later: bool = False,
     ) -> VariantBlock[Key]:
         """Quantize a block; its linears get the dequantized weights.
 
@@ -69,13 +72,13 @@ class Variant:
             adapter: the model's family.
             block_name: name of the block in the model.
             block: with its own weights.
-            statistics: with all prefixes of the mixture; not changed.
+            mixed: input → the mixture of its statistics, which becomes that of scaled inputs; empty
+                without calibration.
             measured: Grams that the losses are measured with.
             probe: from ``probe``.
             stopwatch: gets the times.
+            measured_later: keep what ``measure`` of the result needs.
         """
-        with stopwatch.timed("mix"):
-            mixed = mix_block(statistics, self.mixture) if self.mixture else {}
         scaled = ScaledBlock()
         if mixed and self.quantizer.scales:
             with stopwatch.timed("scale"):
@@ -92,5 +95,8 @@ class Variant:
             self.exceptions,
             stopwatch,
             scaled.scales,
+            measured_later=measured_later,
         )
-        return VariantBlock(solved.linears, solved.losses, solved.loss, scaled.found)
+        return VariantBlock(
+            solved.linears, solved.losses, solved.loss, solved.changes, scaled.found
+        )

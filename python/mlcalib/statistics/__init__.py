@@ -1,5 +1,6 @@
 """Statistics of activations, which are added up per language and mixed."""
 
+import functools
 from collections.abc import Hashable, Iterable, Mapping
 from typing import TypeVar
 
@@ -8,7 +9,15 @@ from torch import Tensor
 
 from mlcalib import _core
 
-__all__ = ["StatisticSet", "compares", "histogram_edges", "mix", "quantile"]
+__all__ = [
+    "StatisticSet",
+    "compares",
+    "grows_with_square",
+    "histogram_edges",
+    "mix",
+    "quantile",
+    "statistic_bytes",
+]
 
 _LOWEST, _OCTAVES, _BINS_OF_OCTAVE = -16, 32, 4  # of cpp/src/histogram.hpp
 
@@ -45,10 +54,19 @@ class StatisticSet:
                 Kinds that compare the two need it.
 
         Raises:
-            ValueError: ``x`` has NaN or Inf or another number of channels, or the reference is
-                missing.
+            ValueError: ``x`` has another number of channels, or the reference is missing; on the
+                CPU also if there is NaN or Inf, which on a GPU ``check_finite`` finds.
         """
         _core.update(list(self._statistics.values()), x, reference)
+
+    def check_finite(self) -> None:
+        """Wait for the device, if tokens were added there, and look for NaN and Inf in them.
+
+        Raises:
+            ValueError: there were some; the statistics can no longer be used.
+        """
+        for statistic in self._statistics.values():
+            statistic.check_finite()
 
     def merge(self, other: "StatisticSet", weight: float = 1.0) -> None:
         """Add ``weight`` times another set, which must have the same kinds."""
@@ -64,6 +82,11 @@ class StatisticSet:
         copied = self.empty_like()
         copied.merge(self)
         return copied
+
+    def drop(self, names: Iterable[str]) -> None:
+        """Forget the statistics of some kinds, if it has them."""
+        for name in names:
+            self._statistics.pop(name, None)
 
     def rescale(self, factors: Tensor) -> None:
         """Turn the statistics into those of activations times ``factors`` [channels], positive."""
@@ -144,3 +167,30 @@ def quantile(histogram: Mapping[str, Tensor], share: float) -> Tensor:
     held = below * (1 + 1e-12) >= (share * tokens).clamp(min=tokens.new_tensor(1e-12))
     edges = histogram_edges().to(held.device)
     return edges[1 + held.int().argmax(1)] * histogram["unit"]
+
+
+def statistic_bytes(kind: str, channels: int, device: torch.device) -> int:
+    """Return the bytes that a statistic of an input takes on a device.
+
+    The core keeps one triangle of a Gram on the CPU, and all of it elsewhere.
+    """
+    square, line, constant = _size_of(kind)
+    found = square * channels**2 + line * channels + constant
+    return found // 2 if kind == "gram" and device.type == "cpu" else found
+
+
+def grows_with_square(kind: str) -> bool:
+    """Return whether a statistic has a number for each pair of channels, as a Gram has."""
+    return _size_of(kind)[0] > 0
+
+
+@functools.cache
+def _size_of(kind: str) -> tuple[int, int, int]:
+    """Return the bytes of a statistic by the powers of its channels: square, line, constant."""
+    one, two, three = (
+        sum(each.nbytes for each in _core.make_statistic(kind, channels).state().values())
+        for channels in (1, 2, 3)
+    )
+    square = (three - 2 * two + one) // 2
+    line = two - one - 3 * square
+    return square, line, one - square - line

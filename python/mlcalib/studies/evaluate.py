@@ -28,6 +28,7 @@ from mlcalib.evaluation.tasks import PERPLEXITY, check_data
 from mlcalib.evaluation.tasks.kept import run_subject
 from mlcalib.formats import find_file
 from mlcalib.languages import language_set
+from mlcalib.models.device import choose_device
 from mlcalib.studies.run import ModelStudy, model_path
 from mlcalib.studies.spec import EvaluationSpec, StudySpec
 
@@ -97,7 +98,8 @@ def evaluate_model(study: ModelStudy, name: str, *, progress: bool) -> None:
         if variant not in todo and not (variant == FLOAT and todo and spec.fidelity):
             continue
         whole = find_file(path)
-        subject = Subject(path if whole is None else whole[1], study.spec.dtype)
+        given = path if whole is None else whole[1]
+        subject = Subject(given, study.spec.dtype, device=choose_device(study.spec.device))
         start = time.perf_counter()
         scores = dict(scorer.scores(subject, texts))
         if variant in todo:

@@ -51,7 +51,7 @@ class LayerMeasures:
         folder: Path,
         hidden: HiddenStates | None,
         stopwatch: Stopwatch,
-        device: torch.device,
+        device: str,
     ) -> None:
         """Make the measure of one model.
 
@@ -62,9 +62,9 @@ class LayerMeasures:
             folder: a file for each block is written into it.
             hidden: where hidden states are kept; by default in memory.
             stopwatch: the time is added to it.
-            device: where blocks run.
+            device: where blocks run, as for ``run_pass``.
         """
-        self._source, self._adapter, self._text = source, source.adapter, text
+        self._source, self._adapter, self.text = source, source.adapter, text
         self._mixtures = mixtures
         self._folder = folder
         self._stopwatch, self._device = stopwatch, device
@@ -86,10 +86,10 @@ class LayerMeasures:
             self._flow = Flow(
                 self._source.model,
                 self._adapter,
-                self._text,
+                self.text,
                 Stopwatch(),
                 hidden=self._hidden,
-                device=self._device,
+                devices=self._source.places(self._device),
             )
 
     def has(self, block_name: str) -> bool:

@@ -1,14 +1,17 @@
 """The plan of a study: its checkpoints, and the tokens, memory and disk that they take."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mlcalib.formats import formats
 from mlcalib.languages import language_set
+from mlcalib.quantization.block_pass import plan_pass
+from mlcalib.quantization.memory import MemoryPlan, OtherText
+from mlcalib.quantization.variant import Variant
 from mlcalib.studies.evaluate import FLOAT, evaluation_file
+from mlcalib.studies.layer_measures import LayerMeasures
 from mlcalib.studies.run import ModelStudy
-
-_FLOAT = 4  # bytes of an element of a Gram
 
 
 @dataclass(frozen=True)
@@ -20,9 +23,10 @@ class Plan:
         todo: the checkpoints to be made.
         tokens: the calibration tokens that run through the model.
         separate: the tokens that separate quantizations of ``todo`` would take.
-        memory: an estimate in bytes, for a block, its statistics, one variant and hidden states.
+        memory: bytes that quantizing takes on its device.
         disk: an estimate in bytes, for the checkpoints and for the files that are kept until these
             are finished and, for fidelity, evaluated.
+        passes: how quantizing uses the memory of its device.
     """
 
     done: list[str]
@@ -31,6 +35,7 @@ class Plan:
     separate: int
     memory: int
     disk: int
+    passes: MemoryPlan
 
 
 def plan(study: ModelStudy) -> Plan:
@@ -53,7 +58,8 @@ def plan(study: ModelStudy) -> Plan:
         tokens = sum(text.union.tokens.values()) if shared else 0
         settings = [text.settings[variants[name].setting or ""] for name in own]
         tokens += sum(sum(each.tokens.values()) for each in settings)
-    return Plan(done, todo, tokens, separate, _memory(study), _disk(study, todo))
+    passes = _passes(study, todo)
+    return Plan(done, todo, tokens, separate, passes.total, _disk(study, todo), passes)
 
 
 def table(planned: Plan, study: ModelStudy) -> str:
@@ -68,34 +74,35 @@ def table(planned: Plan, study: ModelStudy) -> str:
     lines += [
         f"  calibration tokens through the model: {planned.tokens:,}; separate quantizations "
         f"would take {planned.separate:,}",
-        f"  memory: about {planned.memory / 2**30:.1f} GiB besides the libraries; "
-        f"disk: about {planned.disk / 2**30:.1f} GiB",
+        f"  disk: about {planned.disk / 2**30:.1f} GiB",
+        *(f"  {line}" for line in planned.passes.table().splitlines()),
     ]
     return "\n".join(lines)
 
 
-def _memory(study: ModelStudy) -> int:
-    source, adapter = study.source, study.source.adapter
-    _, block = max(
-        adapter.named_blocks(source.model),
-        key=lambda each: sum(tensor.numel() for tensor in each[1].parameters()),
+def _passes(study: ModelStudy, todo: Sequence[str]) -> MemoryPlan:
+    """Return how the pass that variants share uses memory; a pass of one variant takes less."""
+    spec, text = study.spec, study.text
+    variants = []
+    for name in todo:
+        recipe = study.recipes[name]
+        mixture = study.mixture(study.variants[name])
+        variants.append(Variant(recipe.quantizer, recipe.exceptions, mixture))
+    other = None
+    if spec.layers is not None:
+        languages = len(study.layers_languages())
+        tokens = math.ceil(spec.layers.tokens / spec.seq_len) * spec.seq_len
+        other = OtherText(languages, languages * tokens, LayerMeasures.kinds)
+    return plan_pass(
+        study.source,
+        variants,
+        text.union if text else None,
+        study.source.places(spec.device),
+        text.prefixes if text else (),
+        other=other,
+        on_disk=spec.hidden_states == "disk",
+        memory=spec.memory,
     )
-    size = source.dtype.itemsize
-    weights: int = sum(tensor.numel() for tensor in block.parameters())
-    squares = [
-        adapter.linear(block, members[0]).in_features ** 2
-        for members in adapter.linears_of(block).values()
-    ]
-    text = study.text
-    prefixes = len(text.prefixes) if text else 0
-    languages = len(study.layers_languages())
-    statistics = sum(squares) * _FLOAT * (prefixes + languages + 1)
-    # A copy of the block for the variant at work, its weights and codes, and the solver's factor.
-    variant = weights * (size + _FLOAT + 1) + 2 * max(squares) * _FLOAT
-    largest: int = max(tensor.numel() for tensor in source.model.parameters()) * size
-    held = source.resident or largest + weights * size
-    hidden = _hidden(study) if study.spec.hidden_states == "memory" else 0
-    return held + statistics + variant + hidden
 
 
 def _hidden(study: ModelStudy) -> int:

@@ -159,7 +159,7 @@ def quantize_model(study: ModelStudy, *, progress: bool) -> None:
     with locked(study.folder):
         jobs = _jobs(study)
         stopwatch, bar = Stopwatch(), "quantizing" if progress else None
-        device = choose_device(study.spec.device)
+        device = study.spec.device
         shared = {name: job for name, job in jobs.items() if _mode(study, name) == "float"}
         measure = _measure(study, stopwatch)
         with study.files.hashed(to_the_end=True):
@@ -174,6 +174,7 @@ def quantize_model(study: ModelStudy, *, progress: bool) -> None:
                 stopwatch=stopwatch,
                 description=bar,
                 device=device,
+                memory=study.spec.memory,
             )
             for name, job in jobs.items():
                 if name not in shared and study.text is not None:
@@ -187,6 +188,7 @@ def quantize_model(study: ModelStudy, *, progress: bool) -> None:
                         stopwatch=job.stopwatch,
                         description=bar,
                         device=device,
+                        memory=study.spec.memory,
                     )
         if measure is not None:
             _write(study.folder / "layers.json", measure.merged(study.blocks()))
@@ -254,8 +256,7 @@ def _measure(study: ModelStudy, stopwatch: Stopwatch) -> LayerMeasures | None:
         shutil.rmtree(folder)  # of other settings or another text: measured anew, never mixed
     claim(folder, "The layers", inputs)
     hidden = _hidden(study, "heldout")
-    device = choose_device(spec.device)
-    return LayerMeasures(study.source, text, mixtures, folder, hidden, stopwatch, device)
+    return LayerMeasures(study.source, text, mixtures, folder, hidden, stopwatch, spec.device)
 
 
 def _hidden(study: ModelStudy, name: str) -> HiddenStates | None:
@@ -278,7 +279,8 @@ def _finish(study: ModelStudy, name: str, job: QuantizationJob) -> None:
         record = read_json(out / "mlcalib.json")
     else:
         seconds = job.stopwatch.seconds
-        record = finish_record(source, sink, recipe.description, calibration, seconds)
+        device = choose_device(study.spec.device)
+        record = finish_record(source, sink, recipe.description, calibration, seconds, device)
         with job.stopwatch.timed("write"):
             order = recipe.quantizer.order
             finish(source, sink, recipe.specs, order, study.tokenizer, out, record)

@@ -130,7 +130,8 @@ class StudySpec(Config):
         propagate: ``float`` (all variants share one pass) or ``quantized`` (a pass for each).
         format: the format of the checkpoints.
         dtype: the dtype of the models.
-        device: where models are quantized: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        device: where models are quantized and evaluated: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        memory: GB that quantizing may take on its device; by default nine tenths of what is free.
         hidden_states: where activations are kept between two blocks, ``memory`` or ``disk``.
         evaluation: how the checkpoints are evaluated; None for no evaluation.
         layers: what is measured of each layer; None for nothing.
@@ -152,7 +153,8 @@ class StudySpec(Config):
     propagate: Literal["float", "quantized"] = "float"
     format: str = "compressed-tensors"
     dtype: str = "auto"
-    device: str = "cpu"
+    device: str = "auto"
+    memory: float | None = Field(default=None, gt=0)
     hidden_states: Literal["memory", "disk"] = "memory"
     evaluation: EvaluationSpec | None = EvaluationSpec()
     layers: LayersSpec | None = LayersSpec()

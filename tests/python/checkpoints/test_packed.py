@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 import mlcalib
 from mlcalib._core import GridSpec, rtn
 from mlcalib.checkpoints import save_checkpoint
-from mlcalib.checkpoints.packed import PackedLinear
+from mlcalib.checkpoints.packed import PackedLinear, load_to_run, loading
 from mlcalib.common.compat import cache_name
 from mlcalib.formats import formats
 from mlcalib.models import find_adapter
@@ -110,6 +110,25 @@ def test_architectures(save, name):
     loaded = mlcalib.load(folder)
     assert packed_names(loaded) == quantized.keys()
     assert_same_logits(loaded, dequantized(unfused, quantized))
+
+
+@pytest.mark.parametrize(
+    ("load", "where"), [(mlcalib.load, "meta"), (load_to_run, torch.device("meta"))]
+)
+def test_elsewhere_than_on_the_cpu_linears_are_dequantized(save, load, where, caplog, monkeypatch):
+    model = tiny_llama(dtype=torch.bfloat16)
+    quantized = quantize(model, GridSpec(4, 32, scale_dtype=torch.bfloat16))
+    folder = str(save(model, quantized))
+    monkeypatch.setattr(loading, "choose_device", torch.device)
+    there = load(folder, "float32", where)
+    assert {each.device.type for each in there.parameters()} == {"meta"}
+    assert not packed_names(there)
+    assert f"on meta {len(quantized)} linears hold dequantized weights in float32" in caplog.text
+    packed = mlcalib.load(folder, "float32", "cpu")
+    expected = dequantized(model, quantized)
+    for name in quantized:
+        linear = packed.get_submodule(name).dequantized(torch.float32, torch.device("cpu"))
+        assert torch.equal(linear.weight, expected.get_submodule(name).weight)
 
 
 def test_generation(save):

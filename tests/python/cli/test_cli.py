@@ -41,6 +41,20 @@ def run(monkeypatch, capsys):
     return run
 
 
+def test_plans_say_what_is_taken_and_run_nothing(run, folder, tmp_path):
+    out = tmp_path / "out"
+    options = ("--out", out, "--languages", "en,sw", "--tokens", 200, "--seq-len", 32, "--plan")
+    code, text, error = run("quantize", folder, *options, "--group-size", 32, "--memory", 1e-6)
+    assert code == 0, error
+    assert text.startswith("device: ")
+    assert "statistics of sw (of one text: " in text
+    assert "at most 1 of 2 languages are held at a time, in 2 turns" in text
+    code, text, error = run("evaluate", folder, "--seq-len", 32, "--plan")
+    assert code == 0, error
+    assert re.search(r"weights 0\.\d+ GB; 1 sequences of 32 tokens at once", text)
+    assert not list(tmp_path.iterdir())
+
+
 def test_quantize_then_evaluate(run, folder, tmp_path):
     out = tmp_path / "out"
     code, text, _ = run(

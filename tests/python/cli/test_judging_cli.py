@@ -55,7 +55,8 @@ def test_generate_judge_and_annotate(run, models, tmp_path):
             "--max-tokens", 4, "--languages", "sw,en", "--limit", 2,
         )  # fmt: skip
         assert code == 0, error
-        assert text == f"4 answers in {path}\n"
+        assert text.startswith("device: ")
+        assert text.endswith(f"\n4 answers in {path}\n")
         assert {each.language for each in read_generations(path)} == {"sw", "en"}
 
     out, table = tmp_path / "judgements.jsonl", tmp_path / "rates.json"

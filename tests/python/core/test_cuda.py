@@ -1,24 +1,25 @@
-"""Every CUDA kernel on a GPU, against the CPU; skipped where there is none."""
+"""Every kernel of the CUDA backend against the CPU: on a GPU, or emulated on the stand-in device.
+
+Large shapes, and TF32, are a GPU's alone.
+"""
+
+from contextlib import contextmanager
 
 import pytest
 import torch
 from core_data import NEARLY_ALL, activations, random_gram, random_weight, share_equal
+from devices import DEVICES
 
 from mlcalib import _core as core
 
+if not DEVICES:
+    pytest.skip("no GPU that the core was built for (docs/cuda.md)", allow_module_level=True)
 
-def why_not():
-    if not torch.cuda.is_available():
-        return "torch sees no CUDA device"
-    if core.build_info()["cuda"] == "none":
-        return "mlcalib was built without CUDA: see docs/cuda.md"
-    return None
-
-
-if why_not():
-    pytest.skip(why_not(), allow_module_level=True)
-
+DEVICE = DEVICES[0]
+on_cuda = pytest.mark.skipif(DEVICE != "cuda", reason="needs CUDA")
 SHAPES = [(5, 96, 32), (130, 320, 64), (64, 200, 128), (33, 150, -1), (512, 1536, 128)]
+if DEVICE == "standin":
+    SHAPES = [(5, 96, 32), (40, 192, 64), (33, 150, -1)]
 
 
 def states(name, x, device, repeats=1):
@@ -35,19 +36,20 @@ def states(name, x, device, repeats=1):
 @pytest.mark.parametrize(("tokens", "channels"), [(1, 1), (77, 130), (5000, 96), (300, 2500)])
 def test_gram(tokens, channels, dtype):
     x = activations(tokens, channels).to(dtype)
-    found = states("gram", x, "cuda", repeats=2)["gram"]
+    found = states("gram", x, DEVICE, repeats=2)["gram"]
     wanted = 2 * (x.double().T @ x.double())
     size = wanted.diagonal().sqrt()
     assert ((found - wanted).abs() <= 1e-5 * size[:, None] * size).all()
     assert torch.equal(found, found.T)
 
 
+@on_cuda
 def test_gram_takes_no_tf32_and_repeats():
     x = activations(500, 256)
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = True
     try:
-        found, again = (states("gram", x, "cuda")["gram"] for _ in range(2))
+        found, again = (states("gram", x, DEVICE)["gram"] for _ in range(2))
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before
     assert torch.equal(found, again)
@@ -61,23 +63,84 @@ def test_gram_takes_no_tf32_and_repeats():
 def test_moments_range_and_histogram(channels, dtype):
     x = activations(3000, channels).to(dtype)
     for name in ("moments", "range", "histogram"):
-        found, wanted = states(name, x, "cuda"), states(name, x, "cpu")
+        found, wanted = states(name, x, DEVICE), states(name, x, "cpu")
         for key, tensor in wanted.items():
             tolerance = 1e-6 * tensor.abs().max().item() if name == "moments" else 0
             torch.testing.assert_close(found[key], tensor, rtol=0, atol=tolerance)
 
 
+@contextmanager
+def waiting_is_an_error():
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", core.statistic_names())
+def test_no_update_waits_for_the_gpu_and_who_reads_finds_nan(name, dtype):
+    x = activations(5000, 96).to("cuda", dtype)
+    statistic, other = (core.make_statistic(name, 96) for _ in range(2))
+    damaged = x.clone()
+    damaged[3, 5], damaged[4999, 95] = torch.nan, torch.inf
+    with waiting_is_an_error():
+        for _ in range(3):
+            statistic.update(x, x)
+        with pytest.raises(RuntimeError, match="synchroniz"):
+            statistic.check_finite()
+    statistic.check_finite()
+    with waiting_is_an_error():
+        other.update(damaged, x)
+        statistic.update(x, damaged)
+    statistic.merge(other)
+    for read in (statistic.check_finite, statistic.state, statistic.view):
+        with pytest.raises(ValueError, match=f"to the statistic {name} held 4 NaN or Inf"):
+            read()
+
+
+# More languages than one launch has, channels of more than one block of rows.
+@pytest.mark.parametrize("languages", [1, 18])
+def test_losses_of_statistics(languages):
+    change = random_weight(300, 2100).cuda()
+    grams, wanted = [], []
+    for seed in range(languages):
+        x = activations(200 + seed, 2100, seed).to("cuda", torch.bfloat16)
+        grams.append(core.make_statistic("gram", 2100))
+        grams[-1].update(x)
+        wanted.append((x.double() @ change.double().T).square().sum().item())
+    empty = core.make_statistic("gram", 2100)
+    found = core.losses(change, [*grams, empty, grams[0]])
+    assert found == pytest.approx([*wanted, 0, wanted[0]], rel=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("tokens", "channels"), [(77, 130), (5000, 96)])
+def test_deviation(tokens, channels, dtype):
+    x = activations(tokens, channels).to(dtype)
+    reference = (x.float() * 1.01 + 0.02).to(dtype)
+    statistic = core.make_statistic("deviation", channels)
+    for _ in range(2):
+        statistic.update(x.cuda(), reference.cuda())
+    wide, change = x.double(), reference.double() - x.double()
+    size = (change.square().sum(0)[:, None] * wide.square().sum(0)).sqrt()
+    found = statistic.state()["deviation"].cpu()
+    assert ((found - 2 * (change.T @ wide)).abs() <= 4e-5 * size).all()
+
+
 def test_a_statistic_lives_where_its_first_tokens_were():
     x = activations(40, 32)
     total, part = core.make_statistic("gram", 32), core.make_statistic("gram", 32)
-    part.update(x.cuda())
+    part.update(x.to(DEVICE))
     total.merge(part, 2.0)
     total.merge(core.make_statistic("gram", 32))
     total.rescale(torch.full((32,), 2.0))
-    assert total.state()["gram"].is_cuda
+    assert total.state()["gram"].device.type == DEVICE
     wanted = 8 * (x.double().T @ x.double())
     torch.testing.assert_close(total.state()["gram"].cpu().double(), wanted, rtol=1e-4, atol=1e-3)
-    with pytest.raises(ValueError, match=r"tokens on cuda:0 and cannot take others from cpu"):
+    with pytest.raises(ValueError, match=rf"tokens on {DEVICE}:0 and cannot take others from cpu"):
         total.update(x)
 
 
@@ -90,7 +153,7 @@ def test_rounding_is_the_same_bit_for_bit(rows, columns, group_size, chosen, bit
     weight, gram = random_weight(rows, columns), random_gram(columns)
     spec = core.GridSpec(bits, group_size, symmetric, chosen)
     wanted = core.rtn(weight, spec, gram)
-    found = core.rtn(weight.cuda(), spec, gram.cuda())
+    found = core.rtn(weight.to(DEVICE), spec, gram.to(DEVICE))
     assert torch.equal(found.grid.scale.cpu(), wanted.grid.scale)
     assert torch.equal(found.grid.zero.cpu(), wanted.grid.zero)
     assert torch.equal(found.codes.cpu(), wanted.codes)
@@ -110,16 +173,26 @@ def test_gptq_is_nearly_the_same(rows, columns, group_size, chosen, options):
     weight, gram = random_weight(rows, columns), random_gram(columns)
     solve = core.GptqOptions(core.GridSpec(4, group_size, range=chosen), **options)
     wanted = core.gptq(weight, gram, solve)
-    found = core.gptq(weight.cuda(), gram.cuda(), solve)
+    found = core.gptq(weight.to(DEVICE), gram.to(DEVICE), solve)
     assert share_equal(found.codes.cpu(), wanted.codes) >= NEARLY_ALL
     assert found.loss == pytest.approx(wanted.loss, rel=5e-3)
-    error = core.losses(weight.cuda(), found, [gram.cuda()])[0]
+    error = core.losses(weight.to(DEVICE), found, [gram.to(DEVICE)])[0]
     assert found.loss == pytest.approx(error, rel=1e-3)
 
 
+# More columns than two panels of the feedback.
+@pytest.mark.parametrize("options", [{}, {"order": "natural", "static_grid": False}])
+def test_gptq_of_several_panels_is_nearly_the_same(options):
+    weight, gram = random_weight(64, 2600), random_gram(2600)
+    solve = core.GptqOptions(core.GridSpec(4, 128, range="minmax"), **options)
+    wanted, found = core.gptq(weight, gram, solve), core.gptq(weight.cuda(), gram.cuda(), solve)
+    assert share_equal(found.codes.cpu(), wanted.codes) >= NEARLY_ALL
+    assert found.loss == pytest.approx(wanted.loss, rel=5e-3)
+
+
 def test_gptq_of_several_linears_is_that_of_each():
-    weights = [random_weight(rows, 256, rows).cuda() for rows in (64, 33, 7)]
-    gram = random_gram(256).cuda()
+    weights = [random_weight(rows, 256, rows).to(DEVICE) for rows in (64, 33, 7)]
+    gram = random_gram(256).to(DEVICE)
     for weight, found in zip(weights, core.gptq(weights, gram), strict=True):
         alone = core.gptq(weight, gram)
         assert share_equal(found.codes, alone.codes) >= NEARLY_ALL
@@ -134,12 +207,12 @@ def test_awq(rows, columns, group_size, chosen):
     gram, mean = (x.double().T @ x.double()).float(), x.abs().mean(0)
     options = core.AwqOptions(core.GridSpec(4, group_size, range=chosen))
     wanted = core.awq_scale([core.LinearGroup(weights, gram)], mean, options)
-    group = core.LinearGroup([weight.cuda() for weight in weights], gram.cuda())
-    found = core.awq_scale([group], mean.cuda(), options)
+    group = core.LinearGroup([weight.to(DEVICE) for weight in weights], gram.to(DEVICE))
+    found = core.awq_scale([group], mean.to(DEVICE), options)
     torch.testing.assert_close(found.scores, wanted.scores, rtol=2e-3, atol=0)
     assert found.loss == pytest.approx(wanted.loss, rel=1e-3)
     assert found.unscaled == pytest.approx(wanted.unscaled, rel=1e-3)
-    assert found.scale.is_cuda
+    assert found.scale.device.type == DEVICE
 
 
 def in_full_and_with_tf32(compute):
@@ -186,29 +259,30 @@ def gram_in_full(x):
     return (x.T @ x).float()
 
 
+@on_cuda
 @pytest.mark.parametrize("compute", [deviation, corrected, refitted, awq_scaled, lost])
 def test_nothing_takes_tf32(compute):
-    weight, x = random_weight(512, 512).cuda(), activations(2048, 512).cuda()
+    weight, x = random_weight(512, 512).to(DEVICE), activations(2048, 512).to(DEVICE)
     full, tf32 = in_full_and_with_tf32(lambda: compute(weight, x))
     for a, b in zip(full, tf32, strict=True):
         assert torch.equal(a, b)
 
 
 def test_no_rows_and_no_tokens():
-    packed = core.pack(torch.zeros(0, 64, dtype=torch.uint8, device="cuda"), 4)
+    packed = core.pack(torch.zeros(0, 64, dtype=torch.uint8, device=DEVICE), 4)
     assert core.unpack(packed, 4, 64).shape == (0, 64)
     for name in ("gram", "moments", "range", "histogram"):
         statistic = core.make_statistic(name, 64)
-        statistic.update(torch.zeros(0, 64, device="cuda"))
+        statistic.update(torch.zeros(0, 64, device=DEVICE))
         assert statistic.tokens == 0
     with pytest.raises(ValueError, match="at least one row"):
-        core.rtn(torch.zeros(0, 64, device="cuda"), core.GridSpec(4, 32))
+        core.rtn(torch.zeros(0, 64, device=DEVICE), core.GridSpec(4, 32))
 
 
 def test_out_of_memory_stays_torchs_own_error():
     statistic = core.make_statistic("gram", 1 << 20)  # 4 TB
     with pytest.raises(torch.OutOfMemoryError):
-        statistic.update(torch.ones(1, 1 << 20, device="cuda"))
+        statistic.update(torch.ones(1, 1 << 20, device=DEVICE))
     assert statistic.tokens == 0
 
 
@@ -217,12 +291,12 @@ def test_out_of_memory_stays_torchs_own_error():
 def test_packing(bits, columns):
     generator = torch.Generator().manual_seed(bits)
     codes = torch.randint(1 << bits, (9, columns), generator=generator).to(torch.uint8)
-    packed = core.pack(codes.cuda(), bits)
+    packed = core.pack(codes.to(DEVICE), bits)
     assert torch.equal(packed.cpu(), core.pack(codes, bits))
     assert torch.equal(core.unpack(packed, bits, columns).cpu(), codes)
 
 
 def test_two_devices_are_not_mixed():
     weight, gram = random_weight(8, 64), random_gram(64)
-    with pytest.raises(ValueError, match=r"gram is on cpu but weight is on cuda:0"):
-        core.gptq(weight.cuda(), gram)
+    with pytest.raises(ValueError, match=rf"gram is on cpu but weight is on {DEVICE}:0"):
+        core.gptq(weight.to(DEVICE), gram)

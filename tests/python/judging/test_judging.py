@@ -60,7 +60,7 @@ def reward(tokenizer, tmp_path_factory):
     base = tiny_llama(vocabulary=384).config
     base.num_labels = 1
     base.pad_token_id = 1
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         LlamaForSequenceClassification(base).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -84,7 +84,7 @@ def runs_block_by_block(model, ids):
     own = copy.deepcopy(model).eval()
     adapter = discover(own)
     unfuse_all(own)
-    arguments, states = Arguments(adapter, torch.device("cpu")), {}
+    arguments, states = Arguments(adapter, lambda _: torch.device("cpu")), {}
     with torch.no_grad():
         for index, each in enumerate(ids):
             states[index], inputs = embed(own, adapter, each[None])

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from small_models import tiny_llama, tiny_model
@@ -13,9 +13,11 @@ import mlcalib
 from mlcalib.common.stopwatch import Stopwatch
 from mlcalib.models import find_adapter
 from mlcalib.models.experts import unfuse
+from mlcalib.quantization import block_statistics
 from mlcalib.quantization.block_files import BlockFiles
 from mlcalib.quantization.hidden_states import HiddenStates, HiddenStatesOnDisk
 from mlcalib.quantization.propagation import Flow, Prefix
+from mlcalib.statistics import StatisticSet
 
 IDS = {
     "en": [[(7 * i + j * j) % 100 for j in range(16)] for i in range(5)],
@@ -43,7 +45,16 @@ def first(ids, language, tokens):
     return {language: [flat[:tokens]]}
 
 
-@settings(max_examples=15, deadline=None)
+@pytest.fixture(params=[None, 24], ids=["as they come", "joined"])
+def tokens_at_once(request, monkeypatch):
+    """As on the CPU, and as on a device that wants more tokens than a sequence has."""
+    monkeypatch.setattr(block_statistics, "tokens_at_once", lambda _: request.param)
+
+
+@pytest.mark.usefixtures("tokens_at_once")
+@settings(
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(st.sets(st.integers(1, 80), min_size=1, max_size=4), st.integers(1, 48))
 def test_prefixes_have_the_bits_of_sets_of_their_own(counts, other):
     model = tiny_llama()
@@ -63,6 +74,7 @@ def test_prefixes_have_the_bits_of_sets_of_their_own(counts, other):
                         torch.testing.assert_close(shared, tensor)
 
 
+@pytest.mark.usefixtures("tokens_at_once")
 def test_experts_count_only_the_tokens_of_a_prefix():
     model = tiny_model("mixtral")
     together = collected(model, IDS, [Prefix("en", 20), Prefix("en", 80), Prefix("sw", 7)])
@@ -163,3 +175,17 @@ def test_a_cut_off_block_is_named(tmp_path):
     for read in (BlockFiles(tmp_path).tensors, BlockFiles(tmp_path).record):
         with pytest.raises(ValueError, match=r"0\.safetensors is not a usable safetensors file"):
             read("0")
+
+
+def test_nan_that_no_update_found_is_found_at_the_end_and_has_a_place(monkeypatch):
+    def check(statistics):
+        # As a device does that counts it: the last input of 'sw' alone.
+        if statistics.tokens == 48 and statistics._channels == 128:
+            raise ValueError("the activations held 1 NaN")
+
+    monkeypatch.setattr(StatisticSet, "check_finite", check)
+    with pytest.raises(
+        ValueError,
+        match=r"^input of model\.layers\.0\.mlp\.down_proj, text in 'sw': the activations held",
+    ):
+        collected(tiny_llama(), IDS)

@@ -285,6 +285,23 @@ def test_yaml_files(spec, tmp_path):
         read_study(path)
 
 
+def test_languages_in_turns_give_the_same_study(spec, tmp_path, caplog):
+    spec["evaluation"] = None
+    spec["quantizers"] = [{"method": "gptq", "group_size": 32}, {"method": "rtn", "group_size": 32}]
+    for name, memory in (("a", None), ("b", 1e-6)):
+        run(spec | {"memory": memory}, tmp_path / name)
+    assert "of 3 languages are held at a time, in 3 turns" in caplog.text
+    a, b = (tmp_path / name / "tiny" for name in "ab")
+    for folder in (a / "checkpoints").iterdir():
+        other = b / "checkpoints" / folder.name / "model.safetensors"
+        assert filecmp.cmp(folder / "model.safetensors", other, shallow=False)
+    assert (a / "layers.json").read_bytes() == (b / "layers.json").read_bytes()
+    for file in (a / "variants").iterdir():
+        one, other = (json.loads((each / "variants" / file.name).read_text()) for each in (a, b))
+        assert one["losses"] == other["losses"]
+        assert one["heldout"] == other["heldout"]
+
+
 def test_plan_says_what_it_takes(spec, tmp_path, capsys):
     (planned,) = mlcalib.study(spec, tmp_path, plan_only=True)
     printed = capsys.readouterr().out
@@ -292,7 +309,9 @@ def test_plan_says_what_it_takes(spec, tmp_path, capsys):
     assert "gptq-w4-g32-mixed" in printed
     assert planned.separate == 3 * (300 + 150 + 300 + 200)
     assert planned.tokens == 300 + 100 + 100
-    assert planned.memory > 0
+    assert planned.memory == planned.passes.total > 0
+    assert "statistics of fr" in printed
+    assert "other text that is measured" in printed
     assert planned.disk > 0
     assert not list(tmp_path.iterdir())
 

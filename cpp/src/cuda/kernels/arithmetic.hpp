@@ -99,6 +99,13 @@ MLCALIB_HD Moments added(Moments moments, float x) {
   return {moments.sum + x, moments.absolute + max_of(x, -x), moments.square + x * x};
 }
 
+/// Neither NaN nor Inf.
+MLCALIB_HD bool is_finite(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, sizeof bits);
+  return (bits & 0x7f800000U) != 0x7f800000U;
+}
+
 /// The bin of a magnitude.
 MLCALIB_HD int32_t histogram_bin(float x) {
   int32_t bits;

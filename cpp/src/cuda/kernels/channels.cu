@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Sums, extremes and histograms of each channel. A block has a strip of channels for itself and
-// adds its parts in a fixed order: the same tokens give the same bits.
+// Sums, extremes and histograms of each channel, and what is not finite. A block has a strip of
+// channels for itself and adds its parts in a fixed order: the same tokens give the same bits.
 #include "launch.cuh"
 
 namespace mlcalib::cuda {
@@ -94,6 +94,17 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+/// A token for each block.
+template <class T>
+__global__ void __launch_bounds__(kThreads) nonfinite_kernel(Activations x, uint64_t* found) {
+  const T* token = static_cast<const T*>(x.data) + blockIdx.x * x.stride;
+  uint32_t own = 0;
+  for (int64_t c = threadIdx.x; c < x.channels; c += kThreads) {
+    if (!is_finite(to_float(token[c]))) ++own;
+  }
+  if (own > 0) add_atomically(found, own);
+}
+
 template <template <class> class Launch, class... Arguments>
 void launch_for(const Activations& x, const Arguments&... arguments) {
   switch (x.element) {
@@ -130,6 +141,13 @@ struct LaunchHistogram {
   }
 };
 
+template <class T>
+struct LaunchNonfinite {
+  static void run(const Activations& x, uint64_t* found, cudaStream_t stream) {
+    launch(&nonfinite_kernel<T>, x.tokens, kThreads, 0, stream, x, found);
+  }
+};
+
 }  // namespace
 
 void moments_update(const Activations& x, double* sum, double* absolute, double* square,
@@ -144,6 +162,10 @@ void range_update(const Activations& x, float* low, float* high, cudaStream_t st
 void histogram_update(const Activations& x, const float* unit, double* counts,
                       cudaStream_t stream) {
   launch_for<LaunchHistogram>(x, unit, counts, stream);
+}
+
+void count_nonfinite(const Activations& x, int64_t* found, cudaStream_t stream) {
+  launch_for<LaunchNonfinite>(x, reinterpret_cast<uint64_t*>(found), stream);
 }
 
 }  // namespace mlcalib::cuda

@@ -26,6 +26,40 @@ __global__ void __launch_bounds__(kThreads) mirror_kernel(float* gram, int64_t c
   }
 }
 
+/// The sum over the block, which thread 0 has; in a fixed order.
+__device__ double block_sum(double own, double* part) {
+  __syncthreads();  // part may hold what was summed before
+  part[threadIdx.x] = own;
+  for (int half = kThreads / 2; half > 0; half /= 2) {
+    __syncthreads();
+    if (static_cast<int>(threadIdx.x) < half) part[threadIdx.x] += part[threadIdx.x + half];
+  }
+  return part[threadIdx.x];
+}
+
+/// A block has every gridDim-th row, from the diagonal on, and reads D once for all Grams. What is
+/// off the diagonal counts twice.
+__global__ void __launch_bounds__(kThreads) triangle_dots_kernel(TriangleDots d) {
+  __shared__ double part[kThreads];
+  double sums[TriangleDots::kGrams] = {};
+  for (int64_t row = blockIdx.x; row < d.channels; row += gridDim.x) {
+    for (int64_t column = row + threadIdx.x; column < d.channels; column += kThreads) {
+      const int64_t at = row * d.channels + column;
+      const double square = static_cast<double>(d.square[at]) * (column == row ? 1 : 2);
+#pragma unroll
+      for (int i = 0; i < TriangleDots::kGrams; ++i) {
+        if (i < d.count) sums[i] += square * static_cast<double>(d.grams[i][at]);
+      }
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < TriangleDots::kGrams; ++i) {
+    if (i >= d.count) continue;
+    const double sum = block_sum(sums[i], part);
+    if (threadIdx.x == 0) d.sums[static_cast<int64_t>(i) * gridDim.x + blockIdx.x] = sum;
+  }
+}
+
 __global__ void __launch_bounds__(kThreads)
     dot_kernel(const float* a, const float* b, int64_t n, double* sums) {
   __shared__ double part[kThreads];
@@ -34,12 +68,8 @@ __global__ void __launch_bounds__(kThreads)
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < n; i += step) {
     sum += static_cast<double>(a[i]) * static_cast<double>(b[i]);
   }
-  part[threadIdx.x] = sum;
-  for (int half = kThreads / 2; half > 0; half /= 2) {
-    __syncthreads();
-    if (static_cast<int>(threadIdx.x) < half) part[threadIdx.x] += part[threadIdx.x + half];
-  }
-  if (threadIdx.x == 0) sums[blockIdx.x] = part[0];
+  sum = block_sum(sum, part);
+  if (threadIdx.x == 0) sums[blockIdx.x] = sum;
 }
 
 }  // namespace
@@ -47,6 +77,13 @@ __global__ void __launch_bounds__(kThreads)
 void mirror(float* gram, int64_t channels, cudaStream_t stream) {
   const int64_t tiles = divide_up(channels, kTile);
   launch(&mirror_kernel, tiles * tiles, kThreads, 0, stream, gram, channels);
+}
+
+// Of the channels alone, as below.
+int64_t triangle_dot_sums(int64_t channels) { return min_of<int64_t>(channels, 512); }
+
+void triangle_dots(const TriangleDots& dots, cudaStream_t stream) {
+  launch(&triangle_dots_kernel, triangle_dot_sums(dots.channels), kThreads, 0, stream, dots);
 }
 
 // Of n alone, so that a sum has the same bits on every device.

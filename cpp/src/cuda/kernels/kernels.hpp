@@ -100,9 +100,25 @@ void moments_update(const Activations& x, double* sum, double* absolute, double*
 void range_update(const Activations& x, float* low, float* high, cudaStream_t stream);
 /// counts[c][b] += how many |x_c| / unit[c] are in bin b; [channels][kHistogramBins].
 void histogram_update(const Activations& x, const float* unit, double* counts, cudaStream_t stream);
+/// *found += how many values are NaN or Inf.
+void count_nonfinite(const Activations& x, int64_t* found, cudaStream_t stream);
 
 /// Copies the upper triangle of gram [channels][channels] into the lower.
 void mirror(float* gram, int64_t channels, cudaStream_t stream);
+
+/// ⟨D, G⟩ of one symmetric matrix with several, in float64; [channels][channels] each, of which the
+/// upper triangles are read.
+struct TriangleDots {
+  static constexpr int kGrams = 16;  ///< at most, in one launch
+
+  const float* square;  ///< D
+  const float* grams[kGrams];
+  int count;
+  int64_t channels;
+  double* sums;  ///< [count][triangle_dot_sums(channels)], written: still to be added
+};
+void triangle_dots(const TriangleDots& dots, cudaStream_t stream);
+int64_t triangle_dot_sums(int64_t channels);
 
 /// Σ a·b in float64, as partial sums [dot_sums(n)] that are still to be added.
 void dot(const float* a, const float* b, int64_t n, double* sums, cudaStream_t stream);

@@ -30,6 +30,10 @@ void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, int64_t 
       arguments...);
 }
 
+__device__ inline void add_atomically(uint64_t* to, uint64_t value) {
+  atomicAdd(reinterpret_cast<unsigned long long*>(to), static_cast<unsigned long long>(value));
+}
+
 __device__ inline float* dynamic_shared() {
   extern __shared__ float4 dynamic_shared_memory[];
   return reinterpret_cast<float*>(dynamic_shared_memory);

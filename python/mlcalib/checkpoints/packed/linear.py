@@ -64,6 +64,16 @@ class PackedLinear(nn.Module):
         """Return codes and grid; ``quantized().dequantize()`` is the weight."""
         return _core.unpack_linear(self.packed, self.out_features, self.in_features, self.spec)
 
+    def dequantized(self, dtype: torch.dtype, device: torch.device) -> nn.Linear:
+        """Return a linear of the same numbers whose weight, [out, in], is not packed."""
+        has_bias = self.bias is not None
+        linear = nn.Linear(self.in_features, self.out_features, has_bias, device="meta")
+        weight = self.quantized().dequantize().to(dtype).to(device)
+        linear.weight = nn.Parameter(weight, requires_grad=False)
+        if self.bias is not None:
+            linear.bias = nn.Parameter(self.bias.to(device, dtype), requires_grad=False)
+        return linear
+
     def forward(self, x: Tensor) -> Tensor:
         """Return [..., out_features] of x [..., in_features], in x's dtype.
 

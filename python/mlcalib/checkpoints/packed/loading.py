@@ -1,5 +1,6 @@
 """``mlcalib.load``: a quantized checkpoint as a model on packed weights; ``load_to_run``."""
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -7,11 +8,13 @@ import torch
 
 from mlcalib.checkpoints import FileCheckpoint, open_checkpoint
 from mlcalib.checkpoints.expected import check_model
+from mlcalib.checkpoints.packed.linear import PackedLinear
 from mlcalib.checkpoints.stored_weights import StoredWeights
 from mlcalib.common import compat
 from mlcalib.common.hub import model_folder
 from mlcalib.common.safetensors_read import read_json
 from mlcalib.formats import stored_section
+from mlcalib.models.device import CPU, choose_device
 from mlcalib.models.loading import (
     architecture,
     check_dtype,
@@ -24,26 +27,31 @@ from mlcalib.models.loading import (
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
+_log = logging.getLogger(__name__)
+
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
-def load(folder: str | Path, dtype: str = "auto") -> "PreTrainedModel":
-    """Load a quantized checkpoint; its quantized linears keep packed weights.
+def load(folder: str | Path, dtype: str = "auto", device: str = "auto") -> "PreTrainedModel":
+    """Load a quantized checkpoint; on the CPU its quantized linears keep packed weights.
 
     They are ``PackedLinear``, filled one after the other, so that loading takes little more memory
     than the model itself. Embeddings, norms and linears that are not quantized are as stored. The
-    model is for inference on the CPU; to save or quantize it again, use the folder.
+    model is for inference; to save or quantize it again, use the folder. Packed weights run on the
+    CPU only, so on a GPU the linears hold dequantized weights, which a warning says.
 
     Args:
         folder: a checkpoint in a format that keeps codes (``compressed-tensors``, ``gptq``,
             ``awq``; or a GGUF file), mlcalib's or another tool's; or the hub name of one.
         dtype: of activations and of what is not quantized: ``auto`` (the checkpoint's),
             ``float32``, ``bfloat16`` or ``float16``. Scales stay what they are.
+        device: where to: ``cpu``, ``cuda``, ``cuda:N``, or ``auto`` (a GPU, where there is one and
+            mlcalib was built for it).
 
     Raises:
         FileNotFoundError: no such folder, or a hub name that cannot be fetched and is not cached.
         ValueError: the folder is invalid, not quantized, or not as its config describes; an
-            unknown dtype.
+            unknown dtype or device.
         NotImplementedError: its format keeps no codes; experts that are packed in another way.
     """
     from transformers import AutoModelForCausalLM
@@ -52,18 +60,19 @@ def load(folder: str | Path, dtype: str = "auto") -> "PreTrainedModel":
 
     if dtype not in _DTYPES:
         raise ValueError(f"dtype is '{dtype}', expected one of: {', '.join(_DTYPES)}.")
+    place = choose_device(device)
     if Path(folder).suffix != ".gguf":
         folder = model_folder(str(folder))
     # transformers would name neither the folder nor what is wrong with it
     checkpoint = open_checkpoint(folder)
     if isinstance(checkpoint, FileCheckpoint):
-        return _load_file(checkpoint, dtype)
+        return _on(_load_file(checkpoint, dtype), place)
     config = model_config(str(folder))
     config.quantization_config = PackedConfig().to_dict()
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         folder, config=config, dtype=dtype, use_safetensors=True
     )
-    return model
+    return _on(model, place)
 
 
 def load_to_run(
@@ -72,12 +81,13 @@ def load_to_run(
     """Load a model as ``load_model`` does, but on packed weights where it has them.
 
     So a quantized checkpoint is evaluated within its own memory. W8A8 ones round activations as
-    transformers does; what cannot be held packed is read by transformers.
+    transformers does; what cannot be held packed is read by transformers. Packed weights run on the
+    CPU only: elsewhere they are dequantized when they are there, which a warning says.
 
     Args:
         source: a folder, a hub name or a GGUF file (whose weights are dequantized).
         dtype: see ``load_model``.
-        device: where to; None is the CPU. Weights are packed on the CPU only.
+        device: where to; None is the CPU.
 
     Raises:
         FileNotFoundError, ValueError: see ``load_model``.
@@ -98,12 +108,33 @@ def load_to_run(
     config = model_config(source)
     if place != "config.json":  # where transformers does not look
         config.quantization_config = stored
-    section = packed_section(config, None, device)
+    section = packed_section(config, None, None)
     if section is not None:
         config.quantization_config = section
-    elif stored.get("quant_method") not in compat.quantization_methods():
+        return _on(load_model(source, dtype, None, config), device or CPU)
+    if stored.get("quant_method") not in compat.quantization_methods():
         return _load_dequantized(folder, config, dtype, device)
     return load_model(source, dtype, device, config)
+
+
+def _on(model: "PreTrainedModel", device: torch.device) -> "PreTrainedModel":
+    """Return a model on a device; packed linears are dequantized where that is not the CPU."""
+    if device.type == "cpu":
+        return model
+    packed = [
+        (name, each) for name, each in model.named_modules() if isinstance(each, PackedLinear)
+    ]
+    for name, linear in packed:
+        model.set_submodule(name, linear.dequantized(model.dtype, device))
+    if packed:
+        _log.warning(
+            "packed weights run on the CPU only: on %s %d linears hold dequantized weights in %s",
+            device,
+            len(packed),
+            str(model.dtype).removeprefix("torch."),
+        )
+    model.hf_quantizer = None  # it would refuse to move what it packed
+    return model.to(device)
 
 
 def _load_dequantized(

@@ -1,9 +1,11 @@
 """A transformers model for lm-evaluation-harness, which computes shared beginnings only once."""
 
 import copy
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,15 +15,19 @@ from torch.nn import functional
 from tqdm.auto import tqdm
 
 from mlcalib.common import compat
+from mlcalib.evaluation.batching import tokens_that_fit
 from mlcalib.evaluation.tasks.generating import generate
-from mlcalib.evaluation.tasks.prefixes import Group, Tokens, batches, group
+from mlcalib.evaluation.tasks.prefixes import Group, Tokens, batches, group, padded_tokens
 from mlcalib.models import find_adapter
+from mlcalib.models.device import short_of_memory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_BATCH_TOKENS = {"cpu": 768}  # more fills no core better, and costs memory
-_BATCH_TOKENS_ELSEWHERE = 16384
+_log = logging.getLogger(__name__)
+
+_BATCH_TOKENS = 768  # on the CPU; more fills no core better, and costs memory
+_BATCH_TOKENS_ELSEWHERE = 16384  # or what fits into memory
 _TOGETHER = 16  # a row of a long prompt holds tens to hundreds of MB of cache
 
 Scored = tuple[float, bool]
@@ -55,7 +61,6 @@ class TaskModel(HFLM):  # type: ignore[misc]  # lm_eval has no types
         progress: bool = True,
         **options: Any,
     ) -> None:
-        kind = model.device.type
         super().__init__(
             pretrained=model,
             tokenizer=copy.deepcopy(tokenizer),
@@ -64,7 +69,9 @@ class TaskModel(HFLM):  # type: ignore[misc]  # lm_eval has no types
             **options,
         )
         self._progress = progress
-        self._batch_tokens = _BATCH_TOKENS.get(kind, _BATCH_TOKENS_ELSEWHERE)
+        self._batch_tokens = _BATCH_TOKENS
+        if model.device.type != "cpu":
+            self._batch_tokens = tokens_that_fit(model, model.device, _BATCH_TOKENS_ELSEWHERE)
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[Scored]:
         """Return for each (context, continuation) its log-likelihood, and whether it is greedy."""
@@ -95,14 +102,24 @@ class TaskModel(HFLM):  # type: ignore[misc]  # lm_eval has no types
                 context, max_length, stop, attention_mask=attention_mask, **options
             )
             return found
-        return generate(
-            self.model,
-            self.tokenizer,
-            context,
-            attention_mask,
-            stop=stop,
-            max_length=max_length,
-        )
+        return self._generate_what_fits(context, attention_mask, stop, max_length)
+
+    def _generate_what_fits(
+        self, ids: Tensor, mask: Tensor, stop: list[str], max_length: int
+    ) -> Tensor:
+        """Return what ``generate`` does; where memory runs out, of one half after the other."""
+        run = partial(generate, self.model, self.tokenizer, stop=stop, max_length=max_length)
+        if len(ids) == 1:
+            held = f"the model and one text of up to {max_length:,} tokens"
+            with short_of_memory(self.device, held, "a smaller max_length, or --device cpu"):
+                return run(ids, mask)
+        try:
+            return run(ids, mask)
+        except torch.OutOfMemoryError:
+            half = len(ids) // 2
+        _log.warning("%d texts at once do not fit into memory; now %d", len(ids), half)
+        parts = [(ids[:half], mask[:half]), (ids[half:], mask[half:])]
+        return torch.cat([self._generate_what_fits(*part, stop, max_length) for part in parts])
 
     def _is_greedy(self, options: dict[str, Any]) -> bool:
         beams = getattr(self.model.generation_config, "num_beams", None) or 1
@@ -129,9 +146,11 @@ class TaskModel(HFLM):  # type: ignore[misc]  # lm_eval has no types
             targets.setdefault(sequence, {})[tuple(target)] = None
         groups = group(list(targets))
         with tqdm(total=len(groups), desc="scoring", disable=disable_tqdm) as bar:
-            for batch in batches(groups, self._batch_tokens):
-                self._score(batch, targets)
-                bar.update(len(batch))
+            while groups:
+                batch = next(batches(groups, self._batch_tokens))
+                if self._score_if_it_fits(batch, targets):
+                    del groups[: len(batch)]
+                    bar.update(len(batch))
         results = []
         for sequence, (texts, _, target) in zip(inputs, requests, strict=True):
             scored = targets[sequence][tuple(target)]
@@ -139,6 +158,29 @@ class TaskModel(HFLM):  # type: ignore[misc]  # lm_eval has no types
             self.cache_hook.add_partial("loglikelihood", texts, scored)
             results.append(scored)
         return results
+
+    def _score_if_it_fits(
+        self, batch: Sequence[Group], targets: dict[Tokens, dict[Tokens, Scored | None]]
+    ) -> bool:
+        """Fill in the scores of a batch's sequences; where memory runs out, halve the batches."""
+        if len(batch) == 1:
+            tokens = max(map(len, batch[0].sequences))
+            held = f"the model and one item of {tokens:,} tokens"
+            with short_of_memory(self.device, held, "a smaller max_length, or --device cpu"):
+                self._score(batch, targets)
+            return True
+        try:
+            self._score(batch, targets)
+        except torch.OutOfMemoryError:
+            self._batch_tokens = padded_tokens(batch) // 2
+        else:
+            return True
+        _log.warning(
+            "%d items at once do not fit into memory; now about %s tokens are scored at once",
+            len(batch),
+            f"{self._batch_tokens:,}",
+        )
+        return False
 
     def _input(self, context: list[int], target: list[int]) -> Tokens:
         """Return what the model reads to predict the target: all but the last token, cut left."""

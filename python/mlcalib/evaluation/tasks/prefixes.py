@@ -60,7 +60,7 @@ def batches(groups: Sequence[Group], tokens: int) -> Iterator[list[Group]]:
     """Split groups, in order, into batches of about ``tokens`` tokens after padding."""
     batch: list[Group] = []
     for each in groups:
-        if batch and _padded([*batch, each]) > tokens:
+        if batch and padded_tokens([*batch, each]) > tokens:
             yield batch
             batch = []
         batch.append(each)
@@ -68,7 +68,8 @@ def batches(groups: Sequence[Group], tokens: int) -> Iterator[list[Group]]:
         yield batch
 
 
-def _padded(batch: Sequence[Group]) -> int:
+def padded_tokens(batch: Sequence[Group]) -> int:
+    """Return the tokens that a batch has after padding."""
     rests = [rest for each in batch for rest in each.rests]
     longest = max((len(each.prefix) for each in batch), default=0)
     return longest * len(batch) + max(map(len, rests), default=0) * len(rests)

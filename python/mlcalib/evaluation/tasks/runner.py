@@ -6,6 +6,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+import torch
+
 from mlcalib.checkpoints.packed import load_to_run
 from mlcalib.common.optional import optional
 from mlcalib.evaluation.tasks.catalogue import Task, fillers, find_task
@@ -22,6 +24,7 @@ from mlcalib.evaluation.tasks.stock import (
 )
 from mlcalib.evaluation.tasks.text_metrics import Score, mean, sentencepiece_encoder
 from mlcalib.languages import Language, language, language_set
+from mlcalib.models.device import choose_device
 from mlcalib.models.loading import load_tokenizer
 
 if TYPE_CHECKING:
@@ -52,6 +55,7 @@ def run_tasks(  # noqa: PLR0913 - options of an evaluation, all by name
     calibration: str = "none",
     batch_size: int | None = None,
     max_length: int | None = None,
+    device: str = "auto",
     progress: bool = True,
 ) -> TaskResults:
     """Run benchmark tasks on a model, greedily and without examples (zero-shot).
@@ -74,6 +78,7 @@ def run_tasks(  # noqa: PLR0913 - options of an evaluation, all by name
         calibration: the name of its calibration set in the rows.
         batch_size: how many sequences are generated together; by default 16.
         max_length: the context in tokens; by default that of the model.
+        device: where a model that is loaded here runs, as for ``mlcalib.evaluate``.
         progress: whether to show progress bars.
 
     Returns:
@@ -103,7 +108,7 @@ def run_tasks(  # noqa: PLR0913 - options of an evaluation, all by name
         return [found]
 
     stock = _find([task for task in wanted if task.files], spoken, find_stock, results)
-    lm = _task_model(model, tokenizer, batch_size, max_length, progress)
+    lm = _task_model(model, tokenizer, batch_size, max_length, choose_device(device), progress)
     asked = _find(
         [task for task in wanted if not task.files],
         spoken,
@@ -210,6 +215,7 @@ def _task_model(
     tokenizer: "PreTrainedTokenizerBase | None",
     batch_size: int | None,
     max_length: int | None,
+    device: torch.device,
     progress: bool,
 ) -> "TaskModel":
     optional("lm_eval", "eval", "A benchmark task")
@@ -217,7 +223,8 @@ def _task_model(
 
     if isinstance(model, str | Path):
         source = str(model)
-        model, tokenizer = load_to_run(source), tokenizer or load_tokenizer(source)
+        model = load_to_run(source, device=device)
+        tokenizer = tokenizer or load_tokenizer(source)
     if tokenizer is None:
         raise ValueError("A live model was given without its tokenizer; give both.")
     with quiet_harness():

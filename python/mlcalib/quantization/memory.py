@@ -1,0 +1,271 @@
+"""What a pass takes in a device's memory, and what it does without where that is too little."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from mlcalib.calibration_sets import CalibrationSet
+from mlcalib.models.device import CPU, free_memory
+from mlcalib.quantization.source import Source
+from mlcalib.statistics import compares, statistic_bytes
+
+_KEPT_FREE = 0.9  # of what is free: allocators lose some to gaps
+_FLOAT = 4
+
+REMEDIES = (
+    "fewer GB as --memory, so that more is done without; a smaller --seq-len; fewer languages; "
+    "--hidden-states disk; --device cpu"
+)
+"""The options that reduce what a pass takes."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Bytes that a pass takes on the device, at its largest block.
+
+    Attributes:
+        model: weights that are still to be loaded, and stay.
+        block: weights of a block that are brought to the device.
+        forward: activations of one sequence in the block, an estimate.
+        solve: a job's own weights and codes, its mixture, and the solver's float32 copies of the
+            linears of one input, its Gram and factor.
+        mixtures: those of the other jobs, which are there too where languages take turns.
+        hidden: hidden states of all sequences.
+        other: statistics of text that is only measured, and its hidden states.
+        statistics: language → statistics of the inputs of its text.
+        inputs: input → its share in the statistics of one text.
+    """
+
+    model: int
+    block: int
+    forward: int
+    solve: int
+    mixtures: int
+    hidden: int
+    other: int
+    statistics: Mapping[str, int]
+    inputs: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class OtherText:
+    """Text that is only measured.
+
+    Attributes:
+        languages: how many.
+        tokens: of all of them, in whole sequences.
+        kinds: its statistics.
+    """
+
+    languages: int
+    tokens: int
+    kinds: Sequence[str]
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """How a pass uses the memory of its device.
+
+    Attributes:
+        device: the one with the least free memory, where blocks run on several.
+        needs: what it would take.
+        budget: bytes that it may take there.
+        on_host: whether hidden states lie in the host's memory, and not on a device that has its
+            own.
+        ahead: whether the next block is read and copied while one is worked on.
+        groups: languages whose statistics are held at the same time. With several groups the text
+            runs through each block once more, because losses need the statistics again.
+        steps: what was fallen back to, in whole sentences.
+    """
+
+    device: torch.device
+    needs: Needs
+    budget: int
+    on_host: bool
+    ahead: bool
+    groups: list[list[str]]
+    steps: list[str] = field(default_factory=list)
+
+    @property
+    def total(self) -> int:
+        """Bytes that the pass takes as it is planned."""
+        grams = [sum(self.needs.statistics[code] for code in group) for group in self.groups]
+        further = self.needs.mixtures if len(self.groups) > 1 else 0
+        return _total(self.needs, self.ahead, self.on_host) + further + max(grams)
+
+    def table(self) -> str:
+        """Return the plan as plain text."""
+        needs = self.needs
+        host = " (in the host's memory)" if self.on_host else ""
+        parts = {
+            "weights to be loaded": needs.model,
+            "weights of a block": needs.block,
+            "the next block, read ahead": needs.block if self.ahead else 0,
+            "activations of a sequence (estimate)": needs.forward,
+            "solving: new weights, codes, mixture, factor": needs.solve,
+            f"hidden states of all text{host}": needs.hidden,
+            "other text that is measured": needs.other,
+        }
+        lines = [
+            f"memory on {self.device}: about {_gb(self.total)} of {_gb(self.budget)} that may be "
+            "taken; in GB:"
+        ]
+        lines += [f"  {size / 1e9:8.3f}  {name}" for name, size in parts.items() if size]
+        for code, size in needs.statistics.items():
+            inputs = ", ".join(f"{name} {each / 1e9:.3f}" for name, each in needs.inputs.items())
+            lines.append(f"  {size / 1e9:8.3f}  statistics of {code} (of one text: {inputs})")
+        lines += [f"  {step}" for step in self.steps]
+        return "\n".join(lines)
+
+
+def plan_memory(  # noqa: PLR0913 - what decides it
+    source: Source,
+    devices: Iterable[torch.device],
+    text: CalibrationSet | None,
+    prefixes: Mapping[str, int],
+    kinds: Sequence[str],
+    *,
+    solving: int,
+    divisible: bool,
+    other: OtherText | None = None,
+    on_disk: bool = False,
+    budget: int | None = None,
+) -> MemoryPlan:
+    """Find out what a pass takes, and what it must do without; nothing runs.
+
+    Where it is too much, these steps are taken until it fits: hidden states go to the host's
+    memory; the next block is not read ahead; languages take turns. Each is said in ``steps``.
+
+    Args:
+        source: the model; it needs no weights yet.
+        devices: where blocks run.
+        text: the calibration text.
+        prefixes: language → number of its texts that statistics are kept of.
+        kinds: statistics of each input.
+        solving: number of jobs that mix statistics and solve.
+        divisible: whether languages can take turns: all jobs mix them, and none looks at each.
+        other: text that is measured beside.
+        on_disk: whether hidden states lie on disk.
+        budget: bytes that may be taken; None for nine tenths of what is free.
+    """
+    places = dict.fromkeys(devices)
+    free = {place: free_memory(place)[0] for place in places}
+    device = min(free, key=lambda place: free[place], default=CPU)
+    allowed = int(_KEPT_FREE * free.get(device, 0)) if budget is None else budget
+    needs = _needs(source, device, text, prefixes, kinds, solving, other, on_disk=on_disk)
+    elsewhere = device.type != "cpu"
+    steps: list[str] = []
+    on_host, ahead = False, elsewhere
+    grams = sum(needs.statistics.values())
+    if elsewhere and _total(needs, ahead, on_host) + grams > allowed:
+        on_host = True
+        steps.append(
+            f"Hidden states ({_gb(needs.hidden)}) are kept in the host's memory: they are "
+            "copied to the device and back in every block."
+        )
+    if ahead and _total(needs, ahead, on_host) + grams > allowed:
+        ahead = False
+        steps.append("The next block is not read ahead: the device waits for each.")
+    left = allowed - _total(needs, ahead, on_host) - needs.mixtures
+    groups = [list(needs.statistics)]
+    if grams > left + needs.mixtures and divisible and len(needs.statistics) > 1:
+        groups = _groups(needs.statistics, left)
+        most = max(map(len, groups))
+        steps.append(
+            f"Statistics of at most {most} of {len(needs.statistics)} languages are held at a "
+            f"time, in {len(groups)} turns: the text runs through each block once more."
+        )
+    plan = MemoryPlan(device, needs, allowed, on_host, ahead, groups, steps)
+    if plan.total > allowed:
+        steps.append(
+            f"Even so the pass needs about {_gb(plan.total)}, and may take {_gb(allowed)}: memory "
+            "may run out. Fewer languages, a smaller --seq-len and --hidden-states disk take less."
+        )
+    return plan
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.3g} GB"
+
+
+def _groups(sizes: Mapping[str, int], left: int) -> list[list[str]]:
+    """Split languages, in order, into groups whose statistics fit; each has at least one."""
+    groups: list[list[str]] = [[]]
+    held = 0
+    for code, size in sizes.items():
+        if groups[-1] and held + size > left:
+            groups.append([])
+            held = 0
+        groups[-1].append(code)
+        held += size
+    return groups
+
+
+def _total(needs: Needs, ahead: bool, on_host: bool) -> int:
+    """Return the bytes of all but the statistics of the languages."""
+    fixed = needs.model + needs.block + needs.forward + needs.solve + needs.other
+    return fixed + (needs.block if ahead else 0) + (0 if on_host else needs.hidden)
+
+
+def _needs(
+    source: Source,
+    device: torch.device,
+    text: CalibrationSet | None,
+    prefixes: Mapping[str, int],
+    kinds: Sequence[str],
+    solving: int,
+    other: OtherText | None,
+    *,
+    on_disk: bool,
+) -> Needs:
+    adapter, size = source.adapter, source.dtype.itemsize
+    _, block = max(adapter.named_blocks(source.model), key=lambda each: _weights(each[1]))
+    inputs = {
+        key: [adapter.linear(block, member).weight for member in members]
+        for key, members in adapter.linears_of(block).items()
+    }
+    of_input = {
+        key: sum(statistic_bytes(kind, weights[0].shape[1], device) for kind in kinds)
+        for key, weights in inputs.items()
+    }
+    scratch = [
+        3 * sum(weight.numel() for weight in weights) + 3 * weights[0].shape[1] ** 2
+        for weights in inputs.values()
+    ]
+    weights = _weights(block)
+    mixed = sum(of_input.values())
+    solve = weights * (size + 1) + mixed + max(scratch) * _FLOAT if solving else 0
+    width = source.model.get_input_embeddings().weight.shape[1]
+    token = 0 if on_disk else width * size
+    beside = 0
+    if other is not None:
+        each = sum(
+            statistic_bytes(kind, found[0].shape[1], device)
+            for found in inputs.values()
+            for kind in other.kinds
+        )
+        beside = other.languages * each + other.tokens * token
+    wide = sum(weight.shape[0] for found in inputs.values() for weight in found)
+    there = next(block.parameters()).device
+    return Needs(
+        model=source.resident if device.type == "cpu" and there.type == "meta" else 0,
+        block=0 if there == device else weights * size,
+        forward=0 if text is None else 2 * text.seq_len * (wide + 4 * width) * size,
+        solve=solve,
+        mixtures=max(solving - 1, 0) * mixed,
+        hidden=0 if text is None else tokens_of(text) * token * (2 if compares(kinds) else 1),
+        other=beside,
+        statistics={code: count * sum(of_input.values()) for code, count in prefixes.items()},
+        inputs=of_input,
+    )
+
+
+def _weights(block: nn.Module) -> int:
+    return sum(each.numel() for each in block.parameters())
+
+
+def tokens_of(text: CalibrationSet) -> int:
+    """Return the tokens that run through the model: those of whole sequences."""
+    return sum(each.numel() for each in text.ids.values())

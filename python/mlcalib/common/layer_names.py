@@ -1,7 +1,7 @@
 """Names of linears: patterns that cover some of them, and which of them readers fuse."""
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 
 FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Linears beside each other that vLLM and SGLang run as one, on one grid or all in floating point

@@ -187,7 +187,7 @@ def _copier(device: torch.device) -> Callable[[Tensor], Tensor]:
         return lambda tensor: tensor.to(device)
     if device.type != "cuda":  # no streams that are known to run beside each other
         return lambda tensor: tensor.to(device)
-    stream = torch.cuda.Stream(device)
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     computing = torch.cuda.current_stream(device)
 
     def copy(tensor: Tensor) -> Tensor:

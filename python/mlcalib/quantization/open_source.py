@@ -53,8 +53,8 @@ def live_source(model: "PreTrainedModel") -> Source:
     """Open a transformers model; its parameters are shared, and it is not changed.
 
     Raises:
-        NotImplementedError: a model that cannot be looked at (see ``discover``); weights that accelerate keeps
-            elsewhere than where they are used.
+        NotImplementedError: a model that cannot be looked at (see ``discover``); weights that
+            accelerate keeps elsewhere than where they are used.
     """
     if compat.is_offloaded(model):
         raise NotImplementedError(

@@ -74,8 +74,7 @@ class StreamedSource(Source):
     def _check_tensors(self) -> None:
         """Compare the names, shapes and dtypes of the tensors with the model's."""
         folder, weights = self._weights.folder, self._weights
-        names, likes = [*self.model.state_dict()], weights.likes()
-        self._origins = self.adapter.origins(names, likes)
+        self._origins = self.adapter.origins(self.model.state_dict().keys(), weights.likes())
         expected = expected_shapes(self.model, self.adapter)
         there = {name: weights.shape(name) for name in weights.names}
         for name, (_, like) in self._origins.items():  # some are made of several in the files

@@ -105,7 +105,8 @@ def _sources(call: Call, reading: Reading, reader: str) -> Iterator[tuple[str, f
             if _dimensions(each.module) == 1:  # a norm, which may multiply by 1 + its weight
                 yield each.name, 1.0
     beside = reader.rpartition(".")[0].rpartition(".")[0] or reader.rpartition(".")[0]
-    channels = int(call.module.get_submodule(reader).weight.shape[1])
+    read = call.module.get_submodule(reader)
+    channels = read.in_features if isinstance(read, nn.Linear) else 0
     before: list[str] = []
     for each in call.readings:
         if each.name == reader:

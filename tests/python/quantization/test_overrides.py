@@ -14,7 +14,7 @@ from mlcalib.checkpoints import load_quantized
 from mlcalib.checkpoints.stored_weights import StoredWeights
 from mlcalib.common.layer_names import fused_groups, patterns
 from mlcalib.models import find_adapter
-from mlcalib.quantization import propagation as flow
+from mlcalib.quantization import block_statistics as flow
 from mlcalib.quantization.open_source import open_source
 from mlcalib.quantization.overrides import resolve
 from mlcalib.quantizers import quantizers

@@ -438,13 +438,17 @@ def evaluations(folder):
 @pytest.fixture
 def forwards(monkeypatch):
     """The names of the models of which a text was scored."""
-    found, score = [], scoring.score
+    found = []
 
-    def counting(model, *args, **kwargs):
-        found.append(Path(model.config.name_or_path).name)
-        return score(model, *args, **kwargs)
+    def counting(score):
+        def outer(model, *args, **kwargs):
+            found.append(Path(model.config.name_or_path).name)
+            return score(model, *args, **kwargs)
 
-    monkeypatch.setattr(scoring, "score", counting)
+        return outer
+
+    for name in ("score", "recorded_score"):
+        monkeypatch.setattr(scoring, name, counting(getattr(scoring, name)))
     return found
 
 

@@ -34,7 +34,7 @@ def own_head(
     Returns:
         The names in the model; None where config.json ties none, or the two are equal.
     """
-    if not model.config.tie_word_embeddings:
+    if not compat.ties_embeddings(model.config):
         return None
     for target, source in compat.tied_weights(model).items():
         origins = adapter.origins((target, source), weights.likes())
@@ -53,7 +53,7 @@ def expected_shapes(model: "PreTrainedModel", adapter: Adapter) -> dict[str, tup
         model: without weights, its experts taken apart.
         adapter: its family.
     """
-    tied = set(compat.tied_weights(model)) if model.config.tie_word_embeddings else set()
+    tied = set(compat.tied_weights(model)) if compat.ties_embeddings(model.config) else set()
     return {
         adapter.saved(name): tuple(tensor.shape)
         for name, tensor in model.state_dict().items()

@@ -183,7 +183,7 @@ def write_checkpoint(  # noqa: PLR0913 - what a checkpoint is made of
             _save_config(model, section, folder)
         else:
             copy_files(source, folder)
-            tied = bool(model.config.tie_word_embeddings)
+            tied = compat.ties_embeddings(model.config)
             save_json(folder / "config.json", config_of(source, section, model.dtype, tied=tied))
         if source is None or save_tokenizer:
             _save_tokenizer(tokenizer, folder)

@@ -99,6 +99,18 @@ def tied_weights(model: "PreTrainedModel") -> Mapping[str, str]:
     return tied
 
 
+def ties_embeddings(config: Any) -> bool:
+    """Return whether a config ties the output embeddings to those of the input.
+
+    Configs of models that see or hear may leave that to the config of their language model.
+    """
+    # Which of the two has the attribute differs between families.
+    own = getattr(config, "tie_word_embeddings", None)
+    if own is None:
+        own = getattr(config.get_text_config(decoder=True), "tie_word_embeddings", False)
+    return bool(own)
+
+
 def held_ties(model: "PreTrainedModel") -> set[str]:
     """Return the names of weights that share the memory of the one that they are tied to."""
     state = model.state_dict()
@@ -111,15 +123,20 @@ def held_ties(model: "PreTrainedModel") -> set[str]:
 
 def fill_buffers(model: "PreTrainedModel") -> None:
     """Compute the buffers that no checkpoint holds, as ``from_pretrained`` does."""
-    for module in model.modules():
+    owners: dict[str, Any] = {}  # path of a model inside of models → it
+    for path, module in model.named_modules():
+        if hasattr(module, "_init_weights"):
+            owners[path] = module
         own = dict(module.named_buffers(recurse=False))
         if any(buffer.is_meta for buffer in own.values()):
             for key, buffer in own.items():
                 module.register_buffer(
                     key, torch.empty_like(buffer, device="cpu"), persistent=False
                 )
-            # Private; what from_pretrained calls for a module that was not loaded.
-            model._init_weights(module)
+            # Private; what from_pretrained calls for a module that was not loaded: of the
+            # innermost model around it.
+            around = [each for each in owners if not each or f"{path}.".startswith(f"{each}.")]
+            owners[max(around, key=len)]._init_weights(module)
 
 
 def forget_quantizer(model: "PreTrainedModel") -> None:

@@ -156,7 +156,8 @@ def skeleton(
     """
     config = model_config(source)
     if untied:
-        config.tie_word_embeddings = False
+        for each in (config, config.get_text_config(decoder=True)):
+            each.tie_word_embeddings = False
     with described(source), torch.device("meta"):
         model: PreTrainedModel = _model_class(config)._from_config(config, dtype=dtype)
     return model

@@ -110,7 +110,7 @@ class StreamedSource(Source):
 
     def tied(self) -> set[str]:
         """See ``Source.tied``: as the config says."""
-        tied = self.model.config.tie_word_embeddings
+        tied = compat.ties_embeddings(self.model.config)
         return set(compat.tied_weights(self.model)) if tied else set()
 
     @contextmanager

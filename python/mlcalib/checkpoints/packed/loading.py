@@ -103,7 +103,7 @@ def load_to_run(
     if stored is None:
         own_head = check_model(StoredWeights(folder, torch.float32))
         config = model_config(source)
-        config.tie_word_embeddings = config.tie_word_embeddings and not own_head
+        config.tie_word_embeddings = compat.ties_embeddings(config) and not own_head
         return load_model(source, dtype, device, config)
     config = model_config(source)
     if place != "config.json":  # where transformers does not look

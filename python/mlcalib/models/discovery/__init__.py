@@ -157,10 +157,17 @@ def discover(model: "PreTrainedModel") -> DiscoveredAdapter:
             that hand hidden states on; a block runs more than once, or shares weights with another.
     """
     conversion = Conversion(on_meta(model))
-    own = synthetic(model)
-    unfuse_all(own)
-    conversion.learn_experts(own)
-    calls = trace(own)
+    calls = []
+    for dtype in (torch.float64, torch.float32):
+        own = synthetic(model, dtype)
+        unfuse_all(own)
+        conversion.learn_experts(own)
+        try:
+            calls = trace(own)
+            break
+        except NotImplementedError:
+            if dtype == torch.float32:  # some blocks run in that alone
+                raise
     _check_shared(calls)
     layouts: dict[Kind, Layout] = {}
     left: dict[str, str] = {}

@@ -100,9 +100,10 @@ def _proposals(
 def _sources(call: Call, reading: Reading, reader: str) -> Iterator[tuple[str, float]]:
     """Yield (module, offset): what gave the tensor; or else linears that ran before, beside."""
     for each in call.readings:
-        if each.gave is not None and is_same(each.gave, reading.read):
+        dimensions = _dimensions(each.module)
+        if dimensions and each.gave is not None and is_same(each.gave, reading.read):
             yield each.name, 0.0
-            if _dimensions(each.module) == 1:  # a norm, which may multiply by 1 + its weight
+            if dimensions == 1:  # a norm, which may multiply by 1 + its weight
                 yield each.name, 1.0
     beside = reader.rpartition(".")[0].rpartition(".")[0] or reader.rpartition(".")[0]
     read = call.module.get_submodule(reader)

@@ -46,11 +46,11 @@ class Arguments:
         equal = _Equal()
         own: dict[str, dict[Place, Any]] = {}
         for name, each in inputs.items():
-            shared = self._shared[name]
+            shared = self._shared[name].places
             found = {
                 place: moved(value, self._device_of(name))
-                for place, value in _places(each).items()
-                if not equal(value, _places(shared).get(place))
+                for place, value in each.places.items()
+                if not equal(value, shared.get(place))
             }
             if found:
                 own[name] = found
@@ -66,14 +66,15 @@ class Arguments:
             keeps: what blocks fill for later ones is to stay as it is: the block runs once more.
         """
         shared = self._shared[block_name]
+        places = shared.places
         changed = dict(self._own.get(key, {}).get(block_name, {}))
         handed = self._handed.setdefault(key, {})
         for place in self._adapter.filled:
-            if place in _places(shared):
-                filled = handed.setdefault(place, copy.deepcopy(_places(shared)[place]))
+            if place in places:
+                filled = handed.setdefault(place, copy.deepcopy(places[place]))
                 changed[place] = copy.deepcopy(filled) if keeps else filled
         for place in self._adapter.handed_over:
-            if place in handed and place in _places(shared):
+            if place in handed and place in places:
                 changed[place] = moved(handed[place], self._device_of(block_name))
         if not changed:
             return shared
@@ -87,11 +88,6 @@ class Arguments:
             return
         for place, index in self._adapter.handed_over.items():
             self._handed.setdefault(key, {})[place] = output[index]
-
-
-def _places(inputs: BlockInputs) -> dict[Place, Any]:
-    found: dict[Place, Any] = dict(enumerate(inputs.args))
-    return found | inputs.kwargs
 
 
 class _Equal:

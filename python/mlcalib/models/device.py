@@ -183,8 +183,6 @@ def move_block(block: nn.Module, device: torch.device) -> None:
 
 def _copier(device: torch.device) -> Callable[[Tensor], Tensor]:
     """Return what copies a tensor to a device and waits for that alone."""
-    if device.type == "cpu":
-        return lambda tensor: tensor.to(device)
     if device.type != "cuda":  # no streams that are known to run beside each other
         return lambda tensor: tensor.to(device)
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

@@ -31,6 +31,12 @@ class BlockInputs:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
+    @property
+    def places(self) -> dict[int | str, Any]:
+        """Where an argument stands (its number after the hidden states, or its name) → it."""
+        found: dict[int | str, Any] = dict(enumerate(self.args))
+        return found | self.kwargs
+
     def to(self, device: torch.device) -> "BlockInputs":
         """Return them with their tensors on a device."""
         return BlockInputs(moved(self.args, device), moved(self.kwargs, device))

@@ -18,7 +18,7 @@ from mlcalib.models.discovery.synthetic import on_meta, synthetic
 from mlcalib.models.discovery.trace import Call, trace
 from mlcalib.models.experts import unfuse_all
 from mlcalib.models.kinds import Kind, kind_of
-from mlcalib.models.running import with_hidden
+from mlcalib.models.running import other_arguments, with_hidden
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -243,7 +243,7 @@ def _handed_over(calls: list[Call]) -> Iterator[tuple[int | str, int]]:
     """Yield (argument, element of the output of the block before) where one is the other."""
     for before, call in pairwise(calls):
         if isinstance(before.gave, tuple):
-            for place, value in _other(call).items():
+            for place, value in other_arguments(call.args, call.kwargs).places.items():
                 for index, given in enumerate(before.gave[1:], 1):
                     if isinstance(value, Tensor) and value is given:
                         yield place, index
@@ -254,20 +254,11 @@ def _filled(calls: list[Call]) -> Iterator[int | str]:
     for call in calls:
         if call.before is None:
             continue
-        now = _other(call)
-        for place, value in _places(*call.before).items():
+        now = other_arguments(call.args, call.kwargs).places
+        for place, value in other_arguments(*call.before).places.items():
             held = now.get(place)
             if not isinstance(value, Tensor) and len(_tensors(value)) != len(_tensors(held)):
                 yield place
-
-
-def _other(call: Call) -> dict[int | str, Any]:
-    return _places(call.args, call.kwargs)
-
-
-def _places(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[int | str, Any]:
-    found: dict[int | str, Any] = dict(enumerate(args[1:]))
-    return found | kwargs
 
 
 def _tensors(value: Any, depth: int = 0) -> list[Tensor]:

@@ -3,6 +3,7 @@
 #include <ATen/ops/arange.h>
 #include <ATen/ops/argsort.h>
 #include <ATen/ops/cat.h>
+#include <ATen/ops/empty_like.h>
 #include <ATen/ops/where.h>
 #include <c10/util/Exception.h>
 
@@ -15,6 +16,7 @@
 #include "full_precision.hpp"
 #include "grids.hpp"
 #include "refit.hpp"
+#include "row_feed.hpp"
 #include "stubs.hpp"
 
 namespace mlcalib {
@@ -36,6 +38,8 @@ void GptqOptions::check() const {
                     ", expected a positive fraction of the mean of the Gram's diagonal.");
   TORCH_CHECK_VALUE(block > 0, "block is ", block, ", expected a positive number of columns.");
   TORCH_CHECK_VALUE(refit >= 0, "refit is ", refit, ", expected a number of rounds, 0 or more.");
+  TORCH_CHECK_VALUE(std::isfinite(output_damp) && output_damp > 0, "output_damp is ", output_damp,
+                    ", expected a positive fraction of the mean of the output Gram's diagonal.");
   TORCH_CHECK_VALUE(static_grid || order == Order::kNatural,
                     "static_grid=False fits grids as groups are reached, which needs ",
                     "order='natural'; with order='activation' grids are static.");
@@ -56,12 +60,12 @@ std::vector<int64_t> groups_of(const at::Tensor& visits, const GridSpec& spec) {
 /// One factorisation, and the solves that it serves.
 class Solver {
  public:
-  Solver(at::Tensor weight, const at::Tensor& gram, const GptqOptions& options)
-      : weight_(std::move(weight)), gram_(gram), options_(options), mean_(mean_diagonal(gram)) {
+  Solver(const at::Tensor& gram, const GptqOptions& options)
+      : gram_(gram), options_(options), mean_(mean_diagonal(gram)) {
     importance_ = gram.diagonal() + options.damp * mean_;
     visits_ = options.order == Order::kActivation
                   ? at::argsort(importance_, /*stable=*/true, /*dim=*/0, /*descending=*/true)
-                  : at::arange(weight_.size(1), importance_.options().dtype(at::kLong));
+                  : at::arange(gram.size(0), importance_.options().dtype(at::kLong));
     damp_ = raise_damp(options.damp, [&](double damp) {
       factor_ = factorize_stub(gram.device().type(), gram, visits_, damp * mean_);
       return factor_.matrix.defined();
@@ -74,16 +78,18 @@ class Solver {
   /// H, with the damping that the factorisation took.
   at::Tensor hessian() const { return damped(damp_); }
 
-  GptqSolution run(GptqGrids grids) const {
-    return gptq_stub(weight_.device().type(), {.weight = weight_,
-                                               .visits = visits_,
-                                               .group_of = groups_of(visits_, options_.grid),
-                                               .factor = factor_,
-                                               .importance = importance_,
-                                               .gram = ranging_,
-                                               .spec = options_.grid,
-                                               .grids = std::move(grids),
-                                               .block = options_.block});
+  /// row_feed: of GptqProblem.
+  GptqSolution run(const at::Tensor& weight, GptqGrids grids, at::Tensor row_feed = {}) const {
+    return gptq_stub(weight.device().type(), {.weight = weight,
+                                              .visits = visits_,
+                                              .group_of = groups_of(visits_, options_.grid),
+                                              .factor = factor_,
+                                              .importance = importance_,
+                                              .gram = ranging_,
+                                              .spec = options_.grid,
+                                              .grids = std::move(grids),
+                                              .block = options_.block,
+                                              .row_feed = std::move(row_feed)});
   }
 
   /// tr(D G Dᵀ) = tr(D H Dᵀ) − λ‖D‖², row by row.
@@ -98,7 +104,6 @@ class Solver {
     return copy;
   }
 
-  at::Tensor weight_;
   const at::Tensor& gram_;
   const GptqOptions& options_;
   double mean_, damp_ = 0;
@@ -122,13 +127,13 @@ void keep_better(GptqSolution& best, const GptqSolution& other) {
 // all.
 GptqSolution refine(const at::Tensor& weight, const Solver& solver, const GptqOptions& options) {
   GptqSolution current =
-      solver.run(options.static_grid ? GptqGrids(FittedBefore()) : FittedAsReached());
+      solver.run(weight, options.static_grid ? GptqGrids(FittedBefore()) : FittedAsReached());
   GptqSolution best = current;
   const int64_t rounds = options.refit;
   const at::Tensor hessian = rounds > 0 ? solver.hessian() : at::Tensor();
   for (int64_t round = 0; round < rounds; ++round) {
     if (round > 0) {
-      current = solver.run(current.grid);
+      current = solver.run(weight, current.grid);
       keep_better(best, current);
     }
     const at::Tensor scale = refit_scale(weight, current.codes, current.grid, hessian);
@@ -152,7 +157,7 @@ std::vector<QuantizedLinear> gptq(at::TensorList weights, const at::Tensor& gram
   const at::Tensor weight = checked.size() == 1 ? checked.front() : at::cat(checked);
   check_gram(gram, weight.size(1));
   check_device(gram, "gram", weight, "weight");
-  const Solver solver(weight, gram, options);
+  const Solver solver(gram, options);
   const GptqSolution solution = refine(weight, solver, options);
 
   const at::Tensor loss = solver.loss(solution);
@@ -177,6 +182,52 @@ std::vector<QuantizedLinear> gptq(at::TensorList weights, const at::Tensor& gram
 
 QuantizedLinear gptq(const at::Tensor& weight, const at::Tensor& gram, const GptqOptions& options) {
   return gptq(at::TensorList(&weight, 1), gram, options).front();
+}
+
+namespace {
+
+// One linear with an output Gram: rows in falling order of its diagonal, and back again.
+QuantizedLinear solve_two_sided(const Solver& solver, const at::Tensor& weight,
+                                const at::Tensor& output, const GptqOptions& options) {
+  const at::Tensor order = at::argsort(output.diagonal(), /*stable=*/true, /*dim=*/0,
+                                       /*descending=*/true);
+  const at::Tensor feed = row_feed(output, order, options.output_damp);
+  const GptqSolution solution = solver.run(weight.index_select(0, order), FittedBefore(), feed);
+  const auto back = [&](const at::Tensor& rows) {
+    return at::empty_like(rows).index_copy_(0, order, rows);
+  };
+  return {.codes = back(solution.codes),
+          .grid = {back(solution.grid.scale), back(solution.grid.zero), options.grid},
+          .loss = {},
+          .damp = solver.damp()};
+}
+
+}  // namespace
+
+std::vector<QuantizedLinear> gptq(at::TensorList weights, const at::Tensor& gram,
+                                  at::TensorList outputs, const GptqOptions& options) {
+  const FullPrecision full_precision;
+  options.check();
+  TORCH_CHECK_VALUE(outputs.size() == weights.size(), "there are ", outputs.size(),
+                    " output Grams for ", weights.size(), " weights; expected one for each.");
+  TORCH_CHECK_VALUE(options.refit == 0 && options.static_grid,
+                    "with output Grams rows depend on each other: refit must be 0 and ",
+                    "static_grid true.");
+  const std::vector<at::Tensor> checked = check_weights(weights);
+  check_gram(gram, checked.front().size(1));
+  check_device(gram, "gram", checked.front(), "weight");
+  for (size_t i = 0; i < checked.size(); ++i) {
+    check_gram(outputs[i], checked[i].size(0), "output gram");
+    check_device(outputs[i], "output gram", checked[i], "weight");
+  }
+  const Solver solver(gram, options);
+  const int64_t dead = count_dead_channels(gram);
+  std::vector<QuantizedLinear> result;
+  for (size_t i = 0; i < checked.size(); ++i) {
+    result.push_back(solve_two_sided(solver, checked[i], outputs[i], options));
+    result.back().dead_channels = dead;
+  }
+  return result;
 }
 
 }  // namespace mlcalib

@@ -105,6 +105,9 @@ struct FittedAsReached {};
 /// What a solve stands on: a grid that is given is never fitted again.
 using GptqGrids = std::variant<Grid, FittedBefore, FittedAsReached>;
 
+/// Rows that are solved together where the changes of earlier ones move later ones.
+inline constexpr int64_t kRowBlock = 48;
+
 /// What the GPTQ solve needs; columns stand in their own order.
 struct GptqProblem {
   at::Tensor weight;              ///< float32 [rows, cols]
@@ -116,10 +119,14 @@ struct GptqProblem {
   GridSpec spec;
   GptqGrids grids;
   int64_t block = 0;  ///< columns solved between two matrix products
+  /// float32 [rows, rows], see row_feed: later rows make up for the changes of earlier ones, and
+  /// grids are FittedBefore. Undefined where rows are independent.
+  at::Tensor row_feed = {};
 };
 
 struct GptqSolution {
-  at::Tensor codes;   ///< uint8 [rows, cols]
+  at::Tensor codes;  ///< uint8 [rows, cols]
+  // D is the change of the weights; with a row_feed, that of what they were moved to.
   at::Tensor energy;  ///< float64 [rows], the diagonal of D H Dᵀ
   at::Tensor square;  ///< float64 [rows], ‖D‖² of each row
   Grid grid;

@@ -126,6 +126,7 @@ class GptqOptions(metaclass=_Extension):
     weights GPTQ then holds. ``block`` is the number of columns solved between two matrix products.
     ``refit`` rounds follow the solve: scales become those of least loss given the codes, then all
     is solved again on these (not after the last); each row keeps the best that it had.
+    ``output_damp`` is to output Grams what ``damp`` is to the Gram.
     """
 
     def __init__(
@@ -136,6 +137,7 @@ class GptqOptions(metaclass=_Extension):
         order: Order = "activation",
         static_grid: bool = True,
         refit: int = 0,
+        output_damp: float = 1.0,
     ) -> None: ...
     @property
     def grid(self) -> GridSpec: ...
@@ -149,12 +151,18 @@ class GptqOptions(metaclass=_Extension):
     def static_grid(self) -> bool: ...
     @property
     def refit(self) -> int: ...
+    @property
+    def output_damp(self) -> float: ...
 
 @overload
 def gptq(weight: Tensor, gram: Tensor, options: GptqOptions = ...) -> QuantizedLinear: ...
 @overload
 def gptq(
     weights: Sequence[Tensor], gram: Tensor, options: GptqOptions = ...
+) -> list[QuantizedLinear]: ...
+@overload
+def gptq(
+    weights: Sequence[Tensor], gram: Tensor, outputs: Sequence[Tensor], options: GptqOptions = ...
 ) -> list[QuantizedLinear]: ...
 
 class LinearGroup(metaclass=_Extension):

@@ -113,6 +113,40 @@ def gptq(
     return codes, scale, zero, loss(weight, held, gram)
 
 
+def two_sided(
+    weight: Tensor, gram: Tensor, output: Tensor, *, output_damp: float, block: int, **options
+):
+    """GPTQ for tr(O D G Dᵀ): rows in falling order of diag(O), ``block`` of them at a time.
+
+    What is left of the rows moves to where the loss is least, given the errors D of those before:
+    by O_RR⁻¹ O_R< D_<, R the rows that are left. Grids are those of the weights as they were.
+    Returns codes, scale, zero, loss.
+    """
+    w = weight.double()
+    _, scale, zero, _ = gptq(weight, gram, **options)
+    o = output.double().clone()
+    o += torch.eye(len(o), dtype=torch.float64) * output_damp * o.diagonal().mean()
+    order = torch.argsort(o.diagonal(), descending=True, stable=True)
+    codes = torch.zeros(w.shape, dtype=torch.uint8)
+    error = torch.zeros_like(w)
+    width = options["group_size"] if options["group_size"] != -1 else w.shape[1]
+    for first in range(0, len(w), block):
+        rows, left, before = order[first : first + block], order[first:], order[:first]
+        move = torch.linalg.solve(o[left][:, left], o[left][:, before] @ error[before])
+        target = w[rows] + move[: len(rows)]
+        grid = (scale[rows], zero[rows])
+        codes[rows] = gptq(target, gram, grid=grid, **options)[0]
+        levels = [each.repeat_interleave(width, 1)[:, : w.shape[1]] for each in grid]
+        error[rows] = w[rows] - levels[0] * (codes[rows].double() - levels[1])
+    return codes, scale, zero, two_sided_loss(output, error, gram)
+
+
+def two_sided_loss(output: Tensor, change: Tensor, gram: Tensor) -> float:
+    """tr(O D G Dᵀ)."""
+    d = change.double()
+    return float((output.double() @ d @ gram.double() * d).sum())
+
+
 def loss(weight: Tensor, quantized: Tensor, gram: Tensor) -> float:
     """tr(D G Dᵀ), D = weight - quantized."""
     d = weight.double() - quantized.double()

@@ -24,6 +24,7 @@ struct GptqOptions {
   int64_t block = 128;  ///< columns solved between two matrix products
   Order order = Order::kActivation;
   int64_t refit = 0;        ///< rounds: scales refitted to the codes, and all solved again on these
+  double output_damp = 1;   ///< as damp, for the diagonal of output Grams
   bool static_grid = true;  ///< false (natural order only): fit a group's grid when it is reached
 
   /// Throws ValueError for fields outside their domain.
@@ -43,5 +44,14 @@ QuantizedLinear gptq(const at::Tensor& weight, const at::Tensor& gram,
 /// Linears that read the same input: one factorisation, one solve of all their rows.
 std::vector<QuantizedLinear> gptq(at::TensorList weights, const at::Tensor& gram,
                                   const GptqOptions& options = {});
+
+/// Two-sided: makes tr(O D G Dᵀ) small, where O = Σ g gᵀ [rows, rows] is a Gram of the gradients of
+/// each linear's outputs (arXiv 2505.22988). Rows in falling order of O's diagonal are solved in
+/// blocks of 48: as above within a block, from weights that make up for the errors of the blocks
+/// before. Grids are fitted to the weights as they were. There is no `loss` in the results, and
+/// `refit` and `static_grid` must be as by default. Scratch on the CPU: besides, two matrices of
+/// one linear's weights, half of the Gram's size and two of its output Gram's.
+std::vector<QuantizedLinear> gptq(at::TensorList weights, const at::Tensor& gram,
+                                  at::TensorList outputs, const GptqOptions& options = {});
 
 }  // namespace mlcalib

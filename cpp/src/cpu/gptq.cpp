@@ -19,6 +19,7 @@ namespace mlcalib {
 namespace {
 
 using cpu::kRowTile;
+static_assert(kRowBlock == kRowTile, "rows of a tile are solved at the same time");
 constexpr int64_t kErrorSteps = 256;  // errors that stay near the first-level cache
 
 /// The state of one solve. Panels are [tile][column][kRowTile]; errors and the factor have their
@@ -62,13 +63,10 @@ class Solve {
   }
 
   GptqSolution run() {
-    for (int64_t last = columns_; last > 0;) {
-      const int64_t group_begin = begin_of_group(last);
-      if (running_ && starts_group(last)) fit_running(group_begin, last);
-      const int64_t block_begin = std::max<int64_t>(last - problem_.block, 0);
-      const int64_t first = running_ ? std::max(block_begin, group_begin) : block_begin;
-      solve_block(first, last);
-      last = first;
+    if (problem_.row_feed.defined()) {
+      solve_two_sided();
+    } else {
+      solve_one_sided();
     }
     return {.codes = cpu::from_panel<uint8_t, uint8_t>(codes_, rows_),
             .energy = energy_.narrow(0, 0, rows_),
@@ -78,6 +76,98 @@ class Solve {
   }
 
  private:
+  /// The columns [first, last), solved between two products, and their part of the factor.
+  struct Block {
+    int64_t first, last;
+    at::Tensor packed;  // of pack_factor
+    at::Tensor own;     // of unit
+    at::Tensor changes;  // two-sided: W − Ŵ, [columns / rows of a product][row][rows of a product]
+
+    int64_t count() const { return last - first; }
+  };
+
+  void solve_one_sided() {
+    for (int64_t last = columns_; last > 0;) {
+      const int64_t group_begin = begin_of_group(last);
+      if (running_ && starts_group(last)) fit_running(group_begin, last);
+      const int64_t block_begin = std::max<int64_t>(last - problem_.block, 0);
+      const int64_t first = running_ ? std::max(block_begin, group_begin) : block_begin;
+      const Block block = make_block(first, last);
+      at::parallel_for(0, weight_.size(0), 1, [&](int64_t begin, int64_t end) {
+        std::vector<float> target(block.count() * kRowTile);
+        for (int64_t tile = begin; tile < end; ++tile) {
+          gather(block, tile, target.data());
+          solve(block, tile, target.data());
+        }
+      });
+      last = first;
+    }
+  }
+
+  // A tile needs all earlier tiles of the same columns, and its own earlier columns: what lies on
+  // a diagonal of tiles and blocks is independent.
+  void solve_two_sided() {
+    const int64_t tiles = weight_.size(0);
+    feed_ = cpu::to_panel<float>(problem_.row_feed);
+    std::vector<Block> blocks;
+    for (int64_t last = columns_; last > 0; last = blocks.back().first) {
+      blocks.push_back(make_block(std::max<int64_t>(last - problem_.block, 0), last));
+      Block& block = blocks.back();
+      const int64_t rows = kernels_.factor->rows;
+      block.changes =
+          at::empty({divide_up(block.count(), rows), tiles * kRowTile, rows}, weight_.options());
+    }
+    const int64_t steps = static_cast<int64_t>(blocks.size());
+    for (int64_t diagonal = 0; diagonal < tiles + steps - 1; ++diagonal) {
+      const int64_t from = std::max<int64_t>(diagonal - steps + 1, 0);
+      at::parallel_for(from, std::min(diagonal + 1, tiles), 1, [&](int64_t begin, int64_t end) {
+        for (int64_t tile = begin; tile < end; ++tile) solve_moved(blocks[diagonal - tile], tile);
+      });
+    }
+  }
+
+  // The weights of a tile move by what earlier tiles changed, and are solved from there.
+  void solve_moved(const Block& block, int64_t tile) {
+    const int64_t rows = kernels_.factor->rows, height = weight_.size(0) * kRowTile;
+    const int64_t earlier = tile * kRowTile, count = block.count();
+    const float* feed = feed_.const_data_ptr<float>() + tile * rows_ * kRowTile;
+    const float* changes = block.changes.const_data_ptr<float>();
+    std::vector<float> moved(count * kRowTile), target(count * kRowTile);
+    for (int64_t k = 0; k < count; k += rows) {
+      kernels_.factor->add_product(changes + k * height, rows, feed, earlier, 1,
+                                   std::min(rows, count - k), moved.data() + k * kRowTile);
+    }
+    float* weight = weight_.data_ptr<float>() + tile * columns_ * kRowTile;
+    for (int64_t k = 0; k < count; ++k) {
+      float* column = weight + columns_of_[block.first + k] * kRowTile;
+      for (int64_t i = 0; i < kRowTile; ++i) column[i] += moved[k * kRowTile + i];
+    }
+    gather(block, tile, target.data());
+    solve(block, tile, target.data());
+    keep_changes(block, tile, moved.data());
+  }
+
+  // W − Ŵ: the error of what the weights were moved to, less the move.
+  void keep_changes(const Block& block, int64_t tile, const float* moved) const {
+    const int64_t rows = kernels_.factor->rows, height = weight_.size(0) * kRowTile;
+    const float* error = error_.const_data_ptr<float>() + (tile * padded_ + block.first) * kRowTile;
+    for (int64_t k = 0; k < block.count(); ++k) {
+      float* to =
+          block.changes.data_ptr<float>() + (k / rows * height + tile * kRowTile) * rows + k % rows;
+      for (int64_t i = 0; i < kRowTile; ++i) {
+        to[i * rows] = error[k * kRowTile + i] - moved[k * kRowTile + i];
+      }
+    }
+  }
+
+  Block make_block(int64_t first, int64_t last) const {
+    return {.first = first,
+            .last = last,
+            .packed = pack_factor(first, last),
+            .own = unit(first, last),
+            .changes = {}};
+  }
+
   bool starts_group(int64_t last) const {
     return last == columns_ || groups_of_[last - 1] != groups_of_[last];
   }
@@ -175,35 +265,32 @@ class Solve {
     scale.copy_(round_grid(scale, zero_.select(1, group), spec_).scale);
   }
 
-  void solve_block(int64_t first, int64_t last) {
-    const int64_t count = last - first, groups = scale_.size(1);
-    const at::Tensor packed = pack_factor(first, last), own = unit(first, last);
-    at::parallel_for(0, weight_.size(0), 1, [&](int64_t begin, int64_t end) {
-      std::vector<float> target(count * kRowTile);
-      for (int64_t tile = begin; tile < end; ++tile) {
-        const float* weight = weight_.const_data_ptr<float>() + tile * columns_ * kRowTile;
-        for (int64_t k = 0; k < count; ++k) {
-          const float* column = weight + columns_of_[first + k] * kRowTile;
-          std::copy(column, column + kRowTile, target.begin() + k * kRowTile);
-        }
-        feed_back(packed, tile, first, last, target.data());
-        kernels_.gptq_block(
-            {.weight = weight,
-             .column = columns_of_.data() + first,
-             .group = groups_of_.data() + first,
-             .target = target.data(),
-             .factor = own.const_data_ptr<float>(),
-             .diagonal = diagonal_.data() + first,
-             .scale = scale_.const_data_ptr<float>() + tile * groups * kRowTile,
-             .zero = zero_.const_data_ptr<float>() + tile * groups * kRowTile,
-             .error = error_.data_ptr<float>() + (tile * padded_ + first) * kRowTile,
-             .codes = codes_.data_ptr<uint8_t>() + tile * columns_ * kRowTile,
-             .energy = energy_.data_ptr<double>() + tile * kRowTile,
-             .square = square_.data_ptr<double>() + tile * kRowTile,
-             .columns = count,
-             .max_code = static_cast<float>(spec_.max_code())});
-      }
-    });
+  // The weights of a tile and the feedback of its columns before the block.
+  void gather(const Block& block, int64_t tile, float* target) const {
+    const float* weight = weight_.const_data_ptr<float>() + tile * columns_ * kRowTile;
+    for (int64_t k = 0; k < block.count(); ++k) {
+      const float* column = weight + columns_of_[block.first + k] * kRowTile;
+      std::copy(column, column + kRowTile, target + k * kRowTile);
+    }
+    feed_back(block.packed, tile, block.first, block.last, target);
+  }
+
+  void solve(const Block& block, int64_t tile, const float* target) {
+    const int64_t groups = scale_.size(1), first = block.first;
+    kernels_.gptq_block({.weight = weight_.const_data_ptr<float>() + tile * columns_ * kRowTile,
+                         .column = columns_of_.data() + first,
+                         .group = groups_of_.data() + first,
+                         .target = target,
+                         .factor = block.own.const_data_ptr<float>(),
+                         .diagonal = diagonal_.data() + first,
+                         .scale = scale_.const_data_ptr<float>() + tile * groups * kRowTile,
+                         .zero = zero_.const_data_ptr<float>() + tile * groups * kRowTile,
+                         .error = error_.data_ptr<float>() + (tile * padded_ + first) * kRowTile,
+                         .codes = codes_.data_ptr<uint8_t>() + tile * columns_ * kRowTile,
+                         .energy = energy_.data_ptr<double>() + tile * kRowTile,
+                         .square = square_.data_ptr<double>() + tile * kRowTile,
+                         .columns = block.count(),
+                         .max_code = static_cast<float>(spec_.max_code())});
   }
 
   const GptqProblem& problem_;
@@ -211,7 +298,7 @@ class Solve {
   const bool running_;
   const cpu::KernelTable& kernels_;
   int64_t rows_, columns_, padded_;
-  at::Tensor weight_, error_, codes_, energy_, square_, scale_, zero_;
+  at::Tensor weight_, error_, codes_, energy_, square_, scale_, zero_, feed_;
   std::vector<float> diagonal_;
   std::vector<int64_t> columns_of_, groups_of_;
   const float* factor_ = problem_.factor.matrix.const_data_ptr<float>();

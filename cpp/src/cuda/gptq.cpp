@@ -132,26 +132,53 @@ class Solve {
   }
 
   void solve_block(int64_t first, int64_t count) {
+    const at::Tensor own = factor(first, count, first, count).contiguous();
     const at::Tensor weight = weight_.narrow(1, first, count);
     const at::Tensor target = first == 0 ? weight : weight + feedback(first, count);
-    const at::Tensor own = factor(first, count, first, count).contiguous();
+    if (problem_.row_feed.defined()) {
+      solve_two_sided(first, first == 0 ? target.clone() : target, own);
+    } else {
+      solve_rows(0, rows_, first, target, own);
+    }
+  }
+
+  // Weights and targets of a block of rows move by what earlier rows changed, and are solved.
+  void solve_two_sided(int64_t first, const at::Tensor& target, const at::Tensor& own) {
+    const at::Tensor changes = at::empty({rows_, target.size(1)}, target.options());
+    for (int64_t row = 0; row < rows_; row += kRowBlock) {
+      const int64_t count = std::min(kRowBlock, rows_ - row);
+      const at::Tensor moved = at::mm(problem_.row_feed.narrow(0, row, count).narrow(1, 0, row),
+                                      changes.narrow(0, 0, row));
+      weight_.narrow(0, row, count).narrow(1, first, target.size(1)).add_(moved);
+      target.narrow(0, row, count).add_(moved);
+      solve_rows(row, count, first, target.narrow(0, row, count), own);
+      // W − Ŵ: the error of what the weights were moved to, less the move.
+      const at::Tensor error = error_.narrow(0, row, count).narrow(1, first, target.size(1));
+      changes.narrow(0, row, count).copy_(error).sub_(moved);
+    }
+  }
+
+  // The rows from `row` on, of which target holds the block's columns.
+  void solve_rows(int64_t row, int64_t rows, int64_t first, const at::Tensor& target,
+                  const at::Tensor& own) {
+    const int64_t corner = row * columns_ + first, groups = scale_.size(1);
     cuda::on_device_of(weight_, [&](cudaStream_t stream) {
-      cuda::gptq_block({.weight = cuda::data(weight),
+      cuda::gptq_block({.weight = cuda::data(weight_) + corner,
                         .target = cuda::data(target),
                         .factor = cuda::data(own),
                         .diagonal = cuda::data(problem_.factor.diagonal) + first,
-                        .scale = cuda::data(scale_),
-                        .zero = cuda::data(zero_),
+                        .scale = cuda::data(scale_) + row * groups,
+                        .zero = cuda::data(zero_) + row * groups,
                         .group_of = cuda::pointer<const int64_t>(group_of_) + first,
-                        .error = cuda::pointer<float>(error_) + first,
-                        .codes = cuda::pointer<uint8_t>(codes_) + first,
-                        .energy = cuda::pointer<double>(energy_),
-                        .square = cuda::pointer<double>(square_),
-                        .rows = rows_,
-                        .columns = count,
+                        .error = cuda::pointer<float>(error_) + corner,
+                        .codes = cuda::pointer<uint8_t>(codes_) + corner,
+                        .energy = cuda::pointer<double>(energy_) + row,
+                        .square = cuda::pointer<double>(square_) + row,
+                        .rows = rows,
+                        .columns = target.size(1),
                         .stride = columns_,
                         .target_stride = target.stride(0),
-                        .groups = scale_.size(1),
+                        .groups = groups,
                         .max_code = static_cast<float>(spec_.max_code())},
                        stream);
     });

@@ -33,7 +33,17 @@ at::Tensor gram_of(const at::Tensor& x) {
 }
 
 namespace {
-MLCALIB_STATISTIC("gram", Gram);
+
+std::unique_ptr<Statistic> make_gram(std::string name, int64_t channels) {
+  return std::make_unique<Gram>(std::move(name), channels);
 }
+
+const bool registered = register_statistic("gram", &make_gram) &&
+                        // Of activations times the norm of the loss's gradient at what reads them.
+                        register_statistic("saliency_gram", &make_gram) &&
+                        // Of gradients at the outputs of a linear, times the norm of its input.
+                        register_statistic("output_gram", &make_gram);
+
+}  // namespace
 
 }  // namespace mlcalib

@@ -184,6 +184,17 @@ def test_gptq_is_nearly_the_same(rows, columns, group_size, chosen, options):
     assert found.loss == pytest.approx(error, rel=1e-3)
 
 
+@pytest.mark.parametrize(("rows", "columns", "group_size"), SHAPES)
+def test_two_sided_gptq_is_nearly_the_same(rows, columns, group_size):
+    weight, gram, output = random_weight(rows, columns), random_gram(columns), random_gram(rows, 1)
+    solve = core.GptqOptions(core.GridSpec(4, group_size, range="gram"))
+    (wanted,) = core.gptq([weight], gram, [output], solve)
+    on_device = [weight.to(DEVICE)], gram.to(DEVICE), [output.to(DEVICE)]
+    (found,) = core.gptq(*on_device, solve)
+    assert share_equal(found.codes.cpu(), wanted.codes) >= NEARLY_ALL
+    assert torch.equal(found.grid.zero.cpu(), wanted.grid.zero)
+
+
 # More columns than two panels of the feedback.
 @pytest.mark.parametrize("options", [{}, {"order": "natural", "static_grid": False}])
 def test_gptq_of_several_panels_is_nearly_the_same(options):

@@ -1,7 +1,7 @@
 """Run a model up to its first block, and a block on its own."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -72,19 +72,54 @@ def embed(
 
         return catch
 
+    with _replaced(blocks, catching), suppress(Stop):
+        model(input_ids=ids, use_cache=False)
+    return first[0], inputs
+
+
+def logits_of(model: "PreTrainedModel", adapter: Adapter, ids: Tensor, state: Tensor) -> Tensor:
+    """Return what the model makes of the hidden states that its last block returns.
+
+    Args:
+        model: the model; its blocks do not run.
+        adapter: its family.
+        ids: of the sequence, [1, seq_len] int64.
+        state: [1, seq_len, hidden size].
+
+    Returns:
+        The logits [1, seq_len, vocabulary].
+    """
+    blocks = adapter.named_blocks(model)
+    last = blocks[-1][0]
+
+    def passing(name: str, block: nn.Module) -> Callable[..., Any]:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            hidden = state if name == last else hidden_of(args, kwargs)
+            return adapter.passed_on(block, hidden)
+
+        return forward
+
+    with _replaced(blocks, passing):
+        found: Tensor = model(input_ids=ids, use_cache=False).logits
+    return found
+
+
+@contextmanager
+def _replaced(
+    blocks: list[tuple[str, nn.Module]],
+    forward_of: Callable[[str, nn.Module], Callable[..., Any]],
+) -> Iterator[None]:
+    """Give blocks other forwards while inside: what forward_of(name, block) returns."""
     own = {name: vars(block).get("forward") for name, block in blocks}  # e.g. accelerate's
     try:
         for name, block in blocks:
-            block.forward = catching(name, block)
-        model(input_ids=ids, use_cache=False)
-    except Stop:
-        pass
+            block.forward = forward_of(name, block)
+        yield
     finally:
         for name, block in blocks:
             del block.forward  # the class's own again
             if (forward := own[name]) is not None:
                 block.forward = forward
-    return first[0], inputs
 
 
 def hidden_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

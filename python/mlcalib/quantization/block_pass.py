@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from mlcalib.calibration_sets import CalibrationSet
 from mlcalib.common.stopwatch import Stopwatch
 from mlcalib.models.device import short_of_memory
+from mlcalib.quantization.fisher import BlockFisher, Fisher
 from mlcalib.quantization.gathering import Gathered, Gatherer, kinds_of, of_kind
 from mlcalib.quantization.hidden_states import (
     HiddenStates,
@@ -99,9 +100,12 @@ def run_pass(  # noqa: PLR0913 - what a pass is made of
     )
     for step in plan.steps:
         _log.warning("%s", step)
-    flow, gatherer = None, None
+    flow, gatherer, fisher = None, None, None
     if text is not None:
         check_text(source.model, text)
+        fisher = _fisher(source, [job for job in jobs if _waits(job, names)], text, places)
+        if fisher is not None:
+            fisher.run(stopwatch, None if description is None else "gradients")
         several = len(set(places.values())) > 1
         hidden = hidden or (PinnedHiddenStates(wait=several) if plan.on_host else HiddenStates())
         if hidden.position > first:
@@ -128,7 +132,7 @@ def run_pass(  # noqa: PLR0913 - what a pass is made of
         ) as bar,
         closing(Blocks(source, taken, places, ahead=plan.ahead)) as blocks,
     ):
-        one = _Pass(source, blocks, jobs, flow, gatherer, propagate, measure, stopwatch)
+        one = _Pass(source, blocks, jobs, flow, gatherer, propagate, measure, stopwatch, fisher)
         for name in taken:
             held = f"block {name} at work:\n{plan.table()}\n"
             with short_of_memory(places[name], held, REMEDIES):
@@ -136,6 +140,22 @@ def run_pass(  # noqa: PLR0913 - what a pass is made of
             if len(jobs) == 1:
                 bar.set_postfix_str(jobs[0].note(), refresh=False)
             bar.update()
+
+
+def _waits(job: Job, names: Iterable[str]) -> bool:
+    return not all(map(job.has, names))
+
+
+def _fisher(
+    source: Source, jobs: Iterable[Job], text: CalibrationSet, places: Mapping[str, torch.device]
+) -> Fisher | None:
+    """Return what gathers the Fisher information for jobs that ask for it, if any does."""
+    asked = {
+        id(job): (job.mixture, job.fisher_tokens)
+        for job in jobs
+        if job.mixture and job.fisher_tokens
+    }
+    return Fisher(source, text, asked, places) if asked else None
 
 
 def plan_pass(
@@ -197,6 +217,7 @@ class _Pass:
     propagate: Propagate
     measure: Measure | None
     stopwatch: Stopwatch
+    fisher: Fisher | None
 
     def run(self, index: int, name: str, waiting: Sequence[Job]) -> None:
         """Take a block: solve it for the jobs that wait for it, and move the text through it."""
@@ -215,10 +236,14 @@ class _Pass:
                 _add(found.measured, of_kind("heldout", heldout))
             elif measure is not None and measure.position == index:
                 measure.skip(name, block)
+            felt: Mapping[int, BlockFisher] = {}
+            if self.fisher is not None and waiting:
+                with self.stopwatch.timed("gradients"):
+                    felt = self.fisher.gather(name, block)
             view = BlockView(adapter, name, block, found.statistics, found.measured)
             view.again, own = found.again, block
             for job, probe, mixed in zip(waiting, probes, found.mixed, strict=True):
-                own = job.run(replace(view, mixed=mixed), probe)
+                own = job.run(replace(view, mixed=mixed, fisher=felt.get(id(job))), probe)
             moves = flow is not None and flow.position == index
             if flow is not None and moves and not found.advanced:
                 self._advance(flow, name, block, own, waiting, measured=bool(open_for))

@@ -9,6 +9,7 @@ from torch import nn
 from mlcalib.checkpoints.record import layer_record
 from mlcalib.common.stopwatch import Stopwatch
 from mlcalib.models import Adapter
+from mlcalib.quantization.fisher import BlockFisher
 from mlcalib.quantization.probe import Probe
 from mlcalib.quantization.propagation import BlockStatistics, Flow, Mixture
 from mlcalib.quantization.sink import Sink
@@ -32,6 +33,8 @@ class BlockView:
         statistics: of its inputs.
         measured: Grams to measure losses with.
         mixed: input → the mixture of this job, where languages took turns; else None.
+        fisher: what the loss feels of the block on this job's mixture, where ``fisher_tokens`` asks
+            for it.
         again: gives the Grams of the calibration text in turns, where they are not in ``measured``
             because all at once would not fit into memory.
     """
@@ -42,6 +45,7 @@ class BlockView:
     statistics: BlockStatistics
     measured: References[Text]
     mixed: dict[str, StatisticSet] | None = None
+    fisher: BlockFisher | None = None
     again: Callable[[], Iterator[References[Text]]] | None = None
 
 
@@ -55,6 +59,10 @@ class Wants(Protocol):
     @property
     def mixture(self) -> Mixture | None:
         """What is mixed; None where the statistics of each language are looked at."""
+
+    @property
+    def fisher_tokens(self) -> int:
+        """Tokens of the mixture whose gradients are wanted; 0 for none."""
 
 
 class Job(Wants, Protocol):
@@ -111,6 +119,11 @@ class QuantizationJob:
         """See ``Job``."""
         return self.variant.mixture
 
+    @property
+    def fisher_tokens(self) -> int:
+        """See ``Job``."""
+        return self.variant.fisher_tokens
+
     def has(self, block_name: str) -> bool:
         """See ``Job``."""
         return self.sink.has(block_name)
@@ -130,6 +143,7 @@ class QuantizationJob:
             block.measured,
             probe,
             self.stopwatch,
+            fisher=block.fisher,
             measured_later=block.again is not None,
         )
         if block.again is not None:
@@ -192,6 +206,9 @@ class Observation:
 
     kinds: tuple[str, ...] = ()
     """See ``Job``."""
+
+    fisher_tokens = 0
+    """See ``Job``: none."""
 
     def __init__(self) -> None:
         """Start with the first block."""

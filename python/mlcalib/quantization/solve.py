@@ -12,8 +12,10 @@ from mlcalib._core import QuantizedLinear
 from mlcalib.common.errors import named
 from mlcalib.common.stopwatch import Stopwatch
 from mlcalib.models import Adapter
+from mlcalib.quantization.fisher import BlockFisher
 from mlcalib.quantization.propagation import BlockStatistics, Mixture, Prefix
 from mlcalib.quantizers import Quantizer
+from mlcalib.quantizers.base import Sensitivity
 from mlcalib.statistics import StatisticSet, losses, mix
 
 if TYPE_CHECKING:
@@ -123,6 +125,7 @@ def solve_block(  # noqa: PLR0913 - what a solution is made of
     stopwatch: Stopwatch,
     scales: Mapping[str, Tensor] = MappingProxyType({}),
     *,
+    fisher: BlockFisher | None = None,
     measured_later: bool = False,
 ) -> SolvedBlock[Key]:
     """Solve the linears of a block and replace their weights by the dequantized ones.
@@ -137,6 +140,7 @@ def solve_block(  # noqa: PLR0913 - what a solution is made of
         exceptions: linear (its name in the model) → what solves it instead; None leaves it alone.
         stopwatch: gets the times.
         scales: input → what its channels were divided by, from ``scale_block``.
+        fisher: what the loss feels of the block, where a quantizer asks for it.
         measured_later: keep the changes, for losses on further text.
     """
     solved = SolvedBlock[Key]()
@@ -148,7 +152,13 @@ def solve_block(  # noqa: PLR0913 - what a solution is made of
             linears = [adapter.linear(block, member) for member in alike]
             weights = [linear.weight.detach() for linear in linears]
             with stopwatch.timed("solve"), named(f"{block_name}.{alike[0]}"):
-                results = solver.round(weights) if unseen else solver.solve(weights, own)
+                felt = sensitivity(fisher, name, alike) if solver.fisher_tokens else None
+                if unseen:
+                    results = solver.round(weights)
+                elif felt is not None:
+                    results = solver.solve(weights, own, felt)
+                else:
+                    results = solver.solve(weights, own)
             for member, linear, weight, result in zip(
                 alike, linears, weights, results, strict=True
             ):
@@ -167,6 +177,15 @@ def solve_block(  # noqa: PLR0913 - what a solution is made of
                     solved.loss += result.loss / own.tokens
                 linear.weight = nn.Parameter(dequantized.to(weight.dtype), requires_grad=False)
     return solved
+
+
+def sensitivity(
+    fisher: BlockFisher | None, name: str, members: Sequence[str]
+) -> Sensitivity | None:
+    """Return how much the loss feels linears of one input; None where it was not seen to."""
+    if fisher is None or name not in fisher.inputs or not {*members} <= fisher.outputs.keys():
+        return None
+    return Sensitivity(fisher.inputs[name], [fisher.outputs[member] for member in members])
 
 
 def losses_per_token(change: Tensor, measured: Mapping[Key, StatisticSet]) -> dict[Key, float]:

@@ -77,6 +77,11 @@ class Source:
         yield
 
     @contextmanager
+    def outer(self) -> Iterator[None]:
+        """Inside, all that runs before the first block and after the last has its weights."""
+        yield
+
+    @contextmanager
     def block(self, name: str) -> Iterator[nn.Module]:
         """Give a copy of a block with its weights, whose parameters can be replaced."""
         block = copied(self.model.get_submodule(name))

@@ -117,13 +117,19 @@ class StreamedSource(Source):
     def embedding(self) -> Iterator[None]:
         """See ``Source.embedding``; the output embeddings are left out."""
         head = self.model.get_output_embeddings()
-        modules = {
-            name: module
-            for name, module in self.model.named_modules()
-            if module is not head and not self._in_block(f"{name}.")
-        }
-        with self._filled(modules):
+        with self._filled({n: module for n, module in self._outside() if module is not head}):
             yield
+
+    @contextmanager
+    def outer(self) -> Iterator[None]:
+        """See ``Source.outer``."""
+        with self._filled(dict(self._outside())):
+            self.model.tie_weights()  # an output head that is the embeddings
+            yield
+
+    def _outside(self) -> list[tuple[str, nn.Module]]:
+        modules = self.model.named_modules()
+        return [(name, module) for name, module in modules if not self._in_block(f"{name}.")]
 
     @contextmanager
     def block(self, name: str) -> Iterator[nn.Module]:

@@ -8,6 +8,7 @@ from torch import nn
 
 from mlcalib.common.stopwatch import Stopwatch
 from mlcalib.models import Adapter
+from mlcalib.quantization.fisher import BlockFisher
 from mlcalib.quantization.probe import Probe
 from mlcalib.quantization.propagation import Flow, Mixture
 from mlcalib.quantization.scale import ScaledBlock, scale_block
@@ -47,6 +48,11 @@ class Variant:
         """Linears that stay in floating point."""
         return {name for name, solver in self.exceptions.items() if solver is None}
 
+    @property
+    def fisher_tokens(self) -> int:
+        """Tokens of the mixture whose gradients are wanted."""
+        return self.quantizer.fisher_tokens if self.mixture else 0
+
     def probe(self, flow: Flow | None, block_name: str) -> Probe | None:
         """Return hidden states to run a block on, where the quantizer asks for them."""
         wanted = self.quantizer.probe_tokens
@@ -64,6 +70,7 @@ class Variant:
         probe: Probe | None,
         stopwatch: Stopwatch,
         *,
+        fisher: BlockFisher | None = None,
         measured_later: bool = False,
     ) -> VariantBlock[Key]:
         """Quantize a block; its linears get the dequantized weights.
@@ -77,6 +84,7 @@ class Variant:
             measured: Grams that the losses are measured with.
             probe: from ``probe``.
             stopwatch: gets the times.
+            fisher: what the loss feels of the block, where ``fisher_tokens`` is not 0.
             measured_later: keep what ``measure`` of the result needs.
         """
         scaled = ScaledBlock()
@@ -95,6 +103,7 @@ class Variant:
             self.exceptions,
             stopwatch,
             scaled.scales,
+            fisher=fisher,
             measured_later=measured_later,
         )
         return VariantBlock(

@@ -66,6 +66,21 @@ class ChannelScales:
     summary: Mapping[str, float]
 
 
+@dataclass(frozen=True)
+class Sensitivity:
+    """How much the model's loss feels what linears of one input read and return.
+
+    Both are Grams of tokens weighted by gradients of the loss; see ``quantization.fisher``.
+
+    Attributes:
+        saliency: of their input, a ``saliency_gram``.
+        outputs: of each linear, an ``output_gram``.
+    """
+
+    saliency: StatisticSet
+    outputs: Sequence[StatisticSet]
+
+
 OutputLoss = Callable[[Sequence[Tensor]], float]
 """Takes the weights of a scale group's linears in order, and returns the mean squared error of the
 output of the attention or MLP that they are part of."""
@@ -111,6 +126,11 @@ class Quantizer:
         return "natural"
 
     @property
+    def fisher_tokens(self) -> int:
+        """Tokens of calibration text whose gradients make the ``Sensitivity``; 0 for none."""
+        return 0
+
+    @property
     def probe_tokens(self) -> int:
         """The number of tokens on which ``prepare`` runs parts of the block; 0 for none."""
         return 0
@@ -131,7 +151,10 @@ class Quantizer:
         raise NotImplementedError(f"{type(self).__name__} chooses no scales.")
 
     def solve(
-        self, weights: Sequence[Tensor], statistics: StatisticSet | None
+        self,
+        weights: Sequence[Tensor],
+        statistics: StatisticSet | None,
+        sensitivity: Sensitivity | None = None,
     ) -> list[QuantizedLinear]:
         """Quantize the linears that read one input. The base class rounds to nearest.
 
@@ -140,6 +163,8 @@ class Quantizer:
         Args:
             weights: [out, in] each, float32, bfloat16 or float16, all with the same ``in``.
             statistics: the statistics of their input; None only if ``needs`` is empty.
+            sensitivity: how much the loss feels them, where ``fisher_tokens`` asks for it and text
+                that reached them had gradients; else it is left out.
 
         Returns:
             For each weight its codes and grid.

@@ -10,7 +10,7 @@ from torch import Tensor
 from mlcalib import _core
 from mlcalib._core import CorrectionOptions, GptqOptions, QuantizedLinear
 from mlcalib.quantizers import Quantizer, quantizers
-from mlcalib.quantizers.base import QuantizerOptions
+from mlcalib.quantizers.base import QuantizerOptions, Sensitivity
 from mlcalib.statistics import StatisticSet
 
 
@@ -28,6 +28,12 @@ class GptqQuantizerOptions(QuantizerOptions):
             that give the float model's outputs for the quantized model's inputs
             (``_core.corrected``; the target of GPTAQ, arXiv 2504.02692). It needs
             ``propagate="quantized"``.
+        fisher_tokens: 0, or on how many tokens of the calibration text the model is run backward
+            to find out how much its loss feels each token and each output: inputs then weigh by the
+            gradients that they meet (arXiv 2505.07004), and later outputs make up for errors of
+            earlier ones (arXiv 2505.22988).
+        output_damp: what is added to the diagonal of the Gram of the outputs' gradients, as a
+            fraction of its mean.
         static_grid: whether the grids are fitted before solving. False, which needs the natural
             order, fits the grid of a group when the group is reached.
     """
@@ -38,6 +44,8 @@ class GptqQuantizerOptions(QuantizerOptions):
     static_grid: bool = True
     refit: int = 0
     correction: float = Field(default=0.0, ge=0, le=1)
+    fisher_tokens: int = Field(default=0, ge=0)
+    output_damp: float = Field(default=1.0, gt=0)
 
 
 @quantizers.register
@@ -56,7 +64,9 @@ class Gptq(Quantizer):
             order=options.order,
             static_grid=options.static_grid,
             refit=options.refit,
+            output_damp=options.output_damp,
         )
+        self._fisher_tokens = options.fisher_tokens
         self._correction = CorrectionOptions(options.correction) if options.correction else None
 
     @property
@@ -65,12 +75,20 @@ class Gptq(Quantizer):
         return self.needs if self._correction is None else (*self.needs, "deviation")
 
     @property
+    def fisher_tokens(self) -> int:
+        """See ``Quantizer.fisher_tokens``."""
+        return self._fisher_tokens
+
+    @property
     def order(self) -> Literal["activation", "natural"]:
         """See ``Quantizer.order``."""
         return self._gptq.order
 
     def solve(
-        self, weights: Sequence[Tensor], statistics: StatisticSet | None
+        self,
+        weights: Sequence[Tensor],
+        statistics: StatisticSet | None,
+        sensitivity: Sensitivity | None = None,
     ) -> list[QuantizedLinear]:
         """See ``Quantizer.solve``. All weights share one factorisation of the Gram.
 
@@ -80,8 +98,17 @@ class Gptq(Quantizer):
         """
         if statistics is None:
             raise ValueError("gptq needs calibration; give a calibration set, or use method='rtn'.")
-        targets = list(weights)
+        gram, targets = statistics.gram(), list(weights)
         if self._correction is not None:
             deviation = statistics.view("deviation")["deviation"]
-            targets = _core.corrected(targets, statistics.gram(), deviation, self._correction)
-        return _core.gptq(targets, statistics.gram(), self._gptq)
+            targets = _core.corrected(targets, gram, deviation, self._correction)
+        if sensitivity is None:
+            return _core.gptq(targets, gram, self._gptq)
+        salient = sensitivity.saliency.view("saliency_gram")["gram"]
+        outputs = [each.view("output_gram")["gram"] for each in sensitivity.outputs]
+        return _core.gptq(targets, _unit(gram).add_(_unit(salient)), outputs, self._gptq)
+
+
+def _unit(gram: Tensor) -> Tensor:
+    """Return a Gram whose diagonal has the mean 1: neither of two then outweighs the other."""
+    return gram / gram.diagonal().mean()

@@ -1,0 +1,168 @@
+"""How much the loss feels what each linear reads and returns: statistics of its gradients."""
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mlcalib.calibration_sets import CalibrationSet
+from mlcalib.common.stopwatch import Stopwatch
+from mlcalib.models import Adapter
+from mlcalib.models.running import BlockInputs
+from mlcalib.quantization.backward import LossGradients, backward
+from mlcalib.quantization.propagation import Mixture, Prefix
+from mlcalib.quantization.source import Source
+from mlcalib.statistics import StatisticSet
+
+SALIENCY, OUTPUT = "saliency_gram", "output_gram"
+
+
+@dataclass
+class BlockFisher:
+    """The Fisher information of a block's linears, in its Kronecker form; adds up over tokens.
+
+    Attributes:
+        inputs: input → its ``saliency_gram`` G₁ = Σ ‖g‖² x xᵀ, with g the gradients at the outputs
+            of all linears that read it (GuidedQuant, arXiv 2505.07004).
+        outputs: linear → its ``output_gram`` O = Σ ‖x‖² g gᵀ, with g the gradient at its output.
+    """
+
+    inputs: dict[str, StatisticSet] = field(default_factory=dict)
+    outputs: dict[str, StatisticSet] = field(default_factory=dict)
+
+    def merge(self, other: "BlockFisher", weight: float) -> None:
+        """Add ``weight`` times another one's."""
+        for mine, theirs in ((self.inputs, other.inputs), (self.outputs, other.outputs)):
+            for name, each in theirs.items():
+                mine.setdefault(name, each.empty_like()).merge(each, weight)
+
+
+def sequences_of(mixture: Mixture, tokens: int, seq_len: int) -> dict[Prefix, int]:
+    """Return how many sequences of each text of a mixture make up so many tokens of it.
+
+    Each has its share in the mixture's tokens, in whole sequences; at least one.
+    """
+    total = sum(prefix.tokens for prefix in mixture)
+    wanted = {prefix: tokens * prefix.tokens / (total * seq_len) for prefix in mixture}
+    return {
+        prefix: max(1, min(round(count), prefix.tokens // seq_len))
+        for prefix, count in wanted.items()
+    }
+
+
+class Fisher:
+    """Gathers the Fisher information of one block after the other, for several mixtures."""
+
+    def __init__(
+        self,
+        source: Source,
+        text: CalibrationSet,
+        asked: Mapping[Any, tuple[Mixture, int]],
+        devices: Mapping[str, torch.device],
+    ) -> None:
+        """Take what is wanted; nothing runs.
+
+        Args:
+            source: the float model.
+            text: the calibration text.
+            asked: for whom → a mixture, and how many tokens of it.
+            devices: block → where it runs.
+
+        Raises:
+            NotImplementedError: see ``LossGradients``.
+        """
+        self._adapter, self._size = source.adapter, text.seq_len
+        self._asked = {
+            key: (mixture, sequences_of(mixture, tokens, text.seq_len))
+            for key, (mixture, tokens) in asked.items()
+        }
+        self._counts: dict[str, int] = {}
+        for _, sequences in self._asked.values():
+            for prefix, count in sequences.items():
+                before = self._counts.get(prefix.language, 0)
+                self._counts[prefix.language] = max(before, count)
+        self._gradients = LossGradients(source, text, self._counts, devices)
+
+    def run(self, stopwatch: Stopwatch, description: str | None) -> None:
+        """Run the text forward and backward; see ``LossGradients.run``."""
+        self._gradients.run(stopwatch, description)
+
+    def gather(self, block_name: str, block: nn.Module) -> dict[Any, BlockFisher]:
+        """Return for whom → the Fisher information of a block on their mixture.
+
+        The block runs forward and backward once more. Its gradients are forgotten.
+        """
+        found: dict[Any, BlockFisher] = {key: BlockFisher() for key in self._asked}
+        for language, count in self._counts.items():
+            running = BlockFisher()
+            for index in range(count):
+                _add(
+                    running,
+                    self._adapter,
+                    block,
+                    *self._gradients.of(block_name, (language, index)),
+                )
+                for key, (mixture, sequences) in self._asked.items():
+                    for prefix, length in sequences.items():
+                        if prefix.language == language and length == index + 1:
+                            share = prefix.tokens / (length * self._size)
+                            found[key].merge(running, mixture[prefix] * share)
+        self._gradients.forget(block_name)
+        return found
+
+
+def _add(
+    found: BlockFisher,
+    adapter: Adapter,
+    block: nn.Module,
+    state: Tensor,
+    inputs: BlockInputs,
+    gradient: Tensor,
+) -> None:
+    """Add a sequence, from what the block reads and the gradient at what it returns."""
+    seen: dict[
+        str, tuple[Tensor, Tensor]
+    ] = {}  # linear → its input, and the gradient at its output
+
+    def watch(name: str) -> Callable[..., None]:
+        def forward(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            x = args[0].detach().flatten(0, -2).float()
+
+            def take(found: Tensor) -> None:
+                seen[name] = (x, found.flatten(0, -2).float())
+
+            if output.requires_grad:
+                output.register_hook(take)  # type: ignore[no-untyped-call]
+
+        return forward
+
+    linears = adapter.linears_of(block)
+    with ExitStack() as stack:
+        for members in linears.values():
+            for name in members:
+                handle = adapter.linear(block, name).register_forward_hook(watch(name))
+                stack.callback(handle.remove)
+        backward(block, state, inputs, gradient)
+    for key, members in linears.items():
+        _add_input(found, key, {name: seen[name] for name in members if name in seen})
+
+
+def _add_input(found: BlockFisher, key: str, seen: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+    """Add what was seen of the linears of an input: x [tokens, in] and g [tokens, out] of each."""
+    if not seen:
+        return
+    x = next(iter(seen.values()))[0]
+    felt = torch.stack([g.square().sum(1) for _, g in seen.values()]).sum(0).sqrt()
+    _set(found.inputs, key, SALIENCY, x.shape[1]).update(x * felt.unsqueeze(1))
+    size = x.square().sum(1, keepdim=True).sqrt()
+    for name, (_, g) in seen.items():
+        _set(found.outputs, name, OUTPUT, g.shape[1]).update(g * size)
+
+
+def _set(sets: dict[str, StatisticSet], name: str, kind: str, channels: int) -> StatisticSet:
+    if name not in sets:
+        sets[name] = StatisticSet((kind,), channels)
+    return sets[name]

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from typing import Any
+from zlib import crc32
 
 import torch
 from torch import Tensor, nn
@@ -95,8 +96,8 @@ class LossGradients:
 
     def _forward(self, bar: "tqdm[Any]") -> None:
         source, first = self._source, self._names[0]
-        start = source.model.get_input_embeddings().weight.device
         with source.embedding():
+            start = source.model.get_input_embeddings().weight.device
             for sequence in self._sequences():
                 state, inputs = embed(source.model, source.adapter, self._ids(sequence).to(start))
                 self._arguments.catch(sequence, inputs)
@@ -112,7 +113,6 @@ class LossGradients:
 
     def _from_loss(self) -> None:
         source, last = self._source, self._names[-1]
-        draw = torch.Generator().manual_seed(0)
         with source.outer():
             start = source.model.get_input_embeddings().weight.device
             for sequence in self._sequences():
@@ -120,7 +120,7 @@ class LossGradients:
                 with torch.enable_grad():
                     ids = self._ids(sequence).to(start)
                     logits = logits_of(source.model, source.adapter, ids, state)
-                    loss = _own_loss(logits[0], draw)
+                    loss = own_loss(logits[0], crc32(f"{sequence}".encode()))
                     (gradient,) = torch.autograd.grad(loss, state)
                 if not torch.isfinite(gradient).all():
                     raise ValueError(
@@ -170,13 +170,14 @@ def backward(block: nn.Module, state: Tensor, inputs: BlockInputs, gradient: Ten
     return found
 
 
-def _own_loss(logits: Tensor, draw: torch.Generator) -> Tensor:
+def own_loss(logits: Tensor, seed: int) -> Tensor:
     """Return the loss of labels drawn from the predictions themselves, summed over tokens.
 
     Args:
         logits: [tokens, vocabulary].
-        draw: on the CPU, so that every device draws the same numbers.
+        seed: what is drawn depends on it alone, on every device.
     """
+    draw = torch.Generator().manual_seed(seed)
     scores = torch.log_softmax(logits.float(), -1)
     below = scores.detach().double().exp().cumsum(-1)
     drawn = torch.rand(len(scores), 1, generator=draw, dtype=torch.float64).to(scores.device)

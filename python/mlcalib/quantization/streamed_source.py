@@ -124,7 +124,8 @@ class StreamedSource(Source):
     def outer(self) -> Iterator[None]:
         """See ``Source.outer``."""
         with self._filled(dict(self._outside())):
-            self.model.tie_weights()  # an output head that is the embeddings
+            if self.tied():
+                self.model.tie_weights()  # the output head is the embeddings
             yield
 
     def _outside(self) -> list[tuple[str, nn.Module]]:
@@ -186,7 +187,7 @@ class StreamedSource(Source):
             for key, _ in module.named_parameters(recurse=False)
         }
         empty = {name: getattr(*owner) for name, owner in owners.items()}
-        tied = compat.tied_weights(self.model)
+        tied = self.tied()
         try:
             loaded = self._read([name for name in owners if name not in tied])
             for name, tensor in loaded.items():

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import tree_flatten, tree_map
 
 from mlcalib.models.base import Adapter
 from mlcalib.models.device import moved
@@ -88,6 +88,15 @@ class Arguments:
             return
         for place, index in self._adapter.handed_over.items():
             self._handed.setdefault(key, {})[place] = output[index]
+
+    def handed(self, key: Hashable) -> dict[Place, Any]:
+        """Return what blocks have made so far for later ones, in containers of its own."""
+        found: dict[Place, Any] = tree_map(lambda each: each, self._handed.get(key, {}))
+        return found
+
+    def set_handed(self, key: Hashable, handed: dict[Place, Any]) -> None:
+        """Go back to what ``handed`` returned."""
+        self._handed[key] = handed
 
 
 class _Equal:

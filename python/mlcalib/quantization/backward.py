@@ -1,23 +1,70 @@
 """Gradients of the float model's loss at the outputs of its blocks, a block at a time."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 from zlib import crc32
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import keystr, tree_flatten_with_path, tree_map_with_path
 from tqdm.auto import tqdm
 
 from mlcalib.calibration_sets import CalibrationSet
 from mlcalib.common.stopwatch import Stopwatch
 from mlcalib.models.arguments import Arguments
-from mlcalib.models.device import CPU
-from mlcalib.models.running import BlockInputs, embed, logits_of, run_block
+from mlcalib.models.device import CPU, moved
+from mlcalib.models.running import call_block, embed, first_output, logits_of
 from mlcalib.quantization.read_ahead import Blocks
 from mlcalib.quantization.source import Source
 
+_HEAD = ""  # what comes after the last block
+
 Place = tuple[str, int]
 """Language, and number of a sequence of its text."""
+
+
+@dataclass(frozen=True)
+class Passed:
+    """What one block leaves to the next of a sequence, or the gradients there.
+
+    Attributes:
+        state: hidden states, [1, seq_len, hidden size].
+        handed: what else blocks made for later ones: argument → tensors in lists and dicts.
+    """
+
+    state: Tensor
+    handed: dict[Any, Any]
+
+    def to(self, device: torch.device) -> "Passed":
+        """Return it on a device."""
+        return Passed(self.state.to(device), moved(self.handed, device))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return where it stands → each tensor that can have a gradient.
+
+        Raises:
+            NotImplementedError: an object that hides tensors.
+        """
+        leaves, _ = tree_flatten_with_path((self.state, self.handed))
+        for _, each in leaves:
+            if not isinstance(each, Tensor | int | float | str | None):
+                raise NotImplementedError(
+                    f"blocks hand over a {type(each).__name__}, and gradients are not taken "
+                    "through that; leave out fisher_tokens."
+                )
+        return {
+            keystr(path): each
+            for path, each in leaves
+            if isinstance(each, Tensor) and each.is_floating_point()
+        }
+
+    def replaced(self, tensors: Mapping[str, Tensor]) -> "Passed":
+        """Return the same with other tensors, by where they stand."""
+        both = (self.state, self.handed)
+        state, handed = tree_map_with_path(lambda path, x: tensors.get(keystr(path), x), both)
+        return Passed(state, handed)
 
 
 class LossGradients:
@@ -25,8 +72,8 @@ class LossGradients:
 
     The loss is that of labels drawn from the model's own predictions, summed over tokens: its
     gradients' products are the Fisher information of the model, whatever the text says (Kunstner et
-    al., arXiv 1905.12558). Two tensors of the size of a hidden state are kept for each block and
-    sequence, in the host's memory.
+    al., arXiv 1905.12558). What blocks read and the gradients, two tensors of
+    the size of a hidden state for each block and sequence, are kept in the host's memory.
 
     Three runs of each sequence make them: forward, forward again for the graph of a block, and
     backward; no gradient of a weight is made.
@@ -47,20 +94,13 @@ class LossGradients:
             counts: language → number of its sequences, from the first on.
             devices: block → where it runs.
 
-        Raises:
-            NotImplementedError: blocks read what others made beside the hidden states.
         """
         adapter = source.adapter
-        if adapter.handed_over or adapter.filled:
-            raise NotImplementedError(
-                f"{type(source.model).__name__} hands more than hidden states from block to block, "
-                "and gradients are not taken through that; leave out fisher_tokens."
-            )
         self._source, self._text, self._counts, self._devices = source, text, counts, devices
         self._names = [name for name, _ in adapter.named_blocks(source.model)]
         self._arguments = Arguments(adapter, self._device)
-        self._states: dict[tuple[str, Place], Tensor] = {}
-        self._gradients: dict[tuple[str, Place], Tensor] = {}
+        self._read: dict[tuple[str, Place], Passed] = {}
+        self._gradients: dict[tuple[str, Place], Passed] = {}
 
     def run(self, stopwatch: Stopwatch, description: str | None) -> None:
         """Make them all.
@@ -82,17 +122,47 @@ class LossGradients:
             bar.update()
             self._backward(bar)
 
-    def of(self, block_name: str, sequence: Place) -> tuple[Tensor, BlockInputs, Tensor]:
-        """Return a block's hidden states, other arguments, and gradient, where the block runs."""
+    def backward(self, block_name: str, block: nn.Module, sequence: Place) -> "Passed":
+        """Run a block forward and backward; return the gradient at what it reads.
+
+        Raises:
+            NotImplementedError: blocks hand over what gradients cannot be taken through.
+        """
         device, key = self._device(block_name), (block_name, sequence)
-        inputs = self._arguments.of(block_name, sequence)
-        return self._states[key].to(device), inputs, self._gradients[key].to(device)
+        read, gradient = self._read[key].to(device), self._gradients[key].to(device)
+        leaves = {path: each.detach().requires_grad_() for path, each in read.tensors().items()}
+        with torch.enable_grad():
+            # Copies, as a block may write over what it reads.
+            start = read.replaced({path: leaf.clone() for path, leaf in leaves.items()})
+            made = self._run(block_name, block, sequence, start).tensors()
+            felt = {path: each for path, each in gradient.tensors().items() if path in made}
+            outputs = {path: made[path] for path in felt if made[path].requires_grad}
+            found = torch.autograd.grad(
+                list(outputs.values()),
+                list(leaves.values()),
+                [felt[path] for path in outputs],
+                allow_unused=True,
+            )
+        return read.replaced(
+            {
+                path: torch.zeros_like(leaf) if each is None else each
+                for (path, leaf), each in zip(leaves.items(), found, strict=True)
+            }
+        )
 
     def forget(self, block_name: str) -> None:
         """Give back the memory of a block that is done."""
         for sequence in self._sequences():
-            self._states.pop((block_name, sequence), None)
+            self._read.pop((block_name, sequence), None)
             self._gradients.pop((block_name, sequence), None)
+
+    def _run(self, block_name: str, block: nn.Module, sequence: Place, read: "Passed") -> "Passed":
+        """Run a block on what it reads, and return what the next one reads."""
+        self._arguments.set_handed(sequence, read.handed)
+        inputs = self._arguments.of(block_name, sequence)
+        output = call_block(block, read.state, inputs)
+        self._arguments.hand_over(sequence, output)
+        return Passed(first_output(output), self._arguments.handed(sequence))
 
     def _forward(self, bar: "tqdm[Any]") -> None:
         source, first = self._source, self._names[0]
@@ -101,14 +171,13 @@ class LossGradients:
             for sequence in self._sequences():
                 state, inputs = embed(source.model, source.adapter, self._ids(sequence).to(start))
                 self._arguments.catch(sequence, inputs)
-                self._states[first, sequence] = state.to(CPU)
-        following = [*self._names[1:], ""]
+                self._read[first, sequence] = Passed(state, {}).to(CPU)
+        following = [*self._names[1:], _HEAD]
         for name, after in zip(self._names, following, strict=True):
-            with Blocks(source, [name], self._devices, ahead=False).block(name) as block:
+            with Blocks(self._source, [name], self._devices, ahead=False).block(name) as block:
                 for sequence in self._sequences():
-                    state = self._states[name, sequence].to(self._device(name))
-                    output = run_block(block, state, self._arguments.of(name, sequence))
-                    self._states[after, sequence] = output.to(CPU)
+                    read = self._read[name, sequence].to(self._device(name))
+                    self._read[after, sequence] = self._run(name, block, sequence, read).to(CPU)
             bar.update()
 
     def _from_loss(self) -> None:
@@ -116,7 +185,8 @@ class LossGradients:
         with source.outer():
             start = source.model.get_input_embeddings().weight.device
             for sequence in self._sequences():
-                state = self._states.pop(("", sequence)).to(start).requires_grad_()
+                read = self._read.pop((_HEAD, sequence))
+                state = read.state.to(start).requires_grad_()
                 with torch.enable_grad():
                     ids = self._ids(sequence).to(start)
                     logits = logits_of(source.model, source.adapter, ids, state)
@@ -127,17 +197,13 @@ class LossGradients:
                         f"the model's loss on text in '{sequence[0]}' has gradients with NaN or "
                         "Inf; use float32 weights (--dtype), or leave out fisher_tokens."
                     )
-                self._gradients[last, sequence] = gradient.to(CPU)
+                self._gradients[last, sequence] = Passed(gradient, {}).to(CPU)
 
     def _backward(self, bar: "tqdm[Any]") -> None:
-        before = [None, *self._names[:-1]]
-        for name, previous in zip(reversed(self._names), reversed(before), strict=True):
-            if previous is None:
-                bar.update()
-                return
+        for previous, name in reversed(list(pairwise(self._names))):
             with Blocks(self._source, [name], self._devices, ahead=False).block(name) as block:
                 for sequence in self._sequences():
-                    found = backward(block, *self.of(name, sequence))
+                    found = self.backward(name, block, sequence)
                     self._gradients[previous, sequence] = found.to(CPU)
             bar.update()
 
@@ -152,22 +218,6 @@ class LossGradients:
 
     def _device(self, block_name: str) -> torch.device:
         return self._devices.get(block_name, CPU)
-
-
-def backward(block: nn.Module, state: Tensor, inputs: BlockInputs, gradient: Tensor) -> Tensor:
-    """Return the gradient at a block's hidden states, from that at what it returns.
-
-    Args:
-        block: the block.
-        state: what it reads, [1, seq_len, hidden size].
-        inputs: its other arguments.
-        gradient: at its output, in the shape of ``state``.
-    """
-    with torch.enable_grad():
-        leaf = state.detach().requires_grad_()
-        output = run_block(block, leaf.clone(), inputs)  # a block may write over what it reads
-        (found,) = torch.autograd.grad(output, leaf, gradient)
-    return found
 
 
 def own_loss(logits: Tensor, seed: int) -> Tensor:

@@ -1,7 +1,7 @@
 """How much the loss feels what each linear reads and returns: statistics of its gradients."""
 
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from mlcalib.calibration_sets import CalibrationSet
 from mlcalib.common.stopwatch import Stopwatch
 from mlcalib.models import Adapter
-from mlcalib.models.running import BlockInputs
-from mlcalib.quantization.backward import LossGradients, backward
+from mlcalib.quantization.backward import LossGradients
 from mlcalib.quantization.propagation import Mixture, Prefix
 from mlcalib.quantization.source import Source
 from mlcalib.statistics import StatisticSet
@@ -70,9 +69,6 @@ class Fisher:
             text: the calibration text.
             asked: for whom → a mixture, and how many tokens of it.
             devices: block → where it runs.
-
-        Raises:
-            NotImplementedError: see ``LossGradients``.
         """
         self._adapter, self._size = source.adapter, text.seq_len
         self._asked = {
@@ -99,12 +95,8 @@ class Fisher:
         for language, count in self._counts.items():
             running = BlockFisher()
             for index in range(count):
-                _add(
-                    running,
-                    self._adapter,
-                    block,
-                    *self._gradients.of(block_name, (language, index)),
-                )
+                with _watched(running, self._adapter, block):
+                    self._gradients.backward(block_name, block, (language, index))
                 for key, (mixture, sequences) in self._asked.items():
                     for prefix, length in sequences.items():
                         if prefix.language == language and length == index + 1:
@@ -114,25 +106,17 @@ class Fisher:
         return found
 
 
-def _add(
-    found: BlockFisher,
-    adapter: Adapter,
-    block: nn.Module,
-    state: Tensor,
-    inputs: BlockInputs,
-    gradient: Tensor,
-) -> None:
-    """Add a sequence, from what the block reads and the gradient at what it returns."""
-    seen: dict[
-        str, tuple[Tensor, Tensor]
-    ] = {}  # linear → its input, and the gradient at its output
+@contextmanager
+def _watched(found: BlockFisher, adapter: Adapter, block: nn.Module) -> Iterator[None]:
+    """Inside, a block runs forward and backward on a sequence; that is added to ``found``."""
+    seen: dict[str, list[tuple[Tensor, Tensor]]] = {}  # linear → input and gradient of each call
 
     def watch(name: str) -> Callable[..., None]:
         def forward(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
             x = args[0].detach().flatten(0, -2).float()
 
-            def take(found: Tensor) -> None:
-                seen[name] = (x, found.flatten(0, -2).float())
+            def take(gradient: Tensor) -> None:
+                seen.setdefault(name, []).append((x, gradient.flatten(0, -2).float()))
 
             if output.requires_grad:
                 output.register_hook(take)  # type: ignore[no-untyped-call]
@@ -141,13 +125,18 @@ def _add(
 
     linears = adapter.linears_of(block)
     with ExitStack() as stack:
-        for members in linears.values():
-            for name in members:
-                handle = adapter.linear(block, name).register_forward_hook(watch(name))
-                stack.callback(handle.remove)
-        backward(block, state, inputs, gradient)
+        for name in (name for members in linears.values() for name in members):
+            handle = adapter.linear(block, name).register_forward_hook(watch(name))
+            stack.callback(handle.remove)
+        yield
     for key, members in linears.items():
-        _add_input(found, key, {name: seen[name] for name in members if name in seen})
+        calls = {name: seen[name] for name in members if name in seen}
+        _add_input(found, key, {name: _joined(each) for name, each in calls.items()})
+
+
+def _joined(calls: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    x, gradient = zip(*calls, strict=True)
+    return torch.cat(x), torch.cat(gradient)
 
 
 def _add_input(found: BlockFisher, key: str, seen: Mapping[str, tuple[Tensor, Tensor]]) -> None:

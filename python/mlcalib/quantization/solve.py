@@ -183,9 +183,9 @@ def sensitivity(
     fisher: BlockFisher | None, name: str, members: Sequence[str]
 ) -> Sensitivity | None:
     """Return how much the loss feels linears of one input; None where it was not seen to."""
-    if fisher is None or name not in fisher.inputs or not {*members} <= fisher.outputs.keys():
+    if fisher is None or name not in fisher.inputs:
         return None
-    return Sensitivity(fisher.inputs[name], [fisher.outputs[member] for member in members])
+    return Sensitivity(fisher.inputs[name], [fisher.outputs.get(member) for member in members])
 
 
 def losses_per_token(change: Tensor, measured: Mapping[Key, StatisticSet]) -> dict[Key, float]:

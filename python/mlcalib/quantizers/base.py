@@ -74,11 +74,11 @@ class Sensitivity:
 
     Attributes:
         saliency: of their input, a ``saliency_gram``.
-        outputs: of each linear, an ``output_gram``.
+        outputs: of each linear, an ``output_gram``; None where the model takes no gradient.
     """
 
     saliency: StatisticSet
-    outputs: Sequence[StatisticSet]
+    outputs: Sequence[StatisticSet | None]
 
 
 OutputLoss = Callable[[Sequence[Tensor]], float]

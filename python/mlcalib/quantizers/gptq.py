@@ -105,7 +105,12 @@ class Gptq(Quantizer):
         if sensitivity is None:
             return _core.gptq(targets, gram, self._gptq)
         salient = sensitivity.saliency.view("saliency_gram")["gram"]
-        outputs = [each.view("output_gram")["gram"] for each in sensitivity.outputs]
+        outputs = [
+            torch.eye(len(target), device=gram.device)  # rows by themselves
+            if each is None
+            else each.view("output_gram")["gram"]
+            for target, each in zip(targets, sensitivity.outputs, strict=True)
+        ]
         return _core.gptq(targets, _unit(gram).add_(_unit(salient)), outputs, self._gptq)
 
 

@@ -8,6 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from small_models import tiny_llama, tiny_model
+from tiny_architectures import architectures, tiny_models
+from torch import nn
 
 import mlcalib
 from mlcalib.common.stopwatch import Stopwatch
@@ -46,6 +48,10 @@ def gathered(source, calibration, tokens=10_000, mixture=None):
     return found
 
 
+def start_here(_, __, output):
+    return output.detach().requires_grad_()
+
+
 def wanted_of(model, calibration):
     """The same by one backward pass of the whole model for each sequence."""
     source = live_source(model)
@@ -66,12 +72,13 @@ def wanted_of(model, calibration):
             for name in names:
 
                 def keep(_, args, output, name=name, seen=seen):
-                    output.retain_grad()
-                    seen[name] = (args[0].detach().flatten(0, -2), output)
+                    if output.requires_grad:
+                        output.retain_grad()
+                        seen[name] = (args[0].detach().flatten(0, -2), output)
 
                 handles.append(model.get_submodule(name).register_forward_hook(keep))
-            embedded = model.get_input_embeddings()(ids).detach().requires_grad_()
-            logits = model(inputs_embeds=embedded, use_cache=False).logits[0]
+            handles.append(model.get_input_embeddings().register_forward_hook(start_here))
+            logits = model(input_ids=ids, use_cache=False).logits[0]
             for handle in handles:
                 handle.remove()
             own_loss(logits, crc32(f"{(language, index)}".encode())).backward()
@@ -100,6 +107,28 @@ def test_is_that_of_a_whole_backward_pass(family, calibration):
     assert {(block, key) for block in found for key in found[block].inputs} == inputs.keys()
     for (block, key), gram in inputs.items():
         assert close(found[block].inputs[key].view("saliency_gram")["gram"], gram)
+    for (block, member), gram in outputs.items():
+        assert close(found[block].outputs[member].view("output_gram")["gram"], gram)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Gemma4ForCausalLM",  # keys and values of earlier blocks
+        "GlmMoeDsaForCausalLM",  # chosen tokens, without a gradient
+        "DeepseekV4ForCausalLM",  # blocks read the token ids
+        "BambaForCausalLM",  # recurrent blocks
+        "GptOssForCausalLM",
+    ],
+)
+def test_what_blocks_hand_over_has_gradients(name):
+    model = next(
+        made for _, made in tiny_models(name, architectures()[name]) if isinstance(made, nn.Module)
+    )
+    calibration = mlcalib.calibration(None, corpus={"en": [list(range(5, 69))]}, seq_len=16)
+    inputs, outputs = wanted_of(model, calibration)
+    found = gathered(live_source(model), calibration)
+    assert {(block, key) for block in found for key in found[block].inputs} == inputs.keys()
     for (block, member), gram in outputs.items():
         assert close(found[block].outputs[member].view("output_gram")["gram"], gram)
 

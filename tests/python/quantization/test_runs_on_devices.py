@@ -96,6 +96,17 @@ def test_quantized_propagation_on_a_device(correction, calibration, tokenizer, o
 
 
 @each_device
+@pytest.mark.parametrize("family", ["llama", "qwen2_moe"])
+def test_gradients_on_a_device(family, calibration, tokenizer, device):
+    alike(
+        *quantized_here_and_there(
+            family, "gptq", calibration, tokenizer, device, fisher_tokens=100, format="dense"
+        ),
+        least=0.97,
+    )
+
+
+@each_device
 def test_a_model_on_a_device_is_quantized_and_saved_where_it_is(
     calibration, tokenizer, options, tmp_path, device
 ):
@@ -117,6 +128,7 @@ def test_a_model_on_a_device_is_quantized_and_saved_where_it_is(
         ("disk", False, {"propagate": "float"}),
         ("disk", True, {}),
         ("memory", True, {"correction": 0.5}),
+        ("disk", True, {"fisher_tokens": 64}),
         ("disk", True, {"format": "gguf", "symmetric": True}),
     ],
 )

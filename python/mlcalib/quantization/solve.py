@@ -173,8 +173,10 @@ def solve_block(  # noqa: PLR0913 - what a solution is made of
                 if measured_later:
                     kept = Change(weight, result, scales.get(name))
                     solved.changes.setdefault(name, {})[layer] = kept
-                if own is not None and result.loss is not None:
-                    solved.loss += result.loss / own.tokens
+                if own is not None and not unseen:
+                    known = result.loss
+                    loss = losses(dequantized.sub(weight), [own])[0] if known is None else known
+                    solved.loss += loss / own.tokens
                 linear.weight = nn.Parameter(dequantized.to(weight.dtype), requires_grad=False)
     return solved
 

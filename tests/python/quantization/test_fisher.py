@@ -85,6 +85,8 @@ def wanted_of(model, calibration):
             felt = {}
             for name, (x, output) in seen.items():
                 block, key, member = names[name]
+                if output.grad is None:  # nothing that the loss reads comes from it
+                    continue
                 g = output.grad.flatten(0, -2).double()
                 felt.setdefault((block, key), (x.double(), []))[1].append(g.square().sum(1))
                 o = (g * x.double().square().sum(1, keepdim=True)).T @ g

@@ -6,7 +6,6 @@ import random
 from pathlib import Path
 from typing import Any
 
-import atheris
 import harness
 from gguf_files import changed, floats, written
 from transformers import logging
@@ -14,7 +13,7 @@ from transformers import logging
 # What is installed does not change here, and is asked for all the time.
 importlib.metadata.entry_points = functools.cache(importlib.metadata.entry_points)
 
-with atheris.instrument_imports(include=["mlcalib"]):
+with harness.instrumented():
     from mlcalib.checkpoints import open_checkpoint
     from mlcalib.checkpoints.check import check
 

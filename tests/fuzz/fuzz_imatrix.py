@@ -4,12 +4,11 @@ import random
 import struct
 from pathlib import Path
 
-import atheris
 import harness
 import mutators
 from gguf_files import changed, floats, written
 
-with atheris.instrument_imports(include=["mlcalib"]):
+with harness.instrumented():
     from mlcalib.checkpoints.imatrix_file import ImportanceFile
 
 

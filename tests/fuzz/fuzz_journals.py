@@ -8,11 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import atheris
 import harness
 import mutators
 
-with atheris.instrument_imports(include=["mlcalib"]):
+with harness.instrumented():
     from mlcalib.checkpoints.record import origin
     from mlcalib.common.sha256 import json_sha256
     from mlcalib.corpora.translated import read_translation

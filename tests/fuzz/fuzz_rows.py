@@ -5,12 +5,11 @@ import json
 import random
 from pathlib import Path
 
-import atheris
 import harness
 import mutators
 import zstandard
 
-with atheris.instrument_imports(include=["mlcalib"]):
+with harness.instrumented():
     from mlcalib.corpora import Tally, open_corpus
     from mlcalib.evaluation.tasks.data import read_rows
     from mlcalib.judging.texts import read_generations, read_prompts, read_source

@@ -4,11 +4,10 @@ import json
 import random
 from pathlib import Path
 
-import atheris
 import harness
 import mutators
 
-with atheris.instrument_imports(include=["mlcalib"]):
+with harness.instrumented():
     from mlcalib.common.safetensors_read import INDEX, SINGLE, read_header, validate_folder
 
 from safetensors import safe_open

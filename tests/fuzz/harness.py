@@ -3,12 +3,18 @@
 import argparse
 import contextlib
 import hashlib
+import importlib.abc
+import math
+import os
 import resource
 import shutil
+import signal
 import sys
 import tempfile
+import time
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
 
 import atheris
@@ -21,7 +27,8 @@ SHOWN = (ValueError, OSError, NotImplementedError)
 
 _ADDRESS_SPACE = 2 * 2**30  # bytes beside what is taken at the start: what asks for more gets none
 _LONGEST = 64 * 2**10  # bytes of an input
-_SECONDS = 20  # that one input may take
+_SLOW = 20  # seconds of the processor that one input may take
+_ENDLESS = 600  # seconds by the clock after which libFuzzer ends an input that does not return
 
 Read = Callable[[Path, bytes], None]
 """Writes bytes as a file in an empty folder, and reads it; gives the folder back empty."""
@@ -34,10 +41,42 @@ class _BrokenPromiseError(Exception):
     """What a reader did that it should not."""
 
 
+class _Sources(importlib.abc.MetaPathFinder):
+    """Loads the modules of mlcalib from their files, with the loader that atheris can instrument.
+
+    That of an editable install runs a module without asking for the code that atheris changed.
+    """
+
+    def find_spec(self, fullname: str, path: object, target: object = None) -> ModuleSpec | None:
+        """Return where another finder found a module of mlcalib."""
+        if fullname.partition(".")[0] != "mlcalib":
+            return None
+        for finder in sys.meta_path[sys.meta_path.index(self) + 1 :]:
+            spec = finder.find_spec(fullname, path, target)
+            if spec is not None:
+                if (spec.origin or "").endswith(".py"):
+                    spec.loader = SourceFileLoader(fullname, spec.origin)
+                return spec
+        return None
+
+
+@contextlib.contextmanager
+def instrumented() -> Iterator[None]:
+    """Let libFuzzer see which code of mlcalib runs, in the modules that are imported here."""
+    sources = _Sources()
+    sys.meta_path.insert(0, sources)
+    try:
+        with atheris.instrument_imports(include=["mlcalib"]):
+            yield
+    finally:
+        sys.meta_path.remove(sources)
+
+
 def fuzz(read: Read, seeds: Sequence[bytes], mutate: Mutate, words: Sequence[str] = ()) -> None:
     """Run libFuzzer on a reader; findings are kept, and it goes on.
 
-    The arguments of the command line are the folder where it works and the seconds.
+    The arguments of the command line are the folder where it works and the seconds of the processor
+    that it takes once what it needs is loaded.
 
     Args:
         read: what is tried.
@@ -60,28 +99,33 @@ def fuzz(read: Read, seeds: Sequence[bytes], mutate: Mutate, words: Sequence[str
     dictionary = given.out / "dictionary"
     dictionary.write_text("".join(f'"{_escaped(word)}"\n' for word in words), encoding="ascii")
     options = [
-        f"-max_total_time={given.seconds}",
         f"-max_len={_LONGEST}",
-        f"-timeout={_SECONDS}",
+        f"-timeout={_ENDLESS}",
         "-rss_limit_mb=0",  # memory is measured here, by input
         "-print_final_stats=1",
         f"-artifact_prefix={findings}/",
         f"-dict={dictionary}",
     ]
-    shared = Path("/dev/shm")  # no disk is to limit how fast it goes
-    with tempfile.TemporaryDirectory(dir=shared if shared.is_dir() else None) as scratch:
-        trial = _Trial(read, Path(scratch), findings)
+    trial = _Trial(read, Path(tempfile.mkdtemp()), findings)
+    with instrumented():
         trial.warm_up(seeds)
-        atheris.Setup(
-            [sys.argv[0], *options, str(corpus)],
-            trial,
-            custom_mutator=lambda data, size, seed: mutate(data, seed)[:size],
-        )
-        atheris.Fuzz()
+    trial.end = time.process_time() + given.seconds
+    atheris.Setup(
+        [sys.argv[0], *options, str(corpus)],
+        trial,
+        custom_mutator=lambda data, size, seed: mutate(data, seed)[:size],
+    )
+    atheris.Fuzz()
 
 
 class _Trial:
-    """Tries inputs and keeps one of each kind that breaks the promise."""
+    """Tries inputs and keeps one of each kind that breaks the promise.
+
+    Attributes:
+        end: by `time.process_time`, when it has tried enough.
+    """
+
+    end = math.inf
 
     def __init__(self, read: Read, folder: Path, findings: Path) -> None:
         self._read = read
@@ -99,7 +143,7 @@ class _Trial:
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
     def __call__(self, data: bytes) -> None:
-        before, peak = _resident(), _peak()
+        before, peak, start = _resident(), _peak(), time.process_time()
         try:
             self._read(self._folder, data)
         except Exception as error:
@@ -107,6 +151,11 @@ class _Trial:
         taken = _peak() - before
         if _peak() > peak and taken > 2 * len(data) + CONSTANT:
             self._keep("memory", data, f"{taken:,} bytes for a file of {len(data):,}")
+        now = time.process_time()
+        if now - start > _SLOW:
+            self._keep("slow", data, f"{now - start:.0f} seconds of the processor")
+        if now > self.end:
+            os.kill(os.getpid(), signal.SIGUSR1)  # libFuzzer says what it did, and ends
 
     def _judge(self, error: Exception, data: bytes) -> None:
         where = traceback.extract_tb(error.__traceback__)

@@ -72,7 +72,7 @@ def instrumented() -> Iterator[None]:
         sys.meta_path.remove(sources)
 
 
-def fuzz(read: Read, seeds: Sequence[bytes], mutate: Mutate, words: Sequence[str] = ()) -> None:
+def fuzz(read: Read, seeds: Sequence[bytes], mutate: Mutate, words: Sequence[str]) -> None:
     """Run libFuzzer on a reader; findings are kept, and it goes on.
 
     The arguments of the command line are the folder where it works and the seconds of the processor

@@ -42,12 +42,12 @@ class Cache:
         if self._folder.exists() and not self._folder.is_dir():
             raise NotADirectoryError(f"{folder} is a file; give a folder for the cache (--cache).")
 
-    def get(self, key: Key, kind: Any = Any) -> Any | None:
+    def get(self, key: Key, kind: Any = Any) -> Any:
         """Return what was put under a key, or None.
 
         Args:
             key: see ``Key``.
-            kind: the type of the value, e.g. a dataclass.
+            kind: the type of the value, e.g. a dataclass, of which an instance is returned.
 
         Raises:
             ValueError: the file is damaged; the message names it.
@@ -59,8 +59,7 @@ class Cache:
             content = loads(path.read_text(encoding="utf-8"))
             if content["key"] != key:
                 raise ValueError("its key is another one")
-            as_type(content["value"], kind)
-            return content["value"]
+            return as_type(content["value"], kind)
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"{path} is not a result that mlcalib kept ({error}); remove it."

@@ -111,13 +111,13 @@ class Scorer:
         key = self._key(subject, code, text)
         if (known := self._known(key)) is None:
             return self._keep(key, self._score(subject, text))
-        return self._scores(text, known["loss"])
+        return self._scores(text, known)
 
     def _recorded(self, subject: Subject, code: str, text: Stream) -> Scores:
         """Score the reference, and keep what others are compared with."""
         self._texts[code] = text
         if (known := self._known(self._key(subject, code, text))) is not None:
-            return self._scores(text, known["loss"])
+            return self._scores(text, known)
         return self._record(subject, code, text)
 
     def _record(self, subject: Subject, code: str, text: Stream) -> Scores:
@@ -161,7 +161,7 @@ class Scorer:
         """Score a model against the reference."""
         known, apart = self._known_of(subject, code, text)
         if known is not None and apart is not None:
-            return self._scores(text, known["loss"], **apart)
+            return self._scores(text, known, apart)
         assert self._reference is not None
         against = self._key(self._reference, code, text)
         reference = Reference(self._head_of_first(), lambda code: self._states_of(against, code))
@@ -212,15 +212,17 @@ class Scorer:
         key = self._key(subject, code, text)
         return {**key, "task": "fidelity", "reference": against.get("model")}
 
-    def _known(self, key: _Key, kind: Any = _Losses) -> dict[str, list[float]] | None:
-        return None if self._cache is None else self._cache.get(key, kind)
+    def _known(self, key: _Key) -> _Losses | None:
+        return None if self._cache is None else self._cache.get(key, _Losses)
 
     def _known_of(
         self, subject: Subject, code: str, text: Stream
-    ) -> tuple[dict[str, list[float]] | None, dict[str, list[float]] | None]:
+    ) -> tuple[_Losses | None, _Distance | None]:
         """Return what is known of a model's own scores, and of its distance from the reference."""
+        if self._cache is None:
+            return None, None
         own = self._known(self._key(subject, code, text))
-        return own, self._known(self._divergence_key(subject, code, text), _Distance)
+        return own, self._cache.get(self._divergence_key(subject, code, text), _Distance)
 
     def _keep(self, key: _Key, found: Scores, divergence: _Key | None = None) -> Scores:
         if self._cache is not None:
@@ -230,21 +232,15 @@ class Scorer:
                 self._cache.put(divergence, value)
         return found
 
-    def _scores(
-        self,
-        text: Stream,
-        loss: list[float],
-        kl: list[float] | None = None,
-        agrees: list[float] | None = None,
-    ) -> Scores:
+    def _scores(self, text: Stream, own: _Losses, apart: _Distance | None = None) -> Scores:
         """Return scores as they were before they were kept."""
         scored = slice(1, self._count(text) + 1)
         return Scores(
-            torch.tensor(loss, dtype=torch.float64),
+            torch.tensor(own.loss, dtype=torch.float64),
             text.byte_counts[scored],
             text.document[scored],
-            None if kl is None else torch.tensor(kl, dtype=torch.float64),
-            None if agrees is None else torch.tensor(agrees, dtype=torch.bool),
+            None if apart is None else torch.tensor(apart.kl, dtype=torch.float64),
+            None if apart is None else torch.tensor(apart.agrees, dtype=torch.bool),
         )
 
 

@@ -1,5 +1,6 @@
 """Benchmark tasks that were run once are not run again; an interrupted run goes on."""
 
+import json
 import shutil
 
 import pytest
@@ -71,6 +72,21 @@ def test_results_are_those_of_a_run_that_keeps_nothing(folder, data, runs, tmp_p
         assert found.items == plain.items
         assert found.generations == plain.generations
         assert set(found.missing) == set(plain.missing)
+
+
+def test_fields_that_a_later_version_keeps_are_left_out(folder, data, runs, tmp_path):
+    first = evaluate(folder, data, "xnli", "sw", cache=tmp_path)
+    [path] = (tmp_path / "benchmarks").iterdir()
+    content = json.loads(path.read_text())
+    content["value"]["rows"][0]["later"] = 1
+    content["value"]["missing"] = [
+        {"task": "xnli", "language": "sw", "metric": None, "reason": "r", "fillers": [], "": 1}
+    ]
+    path.write_text(json.dumps(content))
+    again = evaluate(folder, data, "xnli", "sw", cache=tmp_path)
+    assert len(runs) == 1
+    assert again.rows == first.rows
+    assert [str(cell) for cell in again.missing] == ["r"]
 
 
 def test_an_interrupted_run_goes_on(folder, data, runs, tmp_path, monkeypatch):

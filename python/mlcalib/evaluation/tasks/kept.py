@@ -27,22 +27,13 @@ class _Text:
 
 
 @dataclass(frozen=True)
-class _Cell:
-    task: str
-    language: str
-    metric: str | None
-    reason: str
-    fillers: list[str]
-
-
-@dataclass(frozen=True)
 class _Measured:
     """What is kept of a task in a language."""
 
     rows: list[Row]
     items: dict[str, dict[str, list[float | None]]]
     generations: dict[str, dict[str, list[_Text]]]
-    missing: list[_Cell]
+    missing: list[Missing]
 
 
 @dataclass(frozen=True)
@@ -95,11 +86,11 @@ def run_subject(
         lacking: dict[str, str] = {}
         measured = False
         for code, value in _values(subject, cache, task, codes(languages), options).items():
-            if "lacking" in value:
-                lacking[code] = value["lacking"]
+            if isinstance(value, _Lacking):
+                lacking[code] = value.lacking
             else:
                 add_kept(value, results)
-                measured |= bool(value["rows"] or value["generations"])
+                measured |= bool(value.rows or value.generations)
         if lacking and not measured:
             raise FileNotFoundError(next(iter(lacking.values())))
         for code, cause in lacking.items():
@@ -110,7 +101,7 @@ def run_subject(
 
 def _values(
     subject: Subject, cache: Cache, task: str, languages: list[str], options: dict[str, Any]
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, _Lacking | _Measured]:
     """Return of each language what is kept, measured where it is not there yet."""
     model = {**_key(subject, cache, options), "of": task}
     data = _data(cache, task, options.get("data"))
@@ -124,8 +115,8 @@ def _values(
         found = _measured(subject, task, unknown[start : start + size], options)
         for code, value in found.items():
             values[code] = value
-            if "lacking" not in value or options.get("data") is not None:  # not the network's
-                cache.put(keys[code], value)
+            if isinstance(value, _Measured) or options.get("data") is not None:  # not the network's
+                cache.put(keys[code], asdict(value))
     return {code: values[code] for code in languages}
 
 
@@ -140,12 +131,12 @@ def _together(task: str, limit: int | None) -> int:
 
 def _measured(
     subject: Subject, task: str, languages: list[str], options: dict[str, Any]
-) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {}
+) -> dict[str, _Lacking | _Measured]:
+    found: dict[str, _Lacking | _Measured] = {}
     there = []
     for code in languages:
         if cause := lacking_data(task, code, options.get("data")):
-            found[code] = {"lacking": cause}
+            found[code] = _Lacking(cause)
         else:
             there.append(code)
     if there:
@@ -153,47 +144,47 @@ def _measured(
             results = run_tasks(subject.model, subject.tokenizer, [task], there, **options)
             found |= {code: _of_language(results, code) for code in there}
         except FileNotFoundError as error:  # the hub's, of all of them
-            found |= {code: {"lacking": str(error)} for code in there}
+            found |= {code: _Lacking(str(error)) for code in there}
     return found
 
 
-def _of_language(results: TaskResults, code: str) -> dict[str, Any]:
+def _of_language(results: TaskResults, code: str) -> _Lacking | _Measured:
     missing = [cell for cell in results.missing if cell.language == code]
     if any(cell.reason == NO_FILE for cell in missing):  # the hub's, of some of them
-        return {"lacking": "; ".join(map(str, missing))}
-    return {
-        "rows": [row.record() for row in results.rows if row.language == code],
-        "items": {
+        return _Lacking("; ".join(map(str, missing)))
+    return _Measured(
+        rows=[row for row in results.rows if row.language == code],
+        items={
             name: {code: languages[code]}
             for name, languages in results.items.items()
             if code in languages
         },
-        "generations": {
-            name: {code: [asdict(each) for each in languages[code]]}
+        generations={
+            name: {
+                code: [_Text(each.prompt, each.output, each.reference) for each in languages[code]]
+            }
             for name, languages in results.generations.items()
             if code in languages
         },
-        "missing": [asdict(cell) for cell in missing],
-    }
+        missing=missing,
+    )
 
 
-def add_kept(value: dict[str, Any], results: TaskResults) -> None:
+def add_kept(value: _Measured, results: TaskResults) -> None:
     """Add what was kept, under the name that the model has today."""
     source: dict[str, Any] = {
         "model": results.model,
         "method": results.method,
         "calibration": results.calibration,
     }
-    results.rows += [replace(Row(**row), **source) for row in value["rows"]]
-    for name, languages in value["items"].items():
+    results.rows += [replace(row, **source) for row in value.rows]
+    for name, languages in value.items.items():
         results.items.setdefault(name, {}).update(languages)
-    for name, languages in value["generations"].items():
-        for code, texts in languages.items():
-            kept = ((each["prompt"], each["output"], each["reference"]) for each in texts)
-            results.add_generations(name, code, kept)
-    results.missing += [
-        Missing(**{**cell, "fillers": tuple(cell["fillers"])}) for cell in value["missing"]
-    ]
+    for name, texts in value.generations.items():
+        for code, kept in texts.items():
+            triples = ((each.prompt, each.output, each.reference) for each in kept)
+            results.add_generations(name, code, triples)
+    results.missing += value.missing
 
 
 def _key(subject: Subject, cache: Cache, options: dict[str, Any]) -> dict[str, Any]:

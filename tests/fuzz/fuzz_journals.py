@@ -22,7 +22,7 @@ with harness.instrumented():
     from mlcalib.judging.journal import Journal
     from mlcalib.judging.page import Key, read_key
     from mlcalib.judging.ratings import read_ratings
-    from mlcalib.judging.run import JudgementLine
+    from mlcalib.judging.run import Judgement
     from mlcalib.quantization.block_files import BlockFiles
     from mlcalib.quantization.hidden_states import HiddenStatesOnDisk
     from mlcalib.quantization.manifest import claim
@@ -125,7 +125,7 @@ def _journal(kind: Any) -> Callable[[Path], None]:
     def read(folder: Path) -> None:
         with Journal(folder / "out.jsonl", "f", "lines", kind) as journal:
             for row in journal.rows:
-                hash((row["language"], row["id"], row.get("order"), row.get("output")))
+                hash(row)
 
     return read
 
@@ -184,7 +184,7 @@ KINDS = [
             {"language": "en", "id": "1", "order": order, "letter": letter, "fingerprint": "f"}
             for order, letter in (("first-second", "A"), ("second-first", None))
         )) + b"\n{",
-        _journal(JudgementLine), lines=True,
+        _journal(Judgement), lines=True,
     ),
     Kind("k.key.json", {}, _json(asdict(KEY)), lambda folder: read_key(folder / "k.key.json")),
     Kind("r.json", {}, _json(RATINGS), lambda folder: read_ratings([folder / "r.json"], KEY)),

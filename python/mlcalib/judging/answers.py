@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class AnswerLine:
     """What is needed of a line of the journal."""
 
@@ -80,10 +80,10 @@ def generate(
     if place.type != "cpu":  # other bits, and so now and then another word
         settings.append(f"device={device_name(place)!r}")
     with Journal(out, fingerprint(prompts, *settings), "generations", AnswerLine) as journal:
-        there = {(row["language"], row["id"]) for row in journal.rows}
+        there = {(row.language, row.id) for row in journal.rows}
         if not all((each.language, each.id) in there for each in prompts):
             _complete(journal, model, prompts, max_tokens, batch_size, dtype, place, progress)
-        outputs = {(row["language"], row["id"]): row["output"] for row in journal.rows}
+        outputs = {(row.language, row.id): row.output for row in journal.rows}
     return [
         Generation(each.id, each.language, each.prompt, outputs[each.language, each.id])
         for each in prompts
@@ -91,7 +91,7 @@ def generate(
 
 
 def _complete(
-    journal: Journal,
+    journal: Journal[AnswerLine],
     model: str,
     prompts: Sequence[Prompt],
     max_tokens: int,
@@ -104,7 +104,7 @@ def _complete(
     live, tokenizer = load_to_run(model, dtype, device), load_tokenizer(model)
     questions = {(each.language, each.id): as_chat(tokenizer, each.prompt) for each in prompts}
     _check_lengths(live, questions, max_tokens)
-    there = {(row["language"], row["id"]) for row in journal.rows}
+    there = {(row.language, row.id) for row in journal.rows}
     source = Source(model, *origin(model))
     # Long ones first: what does not fit into memory fails at once.
     order = sorted(prompts, key=lambda each: -len(questions[each.language, each.id]))

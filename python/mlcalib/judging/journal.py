@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Generic, Self, TypeVar
 
 from mlcalib.common.checked import as_type
 from mlcalib.common.files import NO_LOCKS
@@ -16,8 +16,10 @@ from mlcalib.common.json_text import loads
 
 _log = logging.getLogger(__name__)
 
+Line = TypeVar("Line")
 
-class Journal:
+
+class Journal(Generic[Line]):
     """A JSONL file that grows by whole lines, each with the fingerprint of what the run is.
 
     A last line that a kill cut short is removed on opening. While it is open it is locked, so that
@@ -30,7 +32,8 @@ class Journal:
         kind: a dataclass, of the fields that a line has at least.
 
     Attributes:
-        rows: the lines that are there, without the fingerprint.
+        rows: of each line that is there these fields. The others stay on disk, so that a file takes
+            about its size in memory.
 
     Raises:
         BlockingIOError: another run has it open.
@@ -38,7 +41,7 @@ class Journal:
         OSError: it cannot be written.
     """
 
-    def __init__(self, path: str | Path, fingerprint: str, what: str, kind: Any = dict) -> None:
+    def __init__(self, path: str | Path, fingerprint: str, what: str, kind: type[Line]) -> None:
         self._path = Path(path).expanduser()
         self._fingerprint = fingerprint
         self._what = what
@@ -49,7 +52,7 @@ class Journal:
         self._file = os.open(self._path, flags, 0o666)
         try:
             self._lock()  # before reading, which cuts off what another run is writing
-            self.rows: list[dict[str, Any]] = self._read()
+            self.rows: list[Line] = self._read()
         except BaseException:
             os.close(self._file)
             raise
@@ -61,7 +64,7 @@ class Journal:
         while line:  # one write, but for a full disk, which raises next
             line = line[os.write(self._file, line) :]
         os.fsync(self._file)
-        self.rows.append(dict(row))
+        self.rows.append(as_type(dict(row), self._kind))
 
     def __enter__(self) -> Self:
         return self
@@ -91,7 +94,7 @@ class Journal:
                 *(self._path, error.strerror),
             )
 
-    def _read(self) -> list[dict[str, Any]]:
+    def _read(self) -> list[Line]:
         rows = []
         end = 0
         with self._path.open("rb") as file:
@@ -107,20 +110,18 @@ class Journal:
                 os.truncate(self._path, end)
         return rows
 
-    def _row(self, line: bytes, number: int) -> dict[str, Any]:
+    def _row(self, line: bytes, number: int) -> Line:
         try:
-            row: dict[str, Any] = loads(line)
+            row = loads(line)
             theirs = row.pop("fingerprint")
             if theirs == self._fingerprint:
-                as_type(row, self._kind)
+                return as_type(row, self._kind)
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise ValueError(
                 f"{self._path}, line {number}, is not a line of {self._what} that mlcalib wrote "
                 f"({type(error).__name__}: {error}); give another --out, or remove the file."
             ) from error
-        if theirs != self._fingerprint:
-            raise ValueError(
-                f"{self._path} holds {self._what} made with other texts, models or options (line "
-                f"{number}); give the same ones to go on with it, or another --out."
-            )
-        return row
+        raise ValueError(
+            f"{self._path} holds {self._what} made with other texts, models or options (line "
+            f"{number}); give the same ones to go on with it, or another --out."
+        )

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from tqdm.auto import tqdm
 
@@ -22,17 +22,7 @@ _VERDICTS: dict[Order, dict[Letter, Verdict]] = {
 }
 
 
-@dataclass(frozen=True)
-class JudgementLine:
-    """What is needed of a line of the journal."""
-
-    language: str
-    id: str
-    order: Order
-    letter: Letter | None
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Judgement:
     """One opinion on one pair.
 
@@ -99,12 +89,12 @@ def judge(
     orders = ORDERS if by.reads_both else ORDERS[:1]
     wanted = {(each.language, each.id, order): each for each in pairs for order in orders}
     settings = (f"{name}={value}" for name, value in sorted(by.identity.items()))
-    with Journal(out, fingerprint(pairs, *settings), "judgements", JudgementLine) as journal:
+    with Journal(out, fingerprint(pairs, *settings), "judgements", Judgement) as journal:
         for row in journal.rows:
-            if wanted.pop((row["language"], row["id"], row["order"]), None) is None:
+            if wanted.pop((row.language, row.id, row.order), None) is None:
                 raise ValueError(
                     f"{out} holds a judgement that was not asked for, or one twice: id "
-                    f"{printable(row['id'])} in '{printable(row['language'])}', {row['order']}; "
+                    f"{printable(row.id)} in '{printable(row.language)}', {row.order}; "
                     "give another --out, or remove that line."
                 )
         with (
@@ -124,7 +114,9 @@ def judge(
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
-        return _judgements(journal.rows, pairs)
+        # In the order of the pairs, whichever came first.
+        place = {(each.language, each.id): index for index, each in enumerate(pairs)}
+        return sorted(journal.rows, key=lambda row: (place[row.language, row.id], row.order))
 
 
 def judged_win_rates(judgements: Iterable[Judgement]) -> dict[str, WinRate]:
@@ -165,10 +157,3 @@ def _ask(by: Judge, pair: Pair, order: Order) -> Opinion:
         pair = replace(pair, first=pair.second, second=pair.first)
     with named(f"judging id {pair.id} in '{pair.language}'"):
         return by.compare(pair)
-
-
-def _judgements(rows: Iterable[dict[str, Any]], pairs: Sequence[Pair]) -> list[Judgement]:
-    """Return them in the order of the pairs, whichever came first."""
-    place = {(each.language, each.id): index for index, each in enumerate(pairs)}
-    found = [Judgement(row["language"], row["id"], row["order"], row["letter"]) for row in rows]
-    return sorted(found, key=lambda each: (place[each.language, each.id], each.order))

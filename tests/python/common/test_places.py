@@ -140,14 +140,14 @@ def test_without_locks_a_file_stands_in(tmp_path, monkeypatch, caplog):
 
 def test_two_runs_on_one_journal_are_locked_out(tmp_path):
     path = tmp_path / "judgements.jsonl"
-    with Journal(path, "mark", "judgements") as first:
+    with Journal(path, "mark", "judgements", dict) as first:
         first.append({"id": "1"})
         with path.open("a") as file:  # the first run is in the middle of a line
             file.write('{"id": "2"')
         with pytest.raises(BlockingIOError, match="another run is writing"):
-            Journal(path, "mark", "judgements")
+            Journal(path, "mark", "judgements", dict)
         assert path.read_text().endswith('{"id": "2"')
-    with Journal(path, "mark", "judgements") as again:
+    with Journal(path, "mark", "judgements", dict) as again:
         assert again.rows == [{"id": "1"}]
 
 
@@ -156,5 +156,5 @@ def test_a_journal_without_locks_says_so(tmp_path, monkeypatch, caplog):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr("fcntl.flock", refuses)
-    with Journal(tmp_path / "a.jsonl", "mark", "judgements"):
+    with Journal(tmp_path / "a.jsonl", "mark", "judgements", dict):
         assert "start no second run" in caplog.text

@@ -5,10 +5,12 @@ import json
 import pytest
 from memory import peak
 
+from mlcalib.common.checked import as_type
 from mlcalib.judging import Generation, Prompt, pair, read_generations, read_prompts
 from mlcalib.judging.answers import AnswerLine
 from mlcalib.judging.journal import Journal
 from mlcalib.judging.language_codes import find_code
+from mlcalib.results.generations import Source, generation_row
 
 # Rows as of CohereLabs/aya_evaluation_suite, dolly_machine_translated: id is an integer that is the
 # same in all languages, languages are ISO 639-3, often macrolanguages.
@@ -115,18 +117,18 @@ def test_pairs(tmp_path):
 
 def test_a_journal_goes_on_after_a_kill(tmp_path, caplog):
     path = tmp_path / "journal.jsonl"
-    with Journal(path, "f", "answers") as journal:
+    with Journal(path, "f", "answers", dict) as journal:
         journal.append({"id": "1", "text": "a\u2028b"})
         journal.append({"id": "2", "text": "ب"})
     whole = path.read_bytes()
     path.write_bytes(whole[:-5])
-    with Journal(path, "f", "answers") as journal:
+    with Journal(path, "f", "answers", dict) as journal:
         assert journal.rows == [{"id": "1", "text": "a\u2028b"}]
         journal.append({"id": "2", "text": "ب"})
     assert "cut short" in caplog.text
     assert path.read_bytes() == whole
     with pytest.raises(ValueError, match="made with other texts, models or options"):
-        Journal(path, "g", "answers")
+        Journal(path, "g", "answers", dict)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +142,7 @@ def test_a_journal_leaves_other_files_alone(tmp_path, content):
     path = tmp_path / "notes.txt"
     path.write_text(content, encoding="latin-1")
     with pytest.raises(ValueError, match="is not a line of answers"):
-        Journal(path, "f", "answers")
+        Journal(path, "f", "answers", dict)
     assert path.read_text(encoding="latin-1") == content
 
 
@@ -155,10 +157,15 @@ def test_a_line_without_what_is_needed_is_named(change, tmp_path):
         Journal(path, "f", "answers", AnswerLine)
 
 
-def test_a_journal_is_read_line_by_line(tmp_path):
+@pytest.mark.parametrize("text", ["a" * 2**16, "no", "слово"])
+def test_a_journal_takes_less_than_twice_its_size(text, tmp_path):
     path = tmp_path / "answers.jsonl"
-    row = json.dumps({"id": "1", "text": "a" * 2**16, "fingerprint": "f"})
-    path.write_text(f"{row}\n" * 100)
-    taken, said = peak(lambda: Journal(path, "f", "answers").rows)
+    row = generation_row(Generation("1", "en", "What is it?", text), Source("a model"))
+    with path.open("w", encoding="utf-8") as file:
+        for number in range(max(100, 2**19 // len(text.encode()) // 10)):
+            line = {**row, "id": str(number), "finished": True, "fingerprint": "f" * 64}
+            file.write(f"{json.dumps(line, ensure_ascii=False)}\n")
+    as_type({"language": "en", "id": "1", "output": "a"}, AnswerLine)  # what pydantic makes once
+    taken, said = peak(lambda: Journal(path, "f" * 64, "answers", AnswerLine))
     assert not said
     assert taken < 2 * path.stat().st_size

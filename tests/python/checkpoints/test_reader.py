@@ -5,11 +5,12 @@ import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
+from memory import peak
 from safetensors import SafetensorError, deserialize
 from safetensors.torch import save, save_file
 
 from mlcalib.checkpoints import load_quantized
-from mlcalib.common.safetensors_read import read_header, validate_folder
+from mlcalib.common.safetensors_read import data_start, read_header, validate_folder
 
 TENSORS = {
     "a": torch.arange(6, dtype=torch.float32).reshape(2, 3),
@@ -43,6 +44,17 @@ def test_a_header_lists_the_tensors(tmp_path):
     assert header["b"].end - header["b"].begin == 10
 
 
+def test_the_header_of_very_many_tensors_takes_little_memory(tmp_path):
+    header = {
+        f"model.layers.{n}.self_attn.q_proj.weight": entry("BF16", (2, 4), (16 * n, 16 * n + 16))
+        for n in range(10**4)
+    }
+    path = write(tmp_path / "x.safetensors", file_of(header, bytes(16 * 10**4)))
+    taken, said = peak(lambda: read_header(path))
+    assert not said
+    assert taken < 4 * data_start(path)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -53,9 +65,14 @@ def test_a_header_lists_the_tensors(tmp_path):
         (b"<!DOCTYPE html><html>login</html>", "first 8 bytes"),
         (file_of(b"{}", length=2**63), "first 8 bytes"),
         (file_of(b"{}", length=3), "first 8 bytes"),
-        (file_of(b"{]"), "not JSON"),
-        (file_of(b"\xff\xff"), "not JSON"),
-        (file_of(b"[" * 10**6), "not JSON"),
+        (file_of(b"{]"), "not a JSON object"),
+        (file_of(b"\xff\xff"), "not a JSON object"),
+        (file_of(b"{} {}"), "Extra data"),
+        (file_of(b'{"__metadata__": {},}'), "not a JSON object"),
+        (file_of(b'{"__metadata__": {}'), "Expecting ','"),
+        (file_of(b'{"__metadata__" {}}'), "Expecting ':'"),
+        (file_of(b"{1: {}}"), "Expecting a name"),
+        (file_of(b"[" * 10**6), "not a JSON object"),
         (file_of([1]), "not a JSON object"),
         (file_of({"a": 1}), "tensor a lacks"),
         (file_of({"a": {"dtype": "F32", "shape": [2]}}), "tensor a lacks"),
@@ -75,7 +92,7 @@ def test_a_header_lists_the_tensors(tmp_path):
         (file_of({"a": entry(shape=(2**62,), offsets=(0, 2**64))}), "take 18446744073709551616"),
         (file_of({"a": entry(shape=(2**62,) * 9**5)}), "does not fill"),
         (file_of(b'{"a": ' + b"[" * 500 + b"]" * 500 + b"}"), "nested more than 100 levels"),
-        (file_of(b'{"a": ' + b"9" * 5000 + b"}"), "not JSON"),
+        (file_of(b'{"a": ' + b"9" * 5000 + b"}"), "not a JSON object"),
         (file_of({"\ud800": 1}), r"tensor \\ud800 lacks"),
         (file_of({"a": entry(dtype="\ud800" * 999)}, bytes(8)), "unknown dtype"),
         (file_of({"__metadata__": {"a": 1}}), "the library safetensors refuses it"),

@@ -19,7 +19,7 @@ KINDS = [
     ("calib.jsonl", "", True), ("calib.jsonl", ".gz", True), ("calib.jsonl", ".zst", True),
     ("calib.jsonl", ".gz", False), ("calib.jsonl", ".zst", False),
     ("calib.txt", "", True), ("calib.txt", ".zst", True), ("calib.txt", ".gz", False),
-    ("prompts.jsonl", "", True),
+    ("prompts.jsonl", "", True), ("calib.json", "", True), ("calib.json", ".gz", True),
 ]  # fmt: skip
 """By the first byte of an input: name, how it is compressed, and whether that is done here."""
 
@@ -74,8 +74,8 @@ def mutate(data: bytes, seed: int) -> bytes:
     if draw.random() < 0.02:
         kind = bytes([draw.randrange(len(KINDS))])
     name, _, here = KINDS[kind[0] % len(KINDS)]
-    lines = here and name.endswith("jsonl")
-    return kind + (mutators.json_lines if lines else mutators.raw)(content, draw)
+    change = {"jsonl": mutators.json_lines, "json": mutators.json_value}.get(name.split(".")[1])
+    return kind + (change if change and here else mutators.raw)(content, draw)
 
 
 def seeds() -> list[bytes]:
@@ -103,6 +103,8 @@ def seeds() -> list[bytes]:
     seeds = []
     for number, (name, packed, here) in enumerate(KINDS):
         content = lines if name.endswith("calib.jsonl") else text
+        if name == "calib.json":
+            content = json.dumps(rows).encode()
         if name == "prompts.jsonl":
             content = "\n".join(map(json.dumps, asked)).encode()
         mark = bytes([number])

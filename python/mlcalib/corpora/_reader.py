@@ -1,4 +1,4 @@
-"""Reads documents out of a folder of ``LANG/{calib,eval}.{txt,jsonl,parquet}``."""
+"""Reads documents out of a folder of ``LANG/{calib,eval}.{txt,jsonl,json,parquet}``."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -11,7 +11,7 @@ from mlcalib.corpora._documents import Document, Documents, Tally, left_out, shu
 from mlcalib.corpora._rows import TOOLS, choose_field, read_row, read_value
 from mlcalib.corpora.base import Split
 
-KINDS = ("txt", "jsonl", "parquet")
+KINDS = ("txt", "jsonl", "json", "parquet")
 SPLITS = ("calib", "eval")
 
 NEARLY_ALL = 0.9  # of a file's characters in one document is remarkable
@@ -36,16 +36,16 @@ def read_documents(
 ) -> Documents:
     """Return the documents of one language and split, without surrounding white space.
 
-    Of several files the first of .txt, .jsonl, .parquet is read, a plain one before a compressed
-    one (.gz, .zst); names may be in any case. The others are noted in the tally. What holds no
-    document is left out and counted.
+    Of several files the first of .txt, .jsonl, .json, .parquet is read, a plain one before a
+    compressed one (.gz, .zst); names may be in any case. The others are noted in the tally. What
+    holds no document is left out and counted.
 
     Args:
         root: the folder of the languages' folders.
         language: name of the folder.
         split: name of the file.
         seed: what the documents are shuffled with; None for the order of the file.
-        field: of .jsonl and .parquet; None for the first of ``_rows.FIELDS`` that is there.
+        field: of .jsonl, .json and .parquet; None for the first of ``_rows.FIELDS`` that is there.
 
     Raises:
         FileNotFoundError: there is no folder for the language, or no file for the split.

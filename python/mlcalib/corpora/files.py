@@ -9,16 +9,17 @@ from mlcalib.corpora.base import Split, registry
 
 @registry.register
 class FilesCorpus:
-    """``files:PATH``: a folder of ``LANG/{calib,eval}.txt``, ``.jsonl`` or ``.parquet``.
+    """``files:PATH``: a folder of ``LANG/{calib,eval}.txt``, ``.jsonl``, ``.json`` or ``.parquet``.
 
     Names may be in any case and may end in ``.gz`` or ``.zst``. In a ``.txt`` file each line is a
     document. If the file contains form feeds, the documents are the texts between them. In
-    ``.jsonl`` a document is a field of the JSON object on each line, and in ``.parquet`` (which
-    needs pyarrow) it is a value of a column. This field or column is ``text``, or else ``messages``
-    or ``conversations``, a list of messages with ``role`` and ``content`` (or ``from`` and
-    ``value``). A field ``tools`` beside messages is passed to the chat template.
+    ``.jsonl`` a document is a field of the JSON object on each line, in ``.json`` of each object of
+    an array (or on each line), and in ``.parquet`` (which needs pyarrow) it is a value of a column.
+    This field or column is ``text``, or else ``messages`` or ``conversations``, a list of messages
+    with ``role`` and ``content`` (or ``from`` and ``value``). A field ``tools`` beside messages is
+    passed to the chat template.
 
-    If a split has several files, the first kind of these three is read. The names of all files that
+    If a split has several files, the first kind of these four is read. The names of all files that
     are not read are reported, except README and LICENSE. Rows that contain no document are counted,
     and the first example is reported.
 

@@ -54,6 +54,24 @@ def test_rows_are_read_one_after_another(tmp_path):
     assert taken < 6 * MIB
 
 
+def test_rows_of_an_array_are_read_one_after_another(tmp_path):
+    path = tmp_path / "calib.json"
+    path.write_text(json.dumps([{"text": "word " * 200}] * 16_000))
+    assert path.stat().st_size > 15 * MIB
+    taken, error = peak(lambda: sum(1 for _ in file_rows(path)))
+    assert not error
+    assert taken < 8 * MIB
+
+
+@pytest.mark.parametrize("end", ["", "]"])
+def test_an_array_of_one_long_row_takes_twice_its_size(end, tmp_path):
+    path = tmp_path / "calib.json"
+    path.write_text(f"{json.dumps([{'text': 'word ' * 2 * MIB}])[:-1]}{end}")
+    taken, error = peak(lambda: sum(1 for _ in file_rows(path)))
+    assert bool(error) == (not end)
+    assert taken < 2 * path.stat().st_size + 4 * MIB
+
+
 def test_a_row_as_long_as_a_file_takes_twice_its_size(tmp_path):
     path = tmp_path / "calib.jsonl"
     path.write_text(json.dumps({"text": "word " * 2 * MIB}))

@@ -1,6 +1,7 @@
 """Rows and names as users write them: used, or counted and named."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -32,13 +33,15 @@ ROWS = st.one_of(
 )
 
 
-@given(st.lists(ROWS, max_size=8))
+@given(st.lists(ROWS, max_size=8), st.sampled_from(["calib.jsonl", "calib.json"]))
 @settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-def test_every_row_is_used_or_counted(tmp_path, rows):
+def test_every_row_is_used_or_counted(tmp_path, rows, name):
+    shutil.rmtree(tmp_path / "en", ignore_errors=True)
     rows = [{"text": TEXT}, *rows]
-    documents, tally = read(corpus(tmp_path, "\n".join(map(json.dumps, rows))))
+    content = json.dumps(rows) if name == "calib.json" else "\n".join(map(json.dumps, rows))
+    documents, tally = read(corpus(tmp_path, content, name))
     assert len(documents) + sum(tally.dropped.values()) == tally.read == len(rows)
     assert documents == [
         row["text"].strip()
@@ -48,8 +51,44 @@ def test_every_row_is_used_or_counted(tmp_path, rows):
 
 
 def test_an_array_says_what_to_do(tmp_path):
-    with pytest.raises(ValueError, match="write the items of an array on a line each"):
+    with pytest.raises(ValueError, match=r"call a file that holds an array \.json"):
         read(corpus(tmp_path, json.dumps([{"text": TEXT}])))
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_an_array_of_rows_is_read(indent, tmp_path):
+    rows = [{"text": " one"}, 2, {"text": None}, [{"text": "x"}], {"text": "two"}]
+    documents, tally = read(corpus(tmp_path, json.dumps(rows, indent=indent), "Calib.JSON"))
+    assert documents == ["one", "two"]
+    assert tally.read == 5
+    assert tally.dropped == {"rows that are no JSON object": 2, "documents without text": 1}
+    path = tmp_path / "en" / "Calib.JSON"
+    assert tally.examples == {
+        "rows that are no JSON object": f"{path}, row 2: a int",
+        "documents without text": f"{path}, row 3",
+    }
+
+
+def test_json_lines_may_be_called_json(tmp_path):
+    documents, _ = read(corpus(tmp_path, '{"text": "one"}\n{"text": "two"}\n', "calib.json"))
+    assert documents == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('[{"text": "one"}, {"text"', "Expecting ':'.* after 1 rows; mend it there"),
+        ('[{"text": "one"} {"text": "two"}]', "Expecting ',', after 1 rows"),
+        ('[{"text": "one"},]', "Expecting value, after 1 rows"),
+        ('[{"text": "one"}', "Expecting ',' or ']', after 0 rows"),
+        ('[{"text": "one"}] [1]', "Extra data, after 1 rows"),
+        ('[{"text": "one"}, ' + "[" * 500 + "]" * 501, "nested more than 100 levels.* after 1"),
+        ("[]", "holds no documents; put one"),
+    ],
+)
+def test_an_array_that_goes_wrong_is_named(content, message, tmp_path):
+    with pytest.raises(ValueError, match=rf"calib\.json'? .*{message}"):
+        read(corpus(tmp_path, content, "calib.json"))
 
 
 def test_messages_in_json_are_a_conversation(tmp_path):

@@ -183,6 +183,14 @@ def test_parquet_gives_what_jsonl_gives(model, tokenizer, data, tmp_path):
     assert found.rows == wanted.rows
 
 
+def test_an_array_gives_what_jsonl_gives(model, tokenizer, data, tmp_path):
+    path = tmp_path / "xnli" / "sw" / "validation.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(xnli()))
+    found, wanted = (run(model, tokenizer, "xnli", "sw", folder) for folder in (tmp_path, data))
+    assert found.rows == wanted.rows
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -13,11 +13,11 @@ from mlcalib.languages import Language
 
 JsonRow = dict[str, Any]
 
-SUFFIXES = (".jsonl", ".parquet")
+SUFFIXES = (".jsonl", ".json", ".parquet")
 
 
 def local_file(data: Path, task: Task, language: Language, split: str | None = None) -> Path | None:
-    """Return the file with a language's split: ``FOLDER/CODE/SPLIT.jsonl`` or ``.parquet``.
+    """Return the file with a language's split: ``FOLDER/CODE/SPLIT.jsonl``, .json or .parquet.
 
     The split that is scored may also be ``FOLDER/CODE.jsonl``. CODE is the name of the language in
     the data set, or its code in mlcalib.
@@ -37,15 +37,15 @@ def local_file(data: Path, task: Task, language: Language, split: str | None = N
 def missing_file(where: Path, task: Task, language: Language) -> FileNotFoundError:
     """Return an error that says which file was looked for, and where to get it."""
     return FileNotFoundError(
-        f"task '{task.name}', language '{language.code}': there is no {where} (nor .parquet). Save "
-        f"the split '{task.split}' of the Hugging Face data set {task.hub}, for "
+        f"task '{task.name}', language '{language.code}': there is no {where} (nor .json "
+        f"or .parquet). Save the split '{task.split}' of the Hugging Face data set {task.hub}, for "
         f"'{task.code(language)}', there; or leave the language or the task out, or run without a "
         "data folder."
     )
 
 
 def read_rows(path: Path, fields: Sequence[str]) -> list[JsonRow]:
-    """Read JSONL or Parquet.
+    """Read JSONL, a JSON array or Parquet.
 
     Raises:
         ImportError, ValueError: see ``file_rows``.

@@ -183,6 +183,19 @@ def test_parquet_gives_what_jsonl_gives(model, tokenizer, data, tmp_path):
     assert found.rows == wanted.rows
 
 
+@pytest.mark.parametrize("tasks", ["xnli", "dolly", "xnli,dolly", "mgsm"])
+def test_tokens_without_an_embedding_are_refused_before_anything_runs(
+    tasks, model, tokenizer, data, monkeypatch
+):
+    small, ran = tiny_llama(vocabulary=100), []
+    monkeypatch.setattr(type(small), "forward", lambda *_, **__: ran.append(1))
+    with pytest.raises(
+        ValueError, match=r"A text of the tasks has the token \d+ \('.*'\), but.*100"
+    ):
+        run(small, tokenizer, tasks, "sw", data)
+    assert not ran
+
+
 def test_an_array_gives_what_jsonl_gives(model, tokenizer, data, tmp_path):
     path = tmp_path / "xnli" / "sw" / "validation.json"
     path.parent.mkdir(parents=True)

@@ -3,7 +3,7 @@
 import copy
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from mlcalib.evaluation.tasks.generating import generate
 from mlcalib.evaluation.tasks.prefixes import Group, Tokens, batches, group, padded_tokens
 from mlcalib.models import find_adapter
 from mlcalib.models.device import short_of_memory
+from mlcalib.quantization.text_check import check_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -82,10 +83,23 @@ class TaskModel(HFLM):  # type: ignore[misc]  # lm_eval has no types
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """Return the text that the model writes after each prompt."""
+        self.check_texts(request.args[0] for request in requests)
         found: list[str] = super().generate_until(
             requests, disable_tqdm=disable_tqdm or not self._progress
         )
         return found
+
+    def check_texts(self, texts: Iterable[str]) -> None:
+        """Refuse prompts with a token for which the model has no embedding.
+
+        Raises:
+            ValueError: names the token.
+        """
+        self._check_tokens(map(self.tok_encode, texts))
+
+    def _check_tokens(self, prompts: Iterable[Sequence[int]]) -> None:
+        highest = max((max(ids) for ids in prompts if ids), default=0)
+        check_ids(self.model, torch.tensor(highest), "A text of the tasks", self.tokenizer)
 
     def _model_generate(
         self,
@@ -129,6 +143,7 @@ class TaskModel(HFLM):  # type: ignore[misc]  # lm_eval has no types
     def _loglikelihood_tokens(
         self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[Scored]:
+        self._check_tokens(context + target for _, context, target in requests)
         inputs = [self._input(context, target) for _, context, target in requests]
         for sequence, (_, _, target) in zip(inputs, requests, strict=True):
             if not 0 < len(target) <= len(sequence):

@@ -1,5 +1,6 @@
 """Runs benchmark tasks on a model."""
 
+import itertools
 import logging
 from collections.abc import Callable, Sequence
 from itertools import zip_longest
@@ -66,8 +67,8 @@ def run_tasks(  # noqa: PLR0913 - options of an evaluation, all by name
         tasks: names of tasks (``mlcalib.evaluation.tasks.task_names``), in a list or separated by
             commas.
         languages: a set (``multi10``) or codes, in a list or separated by commas.
-        data: a folder with local data, ``TASK/LANGUAGE/SPLIT.jsonl``, ``.json`` or ``.parquet``
-            (see docs/evaluation.md). The network is then not used. None reads the data from the hub.
+        data: a folder with local data, ``TASK/LANGUAGE/SPLIT.jsonl``, .json or .parquet (see
+            docs/evaluation.md). The network is then not used. None reads the data from the hub.
         limit: use only the first ``limit`` items of each task and language; if a task has subjects
             or sources, of each of these.
         seed: the seed of the bootstrap that gives the errors of BLEU and chrF++. Nothing else is
@@ -89,8 +90,8 @@ def run_tasks(  # noqa: PLR0913 - options of an evaluation, all by name
             where to get one. (If it has some, the other cells are missing, and a warning names
             them.)
         ImportError: the extra ``eval`` is not installed.
-        ValueError: a task or language is unknown, the limit is below 1, or a file is not what the
-            task reads.
+        ValueError: a task or language is unknown, the limit is below 1, a file is not what the
+            task reads, or a text has a token for which the model has no embedding.
     """
     wanted = [find_task(each) for each in listed(tasks)]
     spoken = [language(code) for code in codes(languages)]
@@ -115,10 +116,12 @@ def run_tasks(  # noqa: PLR0913 - options of an evaluation, all by name
         lambda task, each: prompts(task, each, folder, limit, lm),
         results,
     )
+    texts = [worded(each, lm) for each in asked]
+    lm.check_texts(itertools.chain(*texts))  # before what others are scored on runs
     if stock:
         for found, samples in zip(stock, run_stock(lm, stock, folder, limit), strict=True):
             _add_stock(found, samples, results)
-    for each, outputs in zip(asked, _generate(lm, asked), strict=True):
+    for each, outputs in zip(asked, _generate(lm, asked, texts), strict=True):
         scored = score(each, outputs, encoder, seed)
         code = each.language.code
         results.add(each.task, code, scored.scores, scored.items)
@@ -294,7 +297,9 @@ def _add_stock(found: StockTask, samples: Sequence[Sample], results: TaskResults
         results.add_generations(task.name, code, texts)
 
 
-def _generate(lm: "TaskModel", asked: Sequence[Prompts]) -> list[list[str]]:
+def _generate(
+    lm: "TaskModel", asked: Sequence[Prompts], texts: Sequence[Sequence[str]]
+) -> list[list[str]]:
     """Let the model write, everything in one go, so that like lengths are batched together."""
     from lm_eval.api.instance import Instance
 
@@ -312,8 +317,8 @@ def _generate(lm: "TaskModel", asked: Sequence[Prompts]) -> list[list[str]]:
             ),
             idx=0,
         )
-        for each in asked
-        for text in worded(each, lm)
+        for each, of_each in zip(asked, texts, strict=True)
+        for text in of_each
     ]
     if not requests:
         return []

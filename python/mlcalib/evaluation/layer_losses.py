@@ -9,6 +9,7 @@ from torch import Tensor
 from mlcalib.common.stopwatch import Stopwatch
 from mlcalib.evaluation.text import eval_sequences
 from mlcalib.languages import LanguageSet
+from mlcalib.models.context import DEFAULT_SEQ_LEN
 from mlcalib.models.device import choose_device
 from mlcalib.quantization.block_pass import run_pass
 from mlcalib.quantization.job import BlockView, Observation
@@ -30,7 +31,7 @@ def layer_losses(  # noqa: PLR0913 - what a measurement is made of
     corpus: str = "sample",
     *,
     tokens: int = 1024,
-    seq_len: int = 512,
+    seq_len: int = DEFAULT_SEQ_LEN,
     separator: str | None = None,
     window_bos: bool = True,
     dtype: str = "auto",

@@ -15,6 +15,7 @@ from mlcalib.common.safetensors_read import read_json
 from mlcalib.common.stopwatch import Stopwatch
 from mlcalib.evaluation import eval_sequences
 from mlcalib.languages import language_set
+from mlcalib.models.context import check_context
 from mlcalib.models.device import choose_device
 from mlcalib.models.loading import find_smollm2, load_tokenizer
 from mlcalib.quantization.block_files import BlockFiles
@@ -29,6 +30,7 @@ from mlcalib.quantization.propagation import Mixture, mixture_of
 from mlcalib.quantization.recipe import Recipe, make_recipe
 from mlcalib.quantization.sink import FileSink
 from mlcalib.quantization.source import Source
+from mlcalib.quantization.text_check import check_text
 from mlcalib.quantization.variant import Variant
 from mlcalib.studies.grid import VariantSpec, variants_of
 from mlcalib.studies.layer_measures import LayerMeasures
@@ -131,7 +133,11 @@ def open_model(spec: StudySpec, name: str, out: Path) -> ModelStudy:
         for variant in variants_of(spec).values()
     }
     slug = slug_of(name)
+    if spec.settings or spec.evaluation or spec.layers:
+        check_context(name, source.model.config.to_dict(), spec.seq_len)
     text = study_text(spec, tokenizer)
+    if text is not None:
+        check_text(source.model, text.union, tokenizer)
     return ModelStudy(spec, slug, out / slug, source, tokenizer, text, recipes)
 
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from mlcalib.common.config import Config
 from mlcalib.common.registry import unknown
 from mlcalib.evaluation.tasks import PERPLEXITY, task_names
+from mlcalib.models.context import DEFAULT_SEQ_LEN
 
 
 class SettingSpec(Config):
@@ -122,7 +123,8 @@ class StudySpec(Config):
         corpus: the corpus, as for ``mlcalib.calibration``.
         corpora: language → another corpus, e.g. for ``code`` and ``math``.
         tokens: the number of calibration tokens of a setting.
-        seq_len: the number of tokens of a sequence.
+        seq_len: the number of tokens of a sequence, the same for all models, so that they compare:
+            a model with a shorter context is refused.
         seed: the seed with which documents are shuffled.
         separator: what is put between documents, as for ``mlcalib.calibration``.
         window_bos: whether every window begins as the tokenizer begins a text, likewise.
@@ -145,7 +147,7 @@ class StudySpec(Config):
     corpus: str = "sample"
     corpora: dict[str, str] = Field(default_factory=dict)
     tokens: int = Field(default=40960, ge=1)
-    seq_len: int = Field(default=512, ge=2)
+    seq_len: int = Field(default=DEFAULT_SEQ_LEN, ge=2)
     seed: int = 0
     separator: str | None = None
     window_bos: bool = True

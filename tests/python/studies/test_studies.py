@@ -233,6 +233,18 @@ def test_quantized_propagation_has_passes_of_its_own(spec, model, tmp_path):
     assert not weights_equal(tmp_path / "one", checkpoints / "gptq-w4-g32-en")
 
 
+def test_a_context_or_tokens_that_a_later_model_lacks_are_told_first(spec, tokenizer, tmp_path):
+    small = tiny_llama(vocabulary=100)
+    tokenizer.save_pretrained(tmp_path / "small")
+    study = spec | {"models": [*spec["models"], str(tmp_path / "small")]}
+    for length, wrong in ((16, "context of 16 tokens.*seq_len=16"), (64, "has the token .* 100 ")):
+        small.config.max_position_embeddings = length
+        small.save_pretrained(tmp_path / "small")
+        with pytest.raises(ValueError, match=wrong):
+            run(study, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

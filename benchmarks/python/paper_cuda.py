@@ -20,7 +20,7 @@ LINEARS = (  # rows, columns
 INPUTS = (HIDDEN, HIDDEN, HIDDEN, INNER)
 WEIGHTS = sum(rows * columns for rows, columns in LINEARS)
 BLOCK_ROWS = 1024
-"""Rows of one product of a Gram."""
+"""Rows of one product of a Gram, and of the blocks that it is kept in."""
 
 FORWARD = 0.228 / (128 * LENGTH)
 """Seconds of a block's forward for a token, measured."""
@@ -87,8 +87,9 @@ class Run:
         )  # bytes: two float32 copies, their difference, terms
         return products + self.moved(passes) + self.forward()
 
-    def gram_bytes(self) -> int:
-        return sum(4 * n * n for n in INPUTS)
+    def gram_bytes(self) -> float:
+        """Those of one language, packed."""
+        return sum(packed(n) for n in INPUTS)
 
     def hidden_bytes(self) -> int:
         return 2 * self.tokens * HIDDEN
@@ -97,6 +98,11 @@ class Run:
 def triangle(channels: int) -> float:
     """Return operations for each row of x of the upper triangle of xᵀx, by blocks of rows."""
     return channels**2 * (1 + BLOCK_ROWS / channels)
+
+
+def packed(channels: int) -> float:
+    """Return the bytes of a Gram's block rows: (1 + 1024/n) / 2 of the square."""
+    return 4 * triangle(channels) / 2
 
 
 def phases(run: Run) -> Mapping[str, tuple[float, float]]:
@@ -111,7 +117,7 @@ def phases(run: Run) -> Mapping[str, tuple[float, float]]:
         "Grams of all languages": (run.grams(), run.languages * gram),
         "mix": (run.mix(), gram),
         "GPTQ": (run.gptq(), solve),
-        "losses in all languages": (run.losses(), largest + 12 * HIDDEN * INNER),
+        "losses in all languages": (run.losses(), packed(INNER) + 12 * HIDDEN * INNER),
     }
 
 

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <ATen/TensorOperators.h>
 #include <ATen/ops/clone.h>
 #include <ATen/ops/equal.h>
 #include <ATen/ops/full.h>

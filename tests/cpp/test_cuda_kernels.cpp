@@ -3,6 +3,7 @@
 // index, barrier and shuffle. What a GPU would add is only its own arithmetic.
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/arange.h>
+#include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/full_like.h>
@@ -10,6 +11,7 @@
 #include <ATen/ops/randint.h>
 #include <ATen/ops/zeros.h>
 
+#include <algorithm>
 #include <limits>
 
 #include "cpu/kernels/kernels.hpp"
@@ -299,42 +301,55 @@ TEST(CudaKernels, CountsWhatIsNotFinite) {
   }
 }
 
-TEST(CudaKernels, Mirror) {
-  for (const int64_t channels : {1, 31, 32, 100}) {
-    const at::Tensor upper = random_weight(channels, channels, 1);
-    const at::Tensor wanted = upper.triu() + upper.triu(1).t();
-    mirror(upper.data_ptr<float>(), channels, nullptr);
-    EXPECT_TRUE(same_bits(upper, wanted)) << channels;
+at::Tensor random_symmetric(int64_t channels, uint32_t seed) {
+  const at::Tensor upper = random_weight(channels, channels, seed).triu();
+  return upper + upper.triu(1).t();
+}
+
+// The upper triangle in block rows, and not-a-numbers below it, which nobody may read.
+at::Tensor packed(const at::Tensor& gram) {
+  const at::Tensor upper = gram.triu() + garbage(gram.sizes()).tril(-1);
+  const int64_t channels = gram.size(0);
+  std::vector<at::Tensor> blocks;
+  for (int64_t row = 0; row < channels; row += kBlockRows) {
+    const int64_t rows = std::min(kBlockRows, channels - row);
+    blocks.push_back(upper.narrow(0, row, rows).narrow(1, row, channels - row).flatten());
+  }
+  return at::cat(blocks);
+}
+
+// Shorter than a block row, as long, and of several.
+TEST(CudaKernels, UnpackGram) {
+  for (const int64_t channels : {1, 31, 32, 100, 1024, 2100}) {
+    const at::Tensor wanted = random_symmetric(channels, 1), sums = packed(wanted);
+    ASSERT_EQ(packed_size(channels), sums.numel()) << channels;
+    const at::Tensor gram = garbage(wanted.sizes());
+    unpack_gram(data(sums), channels, gram.data_ptr<float>(), nullptr);
+    EXPECT_TRUE(same_bits(gram, wanted)) << channels;
   }
 }
 
-// Only upper triangles are read, and of several Grams each has its own sum.
+// Of several Grams each has its own sum.
 TEST(CudaKernels, TriangleDots) {
-  for (const int64_t channels : {1, 40, 270, 600}) {
+  for (const int64_t channels : {1, 40, 270, 1100}) {
     for (const int count : {1, 3, TriangleDots::kGrams}) {
       if (channels > 40 && count > 1) continue;
-      const auto stored = [&](uint32_t seed) {
-        return random_weight(channels, channels, seed).triu() +
-               at::full({channels, channels}, std::numeric_limits<float>::quiet_NaN()).tril(-1);
-      };
-      const at::Tensor square = stored(1);
-      std::vector<at::Tensor> grams;
+      const at::Tensor square = random_symmetric(channels, 1), square_sums = packed(square);
+      std::vector<at::Tensor> grams, gram_sums;
       TriangleDots dots{};
       for (; dots.count < count; ++dots.count) {
-        grams.push_back(stored(2 + static_cast<uint32_t>(dots.count)));
-        dots.grams[dots.count] = data(grams.back());
+        grams.push_back(random_symmetric(channels, 2 + static_cast<uint32_t>(dots.count)));
+        gram_sums.push_back(packed(grams.back()));
+        dots.grams[dots.count] = data(gram_sums.back());
       }
       const at::Tensor sums = at::full({count, triangle_dot_sums(channels)}, 1e9, at::kDouble);
-      dots.square = data(square);
+      dots.square = data(square_sums);
       dots.channels = channels;
       dots.sums = sums.data_ptr<double>();
       triangle_dots(dots, nullptr);
-      const auto whole = [](const at::Tensor& upper) {
-        const at::Tensor wide = upper.to(at::kDouble).triu();
-        return wide + wide.triu(1).t();
-      };
       for (int i = 0; i < count; ++i) {
-        const at::Tensor products = whole(square) * whole(grams[static_cast<size_t>(i)]);
+        const at::Tensor products =
+            square.to(at::kDouble) * grams[static_cast<size_t>(i)].to(at::kDouble);
         EXPECT_NEAR(sums[i].sum().item<double>(), products.sum().item<double>(),
                     1e-13 * products.abs().sum().item<double>())
             << channels << " channels, Gram " << i;

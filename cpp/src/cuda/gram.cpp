@@ -19,15 +19,21 @@ namespace {
 // sums, which truncate, do not drift.
 constexpr int64_t kTokens = 4096;
 
-// Rows of one product. Each covers the columns from its first row on: the part below the diagonal
-// that is computed too is a share of kRows / channels, and a product is large enough to fill a GPU.
-constexpr int64_t kRows = 1024;
-
 // All of them: each kernel cuts for itself.
 int64_t piece_tokens_cuda(const at::Tensor& x) { return x.size(0); }
 
 at::Tensor gram_sums_cuda(int64_t channels, at::Device device) {
-  return at::zeros({channels, channels}, at::TensorOptions(at::kFloat).device(device));
+  return at::zeros({cuda::packed_size(channels)}, at::TensorOptions(at::kFloat).device(device));
+}
+
+// Calls run(row, block) with each block row of packed sums: its first row, and its sums [rows,
+// channels − row].
+template <class Run>
+void for_each_block_row(const at::Tensor& sums, int64_t channels, const Run& run) {
+  for (int64_t row = 0; row < channels; row += cuda::kBlockRows) {
+    const int64_t rows = std::min(cuda::kBlockRows, channels - row), columns = channels - row;
+    run(row, sums.narrow(0, cuda::block_row(row, channels), rows * columns).view({rows, columns}));
+  }
 }
 
 // sum += leftᵀ right, in float32.
@@ -47,21 +53,17 @@ void for_each_piece(int64_t tokens, const Run& run) {
   }
 }
 
-// The upper triangle of gram += leftᵀ right, which is symmetric or becomes so; block by block of
-// rows.
-void add_triangle(const at::Tensor& gram, const at::Tensor& left, const at::Tensor& right) {
-  const int64_t channels = gram.size(0);
-  for (int64_t row = 0; row < channels; row += kRows) {
-    const int64_t rows = std::min(kRows, channels - row), columns = channels - row;
-    add_product(gram.narrow(0, row, rows).narrow(1, row, columns), left.narrow(1, row, rows),
-                right.narrow(1, row, columns));
-  }
+// Packed sums += leftᵀ right, which is symmetric or becomes so.
+void add_triangle(const at::Tensor& sums, const at::Tensor& left, const at::Tensor& right) {
+  for_each_block_row(sums, left.size(1), [&](int64_t row, const at::Tensor& block) {
+    add_product(block, left.narrow(1, row, block.size(0)), right.narrow(1, row, block.size(1)));
+  });
 }
 
-void gram_update_cuda(const at::Tensor& gram, const at::Tensor& x) {
+void gram_update_cuda(const at::Tensor& sums, const at::Tensor& x) {
   for_each_piece(x.size(0), [&](int64_t first, int64_t count) {
     const at::Tensor tokens = x.narrow(0, first, count);
-    add_triangle(gram, tokens, tokens);
+    add_triangle(sums, tokens, tokens);
   });
 }
 
@@ -83,15 +85,19 @@ void deviation_update_cuda(const at::Tensor& deviation, const at::Tensor& x,
   });
 }
 
-// Contiguous: the triangles are told apart by where they lie.
 at::Tensor gram_pack_cuda(const at::Tensor& gram) {
-  return gram.clone(at::MemoryFormat::Contiguous);
+  const int64_t channels = gram.size(0);
+  const at::Tensor sums = at::empty({cuda::packed_size(channels)}, gram.options());
+  for_each_block_row(sums, channels, [&](int64_t row, const at::Tensor& block) {
+    block.copy_(gram.narrow(0, row, block.size(0)).narrow(1, row, block.size(1)));
+  });
+  return sums;
 }
 
 at::Tensor gram_unpack_cuda(const at::Tensor& sums, int64_t channels) {
-  at::Tensor gram = sums.clone();
+  at::Tensor gram = at::empty({channels, channels}, sums.options());
   cuda::on_device_of(gram, [&](cudaStream_t stream) {
-    cuda::mirror(cuda::pointer<float>(gram), channels, stream);
+    cuda::unpack_gram(cuda::data(sums), channels, cuda::pointer<float>(gram), stream);
   });
   return gram;
 }
@@ -104,7 +110,7 @@ double dot_cuda(const at::Tensor& a, const at::Tensor& b) {
   return sums.sum().item<double>();
 }
 
-// DᵀD of a change [rows, channels]: its upper triangle.
+// DᵀD of a change [rows, channels], packed.
 at::Tensor squared(const at::Tensor& change) {
   const at::Tensor square = gram_sums_cuda(change.size(1), change.device());
   for_each_piece(change.size(0), [&](int64_t first, int64_t count) {
@@ -120,7 +126,7 @@ at::Tensor squared(const at::Tensor& change) {
 std::vector<double> gram_losses_cuda(const at::Tensor& change,
                                      const std::vector<at::Tensor>& grams) {
   const at::Tensor square = squared(change);
-  const int64_t channels = square.size(0), parts = cuda::triangle_dot_sums(channels);
+  const int64_t channels = change.size(1), parts = cuda::triangle_dot_sums(channels);
   const auto count = static_cast<int64_t>(grams.size());
   const at::Tensor sums = at::empty({count, parts}, square.options().dtype(at::kDouble));
   for (int64_t first = 0; first < count; first += cuda::TriangleDots::kGrams) {

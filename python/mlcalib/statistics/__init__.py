@@ -20,6 +20,8 @@ __all__ = [
 ]
 
 _LOWEST, _OCTAVES, _BINS_OF_OCTAVE = -16, 32, 4  # of cpp/src/histogram.hpp
+_TILE = 96  # of cpp/src/cpu/kernels/kernels.hpp
+_BLOCK_ROWS = 1024  # of cpp/src/cuda/kernels/kernels.hpp
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -170,18 +172,25 @@ def quantile(histogram: Mapping[str, Tensor], share: float) -> Tensor:
 
 
 def statistic_bytes(kind: str, channels: int, device: torch.device) -> int:
-    """Return the bytes that a statistic of an input takes on a device.
-
-    The core keeps one triangle of a Gram on the CPU, and all of it elsewhere.
-    """
+    """Return the bytes that a statistic of an input takes on a device; of a Gram one triangle."""
     square, line, constant = _size_of(kind)
-    found = square * channels**2 + line * channels + constant
-    return found // 2 if kind == "gram" and device.type == "cpu" else found
+    pairs = _pairs_of_gram(channels, device) if kind == "gram" else channels**2
+    return square * pairs + line * channels + constant
 
 
 def grows_with_square(kind: str) -> bool:
     """Return whether a statistic has a number for each pair of channels, as a Gram has."""
     return _size_of(kind)[0] > 0
+
+
+def _pairs_of_gram(channels: int, device: torch.device) -> int:
+    """Return how many sums the core keeps: those of tiles on the CPU, of block rows elsewhere."""
+    if device.type == "cpu":
+        tiles = -(-channels // _TILE)
+        return tiles * (tiles + 1) // 2 * _TILE**2
+    blocks, rest = divmod(channels, _BLOCK_ROWS)
+    whole = blocks * _BLOCK_ROWS
+    return whole * (2 * channels - whole + _BLOCK_ROWS) // 2 + rest**2
 
 
 @functools.cache

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlcalib import _core as core
-from mlcalib.statistics import histogram_edges, quantile
+from mlcalib.statistics import histogram_edges, quantile, statistic_bytes
 
 names = st.sampled_from(core.statistic_names())
 # Sums; a range adds up as extremes do.
@@ -223,6 +223,18 @@ def test_before_its_first_tokens_a_statistic_takes_no_memory():
     statistic.merge(core.make_statistic("gram", 1 << 20))
     gram = core.make_statistic("gram", 3)
     assert core.losses(torch.ones(2, 3), [gram]) == [0.0]
+
+
+@pytest.mark.parametrize("channels", [1, 96, 200])
+@pytest.mark.parametrize("name", core.statistic_names())
+def test_a_statistic_takes_the_memory_that_the_plan_counts(name, channels):
+    x = torch.ones(3, channels)
+    statistic = core.make_statistic(name, channels)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        statistic.update(x, x)
+    taken = sum(event.self_cpu_memory_usage for event in profile.events())
+    numbers = 8  # tokens: not among the tensors
+    assert taken == statistic_bytes(name, channels, torch.device("cpu")) - numbers
 
 
 def test_an_empty_histogram_merges_into_one_that_was_rescaled():

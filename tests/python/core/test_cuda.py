@@ -11,6 +11,8 @@ from core_data import NEARLY_ALL, activations, random_gram, random_weight, share
 from devices import DEVICES
 
 from mlcalib import _core as core
+from mlcalib.models.device import free_memory
+from mlcalib.statistics import statistic_bytes
 
 if not DEVICES:
     pytest.skip("no GPU that the core was built for (docs/cuda.md)", allow_module_level=True)
@@ -41,6 +43,38 @@ def test_gram(tokens, channels, dtype):
     size = wanted.diagonal().sqrt()
     assert ((found - wanted).abs() <= 1e-5 * size[:, None] * size).all()
     assert torch.equal(found, found.T)
+
+
+# Shorter than a block row, and of several.
+@pytest.mark.parametrize("channels", [130, 2100])
+def test_a_gram_moves_between_devices_bit_for_bit(channels):
+    x = activations(50, channels)
+    here, there = (core.make_statistic("gram", channels) for _ in range(2))
+    there.update(x.to(DEVICE))
+    state = there.state()
+    here.load({key: tensor.cpu() for key, tensor in state.items()})
+    assert torch.equal(here.state()["gram"], state["gram"].cpu())
+    here.update(x)
+    state = here.state()
+    there.load({key: tensor.to(DEVICE) for key, tensor in state.items()})
+    assert torch.equal(there.state()["gram"].cpu(), state["gram"])
+    there.load({**state, "gram": state["gram"].to(DEVICE).T})  # symmetric, in other strides
+    there.merge(there)
+    there.rescale(torch.full((channels,), 0.5, device=DEVICE))
+    assert torch.equal(there.state()["gram"].cpu(), state["gram"] / 2)
+    assert there.tokens == 200
+
+
+# What --plan says of it: at most one piece of the device's allocator more for each tensor.
+@pytest.mark.parametrize("channels", [130, 1024, 2100, 3072])
+@pytest.mark.parametrize("name", core.statistic_names())
+def test_a_statistic_takes_the_memory_that_the_plan_counts(name, channels):
+    x = torch.ones(1, channels, device=DEVICE)
+    statistic = core.make_statistic(name, channels)
+    before = free_memory(x.device)[0]
+    statistic.update(x, x)
+    taken = before - free_memory(x.device)[0]
+    assert 0 <= taken - statistic_bytes(name, channels, x.device) <= 5 * 512
 
 
 @on_cuda

@@ -8,16 +8,21 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kTile = 32;
 
-__global__ void __launch_bounds__(kThreads) mirror_kernel(float* gram, int64_t channels) {
+static_assert(kBlockRows % kTile == 0);  // a tile on the diagonal lies in one block row
+
+/// A block has a tile of the upper triangle, and writes it and its mirror image.
+__global__ void __launch_bounds__(kThreads)
+    unpack_gram_kernel(const float* sums, int64_t channels, float* gram) {
   __shared__ float tile[kTile][kTile + 1];  // the odd stride spreads a column over the banks
   const int64_t tiles = divide_up(channels, kTile);
   const int64_t top = blockIdx.x / tiles * kTile, left = blockIdx.x % tiles * kTile;
   if (top > left) return;
   const int x = static_cast<int>(threadIdx.x) % kTile, y = static_cast<int>(threadIdx.x) / kTile;
   for (int i = y; i < kTile; i += kThreads / kTile) {
-    if (top + i < channels && left + x < channels) {
-      tile[i][x] = gram[(top + i) * channels + left + x];
-    }
+    const int64_t row = top + i, column = left + x;
+    if (row >= channels || column >= channels) continue;
+    tile[i][x] = sums[packed_row(row, channels) + column];
+    if (column >= row) gram[row * channels + column] = tile[i][x];
   }
   __syncthreads();
   for (int i = y; i < kTile; i += kThreads / kTile) {
@@ -43,8 +48,9 @@ __global__ void __launch_bounds__(kThreads) triangle_dots_kernel(TriangleDots d)
   __shared__ double part[kThreads];
   double sums[TriangleDots::kGrams] = {};
   for (int64_t row = blockIdx.x; row < d.channels; row += gridDim.x) {
+    const int64_t start = packed_row(row, d.channels);
     for (int64_t column = row + threadIdx.x; column < d.channels; column += kThreads) {
-      const int64_t at = row * d.channels + column;
+      const int64_t at = start + column;
       const double square = static_cast<double>(d.square[at]) * (column == row ? 1 : 2);
 #pragma unroll
       for (int i = 0; i < TriangleDots::kGrams; ++i) {
@@ -74,9 +80,9 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
-void mirror(float* gram, int64_t channels, cudaStream_t stream) {
+void unpack_gram(const float* sums, int64_t channels, float* gram, cudaStream_t stream) {
   const int64_t tiles = divide_up(channels, kTile);
-  launch(&mirror_kernel, tiles * tiles, kThreads, 0, stream, gram, channels);
+  launch(&unpack_gram_kernel, tiles * tiles, kThreads, 0, stream, sums, channels, gram);
 }
 
 // Of the channels alone, as below.

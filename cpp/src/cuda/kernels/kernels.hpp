@@ -103,11 +103,33 @@ void histogram_update(const Activations& x, const float* unit, double* counts, c
 /// *found += how many values are NaN or Inf.
 void count_nonfinite(const Activations& x, int64_t* found, cudaStream_t stream);
 
-/// Copies the upper triangle of gram [channels][channels] into the lower.
-void mirror(float* gram, int64_t channels, cudaStream_t stream);
+/// A packed symmetric matrix [channels][channels]: block rows of so many rows, the last of those
+/// that are left, one after the other. Each is a matrix [rows][channels − first] of the columns
+/// from its first row on, which a product is added to as it is. Enough rows for a product that
+/// fills a GPU; what they hold below the diagonal is never read.
+inline constexpr int64_t kBlockRows = 1024;
 
-/// ⟨D, G⟩ of one symmetric matrix with several, in float64; [channels][channels] each, of which the
-/// upper triangles are read.
+/// Where the block row starts that begins with row `first`.
+MLCALIB_HD int64_t block_row(int64_t first, int64_t channels) {
+  return first * channels - first * (first - kBlockRows) / 2;
+}
+
+/// Where column 0 of a row would be; from the diagonal on, its columns are there.
+MLCALIB_HD int64_t packed_row(int64_t row, int64_t channels) {
+  const int64_t first = row / kBlockRows * kBlockRows;
+  return block_row(first, channels) + (row - first) * (channels - first) - first;
+}
+
+/// Floats of all block rows: (channels + kBlockRows) / 2 · channels where they are whole.
+MLCALIB_HD int64_t packed_size(int64_t channels) {
+  const int64_t first = channels / kBlockRows * kBlockRows;
+  return block_row(first, channels) + (channels - first) * (channels - first);
+}
+
+/// gram [channels][channels], written, of the packed sums.
+void unpack_gram(const float* sums, int64_t channels, float* gram, cudaStream_t stream);
+
+/// ⟨D, G⟩ of one symmetric matrix with several, all packed, in float64.
 struct TriangleDots {
   static constexpr int kGrams = 16;  ///< at most, in one launch
 

@@ -129,7 +129,7 @@ def fallbacks(run: Run) -> Mapping[str, tuple[float, float]]:
         "hidden states in memory that is not pinned": (2 * hidden / PAGEABLE, hidden),
         "hidden states on disk": (2 * hidden / DISK, hidden),
         "half of the languages' Grams at a time": (run.forward(), grams / 2),
-        "a fifth of them at a time": (4 * run.forward(), grams * 4 / 5),
+        "a fifth of them at a time": (run.forward(), grams * 4 / 5),
         "finished Grams in pinned memory": (2 * grams / PCIE, grams - run.gram_bytes()),
     }
 

@@ -12,10 +12,10 @@ from mlcalib.languages import LanguageSet
 from mlcalib.models.context import DEFAULT_SEQ_LEN
 from mlcalib.models.device import choose_device
 from mlcalib.quantization.block_pass import run_pass
-from mlcalib.quantization.job import BlockView, Observation
+from mlcalib.quantization.job import BlockView, Observation, Text
 from mlcalib.quantization.open_source import open_source
 from mlcalib.quantization.quantized_model import QuantizedModel
-from mlcalib.quantization.solve import losses_per_token, references
+from mlcalib.quantization.solve import References, losses_per_token
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,6 +36,7 @@ def layer_losses(  # noqa: PLR0913 - what a measurement is made of
     window_bos: bool = True,
     dtype: str = "auto",
     device: str = "auto",
+    memory: float | None = None,
     progress: bool = True,
 ) -> list[LayerLosses]:
     """Measure the loss of every quantized linear in each language, on other text.
@@ -57,6 +58,7 @@ def layer_losses(  # noqa: PLR0913 - what a measurement is made of
         dtype: the dtype of a model that is loaded here.
         device: where blocks run: ``cpu``, ``cuda``, ``cuda:N``, or ``auto`` for a GPU if there is
             one and mlcalib was built for it.
+        memory: GB that the run may take there; see ``mlcalib.quantize``.
         progress: whether to show a progress bar.
 
     Returns:
@@ -88,6 +90,7 @@ def layer_losses(  # noqa: PLR0913 - what a measurement is made of
         stopwatch=Stopwatch(),
         description="layer losses" if progress else None,
         device=device,
+        memory=memory,
     )
     return losses.found
 
@@ -96,6 +99,7 @@ class _Losses(Observation):
     """Measures what each quantized model changed in each block."""
 
     kinds = ("gram",)
+    divisible = True
 
     def __init__(self, quantized: Sequence[QuantizedModel]) -> None:
         """Take the quantized models."""
@@ -105,15 +109,19 @@ class _Losses(Observation):
 
     def see(self, block: BlockView) -> None:
         """See ``Observation``."""
-        measured = references(block.statistics)
+        self.measure(block, block.measured)
+
+    def measure(self, block: BlockView, measured: References[Text]) -> None:
+        """See ``Observation``."""
         for reader, members in block.adapter.linears_of(block.module).items():
+            grams = {language: each for (_, language), each in measured.get(reader, {}).items()}
             for member in members:
                 layer = f"{block.name}.{member}"
                 weight = block.adapter.linear(block.module, member).weight
                 for each, losses in zip(self._quantized, self.found, strict=True):
                     if (result := each.linears.get(layer)) is not None:
                         change = weight.float() - result.to(weight.device).dequantize()
-                        losses[layer] = losses_per_token(change, measured[reader])
+                        losses.setdefault(layer, {}).update(losses_per_token(change, grams))
 
 
 def _check(quantized: Sequence[QuantizedModel], weights: Mapping[str, Tensor]) -> None:

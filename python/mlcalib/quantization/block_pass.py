@@ -20,9 +20,10 @@ from mlcalib.quantization.hidden_states import (
     HiddenStatesOnDisk,
     PinnedHiddenStates,
 )
-from mlcalib.quantization.job import BlockView, Job, Text, Wants
+from mlcalib.quantization.job import BlockView, Job, Outcome, Text, Wants
 from mlcalib.quantization.measure import Measure
 from mlcalib.quantization.memory import REMEDIES, MemoryPlan, OtherText, plan_memory, tokens_of
+from mlcalib.quantization.probe import Probe
 from mlcalib.quantization.propagation import Flow, Prefix, mixture_of
 from mlcalib.quantization.read_ahead import Blocks
 from mlcalib.quantization.solve import References, check_block, check_finite, check_shared
@@ -198,7 +199,7 @@ def plan_pass(
         counts,
         tuple(dict.fromkeys([*kinds_of(jobs), *(other.kinds if other else ())])),
         solving=sum(job.mixture is not None for job in jobs),
-        divisible=all(job.mixture is not None for job in jobs),
+        divisible=all(job.divisible for job in jobs),
         other=other,
         on_disk=on_disk,
         budget=None if memory is None else int(memory * 1e9),
@@ -236,14 +237,7 @@ class _Pass:
                 _add(found.measured, of_kind("heldout", heldout))
             elif measure is not None and measure.position == index:
                 measure.skip(name, block)
-            felt: Mapping[int, BlockFisher] = {}
-            if self.fisher is not None and waiting:
-                with self.stopwatch.timed("gradients"):
-                    felt = self.fisher.gather(name, block)
-            view = BlockView(adapter, name, block, found.statistics, found.measured)
-            view.again, own = found.again, block
-            for job, probe, mixed in zip(waiting, probes, found.mixed, strict=True):
-                own = job.run(replace(view, mixed=mixed, fisher=felt.get(id(job))), probe)
+            own = self._run_jobs(name, block, waiting, probes, found)
             moves = flow is not None and flow.position == index
             if flow is not None and moves and not found.advanced:
                 self._advance(flow, name, block, own, waiting, measured=bool(open_for))
@@ -251,6 +245,39 @@ class _Pass:
             flow.turn()
         if measure is not None and open_for:
             measure.end(name)
+
+    def _run_jobs(
+        self,
+        name: str,
+        block: nn.Module,
+        waiting: Sequence[Job],
+        probes: Sequence[Probe | None],
+        found: Gathered,
+    ) -> nn.Module:
+        """Return the block as the last job left it; each is kept when it is measured."""
+        felt: Mapping[int, BlockFisher] = {}
+        if self.fisher is not None and waiting:
+            with self.stopwatch.timed("gradients"):
+                felt = self.fisher.gather(name, block)
+        view = BlockView(self.source.adapter, name, block, found.statistics, found.measured)
+        view.in_turns, own = found.in_turns, block
+        outcomes: list[Outcome] = []
+        for job, probe in zip(waiting, probes, strict=True):
+            own_view = replace(view, mixed=found.mixed.pop(0), fisher=felt.get(id(job)))
+            outcome = job.run(own_view, probe)
+            own = outcome.block
+            if found.in_turns:
+                outcomes.append(outcome)
+            else:
+                outcome.keep()
+        if outcomes and self.gatherer is not None:
+            for measured in self.gatherer.again(name, block):
+                for outcome in outcomes:
+                    outcome.measure(measured)
+            found.advanced = self.gatherer.advance
+            for outcome in outcomes:
+                outcome.keep()
+        return own
 
     def _advance(
         self,

@@ -1,8 +1,7 @@
 """The statistics of a block, of all languages at once or in turns where memory is short."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
 from torch import nn
 
@@ -21,15 +20,14 @@ class Gathered:
         statistics: of its inputs; where languages took turns, only those that are small.
         measured: Grams of the calibration text; none where languages took turns.
         mixed: for each job its mixture, where languages took turns; else None.
-        again: gives the Grams in turns, where they are not in ``measured``: the text runs once
-            more.
+        in_turns: whether they did: ``Gatherer.again`` gives their Grams.
         advanced: whether the hidden states have moved on.
     """
 
     statistics: BlockStatistics = field(default_factory=dict)
     measured: References[Text] = field(default_factory=dict)
     mixed: list[dict[str, StatisticSet] | None] = field(default_factory=list)
-    again: Callable[[], Iterator[References[Text]]] | None = None
+    in_turns: bool = False
     advanced: bool = False
 
 
@@ -66,6 +64,8 @@ class Gatherer:
         large = [kind for kind in self.kinds if grows_with_square(kind)]
         statistics: BlockStatistics = {}
         mixed: list[dict[str, StatisticSet]] = [{} for _ in waiting]
+        if len(large) == len(self.kinds) and not any(job.mixture for job in waiting):
+            return Gathered(mixed=list(mixed), in_turns=True)  # nothing would be kept
         for group in self.groups:
             found = self._collect(name, block, self.kinds, languages=group)
             with self.stopwatch.timed("mix"):
@@ -75,12 +75,15 @@ class Gatherer:
                 for each in by_prefix.values():
                     each.drop(large)
                 statistics.setdefault(key, {}).update(by_prefix)
-        return Gathered(statistics, {}, list(mixed), partial(self._again, name, block))
+        return Gathered(statistics, {}, list(mixed), in_turns=True)
 
-    def _again(self, name: str, block: nn.Module) -> Iterator[References[Text]]:
-        """Give the Grams of one group of languages after the other."""
+    def again(self, name: str, block: nn.Module) -> Iterator[References[Text]]:
+        """Give the Grams of one group of languages after the other; the text runs once more.
+
+        With ``advance`` its hidden states move on.
+        """
         for group in self.groups:
-            found = self._collect(name, block, ("gram",), languages=group)
+            found = self._collect(name, block, ("gram",), languages=group, advance=self.advance)
             yield of_kind("calibration", references(found))
 
     def _collect(

@@ -1,7 +1,8 @@
 """What a pass does with each block, beside moving the text through it."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 from torch import nn
@@ -30,13 +31,13 @@ class BlockView:
         adapter: the model's family.
         name: of the block in the model.
         module: with its own weights, which other jobs see too: to be copied before it is changed.
-        statistics: of its inputs.
+        statistics: of its inputs; where languages take turns, only those that are small.
         measured: Grams to measure losses with.
-        mixed: input → the mixture of this job, where languages took turns; else None.
+        mixed: input → the mixture of this job, where languages take turns; else None.
         fisher: what the loss feels of the block on this job's mixture, where ``fisher_tokens`` asks
             for it.
-        again: gives the Grams of the calibration text in turns, where they are not in ``measured``
-            because all at once would not fit into memory.
+        in_turns: whether the Grams of the calibration text are not in ``measured``, because all at
+            once would not fit into memory, but given to ``Outcome.measure``.
     """
 
     adapter: Adapter
@@ -46,7 +47,22 @@ class BlockView:
     measured: References[Text]
     mixed: dict[str, StatisticSet] | None = None
     fisher: BlockFisher | None = None
-    again: Callable[[], Iterator[References[Text]]] | None = None
+    in_turns: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a job made of a block.
+
+    Attributes:
+        block: what the text goes on through in a quantized model.
+        measure: takes the Grams of some languages; called for each group where they take turns.
+        keep: keeps it all; called when everything is measured.
+    """
+
+    block: nn.Module
+    measure: Callable[[References[Text]], None]
+    keep: Callable[[], None]
 
 
 class Wants(Protocol):
@@ -64,6 +80,10 @@ class Wants(Protocol):
     def fisher_tokens(self) -> int:
         """Tokens of the mixture whose gradients are wanted; 0 for none."""
 
+    @property
+    def divisible(self) -> bool:
+        """Whether it can do with the Grams of some languages at a time."""
+
 
 class Job(Wants, Protocol):
     """What a pass does with each block."""
@@ -78,11 +98,11 @@ class Job(Wants, Protocol):
     def probe(self, flow: Flow | None, block_name: str) -> Probe | None:
         """Return hidden states to run the block on, before they move on; None for none."""
 
-    def run(self, block: BlockView, probe: Probe | None) -> nn.Module:
-        """Do it; return the block that the text goes on through in a quantized model."""
+    def run(self, block: BlockView, probe: Probe | None) -> Outcome:
+        """Do it; the block is done once the outcome is kept."""
 
     def restore(self, block_name: str, block: nn.Module) -> None:
-        """Give a block that is done the parameters that ``run`` returned it with."""
+        """Give a block that is done the parameters that its outcome had."""
 
     def note(self) -> str:
         """Return what a progress bar tells of the last block."""
@@ -103,6 +123,11 @@ class QuantizationJob:
     sink: Sink
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
     loss: float = 0.0
+
+    @property
+    def divisible(self) -> bool:
+        """See ``Job``."""
+        return self.variant.divisible
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -132,30 +157,42 @@ class QuantizationJob:
         """See ``Job``."""
         return self.variant.probe(flow, block_name)
 
-    def run(self, block: BlockView, probe: Probe | None) -> nn.Module:
-        """See ``Job``; the block is kept when it returns."""
-        adapter, name, own = block.adapter, block.name, copied(block.module)
+    def run(self, block: BlockView, probe: Probe | None) -> Outcome:
+        """See ``Job``."""
+        own = copied(block.module)
         solved = self.variant.solve(
-            adapter,
-            name,
+            block.adapter,
+            block.name,
             own,
             self._mixed(block),
             block.measured,
             probe,
             self.stopwatch,
             fisher=block.fisher,
-            measured_later=block.again is not None,
+            measured_later=block.in_turns,
         )
-        if block.again is not None:
-            for measured in block.again():
-                with self.stopwatch.timed("losses"):
-                    solved.measure(measured)
+        self.loss = solved.loss
         mixture = self.variant.mixture
         own_text: BlockStatistics = {
             input_name: {prefix: by_prefix[prefix] for prefix in mixture}
             for input_name, by_prefix in block.statistics.items()
             if mixture
         }
+        keep = partial(self._keep, block.adapter, block.name, own, solved, own_text)
+        return Outcome(own, partial(self._measure, solved), keep)
+
+    def _measure(self, solved: VariantBlock[Text], measured: References[Text]) -> None:
+        with self.stopwatch.timed("losses"):
+            solved.measure(measured)
+
+    def _keep(
+        self,
+        adapter: Adapter,
+        name: str,
+        own: nn.Module,
+        solved: VariantBlock[Text],
+        own_text: BlockStatistics,
+    ) -> None:
         with self.stopwatch.timed("write"):
             record = {
                 **_losses(solved),
@@ -164,8 +201,6 @@ class QuantizationJob:
                 "expert_tokens": expert_tokens(adapter, name, own, own_text),
             }
             self.sink.keep(name, own, solved.linears, record)
-        self.loss = solved.loss
-        return own
 
     def _mixed(self, block: BlockView) -> dict[str, StatisticSet]:
         if block.mixed is not None:
@@ -210,6 +245,9 @@ class Observation:
     fisher_tokens = 0
     """See ``Job``: none."""
 
+    divisible = False
+    """See ``Job``; where it is, ``measure`` takes the Grams."""
+
     def __init__(self) -> None:
         """Start with the first block."""
         self._done: set[str] = set()
@@ -231,14 +269,19 @@ class Observation:
         """See ``Job``: none."""
         return None
 
-    def run(self, block: BlockView, probe: Probe | None) -> nn.Module:
+    def run(self, block: BlockView, probe: Probe | None) -> Outcome:
         """See ``Job``."""
         self.see(block)
-        self._done.add(block.name)
-        return block.module
+        return Outcome(
+            block.module, partial(self.measure, block), partial(self._done.add, block.name)
+        )
 
     def see(self, block: BlockView) -> None:
         """Take from a block's statistics what is wanted."""
+        raise NotImplementedError
+
+    def measure(self, block: BlockView, measured: References[Text]) -> None:
+        """Take the Grams of some languages; see ``Outcome``."""
         raise NotImplementedError
 
     def restore(self, block_name: str, block: nn.Module) -> None:

@@ -31,7 +31,8 @@ class Needs:
         forward: activations of one sequence in the block, an estimate.
         solve: a job's own weights and codes, its mixture, and the solver's float32 copies of the
             linears of one input, its Gram and factor.
-        mixtures: those of the other jobs, which are there too where languages take turns.
+        turns: what the other jobs keep too where languages take turns: a mixture, and when they
+            have solved new weights and codes.
         hidden: hidden states of all sequences.
         other: statistics of text that is only measured, and its hidden states.
         statistics: language → statistics of the inputs of its text.
@@ -42,7 +43,7 @@ class Needs:
     block: int
     forward: int
     solve: int
-    mixtures: int
+    turns: int
     hidden: int
     other: int
     statistics: Mapping[str, int]
@@ -76,7 +77,8 @@ class MemoryPlan:
             own.
         ahead: whether the next block is read and copied while one is worked on.
         groups: languages whose statistics are held at the same time. With several groups the text
-            runs through each block once more, because losses need the statistics again.
+            runs through each block once more for what is solved, because losses need the
+            statistics again.
         steps: what was fallen back to, in whole sentences.
     """
 
@@ -92,7 +94,7 @@ class MemoryPlan:
     def total(self) -> int:
         """Bytes that the pass takes as it is planned."""
         grams = [sum(self.needs.statistics[code] for code in group) for group in self.groups]
-        further = self.needs.mixtures if len(self.groups) > 1 else 0
+        further = self.needs.turns if len(self.groups) > 1 else 0
         return _total(self.needs, self.ahead, self.on_host) + further + max(grams)
 
     def table(self) -> str:
@@ -145,7 +147,7 @@ def plan_memory(  # noqa: PLR0913 - what decides it
         prefixes: language → number of its texts that statistics are kept of.
         kinds: statistics of each input.
         solving: number of jobs that mix statistics and solve.
-        divisible: whether languages can take turns: all jobs mix them, and none looks at each.
+        divisible: whether languages can take turns; see ``Job``.
         other: text that is measured beside.
         on_disk: whether hidden states lie on disk.
         budget: bytes that may be taken; None for nine tenths of what is free.
@@ -168,14 +170,15 @@ def plan_memory(  # noqa: PLR0913 - what decides it
     if ahead and _total(needs, ahead, on_host) + grams > allowed:
         ahead = False
         steps.append("The next block is not read ahead: the device waits for each.")
-    left = allowed - _total(needs, ahead, on_host) - needs.mixtures
+    left = allowed - _total(needs, ahead, on_host) - needs.turns
     groups = [list(needs.statistics)]
-    if grams > left + needs.mixtures and divisible and len(needs.statistics) > 1:
+    if grams > left + needs.turns and divisible and len(needs.statistics) > 1:
         groups = _groups(needs.statistics, left)
         most = max(map(len, groups))
+        again = ": the text runs through each block once more" if solving else ""
         steps.append(
             f"Statistics of at most {most} of {len(needs.statistics)} languages are held at a "
-            f"time, in {len(groups)} turns: the text runs through each block once more."
+            f"time, in {len(groups)} turns{again}."
         )
     plan = MemoryPlan(device, needs, allowed, on_host, ahead, groups, steps)
     if plan.total > allowed:
@@ -236,7 +239,8 @@ def _needs(
     ]
     weights = _weights(block)
     mixed = sum(of_input.values())
-    solve = weights * (size + 1) + mixed + max(scratch) * _FLOAT if solving else 0
+    solved = weights * (size + 1)
+    solve = solved + mixed + max(scratch) * _FLOAT if solving else 0
     width = source.model.get_input_embeddings().weight.shape[1]
     token = 0 if on_disk else width * size
     beside = 0
@@ -254,7 +258,7 @@ def _needs(
         block=0 if there == device else weights * size,
         forward=0 if text is None else 2 * text.seq_len * (wide + 4 * width) * size,
         solve=solve,
-        mixtures=max(solving - 1, 0) * mixed,
+        turns=max(solving - 1, 0) * max(mixed, solved + weights * size),
         hidden=0 if text is None else tokens_of(text) * token * (2 if compares(kinds) else 1),
         other=beside,
         statistics={code: count * sum(of_input.values()) for code, count in prefixes.items()},

@@ -37,6 +37,8 @@ class Variant:
     quantizer: Quantizer
     exceptions: Mapping[str, Quantizer | None]
     mixture: Mixture
+    divisible = True
+    """Statistics are mixed, and losses are measured on each language by itself; see ``Wants``."""
 
     @property
     def kinds(self) -> tuple[str, ...]:

@@ -64,6 +64,25 @@ def test_losses_are_those_of_the_plain_way(model, quantize, tokenizer):
             )
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen2_moe"])
+def test_languages_in_turns_give_the_same(family, quantize, caplog):
+    model = tiny_model(family, vocabulary=384)
+    quantized = [quantize(model, symmetric=True), quantize(model, symmetric=True, bits=8)]
+    runs = 0
+
+    def count(*_):
+        nonlocal runs
+        runs += 1
+
+    model.model.layers[0].self_attn.q_proj.register_forward_hook(count)
+    at_once = layer_losses(model, quantized, "sw,en,fr", **TEXT)
+    assert "turns" not in caplog.text
+    once, runs = runs, 0
+    assert layer_losses(model, quantized, "sw,en,fr", memory=1e-6, **TEXT) == at_once
+    assert "at most 1 of 3 languages are held at a time, in 3 turns" in caplog.text
+    assert runs == once == 6
+
+
 def test_a_model_from_disk_and_what_was_skipped(model, quantize, tokenizer, tmp_path):
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)

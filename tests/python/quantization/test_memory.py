@@ -13,7 +13,6 @@ from torch import nn
 import mlcalib
 from mlcalib import _core
 from mlcalib.common.stopwatch import Stopwatch
-from mlcalib.evaluation import layer_losses
 from mlcalib.formats import formats
 from mlcalib.models.device import CPU
 from mlcalib.quantization import block_pass, memory
@@ -108,9 +107,10 @@ def test_as_many_languages_as_fit_are_held_at_a_time(model, text):
         assert [f"at most {count} of 4 languages" in step for step in plan.steps] == [True]
 
 
-def forwards(model, text, **options):
-    """Return how often the first block's first linear runs."""
+def forwards(model, text, jobs=1, **options):
+    """Return how often the first block's first linear runs, and what is recorded of blocks."""
     source, job = source_and_job(model, text)
+    further = [source_and_job(model, text)[1] for _ in range(jobs - 1)]
     count = 0
 
     def hook(*_):
@@ -118,18 +118,23 @@ def forwards(model, text, **options):
         count += 1
 
     linear = source.model.model.layers[0].self_attn.q_proj
-    linear.register_forward_hook(hook)
-    run_pass(source, [job], text, stopwatch=Stopwatch(), description=None, **options)
-    return count
+    handle = linear.register_forward_hook(hook)
+    run_pass(source, [job, *further], text, stopwatch=Stopwatch(), description=None, **options)
+    handle.remove()
+    names = [f"model.layers.{i}" for i in range(len(model.model.layers))]
+    return count, [each.sink.record(name) for each in (job, *further) for name in names]
 
 
 @pytest.mark.parametrize(
-    ("propagate", "at_once", "in_turns"), [("float", 1, 3), ("quantized", 2, 3)]
+    ("propagate", "jobs", "at_once", "in_turns"),
+    [("float", 1, 1, 2), ("float", 3, 1, 2), ("quantized", 1, 2, 3)],
 )
-def test_turns_cost_a_forward_more(model, text, propagate, at_once, in_turns):
+def test_turns_cost_a_forward_more(model, text, propagate, jobs, at_once, in_turns):
     sequences = sum(map(len, text.ids.values()))
-    assert forwards(model, text, propagate=propagate) == at_once * sequences
-    assert forwards(model, text, propagate=propagate, memory=TINY) == in_turns * sequences
+    options = {"propagate": propagate, "jobs": jobs}
+    count, records = forwards(model, text, **options)
+    assert count == at_once * sequences
+    assert forwards(model, text, memory=TINY, **options) == (in_turns * sequences, records)
 
 
 def test_the_grams_of_one_language_at_a_time_are_gathered_twice(model, text, monkeypatch):
@@ -148,8 +153,7 @@ def test_the_grams_of_one_language_at_a_time_are_gathered_twice(model, text, mon
     assert seen == [{code} for code in text.ids] * 2 * 2  # in each of two blocks
 
 
-def test_jobs_that_look_at_every_language_are_not_split(model, text, tokenizer, caplog):
-    quantized = mlcalib.quantize(model, text, tokenizer=tokenizer, **OPTIONS)
+def test_jobs_that_look_at_every_language_are_not_split(model, text, caplog):
     matrices = [
         mlcalib.imatrix(model, text, progress=False, device="cpu", memory=size).mix()
         for size in (None, TINY)
@@ -158,7 +162,6 @@ def test_jobs_that_look_at_every_language_are_not_split(model, text, tokenizer, 
     assert "Even so" in caplog.text
     for name, entry in matrices[0].items():
         assert (entry.squares == matrices[1][name].squares).all()
-    assert layer_losses(model, [quantized], "en,sw", tokens=64, seq_len=32, progress=False)
 
 
 def test_the_plan_counts_what_is_there(model, text):

@@ -94,8 +94,11 @@ class MemoryPlan:
     def total(self) -> int:
         """Bytes that the pass takes as it is planned."""
         grams = [sum(self.needs.statistics[code] for code in group) for group in self.groups]
-        further = self.needs.turns if len(self.groups) > 1 else 0
-        return _total(self.needs, self.ahead, self.on_host) + further + max(grams)
+        return _total(self.needs, self.ahead, self.on_host) + self._further + max(grams)
+
+    @property
+    def _further(self) -> int:
+        return self.needs.turns if len(self.groups) > 1 else 0
 
     def table(self) -> str:
         """Return the plan as plain text."""
@@ -109,6 +112,7 @@ class MemoryPlan:
             "solving: new weights, codes, mixture, factor": needs.solve,
             f"hidden states of all text{host}": needs.hidden,
             "other text that is measured": needs.other,
+            "other variants, until losses are measured": self._further,
         }
         lines = [
             f"memory on {self.device}: about {_gb(self.total)} of {_gb(self.budget)} that may be "

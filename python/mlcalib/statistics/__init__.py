@@ -20,6 +20,7 @@ __all__ = [
 ]
 
 _LOWEST, _OCTAVES, _BINS_OF_OCTAVE = -16, 32, 4  # of cpp/src/histogram.hpp
+_GRAMS = ("gram", "saliency_gram", "output_gram")  # of cpp/src/statistics/gram.cpp
 _TILE = 96  # of cpp/src/cpu/kernels/kernels.hpp
 _BLOCK_ROWS = 1024  # of cpp/src/cuda/kernels/kernels.hpp
 
@@ -174,7 +175,7 @@ def quantile(histogram: Mapping[str, Tensor], share: float) -> Tensor:
 def statistic_bytes(kind: str, channels: int, device: torch.device) -> int:
     """Return the bytes that a statistic of an input takes on a device; of a Gram one triangle."""
     square, line, constant = _size_of(kind)
-    pairs = _pairs_of_gram(channels, device) if kind == "gram" else channels**2
+    pairs = _pairs_of_gram(channels, device) if kind in _GRAMS else channels**2
     return square * pairs + line * channels + constant
 
 

@@ -199,6 +199,7 @@ def plan_pass(
         counts,
         tuple(dict.fromkeys([*kinds_of(jobs), *(other.kinds if other else ())])),
         solving=sum(job.mixture is not None for job in jobs),
+        fisher=[job.fisher_tokens for job in jobs if job.mixture and job.fisher_tokens],
         divisible=all(job.divisible for job in jobs),
         other=other,
         on_disk=on_disk,

@@ -35,6 +35,8 @@ class Needs:
             have solved new weights and codes.
         hidden: hidden states of all sequences.
         other: statistics of text that is only measured, and its hidden states.
+        fisher: statistics of the loss: of one language, and of the mixture of each job that asks
+            for them; on the CPU also what blocks read and the gradients there.
         statistics: language → statistics of the inputs of its text.
         inputs: input → its share in the statistics of one text.
     """
@@ -46,6 +48,7 @@ class Needs:
     turns: int
     hidden: int
     other: int
+    fisher: int
     statistics: Mapping[str, int]
     inputs: Mapping[str, int]
 
@@ -112,6 +115,7 @@ class MemoryPlan:
             "solving: new weights, codes, mixture, factor": needs.solve,
             f"hidden states of all text{host}": needs.hidden,
             "other text that is measured": needs.other,
+            "statistics of the loss": needs.fisher,
             "other variants, until losses are measured": self._further,
         }
         lines = [
@@ -135,6 +139,7 @@ def plan_memory(  # noqa: PLR0913 - what decides it
     *,
     solving: int,
     divisible: bool,
+    fisher: Sequence[int] = (),
     other: OtherText | None = None,
     on_disk: bool = False,
     budget: int | None = None,
@@ -152,6 +157,7 @@ def plan_memory(  # noqa: PLR0913 - what decides it
         kinds: statistics of each input.
         solving: number of jobs that mix statistics and solve.
         divisible: whether languages can take turns; see ``Job``.
+        fisher: tokens that run backward, of each job that asks for it.
         other: text that is measured beside.
         on_disk: whether hidden states lie on disk.
         budget: bytes that may be taken; None for nine tenths of what is free.
@@ -160,7 +166,7 @@ def plan_memory(  # noqa: PLR0913 - what decides it
     free = {place: free_memory(place)[0] for place in places}
     device = min(free, key=lambda place: free[place], default=CPU)
     allowed = int(_KEPT_FREE * free.get(device, 0)) if budget is None else budget
-    needs = _needs(source, device, text, prefixes, kinds, solving, other, on_disk=on_disk)
+    needs = _needs(source, device, text, prefixes, kinds, solving, fisher, other, on_disk=on_disk)
     elsewhere = device.type != "cpu"
     steps: list[str] = []
     on_host, ahead = False, elsewhere
@@ -212,7 +218,7 @@ def _groups(sizes: Mapping[str, int], left: int) -> list[list[str]]:
 
 def _total(needs: Needs, ahead: bool, on_host: bool) -> int:
     """Return the bytes of all but the statistics of the languages."""
-    fixed = needs.model + needs.block + needs.forward + needs.solve + needs.other
+    fixed = needs.model + needs.block + needs.forward + needs.solve + needs.other + needs.fisher
     return fixed + (needs.block if ahead else 0) + (0 if on_host else needs.hidden)
 
 
@@ -223,6 +229,7 @@ def _needs(
     prefixes: Mapping[str, int],
     kinds: Sequence[str],
     solving: int,
+    fisher: Sequence[int],
     other: OtherText | None,
     *,
     on_disk: bool,
@@ -255,6 +262,13 @@ def _needs(
             for kind in other.kinds
         )
         beside = other.languages * each + other.tokens * token
+    felt = sum(
+        statistic_bytes("saliency_gram", weights[0].shape[1], device)
+        + sum(statistic_bytes("output_gram", weight.shape[0], device) for weight in weights)
+        for weights in inputs.values()
+    )
+    blocks = len(adapter.named_blocks(source.model))
+    kept = 2 * max(fisher, default=0) * width * size * blocks if device.type == "cpu" else 0
     wide = sum(weight.shape[0] for found in inputs.values() for weight in found)
     there = next(block.parameters()).device
     return Needs(
@@ -265,6 +279,7 @@ def _needs(
         turns=max(solving - 1, 0) * max(mixed, solved + weights * size),
         hidden=0 if text is None else tokens_of(text) * token * (2 if compares(kinds) else 1),
         other=beside,
+        fisher=(len(fisher) + 1) * felt + kept if fisher else 0,
         statistics={code: count * sum(of_input.values()) for code, count in prefixes.items()},
         inputs=of_input,
     )

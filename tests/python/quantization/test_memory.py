@@ -64,6 +64,7 @@ def assert_same(one, other):
         ("llama", {}),
         ("llama", {"propagate": "float"}),
         ("llama", {"correction": 0.5}),
+        ("qwen2_moe", {"fisher_tokens": 64, "format": "dense"}),
         ("llama", {"method": "awq", "objective": "block"}),
         ("mixtral", {"method": "awq", "propagate": "float", "format": "dense"}),
         ("llama", {"method": "smoothquant", "group_size": -1, "format": "compressed-tensors-int8"}),
@@ -372,3 +373,20 @@ def test_blocks_stay_where_they_are(model, monkeypatch):
     monkeypatch.setattr(first, "parameters", lambda: iter(two))
     with pytest.raises(ValueError, match=r"model.layers.0 has weights on several devices \(cpu, m"):
         source.places("auto")
+
+
+def test_statistics_of_the_loss_are_counted(model, text):
+    source = live_source(model)
+    options = quantizers.get("gptq").Options
+    mixture = mixture_of(text)
+
+    def needs(tokens):
+        made = quantizers.get("gptq")(options(group_size=32, fisher_tokens=tokens), torch.float16)
+        jobs = [QuantizationJob(Variant(made, {}, mixture), None)]
+        return plan_pass(source, jobs, text, source.places("cpu")).needs
+
+    assert needs(0).fisher == 0
+    states = 2 * 64 * 64 * 4 * 2  # tokens, channels, bytes, blocks
+    assert needs(128).fisher - needs(64).fisher == states
+    grams = 3 * 64**2 + 128**2 + 2 * (64**2 + 2 * 32**2 + 64**2 + 2 * 128**2 + 64**2)
+    assert needs(64).fisher - states >= grams  # in float32, one triangle, of a language and of all

@@ -1,6 +1,6 @@
 """Kernels against naive torch, in one run: Gram update, GPTQ solve, AWQ scale search.
 
-    python benchmarks/python/kernels.py [--kernels gram gptq awq] [--largest 4096] [--threads 2]
+    python benchmarks/python/kernels.py [--kernels gram gptq two_sided awq] [--threads 2]
 
 Prints kernel, size, instruction set, threads, milliseconds of ours and of torch, the ratio, and our
 share of the machine's peak (measured here as the best large fp32 matrix product). Ours and torch
@@ -128,6 +128,31 @@ def gptq_cases(largest: int) -> Iterator[Case]:
         yield Case("gptq", f"{rows}x{columns} g{group_size}", operations, ours, naive)
 
 
+def two_sided_cases(largest: int) -> Iterator[Case]:
+    """Two-sided GPTQ, against one-sided: ``torch ms`` and ``ratio`` are of that."""
+    for rows, columns in ((576, 576), (1536, 576), (576, 1536), (4096, 4096)):
+        if columns > largest:
+            continue
+        weight, gram, output = torch.randn(rows, columns), gram_of(columns), gram_of(rows)
+        options = _core.GptqOptions(_core.GridSpec(4, 64 if columns % 128 else 128))
+
+        def ours(
+            weight: Tensor = weight,
+            gram: Tensor = gram,
+            output: Tensor = output,
+            options: _core.GptqOptions = options,
+        ) -> None:
+            _core.gptq([weight], gram, [output], options)
+
+        def one_sided(
+            weight: Tensor = weight, gram: Tensor = gram, options: _core.GptqOptions = options
+        ) -> None:
+            _core.gptq(weight, gram, options)
+
+        operations = columns**3 / 3 + rows * columns**2 + rows**3 / 3 + rows**2 * columns
+        yield Case("two_sided", f"{rows}x{columns}", operations, ours, one_sided)
+
+
 def torch_awq(weight: Tensor, x: Tensor, points: int, group_size: int) -> int:
     """The grid search of the authors: a forward for each scale."""
     wanted, mean = x @ weight.T, x.abs().mean(0)
@@ -196,6 +221,7 @@ def measure(case: Case, repeats: int, peak: float) -> Result:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     kinds = {"gram": gram_cases, "gptq": gptq_cases, "awq": awq_cases}
+    kinds |= {"two_sided": two_sided_cases}
     parser.add_argument("--kernels", nargs="+", default=list(kinds), choices=list(kinds))
     parser.add_argument("--largest", type=int, default=14336, help="channels of the largest case")
     parser.add_argument("--repeats", type=int, default=5)

@@ -84,6 +84,8 @@ def main() -> None:
     parser.add_argument("--group-size", type=int, default=64)
     parser.add_argument("--symmetric", action="store_true")
     parser.add_argument("--no-kl", action="store_true", help="only the loss")
+    parser.add_argument("--tokens", type=int, default=TOKENS, help="of each calibration set")
+    parser.add_argument("--scored", type=int, default=SCORED, help="tokens of each language")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     corpus = f"files:{arguments.text}"
@@ -91,12 +93,12 @@ def main() -> None:
     source = str(find_smollm2())
     model, tokenizer = load_model(source), load_tokenizer(source)
     calibrations = {
-        name: mlcalib.calibration(tokenizer, name, corpus, tokens=TOKENS, seq_len=SEQ_LEN)
+        name: mlcalib.calibration(tokenizer, name, corpus, tokens=arguments.tokens, seq_len=SEQ_LEN)
         for name in {parse(variant)[1] for variant in arguments.variants} - {None}
     }
 
-    scale = {"tokens": SCORED, "seq_len": SEQ_LEN}
-    texts = eval_text(tokenizer, "multi10", corpus, None, SCORED)
+    scale = {"tokens": arguments.scored, "seq_len": SEQ_LEN}
+    texts = eval_text(tokenizer, "multi10", corpus, None, arguments.scored)
     reference, first = reference_of(model, texts, **scale)
     rows = rows_of(first, source)
 
@@ -139,13 +141,13 @@ def main() -> None:
     kind = "symmetric" if arguments.symmetric else "asymmetric"
     print(
         f"\nRise in token loss (nats), W{arguments.bits} {kind} group {arguments.group_size}, "
-        f"{TOKENS:,} calibration tokens in each setting; {torch.get_num_threads()} threads\n"
+        f"{arguments.tokens:,} calibration tokens in each setting; {torch.get_num_threads()} threads\n"
     )
     print(markdown(rise_table(rows)))
     if not arguments.no_kl:
         print("\nKL divergence from float (nats)\n")
         print(markdown(metric_table(rows, "kl")))
-    print("\n" + definition(tokenizer, tokens=SCORED, seq_len=SEQ_LEN, separator=None))
+    print("\n" + definition(tokenizer, tokens=arguments.scored, seq_len=SEQ_LEN, separator=None))
 
 
 if __name__ == "__main__":

@@ -141,7 +141,8 @@ def main() -> None:
     kind = "symmetric" if arguments.symmetric else "asymmetric"
     print(
         f"\nRise in token loss (nats), W{arguments.bits} {kind} group {arguments.group_size}, "
-        f"{arguments.tokens:,} calibration tokens in each setting; {torch.get_num_threads()} threads\n"
+        f"{arguments.tokens:,} calibration tokens in each setting; "
+        f"{torch.get_num_threads()} threads\n"
     )
     print(markdown(rise_table(rows)))
     if not arguments.no_kl:

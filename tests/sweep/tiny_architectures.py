@@ -103,11 +103,15 @@ def _random_model(cls: Any, config: Any, largest: float) -> Any:
     model = cls(config).float().eval()
     if hasattr(model, "set_default_language"):
         model.set_default_language("en_XX")
+    held = model.state_dict().keys()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.is_floating_point():
                 parameter.add_(torch.randn_like(parameter), alpha=0.02)
             parameter.requires_grad_(requires_grad=False)
+        for name, buffer in model.named_buffers():
+            if name in held and buffer.is_floating_point():
+                buffer.add_(torch.rand_like(buffer), alpha=0.02)
     return model
 
 

@@ -122,7 +122,7 @@ def held_ties(model: "PreTrainedModel") -> set[str]:
 
 
 def fill_buffers(model: "PreTrainedModel") -> None:
-    """Compute the buffers that no checkpoint holds, as ``from_pretrained`` does."""
+    """Compute all buffers, as ``from_pretrained`` does with those that no checkpoint holds."""
     owners: dict[str, Any] = {}  # path of a model inside of models → it
     for path, module in model.named_modules():
         if hasattr(module, "_init_weights"):
@@ -130,9 +130,9 @@ def fill_buffers(model: "PreTrainedModel") -> None:
         own = dict(module.named_buffers(recurse=False))
         if any(buffer.is_meta for buffer in own.values()):
             for key, buffer in own.items():
-                module.register_buffer(
-                    key, torch.empty_like(buffer, device="cpu"), persistent=False
-                )
+                persistent = key not in module._non_persistent_buffers_set
+                empty = torch.empty_like(buffer, device="cpu")
+                module.register_buffer(key, empty, persistent=persistent)
             # Private; what from_pretrained calls for a module that was not loaded: of the
             # innermost model around it.
             around = [each for each in owners if not each or f"{path}.".startswith(f"{each}.")]

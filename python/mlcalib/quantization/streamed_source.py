@@ -74,14 +74,23 @@ class StreamedSource(Source):
     def _check_tensors(self) -> None:
         """Compare the names, shapes and dtypes of the tensors with the model's."""
         folder, weights = self._weights.folder, self._weights
-        self._origins = self.adapter.origins(self.model.state_dict().keys(), weights.likes())
+        self._likes = self.model.state_dict()
+        self._origins = self.adapter.origins(self._likes.keys(), weights.likes())
         expected = expected_shapes(self.model, self.adapter)
         there = {name: weights.shape(name) for name in weights.names}
         for name, (_, like) in self._origins.items():  # some are made of several in the files
             there.setdefault(self.adapter.saved(name), tuple(like.shape))
         check_expected(str(folder), expected, there, self.model, self.adapter)
         known = {each for origin in self._origins.values() for each in origin.names}
-        weights.check_dtypes(sorted(known))
+        floating = {name for name, like in self._likes.items() if like.is_floating_point()}
+        weights.check_dtypes(
+            dict.fromkeys(
+                each
+                for name, origin in self._origins.items()
+                if name in floating
+                for each in origin.names
+            )
+        )
         self.extra = [name for name in self._weights.names if name not in known]
         named = [name for name in self.extra if not name.endswith(".inv_freq")]
         if named:
@@ -147,11 +156,9 @@ class StreamedSource(Source):
     def loaded(self) -> Source:
         """See ``Source.loaded``; every tensor is read."""
         model, tied = self.model, self.tied()
-        owners = dict(model.named_modules())
-        names = [name for name, _ in model.named_parameters() if name not in tied]
-        for name, tensor in self._read(names).items():
-            path, _, key = name.rpartition(".")
-            setattr(owners[path], key, nn.Parameter(tensor, requires_grad=False))
+        owners = _owners(dict(model.named_modules()))
+        for name, tensor in self._read([name for name in owners if name not in tied]).items():
+            _give(*owners[name], tensor)
         model.tie_weights()
         return Source(self.name, model, self.adapter, self.dtype, self.folder, self.extra)
 
@@ -171,38 +178,54 @@ class StreamedSource(Source):
             like = tensor_piece(likes[saved].to(dtype))  # on the meta device: it has no bytes
             return replace(like, chunks=chunks)
 
-        state = self.model.state_dict()
         return {
-            saved: piece(saved, state[name].dtype)
+            saved: piece(saved, self._likes[name].dtype)
             for name in self.outside_names()
             for saved in self._origins[name].names
         }
 
     @contextmanager
     def _filled(self, modules: dict[str, nn.Module]) -> Iterator[None]:
-        """Give modules (by name in the model) their own parameters while inside."""
-        owners = {
-            f"{path}.{key}" if path else key: (module, key)
-            for path, module in modules.items()
-            for key, _ in module.named_parameters(recurse=False)
-        }
+        """Give modules (by name in the model) what files hold of them while inside."""
+        owners = _owners(modules)
         empty = {name: getattr(*owner) for name, owner in owners.items()}
         tied = self.tied()
         try:
             loaded = self._read([name for name in owners if name not in tied])
             for name, tensor in loaded.items():
-                module, key = owners[name]
-                setattr(module, key, nn.Parameter(tensor, requires_grad=False))
+                _give(*owners[name], tensor)
             yield
         finally:
             for name, (module, key) in owners.items():
                 setattr(module, key, empty[name])
 
     def _read(self, names: list[str]) -> dict[str, Tensor]:
-        """Return copies of tensors, by name in the model, in the dtype asked for."""
+        """Return copies of tensors, by name in the model, in the dtype that its class gives them.
+
+        That is the dtype asked for but where a class insists on another.
+        """
         saved = dict.fromkeys(each for name in names for each in self._origins[name].names)
         made = self.adapter.loaded_tensors(dict(self._weights.read(saved)))
-        return {name: made[name].to(self.dtype, copy=True) for name in names}
+        return {name: made[name].to(self._likes[name].dtype, copy=True) for name in names}
+
+
+def _owners(modules: dict[str, nn.Module]) -> dict[str, tuple[nn.Module, str]]:
+    """Return tensor of a checkpoint (its name in the model) → its module, and its name there.
+
+    Args:
+        modules: by their names in the model.
+    """
+    return {
+        f"{path}.{key}" if path else key: (module, key)
+        for path, module in modules.items()
+        for key in (*module._parameters, *module._buffers)
+        if getattr(module, key) is not None and key not in module._non_persistent_buffers_set
+    }
+
+
+def _give(module: nn.Module, key: str, tensor: Tensor) -> None:
+    is_buffer = key in module._buffers
+    setattr(module, key, tensor if is_buffer else nn.Parameter(tensor, requires_grad=False))
 
 
 def _check_config(folder: Path) -> None:

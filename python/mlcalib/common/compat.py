@@ -137,6 +137,8 @@ def fill_buffers(model: "PreTrainedModel") -> None:
             # innermost model around it.
             around = [each for each in owners if not each or f"{path}.".startswith(f"{each}.")]
             owners[max(around, key=len)]._init_weights(module)
+    for owner in reversed(owners.values()):  # some fill those of the modules inside
+        owner._init_weights(owner)
 
 
 def forget_quantizer(model: "PreTrainedModel") -> None:

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Hashable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -80,7 +81,7 @@ class Arguments:
             return shared
         args = tuple(changed.get(place, value) for place, value in enumerate(shared.args))
         kwargs = {name: changed.get(name, value) for name, value in shared.kwargs.items()}
-        return BlockInputs(args, kwargs)
+        return replace(shared, args=args, kwargs=kwargs)
 
     def hand_over(self, key: Hashable, output: Any) -> None:
         """Keep what a block returned beside the hidden states, where the next one reads it."""

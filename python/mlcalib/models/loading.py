@@ -160,6 +160,10 @@ def skeleton(
             each.tie_word_embeddings = False
     with described(source), torch.device("meta"):
         model: PreTrainedModel = _model_class(config)._from_config(config, dtype=dtype)
+    for module in model.modules():  # some classes make weights on the CPU, whatever was asked
+        for key, weight in module.named_parameters(recurse=False):
+            if not weight.is_meta:
+                setattr(module, key, nn.Parameter(weight.to("meta"), requires_grad=False))
     return model
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,10 +26,12 @@ class BlockInputs:
     Attributes:
         args: positional arguments after the hidden states.
         kwargs: keyword arguments: the mask, the positions and their embeddings.
+        by_name: whether the hidden states are given by their name, too.
     """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    by_name: bool = False
 
     @property
     def places(self) -> dict[int | str, Any]:
@@ -39,7 +41,7 @@ class BlockInputs:
 
     def to(self, device: torch.device) -> "BlockInputs":
         """Return them with their tensors on a device."""
-        return BlockInputs(moved(self.args, device), moved(self.kwargs, device))
+        return replace(self, args=moved(self.args, device), kwargs=moved(self.kwargs, device))
 
 
 def embed(
@@ -138,18 +140,23 @@ def other_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> BlockInput
     """Return the arguments of a call of a block but for the hidden states."""
     if args:
         return BlockInputs(args[1:], kwargs)
-    return BlockInputs((), {key: each for key, each in kwargs.items() if key != "hidden_states"})
+    others = {key: each for key, each in kwargs.items() if key != "hidden_states"}
+    return BlockInputs((), others, by_name=True)
 
 
 def with_hidden(output: Any, hidden: Tensor) -> Any:
     """Return the output of a block with other hidden states in it: the first element."""
-    if isinstance(output, tuple):
-        return type(output)((hidden, *output[1:]))
-    return hidden
+    if not isinstance(output, tuple):
+        return hidden
+    values = (hidden, *output[1:])
+    is_named = hasattr(output, "_fields")
+    return type(output)(*values) if is_named else type(output)(values)
 
 
 def call_block(block: nn.Module, hidden: Tensor, inputs: BlockInputs) -> Any:
     """Return all that a block returns; the hidden states are the first of it."""
+    if inputs.by_name:
+        return block(hidden_states=hidden, **inputs.kwargs)
     return block(hidden, *inputs.args, **inputs.kwargs)
 
 

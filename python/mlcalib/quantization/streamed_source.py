@@ -189,11 +189,12 @@ class StreamedSource(Source):
         """Give modules (by name in the model) what files hold of them while inside."""
         owners = _owners(modules)
         empty = {name: getattr(*owner) for name, owner in owners.items()}
-        tied = self.tied()
+        tied = compat.tied_weights(self.model)
+        held = {name: tied.get(name, name) for name in owners}
         try:
-            loaded = self._read([name for name in owners if name not in tied])
-            for name, tensor in loaded.items():
-                _give(*owners[name], tensor)
+            loaded = self._read(list(dict.fromkeys(held.values())))
+            for name, owner in owners.items():
+                _give(*owner, loaded[held[name]])
             yield
         finally:
             for name, (module, key) in owners.items():

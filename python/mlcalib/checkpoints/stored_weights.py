@@ -85,7 +85,11 @@ class StoredWeights:
 
         Those whose codes do not tell their shape are of shape [0].
         """
-        return {name: torch.empty(self.shape(name) or 0, device="meta") for name in self.names}
+        shapes = {name: self.shape(name) for name in self.names}
+        return {
+            name: torch.empty((0,) if shape is None else shape, device="meta")
+            for name, shape in shapes.items()
+        }
 
     def check_dtypes(self, names: Iterable[str]) -> None:
         """Refuse codes without a section that says what they stand for.

@@ -3,6 +3,7 @@
 import copy
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from tiny_architectures import tiny_models
 
 import mlcalib
 from mlcalib.models.discovery import discover
+from mlcalib.models.discovery.trace import language_models
 from mlcalib.models.experts import unfuse_all
 
 METHODS = ("rtn", "gptq", "awq")
@@ -31,7 +33,7 @@ def examine(name: str, model_types: list[str], keep: Callable[[Result], None]) -
         keep: called with the result as it grows, so that a crash loses nothing.
 
     Returns:
-        ``built``, ``runs`` (on token ids alone), ``blocks``, ``linears``, ``share`` of the blocks'
+        ``built``, ``runs`` (on token ids alone, whole or its language model), ``blocks``, ``linears``, ``share`` of the blocks'
         parameters in linears that are quantized, ``scale_groups``, then for ``rtn``, ``gptq`` and
         ``awq`` whether the reloaded checkpoint gives the logits of the model in memory; ``why`` has
         the first failure.
@@ -47,8 +49,7 @@ def examine(name: str, model_types: list[str], keep: Callable[[Result], None]) -
             continue
         result |= {"built": True, "recipe": recipe}
         try:
-            with torch.no_grad():
-                made(input_ids=ids[:1], use_cache=False)
+            _logits(made, ids[:1])
         except Exception as error:  # whatever a class raises that wants more than token ids
             result["why"] = _said(error)
             continue
@@ -110,13 +111,39 @@ def _quantized(model: Any, ids: torch.Tensor, method: str) -> bool:
         ours = mlcalib.quantize(model, calibration, tokenizer=tokenizer, **options)
         mlcalib.quantize_checkpoint(source, out, calibration, **options)
         again = type(model).from_pretrained(out, dtype=torch.float32).eval()
-        with torch.no_grad():
-            expected = ours.model(input_ids=ids[:1], use_cache=False).logits
-            found = again(input_ids=ids[:1], use_cache=False).logits
+        expected, found = _logits(ours.model, ids[:1]), _logits(again, ids[:1])
     difference = float((found - expected).abs().max() / expected.abs().max())
     if difference > TOLERANCE:
         raise AssertionError(f"logits of the reloaded checkpoint differ by {difference:.1e}")
     return True
+
+
+@torch.no_grad()
+def _logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    """Return what a model gives on token ids alone, or else the language model inside of it."""
+    try:
+        return _head(model, ids)
+    except Exception:  # whatever a class raises that wants more
+        for path in language_models(model):
+            with suppress(Exception):
+                return _head(model.get_submodule(path), ids)
+        raise
+
+
+def _head(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    """Return the logits, also where the model fails after its head."""
+    given: list[torch.Tensor] = []
+    head = model.get_output_embeddings()
+    handle = head and head.register_forward_hook(lambda *call: given.append(call[2]))
+    try:
+        return model(input_ids=ids, use_cache=False).logits
+    except Exception:
+        if not given:
+            raise
+        return given[-1]
+    finally:
+        if handle:
+            handle.remove()
 
 
 def _said(error: BaseException) -> str:

@@ -34,8 +34,6 @@ def own_head(
     Returns:
         The names in the model; None where config.json ties none, or the two are equal.
     """
-    if not compat.ties_embeddings(model.config):
-        return None
     for target, source in compat.tied_weights(model).items():
         origins = adapter.origins((target, source), weights.likes())
         names = [origins[each].names[0] for each in (target, source) if each in origins]
@@ -53,7 +51,7 @@ def expected_shapes(model: "PreTrainedModel", adapter: Adapter) -> dict[str, tup
         model: without weights, its experts taken apart.
         adapter: its family.
     """
-    tied = set(compat.tied_weights(model)) if compat.ties_embeddings(model.config) else set()
+    tied = compat.tied_weights(model)
     return {
         adapter.saved(name): tuple(tensor.shape)
         for name, tensor in model.state_dict().items()

@@ -93,8 +93,8 @@ def hub_commit(name: str) -> str | None:
 
 
 def tied_weights(model: "PreTrainedModel") -> Mapping[str, str]:
-    """Return name of a weight that may be tied → the one it is tied to."""
-    # An undocumented attribute.
+    """Return name of a weight that the config ties → the one it is tied to."""
+    # An undocumented attribute, by the configs of the model and of those inside.
     tied: Mapping[str, str] = model.all_tied_weights_keys
     return tied
 

@@ -119,6 +119,8 @@ class Adapter:
         handed_over: argument of a block (its number after the hidden states, or its name) → the
             element of the output of the block before that it takes.
         filled: arguments into which blocks put what later blocks read.
+        runs: path of the language model inside of a model that wants an image besides text; empty
+            where the whole model runs on text.
     """
 
     architectures: tuple[str, ...]
@@ -130,6 +132,11 @@ class Adapter:
     gguf: Mapping[str, GgufArchitecture] = field(default_factory=dict)
     handed_over: Mapping[int | str, int] = field(default_factory=dict)
     filled: frozenset[int | str] = frozenset()
+    runs: str = ""
+
+    def language_model(self, model: "PreTrainedModel") -> Any:
+        """Return what runs on token ids alone: the model, or the language model inside of it."""
+        return model.get_submodule(self.runs)
 
     def named_blocks(self, model: "PreTrainedModel") -> list[tuple[str, nn.Module]]:
         """Return (name, block) of each block, in the order in which they run."""

@@ -75,7 +75,7 @@ def embed(
         return catch
 
     with _replaced(blocks, catching), suppress(Stop):
-        model(input_ids=ids, use_cache=False)
+        adapter.language_model(model)(input_ids=ids, use_cache=False)
     return first[0], inputs
 
 
@@ -102,7 +102,7 @@ def logits_of(model: "PreTrainedModel", adapter: Adapter, ids: Tensor, state: Te
         return forward
 
     with _replaced(blocks, passing):
-        found: Tensor = model(input_ids=ids, use_cache=False).logits
+        found: Tensor = adapter.language_model(model)(input_ids=ids, use_cache=False).logits
     return found
 
 

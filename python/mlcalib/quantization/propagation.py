@@ -107,7 +107,7 @@ class Flow:
         self._devices = devices
         self._arguments = Arguments(adapter, self._device)
         first = adapter.named_blocks(model)[0][0]
-        start = model.get_input_embeddings().weight.device
+        start = adapter.language_model(model).get_input_embeddings().weight.device
         fresh = self._hidden.position < 0
         with stopwatch.timed("forward"):
             for language in calibration.ids:

@@ -119,13 +119,12 @@ class StreamedSource(Source):
 
     def tied(self) -> set[str]:
         """See ``Source.tied``: as the config says."""
-        tied = compat.ties_embeddings(self.model.config)
-        return set(compat.tied_weights(self.model)) if tied else set()
+        return set(compat.tied_weights(self.model))
 
     @contextmanager
     def embedding(self) -> Iterator[None]:
         """See ``Source.embedding``; the output embeddings are left out."""
-        head = self.model.get_output_embeddings()
+        head = self.adapter.language_model(self.model).get_output_embeddings()
         with self._filled({n: module for n, module in self._outside() if module is not head}):
             yield
 

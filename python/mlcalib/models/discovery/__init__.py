@@ -15,7 +15,7 @@ from mlcalib.models.conversion import Conversion
 from mlcalib.models.discovery.inputs import expert_lists, inputs_of, left_out
 from mlcalib.models.discovery.scales import proved_scale_groups
 from mlcalib.models.discovery.synthetic import on_meta, synthetic
-from mlcalib.models.discovery.trace import Call, trace
+from mlcalib.models.discovery.trace import Call, language_models, trace
 from mlcalib.models.experts import unfuse_all
 from mlcalib.models.kinds import Kind, kind_of
 from mlcalib.models.running import other_arguments, with_hidden
@@ -157,17 +157,7 @@ def discover(model: "PreTrainedModel") -> DiscoveredAdapter:
             that hand hidden states on; a block runs more than once, or shares weights with another.
     """
     conversion = Conversion(on_meta(model))
-    calls = []
-    for dtype in (torch.float64, torch.float32):
-        own = synthetic(model, dtype)
-        unfuse_all(own)
-        conversion.learn_experts(own)
-        try:
-            calls = trace(own)
-            break
-        except NotImplementedError:
-            if dtype == torch.float32:  # some blocks run in that alone
-                raise
+    runs, calls = _traced(model, conversion)
     _check_shared(calls)
     layouts: dict[Kind, Layout] = {}
     left: dict[str, str] = {}
@@ -197,10 +187,34 @@ def discover(model: "PreTrainedModel") -> DiscoveredAdapter:
         scale_groups=(),
         handed_over=dict(_handed_over(calls)),
         filled=frozenset(_filled(calls)),
+        runs=runs,
         names=tuple(call.name for call in calls),
         layouts=layouts,
         conversion=conversion,
     )
+
+
+def _traced(model: "PreTrainedModel", conversion: Conversion) -> tuple[str, list[Call]]:
+    """Return what runs on token ids alone (its path in the model), and the calls of its blocks.
+
+    Raises:
+        NotImplementedError: see ``trace``, of the whole model.
+    """
+    reasons = []
+    for path in ("", *language_models(model)):
+        for dtype in (torch.float64, torch.float32):  # some blocks run in float32 alone
+            own = synthetic(model, dtype)
+            unfuse_all(own)
+            conversion.learn_experts(own)
+            try:
+                calls = trace(own.get_submodule(path))
+            except NotImplementedError as error:
+                reasons.append(error)
+                continue
+            for call in calls:
+                call.name = f"{path}.{call.name}".removeprefix(".")
+            return path, calls
+    raise reasons[1]
 
 
 def _check_shared(calls: list[Call]) -> None:

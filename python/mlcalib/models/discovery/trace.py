@@ -94,7 +94,7 @@ def trace(model: "PreTrainedModel") -> list[Call]:
             hidden states on.
     """
     generator = torch.Generator().manual_seed(1)
-    vocabulary = model.get_input_embeddings().weight.shape[0]
+    vocabulary = _vocabulary(model)
     kinds = {
         f"{path}.{index}": kind_of(module)
         for path, modules in _outermost(model).items()
@@ -116,6 +116,25 @@ def trace(model: "PreTrainedModel") -> list[Call]:
             ) from error
         break
     return _blocks(model, calls)
+
+
+def _vocabulary(model: "PreTrainedModel") -> int:
+    """Return how many tokens have an embedding."""
+    weight = getattr(model.get_input_embeddings(), "weight", None)
+    if not isinstance(weight, Tensor) or weight.dim() != 2:
+        raise NotImplementedError(f"{type(model).__name__} has no embeddings of tokens.")
+    return weight.shape[0]
+
+
+def language_models(model: nn.Module) -> Iterator[str]:
+    """Yield the paths of the models inside of a model that predict tokens, the outermost first."""
+    from transformers import PreTrainedModel
+
+    for path, module in model.named_modules():
+        if path and isinstance(module, PreTrainedModel):
+            with suppress(AttributeError, NotImplementedError):  # of models without a vocabulary
+                if isinstance(module.get_output_embeddings(), nn.Linear):
+                    yield path
 
 
 @torch.no_grad()

@@ -33,28 +33,16 @@ def examine(name: str, model_types: list[str], keep: Callable[[Result], None]) -
         keep: called with the result as it grows, so that a crash loses nothing.
 
     Returns:
-        ``built``, ``runs`` (on token ids alone, whole or its language model), ``blocks``, ``linears``, ``share`` of the blocks'
-        parameters in linears that are quantized, ``scale_groups``, then for ``rtn``, ``gptq`` and
-        ``awq`` whether the reloaded checkpoint gives the logits of the model in memory; ``why`` has
-        the first failure.
+        ``built``, ``runs`` (on token ids alone, whole or its language model), ``blocks``,
+        ``linears``, ``share`` of the blocks' parameters in linears that are quantized,
+        ``scale_groups``, then for ``rtn``, ``gptq`` and ``awq`` whether the reloaded checkpoint
+        gives the logits of the model in memory; ``why`` has the first failure.
     """
     result: Result = {"class": name, "stage": "build"}
     keep(result)
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(3, 250, (4, TOKENS), generator=generator)
-    model = None
-    for recipe, made in tiny_models(name, model_types):
-        if isinstance(made, str):
-            result.setdefault("why", made)
-            continue
-        result |= {"built": True, "recipe": recipe}
-        try:
-            _logits(made, ids[:1])
-        except Exception as error:  # whatever a class raises that wants more than token ids
-            result["why"] = _said(error)
-            continue
-        model = made
-        break
+    model = running_model(name, model_types, ids, result)
     if model is None:
         return result
     result |= {"runs": True, "stage": "discover", "why": None}
@@ -70,6 +58,22 @@ def examine(name: str, model_types: list[str], keep: Callable[[Result], None]) -
     else:
         result["stage"] = "done"
     return result
+
+
+def running_model(name: str, model_types: list[str], ids: torch.Tensor, result: Result) -> Any:
+    """Return the first tiny model of a class that runs, or None; say so in the result."""
+    for recipe, made in tiny_models(name, model_types):
+        if isinstance(made, str):
+            result.setdefault("why", made)
+            continue
+        result |= {"built": True, "recipe": recipe}
+        try:
+            logits(made, ids[:1])
+        except Exception as error:  # whatever a class raises that wants more than token ids
+            result["why"] = _said(error)
+            continue
+        return made
+    return None
 
 
 def _discovered(model: Any, result: Result) -> None:
@@ -111,7 +115,7 @@ def _quantized(model: Any, ids: torch.Tensor, method: str) -> bool:
         ours = mlcalib.quantize(model, calibration, tokenizer=tokenizer, **options)
         mlcalib.quantize_checkpoint(source, out, calibration, **options)
         again = type(model).from_pretrained(out, dtype=torch.float32).eval()
-        expected, found = _logits(ours.model, ids[:1]), _logits(again, ids[:1])
+        expected, found = logits(ours.model, ids[:1]), logits(again, ids[:1])
     difference = float((found - expected).abs().max() / expected.abs().max())
     if difference > TOLERANCE:
         raise AssertionError(f"logits of the reloaded checkpoint differ by {difference:.1e}")
@@ -119,7 +123,7 @@ def _quantized(model: Any, ids: torch.Tensor, method: str) -> bool:
 
 
 @torch.no_grad()
-def _logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
+def logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
     """Return what a model gives on token ids alone, or else the language model inside of it."""
     try:
         return _head(model, ids)

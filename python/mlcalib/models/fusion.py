@@ -55,15 +55,12 @@ class Fusion:
 
     def join(self, experts: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the fused tensors again, of what ``split`` gives."""
-        count = sum(name.endswith(".down_proj.weight") for name in experts)
         found: dict[str, Tensor] = {}
         for name in self.fused:
             is_bias = name.endswith("_bias")
             linear, kind = name.removesuffix("_bias"), "bias" if is_bias else "weight"
             parts = self.first if linear == "gate_up_proj" else (linear,)
-            stacked = [
-                torch.stack([experts[f"{i}.{part}.{kind}"] for i in range(count)]) for part in parts
-            ]
+            stacked = [_stack(experts, f"{part}.{kind}") for part in parts]
             whole = stacked[0] if len(stacked) == 1 else self._together(stacked)
             found[name] = whole.transpose(1, 2) if self.transposed and not is_bias else whole
         return {name: tensor.contiguous() for name, tensor in found.items()}
@@ -84,3 +81,56 @@ class Fusion:
         if self.concatenated:
             return torch.cat(parts, 1)
         return torch.stack(parts, 2).flatten(1, 2)
+
+
+@dataclass(frozen=True)
+class RowFusion(Fusion):
+    """Weights of experts that stand one below the other, each [experts · intermediate, hidden].
+
+    Attributes:
+        experts: how many.
+        names: of the gate, of up, and of down, which is transposed.
+    """
+
+    transposed: bool = False
+    concatenated: bool = True
+    gate: bool = True
+    bias: bool = False
+    experts: int = 0
+    names: tuple[str, str, str] = ("", "", "")
+
+    @property
+    def fused(self) -> tuple[str, ...]:
+        """See ``Fusion.fused``."""
+        return self.names
+
+    def split(self, fused: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """See ``Fusion.split``."""
+        found: dict[str, Tensor] = {}
+        for name, linear in self._linears.items():
+            if name in fused:
+                parts = fused[name].chunk(self.experts)
+                found |= {
+                    f"{i}.{linear}.weight": part.T if linear == "down_proj" else part
+                    for i, part in enumerate(parts)
+                }
+        return found
+
+    def join(self, experts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """See ``Fusion.join``."""
+        found: dict[str, Tensor] = {}
+        for name, linear in self._linears.items():
+            parts = _stack(experts, f"{linear}.weight")
+            parts = parts.transpose(1, 2) if linear == "down_proj" else parts
+            found[name] = parts.reshape(-1, parts.shape[2])
+        return found
+
+    @property
+    def _linears(self) -> dict[str, str]:
+        return dict(zip(self.names, (*self.first, "down_proj"), strict=True))
+
+
+def _stack(experts: Mapping[str, Tensor], part: str) -> Tensor:
+    """Return a tensor of every expert that has it, [experts, …]."""
+    count = sum(name.partition(".")[2] == part for name in experts)
+    return torch.stack([experts[f"{i}.{part}"] for i in range(count)])

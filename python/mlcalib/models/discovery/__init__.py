@@ -170,6 +170,7 @@ def discover(model: "PreTrainedModel") -> DiscoveredAdapter:
             left |= left_out(call, linears)
             layouts[call.kind] = Layout(linears, groups, tuple(expert_lists(call.module)), given)
     _check_share(type(model).__name__, calls, layouts)
+    layouts |= {call.changed: layouts[call.kind] for call in calls if call.changed is not None}
     _log.info(
         "%s has no family file; %d blocks of %d kinds were found at %s",
         type(model).__name__,

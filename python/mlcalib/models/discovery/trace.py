@@ -53,6 +53,7 @@ class Call:
         name: of the child in the model.
         module: the child.
         kind: what it shares with others that work alike.
+        changed: its kind when it ran, where the model had made another of it; else None.
         args: positional arguments, the very objects.
         kwargs: keyword arguments.
         before: copies of both as they were before the call; only of the first of a kind.
@@ -65,6 +66,7 @@ class Call:
     kind: Kind
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    changed: Kind | None = None
     before: tuple[tuple[Any, ...], dict[str, Any]] | None = None
     readings: list[Reading] = field(default_factory=list)
     gave: Any = None
@@ -95,14 +97,11 @@ def trace(model: "PreTrainedModel") -> list[Call]:
     """
     generator = torch.Generator().manual_seed(1)
     vocabulary = _vocabulary(model)
-    kinds = {
-        f"{path}.{index}": kind_of(module)
-        for path, modules in _outermost(model).items()
-        for index, module in enumerate(modules)
-    }
+    kinds = _kinds(model)
     for module in model.modules():
         if isinstance(module, ExpertList):
             module.forget(EXPERTS)
+    without_experts = _kinds(model)
     ids = torch.randint(3, max(4, min(vocabulary, 250)), (1, TOKENS), generator=generator)
     for skips in (True, False):
         try:
@@ -115,7 +114,20 @@ def trace(model: "PreTrainedModel") -> list[Call]:
                 f"({type(error).__name__}: {error}); mlcalib calibrates on text."
             ) from error
         break
-    return _blocks(model, calls)
+    blocks = _blocks(model, calls)
+    for call in blocks:
+        now = kind_of(call.module)
+        call.changed = now if now != without_experts[call.name] else None
+    return blocks
+
+
+def _kinds(model: nn.Module) -> dict[str, Kind]:
+    """Return child of a list of modules → its kind."""
+    return {
+        f"{path}.{index}": kind_of(module)
+        for path, modules in _outermost(model).items()
+        for index, module in enumerate(modules)
+    }
 
 
 def _vocabulary(model: "PreTrainedModel") -> int:

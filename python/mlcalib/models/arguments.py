@@ -85,7 +85,7 @@ class Arguments:
 
     def hand_over(self, key: Hashable, output: Any) -> None:
         """Keep what a block returned beside the hidden states, where the next one reads it."""
-        if not isinstance(output, tuple):
+        if not isinstance(output, tuple | list):
             return
         for place, index in self._adapter.handed_over.items():
             self._handed.setdefault(key, {})[place] = output[index]

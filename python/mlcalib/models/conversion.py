@@ -9,13 +9,14 @@ from mlcalib.common.loading_rules import LoadingRules
 from mlcalib.models.base import Origin
 from mlcalib.models.experts import ExpertList
 from mlcalib.models.fusion import Fusion
+from mlcalib.models.own_rules import TransposedLinear
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
 class Conversion:
-    """How transformers names and fuses what files hold, and how experts are taken apart here."""
+    """How transformers names and fuses what files hold, and how linears are made of it here."""
 
     def __init__(self, model: "PreTrainedModel") -> None:
         """Take the rules of a model's class.
@@ -25,12 +26,15 @@ class Conversion:
         """
         self._rules = LoadingRules(model)
         self._fusions: dict[str, Fusion] = {}
+        self._transposed: set[str] = set()
 
-    def learn_experts(self, model: "PreTrainedModel") -> None:
-        """Take note of how experts were taken apart in a model."""
+    def learn(self, model: "PreTrainedModel") -> None:
+        """Take note of how linears were made in a model (``experts.unfuse_all``)."""
         for path, module in model.named_modules():
             if isinstance(module, ExpertList) and module.fusion is not None:
                 self._fusions[path] = module.fusion
+            elif isinstance(module, TransposedLinear):
+                self._transposed.add(f"{path}.weight")
 
     def origins(self, stored: Mapping[str, Tensor]) -> dict[str, Origin]:
         """Return tensor of the model → what it is made from.
@@ -46,7 +50,7 @@ class Conversion:
 
     def to_model(self, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the model's tensors, each expert's own, of tensors by their names in files."""
-        made = self._rules.to_model(stored)
+        made = self._turned(self._rules.to_model(stored))
         for path, fusion in self._fusions.items():
             names = [f"{path}.{name}" for name in fusion.fused if f"{path}.{name}" in made]
             fused = {name.removeprefix(f"{path}."): made.pop(name) for name in names}
@@ -58,7 +62,7 @@ class Conversion:
 
         Experts whose linears are all among them are fused again.
         """
-        left = dict(tensors)
+        left = self._turned(tensors)
         for path, fusion in self._fusions.items():
             prefix = f"{path}."
             own = {
@@ -75,6 +79,12 @@ class Conversion:
                 }
                 left |= {f"{prefix}{name}": each for name, each in fusion.join(own).items()}
         return self._rules.to_files(left)
+
+    def _turned(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        turned = self._transposed
+        return {
+            name: each.T.contiguous() if name in turned else each for name, each in tensors.items()
+        }
 
     def file_name(self, name: str) -> str:
         """Return what files call a linear of the model."""

@@ -8,7 +8,7 @@ from mlcalib.common import compat
 from mlcalib.models.base import Adapter
 from mlcalib.models.expert_list import Expert, ExpertList, apart, linear_of
 from mlcalib.models.fusion import Fusion
-from mlcalib.models.own_experts import apart_by_own_rule
+from mlcalib.models.own_rules import by_own_rule
 
 __all__ = ["Expert", "ExpertList", "unfuse", "unfuse_all"]
 
@@ -32,14 +32,15 @@ def unfuse(model: "PreTrainedModel", adapter: Adapter) -> None:
 
 
 def unfuse_all(model: nn.Module) -> None:
-    """Put an ``ExpertList`` in the place of all experts that are described.
+    """Put an ``ExpertList`` in the place of all experts that transformers' interface describes.
 
-    By transformers' interface, or by rules of our own.
+    For what it does not describe there are own rules, which put linears in the place of other
+    weights, too.
     """
     for path, module in list(model.named_modules()):
         if (described := compat.experts_interface(module)) is not None:
             model.set_submodule(path, _of_interface(module, described))
-        elif (own := apart_by_own_rule(module)) is not None:
+        elif (own := by_own_rule(module)) is not None:
             model.set_submodule(path, own)
 
 

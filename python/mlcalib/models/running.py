@@ -146,7 +146,7 @@ def other_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> BlockInput
 
 def with_hidden(output: Any, hidden: Tensor) -> Any:
     """Return the output of a block with other hidden states in it: the first element."""
-    if not isinstance(output, tuple):
+    if not isinstance(output, tuple | list):
         return hidden
     values = (hidden, *output[1:])
     is_named = hasattr(output, "_fields")
@@ -166,8 +166,8 @@ def run_block(block: nn.Module, hidden: Tensor, inputs: BlockInputs) -> Tensor:
 
 
 def first_output(output: Any) -> Tensor:
-    """Return the hidden states that a module of transformers returned, alone or in a tuple."""
-    result: Tensor = output[0] if isinstance(output, tuple) else output
+    """Return the hidden states that a module of transformers returned, alone or as the first."""
+    result: Tensor = output[0] if isinstance(output, tuple | list) else output
     return result
 
 

@@ -1,6 +1,6 @@
 """What a user asks of a quantization, checked against a model before any forward."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ from mlcalib._core import GridSpec
 from mlcalib.checkpoints.check import foresee
 from mlcalib.formats import Format, formats
 from mlcalib.models import Adapter
+from mlcalib.models.own_rules import TransposedLinear
 from mlcalib.quantization.overrides import Override, resolve
 from mlcalib.quantizers import Quantizer, quantizers
 from mlcalib.statistics import compares
@@ -88,6 +89,7 @@ def make_recipe(  # noqa: PLR0913 - what a quantization is made of
         exceptions.update(dict.fromkeys(override.linears, own))
     solvers = {layer: exceptions.get(layer, quantizer) for layer in shapes}
     specs = {layer: solver.spec for layer, solver in solvers.items() if solver is not None}
+    _check_transposed(model, specs, format, checkpoint_format)
     checkpoint_format.check(specs, shapes)
     checkpoint_format.check_model(model.config, type(model).__name__, tokenizer)
     left = [layer for layer in shapes if layer not in specs]
@@ -103,6 +105,19 @@ def make_recipe(  # noqa: PLR0913 - what a quantization is made of
         "dtype": str(dtype).removeprefix("torch."),
     }
     return Recipe(quantizer, exceptions, checkpoint_format, specs, description)
+
+
+def _check_transposed(
+    model: "PreTrainedModel", layers: Iterable[str], name: str, checkpoint_format: Format
+) -> None:
+    """Refuse codes for weights that readers do not look for codes of."""
+    found = [each for each in layers if isinstance(model.get_submodule(each), TransposedLinear)]
+    if found and checkpoint_format.codes is not None:
+        raise ValueError(
+            f"{found[0]} and {len(found) - 1} others of {type(model).__name__} are of the class "
+            f"Conv1D, which readers of {name} take for no linear: they would not load the codes. "
+            "Give format='dense'."
+        )
 
 
 def check_method(

@@ -39,14 +39,14 @@ class Layout:
         linears: see ``Adapter.linears_of``.
         scale_groups: see ``Adapter.scale_groups_of``.
         experts: paths of lists of experts.
-        output: the tuple that a block returned, whose hidden states are to be replaced; None where
-            it returned nothing but these.
+        output: the tuple or list that a block returned, whose hidden states are to be replaced;
+            None where it returned nothing but these.
     """
 
     linears: Mapping[str, tuple[str, ...]]
     scale_groups: tuple[ScaleGroup, ...]
     experts: tuple[str, ...]
-    output: tuple[Any, ...] | None = field(repr=False, compare=False)
+    output: tuple[Any, ...] | list[Any] | None = field(repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ def discover(model: "PreTrainedModel") -> DiscoveredAdapter:
             linears = inputs_of(call)
             with torch.no_grad():
                 groups = proved_scale_groups(call, linears)
-            given = call.gave if isinstance(call.gave, tuple) else None
+            given = call.gave if isinstance(call.gave, tuple | list) else None
             left |= left_out(call, linears)
             layouts[call.kind] = Layout(linears, groups, tuple(expert_lists(call.module)), given)
     _check_share(type(model).__name__, calls, layouts)
@@ -206,7 +206,7 @@ def _traced(model: "PreTrainedModel", conversion: Conversion) -> tuple[str, list
         for dtype in (torch.float64, torch.float32):  # some blocks run in float32 alone
             own = synthetic(model, dtype)
             unfuse_all(own)
-            conversion.learn_experts(own)
+            conversion.learn(own)
             try:
                 calls = trace(own.get_submodule(path))
             except NotImplementedError as error:
@@ -257,7 +257,7 @@ def _check_share(name: str, calls: list[Call], layouts: Mapping[Kind, Layout]) -
 def _handed_over(calls: list[Call]) -> Iterator[tuple[int | str, int]]:
     """Yield (argument, element of the output of the block before) where one is the other."""
     for before, call in pairwise(calls):
-        if isinstance(before.gave, tuple):
+        if isinstance(before.gave, tuple | list):
             for place, value in other_arguments(call.args, call.kwargs).places.items():
                 for index, given in enumerate(before.gave[1:], 1):
                     if isinstance(value, Tensor) and value is given:

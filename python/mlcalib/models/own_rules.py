@@ -1,4 +1,4 @@
-"""Experts that transformers' interface does not describe: rules for single classes of its models.
+"""Weights that neither ``nn.Linear`` nor transformers' interface of experts describes: own rules.
 
 Tried with transformers 5.24. A rule is found by the name of a class, so what it says of the class
 has to be true of every release that mlcalib takes; ``make sweep`` compares the logits.
@@ -16,10 +16,21 @@ from mlcalib.models.fusion import Fusion, RowFusion
 _PLAIN = Fusion(transposed=False, concatenated=True, gate=True, bias=False)
 
 
-def apart_by_own_rule(module: Any) -> nn.Module | None:
-    """Return what takes the place of fused experts, or None where no rule is for the class."""
+def by_own_rule(module: Any) -> nn.Module | None:
+    """Return what has linears in the place of a module, or None where no rule is for its class."""
     rule = _RULES.get(type(module).__name__)
     return None if rule is None else rule(module)
+
+
+class TransposedLinear(nn.Linear):
+    """A linear whose weight checkpoints hold transposed, as that of GPT-2's ``Conv1D``."""
+
+    def __init__(self, conv: Any) -> None:
+        """Take the weight [in, out] and the bias of a ``Conv1D``."""
+        channels, outputs = conv.weight.shape
+        super().__init__(channels, outputs, device="meta")
+        self.weight = nn.Parameter(conv.weight.detach().T, requires_grad=False)
+        self.bias = nn.Parameter(conv.bias.detach(), requires_grad=False)
 
 
 class Llama4Experts(nn.Module):
@@ -70,6 +81,7 @@ def _gated(activation: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]
 
 
 _RULES: dict[str, Callable[[Any], nn.Module]] = {
+    "Conv1D": TransposedLinear,
     "DbrxExperts": _dbrx,
     "Llama4TextMoe": Llama4Experts,
     "LongcatFlashExperts": _longcat,

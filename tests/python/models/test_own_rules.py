@@ -1,10 +1,12 @@
-"""Experts that transformers' interface does not describe are taken apart by rules of our own."""
+"""What neither linears nor transformers' interface of experts describe: rules of our own."""
 
 import pytest
 import torch
+import transformers
 from examine import logits, running_model
 from tiny_architectures import architectures
 
+import mlcalib
 from mlcalib.models.experts import ExpertList, unfuse_all
 from mlcalib.models.fusion import Fusion, RowFusion
 
@@ -46,3 +48,12 @@ def test_experts_without_a_last_linear_keep_their_weights():
     assert "2.down_proj.weight" not in apart
     joined = fusion.join(apart)
     assert all(joined[name].equal(whole[name]) for name in whole)
+
+
+def test_codes_of_transposed_weights_are_refused(tokenizer):
+    config = transformers.GPT2Config(
+        vocab_size=len(tokenizer), n_embd=32, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0
+    )
+    model = transformers.GPT2LMHeadModel(config).eval()
+    with pytest.raises(ValueError, match=r"transformer\.h\.0\.attn\.c_attn and 3 others .*Conv1D"):
+        mlcalib.quantize(model, tokenizer=tokenizer, method="rtn", format="gptq", progress=False)

@@ -155,6 +155,10 @@ class _OneConfig:
         self.names = (
             {each.name for each in dataclasses.fields(type(config))} if is_fields else set(own)
         )
+        known = getattr(config, "attribute_map", None) or {}
+        self.argument = {
+            held: name for name, held in known.items() if name in self.names and held not in self.names
+        }
         self.layers = next(
             (own[k] for k in LAYERS if isinstance(own.get(k), int) and own[k] > 0), 0
         )
@@ -176,7 +180,8 @@ class _OneConfig:
     def values(self) -> dict[str, Any]:
         """Return the settings that differ from the class's defaults."""
         found: dict[str, Any] = {}
-        for key, value in self.own.items():
+        for held, value in self.own.items():
+            key = self.argument.get(held, held)
             if isinstance(value, transformers.PreTrainedConfig):
                 found[key] = self.how.config(value, self.text and not SENSES.search(key))
                 continue

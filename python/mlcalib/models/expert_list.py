@@ -72,6 +72,7 @@ class ExpertList(nn.Module):
         for index, expert in enumerate((*experts, *identities)):
             self.add_module(str(index), expert)
         self.count = len(list(self.experts()))
+        self.kept = self.count
         self.fusion = fusion
         self.post_expert_norm = norm
         self.has_identities = len(list(self.children())) > self.count + (norm is not None)
@@ -89,9 +90,10 @@ class ExpertList(nn.Module):
         return [tuple(f"{expert}.{name}" for name in names) for names in like.names]
 
     def forget(self, first: int) -> None:
-        """Let go of experts from one on: tokens that are routed to them get nothing."""
+        """Let go of experts from one on: tokens that are routed to them go to the others."""
         for index in range(first, self.count):
             delattr(self, str(index))
+        self.kept = min(first, self.kept)
 
     def forward(self, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
         """Return the weighted sum of what each token's experts give.
@@ -102,6 +104,8 @@ class ExpertList(nn.Module):
             weights: [tokens, k].
         """
         tokens = hidden.flatten(0, -2)
+        if self.kept < self.count:
+            chosen = torch.where(chosen < self.count, chosen % self.kept, chosen)
         result = torch.zeros_like(tokens)
         for name, expert in self.experts():
             rank, positions = torch.where(chosen.T.eq(int(name)))
@@ -161,9 +165,16 @@ def apart(
     )
 
 
+class _Bare(nn.Linear):
+    """A linear that is made without numbers; there are tens of thousands in a large model."""
+
+    def reset_parameters(self) -> None:
+        """Leave the parameters as they are."""
+
+
 def linear_of(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
     """Return a linear that has a weight [out, in] and a bias as they are."""
-    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    linear = _Bare(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     linear.weight = nn.Parameter(weight.detach(), requires_grad=False)
     if bias is not None:
         linear.bias = nn.Parameter(bias.detach(), requires_grad=False)

@@ -10,7 +10,7 @@ from small_models import ARCHITECTURES, tiny_llama, tiny_model
 from small_tokenizer import make_tokenizer
 from tiny_architectures import architectures, tiny_models
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 import mlcalib
 from mlcalib.models import adapter_for, find_adapter
@@ -193,6 +193,21 @@ def test_a_new_family_needs_no_line(tmp_path):
         again = Loud.from_pretrained(tmp_path / method).eval()
         with torch.no_grad():
             torch.testing.assert_close(again(IDS).logits, ours.model(IDS).logits)
+
+
+def test_experts_that_no_token_chooses_are_looked_at_in_the_place_of_others():
+    torch.manual_seed(0)
+    config = Qwen3MoeConfig(
+        **{"vocab_size": 120, "hidden_size": 64, "intermediate_size": 48, "head_dim": 16},
+        **{"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2},
+        **{"num_experts": 200, "num_experts_per_tok": 1, "moe_intermediate_size": 16},
+    )
+    model = Qwen3MoeForCausalLM(config).eval()
+    adapter = discover(model)
+    unfuse_all(model)
+    found = {group.source: group for group in adapter.scale_groups_of(model.model.layers[0])}
+    assert found["mlp.experts.199.up_proj"].inputs == ("mlp.experts.199.down_proj",)
+    assert len(found["post_attention_layernorm"].inputs) == 200
 
 
 @given(

@@ -12,14 +12,18 @@ from small_tokenizer import make_tokenizer
 from tiny_architectures import tiny_models
 
 import mlcalib
+from mlcalib.models import Adapter
 from mlcalib.models.discovery import discover
 from mlcalib.models.discovery.trace import language_models
 from mlcalib.models.experts import unfuse_all
+from mlcalib.models.folding import fold, source_channels
 
 METHODS = ("rtn", "gptq", "awq")
 TOKENS = 16
 TOLERANCE = 1e-4
 """Largest difference of logits, relative to the largest one."""
+FOLDED = 1e-3
+"""The same after folding, which rounds every weight once more (float32)."""
 
 Result = dict[str, Any]
 
@@ -48,7 +52,7 @@ def examine(name: str, model_types: list[str], keep: Callable[[Result], None]) -
     result |= {"runs": True, "stage": "discover", "why": None}
     keep(result)
     try:
-        _discovered(model, result)
+        _discovered(model, ids, result)
         for method in METHODS:
             result["stage"] = method
             keep(result)
@@ -76,7 +80,7 @@ def running_model(name: str, model_types: list[str], ids: torch.Tensor, result: 
     return None
 
 
-def _discovered(model: Any, result: Result) -> None:
+def _discovered(model: Any, ids: torch.Tensor, result: Result) -> None:
     adapter = discover(model)
     own = copy.deepcopy(model)
     unfuse_all(own)
@@ -87,6 +91,7 @@ def _discovered(model: Any, result: Result) -> None:
         whole += sum(each.numel() for each in block.parameters())
         groups += len(adapter.scale_groups_of(block))
         linears += len(members)
+    _fold_all(adapter, own, model, ids[:1])
     result |= {
         "blocks": len(adapter.names),
         "path": adapter.blocks,
@@ -97,6 +102,25 @@ def _discovered(model: Any, result: Result) -> None:
         "experts": any(each.experts for each in adapter.layouts.values()),
         "handed_over": [*map(str, adapter.handed_over), *map(str, adapter.filled)],
     }
+
+
+def _fold_all(adapter: Adapter, own: Any, model: Any, ids: torch.Tensor) -> None:
+    """Fold random scales into all scale groups of a copy, which has to give the same logits."""
+    generator = torch.Generator().manual_seed(2)
+    for _, block in adapter.named_blocks(own):
+        for group in adapter.scale_groups_of(block):
+            of_source = source_channels(adapter, block, group)
+            reader = adapter.linear(block, adapter.linears_of(block)[group.inputs[0]][0])
+            made = reader.in_features if of_source is None else int(of_source.max()) + 1
+            scales = 0.5 + 1.5 * torch.rand(made, generator=generator)
+            fold(adapter, block, group, scales if of_source is None else scales[of_source])
+    difference = _difference(logits(own, ids), logits(model, ids))
+    if difference > FOLDED:
+        raise AssertionError(f"logits differ by {difference:.1e} after scales have been folded")
+
+
+def _difference(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found - expected).abs().max() / expected.abs().max())
 
 
 def _quantized(model: Any, ids: torch.Tensor, method: str) -> bool:
@@ -116,7 +140,7 @@ def _quantized(model: Any, ids: torch.Tensor, method: str) -> bool:
         mlcalib.quantize_checkpoint(source, out, calibration, **options)
         again = type(model).from_pretrained(out, dtype=torch.float32).eval()
         expected, found = logits(ours.model, ids[:1]), logits(again, ids[:1])
-    difference = float((found - expected).abs().max() / expected.abs().max())
+    difference = _difference(found, expected)
     if difference > TOLERANCE:
         raise AssertionError(f"logits of the reloaded checkpoint differ by {difference:.1e}")
     return True

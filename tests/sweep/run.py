@@ -4,7 +4,7 @@ Each is built, run on 16 tokens, discovered, and quantized by rtn, gptq and awq,
 files; transformers reads the checkpoint again, which has to give the same logits. Each class runs
 in a process of its own, so none can stop the sweep.
 
-    python tests/sweep/run.py [--only Llama,Gemma3] [--jobs 2] [--seconds 60] [--out build/sweep]
+    python tests/sweep/run.py [--only Llama,Gemma3] [--jobs 2] [--seconds 120] [--out build/sweep]
 
 Writes OUT.json and OUT.md, the table of docs/models.md.
 """
@@ -38,7 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--only", default="", help="parts of names of classes, with commas")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--seconds", type=int, default=60, help="of a processor, for each class")
+    parser.add_argument("--seconds", type=int, default=120, help="of a processor, for each class")
     parser.add_argument("--out", type=Path, default=Path("build/sweep"))
     asked = parser.parse_args()
     torch.set_num_threads(1)

@@ -157,7 +157,9 @@ class _OneConfig:
         )
         known = getattr(config, "attribute_map", None) or {}
         self.argument = {
-            held: name for name, held in known.items() if name in self.names and held not in self.names
+            held: name
+            for name, held in known.items()
+            if name in self.names and held not in self.names
         }
         self.layers = next(
             (own[k] for k in LAYERS if isinstance(own.get(k), int) and own[k] > 0), 0

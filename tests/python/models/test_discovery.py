@@ -235,11 +235,20 @@ def test_experts_are_split_and_joined_again(transposed, concatenated, gate, bias
     assert all(torch.equal(joined[name], whole[name]) for name in whole)
 
 
+def test_what_blocks_share_stays_in_floating_point():
+    model = tiny_llama()
+    model.model.layers[1].mlp = model.model.layers[0].mlp
+    adapter = discover(model)
+    for block in model.model.layers:
+        assert all(key.startswith("self_attn") for key in adapter.linears_of(block))
+        assert all("mlp" not in group.source for group in adapter.scale_groups_of(block))
+        assert "input_layernorm" in {group.source for group in adapter.scale_groups_of(block)}
+    model.model.layers[1].self_attn = model.model.layers[0].self_attn
+    with pytest.raises(NotImplementedError, match="nothing would be quantized"):
+        discover(model)
+
+
 def test_what_cannot_be_done_is_said():
-    shared = tiny_llama()
-    shared.model.layers[1].mlp = shared.model.layers[0].mlp
-    with pytest.raises(NotImplementedError, match="share weights"):
-        discover(shared)
     twice = tiny_llama()
     layers = twice.model.layers
     forward = layers[0].forward

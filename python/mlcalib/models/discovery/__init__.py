@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from mlcalib.common import compat
 from mlcalib.models.base import Adapter, Experts, Origin, ScaleGroup
 from mlcalib.models.conversion import Conversion
 from mlcalib.models.discovery.inputs import expert_lists, inputs_of, left_out
@@ -58,11 +59,13 @@ class DiscoveredAdapter(Adapter):
             not among them, and stay in floating point.
         layouts: kind → what is known of its blocks.
         conversion: between tensors of the model and of its checkpoints.
+        tied: tensors of blocks that are another block's, which checkpoints leave out.
     """
 
     names: tuple[str, ...] = ()
     layouts: Mapping[Kind, Layout] = field(default_factory=dict, repr=False)
     conversion: Conversion | None = field(default=None, repr=False, compare=False)
+    tied: frozenset[str] = field(default=frozenset(), repr=False)
     _known: WeakKeyDictionary[nn.Module, Layout] = field(
         default_factory=WeakKeyDictionary, repr=False, compare=False
     )
@@ -121,7 +124,8 @@ class DiscoveredAdapter(Adapter):
         self, tensors: Mapping[str, Tensor], floating: Collection[str]
     ) -> dict[str, Tensor]:
         """See ``Adapter.saved_tensors``."""
-        found = self._conversion.to_files({name: tensors[name] for name in floating})
+        held = {name: tensors[name] for name in floating if name not in self.tied}
+        found = self._conversion.to_files(held)
         for name, tensor in tensors.items():
             if name not in floating:
                 linear, dot, part = name.rpartition(".")
@@ -154,11 +158,11 @@ def discover(model: "PreTrainedModel") -> DiscoveredAdapter:
 
     Raises:
         NotImplementedError: the model does not run on token ids alone; it has no list of blocks
-            that hand hidden states on; a block runs more than once, or shares weights with another.
+            that hand hidden states on; a block runs more than once; nothing would be quantized.
     """
     conversion = Conversion(on_meta(model))
     runs, calls = _traced(model, conversion)
-    _check_shared(calls)
+    tied = _share(calls) & set(compat.tied_weights(model))
     layouts: dict[Kind, Layout] = {}
     left: dict[str, str] = {}
     for call in calls:
@@ -192,6 +196,7 @@ def discover(model: "PreTrainedModel") -> DiscoveredAdapter:
         names=tuple(call.name for call in calls),
         layouts=layouts,
         conversion=conversion,
+        tied=frozenset(tied),
     )
 
 
@@ -218,15 +223,25 @@ def _traced(model: "PreTrainedModel", conversion: Conversion) -> tuple[str, list
     raise reasons[1]
 
 
-def _check_shared(calls: list[Call]) -> None:
-    owners: dict[int, str] = {}
+def _share(calls: list[Call]) -> set[str]:
+    """Note in calls what blocks share; return the tensors that an earlier block has, by name."""
+    places: dict[tuple[int, tuple[int, ...]], dict[str, tuple[Call, str]]] = {}
     for call in calls:
-        for parameter in call.module.parameters():
-            if owners.setdefault(id(parameter), call.name) != call.name:
-                raise NotImplementedError(
-                    f"{owners[id(parameter)]} and {call.name} share weights, which would have to "
-                    "be quantized for both places at once; that is not supported."
-                )
+        for path, module in call.module.named_modules():
+            for key, each in module.named_parameters(recurse=False):
+                if each.is_floating_point() and each.numel():
+                    name = f"{call.name}.{path}.{key}"
+                    places.setdefault((each.data_ptr(), tuple(each.shape)), {})[name] = call, path
+    later: set[str] = set()
+    modules: dict[Kind, set[str]] = {}
+    for found in places.values():
+        if len({call.name for call, _ in found.values()}) > 1:
+            later |= set(list(found)[1:])
+            for call, path in found.values():
+                modules.setdefault(call.kind, set()).add(path)
+    for call in calls:
+        call.shared = frozenset(modules.get(call.kind, ()))
+    return later
 
 
 def _check_share(name: str, calls: list[Call], layouts: Mapping[Kind, Layout]) -> None:
@@ -246,8 +261,8 @@ def _check_share(name: str, calls: list[Call], layouts: Mapping[Kind, Layout]) -
     if share < MOST:
         found = ", ".join(sorted(others, key=lambda where: -others[where])[:4])
         message = (
-            f"{share:.0%} of the weights in the blocks of {name} are in linears or in experts that "
-            f"transformers' interface describes; the others ({found}) stay in floating point"
+            f"{share:.0%} of the weights in the blocks of {name} can be quantized; the others "
+            f"({found}) stay in floating point"
         )
         if not taken:
             raise NotImplementedError(f"{message}: nothing would be quantized.")

@@ -21,7 +21,8 @@ def expert_lists(block: nn.Module) -> dict[str, ExpertList]:
 def inputs_of(call: Call) -> dict[str, tuple[str, ...]]:
     """Return input → the linears that read it, in the order they ran; an input is called by them.
 
-    Left out are linears that did not run, small ones, and those that choose experts.
+    Left out are linears that did not run, small ones, those that choose experts, and those that
+    another block has, too.
     """
     lists = expert_lists(call.module)
     routers = {experts.count for experts in lists.values()}
@@ -29,6 +30,8 @@ def inputs_of(call: Call) -> dict[str, tuple[str, ...]]:
     for reading in call.readings:
         if reading.name in lists:
             experts = lists[reading.name]
+            if any(each.startswith(f"{reading.name}.") for each in call.shared):
+                continue
             found += [
                 ([f"{reading.name}.{name}" for name in names], None)
                 for expert in range(experts.count)
@@ -37,6 +40,8 @@ def inputs_of(call: Call) -> dict[str, tuple[str, ...]]:
         inside = any(reading.name.startswith(f"{path}.") for path in lists)
         ran_before = any(reading.name in names for names, _ in found)
         if inside or ran_before or not _is_quantized(reading.module, routers):
+            continue
+        if reading.name in call.shared:
             continue
         together = (
             names
@@ -58,6 +63,8 @@ def left_out(call: Call, linears: Mapping[str, tuple[str, ...]]) -> dict[str, st
     for name, module in call.module.named_modules():
         if isinstance(module, nn.Linear) and name not in taken:
             found[name] = "is small or chooses experts" if name in ran else "does not run on text"
+            if name in call.shared:
+                found[name] = "several blocks share"
     return found
 
 

@@ -28,7 +28,8 @@ def proved_scale_groups(
     """
     proof = _Proof(call, linears)
     found: list[ScaleGroup] = []
-    for candidates in _proposals(call, linears):
+    for proposed in _proposals(call, linears):
+        candidates = (each for each in proposed if not call.shared & {each.source, *each.readers})
         found += _for_every_expert(call, next(filter(proof.holds, candidates), None))
     return tuple(found)
 

@@ -53,6 +53,7 @@ class Call:
         name: of the child in the model.
         module: the child.
         kind: what it shares with others that work alike.
+        shared: modules of it whose weights another block has, too; they stay as they are.
         changed: its kind when it ran, where the model had made another of it; else None.
         args: positional arguments, the very objects.
         kwargs: keyword arguments.
@@ -66,6 +67,7 @@ class Call:
     kind: Kind
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    shared: frozenset[str] = frozenset()
     changed: Kind | None = None
     before: tuple[tuple[Any, ...], dict[str, Any]] | None = None
     readings: list[Reading] = field(default_factory=list)

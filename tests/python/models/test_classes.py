@@ -20,10 +20,16 @@ CLASSES = {
     "experts": ["Ernie4_5_Moe", "Glm4Moe", "GptOss", "GraniteMoe", "MiniMaxM2", "Phimoe"],
     "shared keys and values": ["Gemma3n", "Gemma4"],
     "cross attention that does not run": ["Bart"],
+    "numbers that are no parameters, but in files": ["Apertus"],
+    "numbers in no file, which the model computes": ["FalconH1"],
+    "weights that a class makes on the CPU, whatever is asked": ["DiffLlama"],
+    "blocks that the model changes before they run": ["BigBird"],
+    "blocks that share weights": ["Zamba2"],
 }
-SEEING = ["Gemma3", "Llava", "Mistral3", "Mllama", "Qwen2_5_VL", "Qwen3_5", "Voxtral"]
+SEEING = ["Blip2", "Gemma3", "Llama4", "Llava", "Mistral3", "Mllama", "Qwen2_5_VL", "Qwen3_5", "Voxtral"]
 NAMES = [f"{name}ForCausalLM" for names in CLASSES.values() for name in names]
 NAMES += [f"{name}ForConditionalGeneration" for name in SEEING]
+NAMES += ["GPT2LMHeadModel", "ReformerModelWithLMHead"]
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -33,4 +39,5 @@ def test_a_class_is_quantized_and_read_again(name):
     with torch.random.fork_rng(devices=[]):
         result = examine(name, architectures()[name], lambda _: None)
     assert all(result.get(method) for method in METHODS), result
-    assert result["share"] > 0.6  # the rest does not run on text, or is no linear
+    # The rest does not run on text, is no linear, or is what several blocks share.
+    assert result["share"] > (0.4 if name.startswith("Zamba2") else 0.6)

@@ -163,6 +163,7 @@ def discover(model: "PreTrainedModel") -> DiscoveredAdapter:
     conversion = Conversion(on_meta(model))
     runs, calls = _traced(model, conversion)
     tied = _share(calls) & set(compat.tied_weights(model))
+    _check_tied(compat.tied_weights(model), calls)
     layouts: dict[Kind, Layout] = {}
     left: dict[str, str] = {}
     for call in calls:
@@ -242,6 +243,17 @@ def _share(calls: list[Call]) -> set[str]:
     for call in calls:
         call.shared = frozenset(modules.get(call.kind, ()))
     return later
+
+
+def _check_tied(tied: Mapping[str, str], calls: list[Call]) -> None:
+    """Refuse blocks whose weights are also those of modules that are no blocks."""
+    starts = tuple(f"{call.name}." for call in calls)
+    for target, source in tied.items():
+        if target.startswith(starts) != source.startswith(starts):
+            raise NotImplementedError(
+                f"{target} is tied to {source}, and only one of the two is in a block that runs on "
+                "text: the other would be quantized unseen; that is not supported."
+            )
 
 
 def _check_share(name: str, calls: list[Call], layouts: Mapping[Kind, Layout]) -> None:

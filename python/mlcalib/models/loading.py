@@ -167,6 +167,25 @@ def skeleton(
     return model
 
 
+def model_loader(config: "PreTrainedConfig | None") -> Any:
+    """Return the class whose ``from_pretrained`` loads a model.
+
+    That is ``AutoModelForCausalLM``, or the config's own class of models that see or hear for which
+    transformers knows no other.
+
+    Args:
+        config: of the model; None of a GGUF file.
+
+    Raises:
+        ValueError: it is the config of no language model.
+    """
+    from transformers import AutoModelForCausalLM
+
+    if config is None or compat.causal_architecture(config.model_type) is not None:
+        return AutoModelForCausalLM
+    return _model_class(config)
+
+
 def _model_class(config: "PreTrainedConfig") -> Any:
     """Return the class of transformers that a config names, or that its type has.
 
@@ -284,8 +303,6 @@ def load_model(
     Raises:
         FileNotFoundError, ValueError: see ``check_source``; an unknown dtype.
     """
-    from transformers import AutoModelForCausalLM
-
     check_dtype(dtype)
     check_source(source)
     folder, options = _where(source)
@@ -294,7 +311,7 @@ def load_model(
     if config is not None:
         options["config"] = config
     model: PreTrainedModel
-    model, told = AutoModelForCausalLM.from_pretrained(
+    model, told = model_loader(config).from_pretrained(
         folder,
         dtype=_DTYPES[dtype],
         use_safetensors=None if "gguf_file" in options else True,

@@ -5,8 +5,13 @@
 
 import pytest
 import torch
-from examine import METHODS, examine
+from examine import METHODS, examine, logits, running_model
+from small_tokenizer import make_tokenizer
 from tiny_architectures import architectures
+
+import mlcalib
+from mlcalib.checkpoints.packed import load_to_run
+from mlcalib.models.loading import load_model
 
 CLASSES = {
     "fused q, k and v": ["Bloom", "Falcon", "GPTNeoX", "Mpt"],
@@ -26,7 +31,17 @@ CLASSES = {
     "blocks that the model changes before they run": ["BigBird"],
     "blocks that share weights": ["Zamba2"],
 }
-SEEING = ["Blip2", "Gemma3", "Llama4", "Llava", "Mistral3", "Mllama", "Qwen2_5_VL", "Qwen3_5", "Voxtral"]
+SEEING = [
+    "Blip2",
+    "Gemma3",
+    "Llama4",
+    "Llava",
+    "Mistral3",
+    "Mllama",
+    "Qwen2_5_VL",
+    "Qwen3_5",
+    "Voxtral",
+]
 NAMES = [f"{name}ForCausalLM" for names in CLASSES.values() for name in names]
 NAMES += [f"{name}ForConditionalGeneration" for name in SEEING]
 NAMES += ["GPT2LMHeadModel", "ReformerModelWithLMHead"]
@@ -41,3 +56,21 @@ def test_a_class_is_quantized_and_read_again(name):
     assert all(result.get(method) for method in METHODS), result
     # The rest does not run on text, is no linear, or is what several blocks share.
     assert result["share"] > (0.4 if name.startswith("Zamba2") else 0.6)
+
+
+def test_a_model_that_sees_is_loaded_to_be_evaluated(tmp_path):
+    name = "Mistral3ForConditionalGeneration"  # AutoModelForCausalLM does not know its config
+    ids = torch.arange(24)[None] * 5 % 120
+    with torch.random.fork_rng(devices=[]):
+        model = running_model(name, architectures()[name], ids, {})
+    model.save_pretrained(tmp_path / "float")
+    make_tokenizer().save_pretrained(tmp_path / "float")
+    again = load_model(str(tmp_path / "float"))
+    assert type(again) is type(model)
+    assert logits(again, ids).equal(logits(model, ids))
+    options = {"method": "rtn", "group_size": 16, "format": "gptq", "progress": False}
+    ours = mlcalib.quantize(model, tokenizer=make_tokenizer(), **options)
+    ours.save(tmp_path / "gptq")
+    packed = load_to_run(str(tmp_path / "gptq"))
+    assert type(packed) is type(model)
+    torch.testing.assert_close(logits(packed, ids), logits(ours.model, ids), rtol=0, atol=1e-3)

@@ -21,6 +21,7 @@ from mlcalib.models.loading import (
     check_source,
     load_model,
     model_config,
+    model_loader,
     stored_dtype,
 )
 
@@ -54,8 +55,6 @@ def load(folder: str | Path, dtype: str = "auto", device: str = "auto") -> "PreT
             unknown dtype or device.
         NotImplementedError: its format keeps no codes; experts that are packed in another way.
     """
-    from transformers import AutoModelForCausalLM
-
     from mlcalib.checkpoints.packed.config import PackedConfig
 
     if dtype not in _DTYPES:
@@ -69,7 +68,7 @@ def load(folder: str | Path, dtype: str = "auto", device: str = "auto") -> "PreT
         return _on(_load_file(checkpoint, dtype), place)
     config = model_config(str(folder))
     config.quantization_config = PackedConfig().to_dict()
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+    model: PreTrainedModel = model_loader(config).from_pretrained(
         folder, config=config, dtype=dtype, use_safetensors=True
     )
     return _on(model, place)

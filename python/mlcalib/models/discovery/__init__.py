@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mlcalib.common import compat
 from mlcalib.models.base import Adapter, Experts, Origin, ScaleGroup
 from mlcalib.models.conversion import Conversion
+from mlcalib.models.discovery.checks import check_share, check_tied, note_shared
 from mlcalib.models.discovery.inputs import expert_lists, inputs_of, left_out
 from mlcalib.models.discovery.scales import proved_scale_groups
 from mlcalib.models.discovery.synthetic import on_meta, synthetic
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
 __all__ = ["DiscoveredAdapter", "discover"]
 
 _log = logging.getLogger(__name__)
-
-MOST = 0.9
-"""Share of the weights of blocks below which a model is said to be quantized in part."""
 
 
 @dataclass(frozen=True)
@@ -162,8 +160,15 @@ def discover(model: "PreTrainedModel") -> DiscoveredAdapter:
     """
     conversion = Conversion(on_meta(model))
     runs, calls = _traced(model, conversion)
-    tied = _share(calls) & set(compat.tied_weights(model))
-    _check_tied(compat.tied_weights(model), calls)
+    if runs:
+        _log.warning(
+            "%s does not run on token ids alone; the language model inside of it (%s) is quantized, "
+            "on text as it runs by itself",
+            type(model).__name__,
+            runs,
+        )
+    tied = note_shared(calls) & set(compat.tied_weights(model))
+    check_tied(compat.tied_weights(model), calls)
     layouts: dict[Kind, Layout] = {}
     left: dict[str, str] = {}
     for call in calls:
@@ -174,7 +179,11 @@ def discover(model: "PreTrainedModel") -> DiscoveredAdapter:
             given = call.gave if isinstance(call.gave, tuple | list) else None
             left |= left_out(call, linears)
             layouts[call.kind] = Layout(linears, groups, tuple(expert_lists(call.module)), given)
-    _check_share(type(model).__name__, calls, layouts)
+    quantized = {
+        kind: {name for names in layout.linears.values() for name in names}
+        for kind, layout in layouts.items()
+    }
+    check_share(type(model).__name__, calls, quantized)
     layouts |= {call.changed: layouts[call.kind] for call in calls if call.changed is not None}
     _log.info(
         "%s has no family file; %d blocks of %d kinds were found at %s",
@@ -222,63 +231,6 @@ def _traced(model: "PreTrainedModel", conversion: Conversion) -> tuple[str, list
                 call.name = f"{path}.{call.name}".removeprefix(".")
             return path, calls
     raise reasons[1]
-
-
-def _share(calls: list[Call]) -> set[str]:
-    """Note in calls what blocks share; return the tensors that an earlier block has, by name."""
-    places: dict[tuple[int, tuple[int, ...]], dict[str, tuple[Call, str]]] = {}
-    for call in calls:
-        for path, module in call.module.named_modules():
-            for key, each in module.named_parameters(recurse=False):
-                if each.is_floating_point() and each.numel():
-                    name = f"{call.name}.{path}.{key}"
-                    places.setdefault((each.data_ptr(), tuple(each.shape)), {})[name] = call, path
-    later: set[str] = set()
-    modules: dict[Kind, set[str]] = {}
-    for found in places.values():
-        if len({call.name for call, _ in found.values()}) > 1:
-            later |= set(list(found)[1:])
-            for call, path in found.values():
-                modules.setdefault(call.kind, set()).add(path)
-    for call in calls:
-        call.shared = frozenset(modules.get(call.kind, ()))
-    return later
-
-
-def _check_tied(tied: Mapping[str, str], calls: list[Call]) -> None:
-    """Refuse blocks whose weights are also those of modules that are no blocks."""
-    starts = tuple(f"{call.name}." for call in calls)
-    for target, source in tied.items():
-        if target.startswith(starts) != source.startswith(starts):
-            raise NotImplementedError(
-                f"{target} is tied to {source}, and only one of the two is in a block that runs on "
-                "text: the other would be quantized unseen; that is not supported."
-            )
-
-
-def _check_share(name: str, calls: list[Call], layouts: Mapping[Kind, Layout]) -> None:
-    """Refuse a model of which nothing would be quantized, and say where much is not."""
-    taken, others = 0, dict[str, int]()
-    for call in calls:
-        layout = layouts[call.kind]
-        linears = {each for names in layout.linears.values() for each in names}
-        for path, module in call.module.named_modules():
-            for key, parameter in module.named_parameters(recurse=False):
-                if path in linears:
-                    taken += parameter.numel()
-                elif parameter.dim() > 1:
-                    where = f"{type(module).__name__}.{key}"
-                    others[where] = others.get(where, 0) + parameter.numel()
-    share = taken / max(taken + sum(others.values()), 1)
-    if share < MOST:
-        found = ", ".join(sorted(others, key=lambda where: -others[where])[:4])
-        message = (
-            f"{share:.0%} of the weights in the blocks of {name} can be quantized; the others "
-            f"({found}) stay in floating point"
-        )
-        if not taken:
-            raise NotImplementedError(f"{message}: nothing would be quantized.")
-        _log.warning("%s", message)
 
 
 def _handed_over(calls: list[Call]) -> Iterator[tuple[int | str, int]]:

@@ -162,8 +162,8 @@ def discover(model: "PreTrainedModel") -> DiscoveredAdapter:
     runs, calls = _traced(model, conversion)
     if runs:
         _log.warning(
-            "%s does not run on token ids alone; the language model inside of it (%s) is quantized, "
-            "on text as it runs by itself",
+            "%s does not run on token ids alone; the language model inside of it (%s) is "
+            "quantized, on text as it runs by itself",
             type(model).__name__,
             runs,
         )

@@ -123,9 +123,11 @@ def held_ties(model: "PreTrainedModel") -> set[str]:
 
 def fill_buffers(model: "PreTrainedModel") -> None:
     """Compute all buffers, as ``from_pretrained`` does with those that no checkpoint holds."""
+    from transformers import PreTrainedModel
+
     owners: dict[str, Any] = {}  # path of a model inside of models → it
     for path, module in model.named_modules():
-        if hasattr(module, "_init_weights"):
+        if isinstance(module, PreTrainedModel):
             owners[path] = module
         own = dict(module.named_buffers(recurse=False))
         if any(buffer.is_meta for buffer in own.values()):

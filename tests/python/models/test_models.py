@@ -159,12 +159,13 @@ def test_a_model_that_predicts_no_token(tmp_path):
         architecture(str(tmp_path))
 
 
-def test_other_architectures_are_refused_before_their_weights_are_read(tmp_path, tokenizer):
+def test_formats_that_cannot_hold_a_model_are_refused(tmp_path, tokenizer):
     import mlcalib
 
     config = GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=64)
     GPT2LMHeadModel(config).save_pretrained(tmp_path)
-    with pytest.raises(NotImplementedError, match="nothing would be quantized"):
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="Conv1D.*Give format='dense'"):
         mlcalib.quantize(tmp_path, method="rtn")
 
 

@@ -165,7 +165,7 @@ def test_formats_that_cannot_hold_a_model_are_refused(tmp_path, tokenizer):
     config = GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=64)
     GPT2LMHeadModel(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="Conv1D.*Give format='dense'"):
+    with pytest.raises(ValueError, match=r"Conv1D.*Give format='dense'"):
         mlcalib.quantize(tmp_path, method="rtn")
 
 

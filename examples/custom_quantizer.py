@@ -5,7 +5,7 @@
 In a package of yours, an entry point makes it a method of the library and the command line:
 
     [project.entry-points."mlcalib.quantizers"]
-    clipped = "my_package.clipped:Clipped"
+    clipped = "my_package.clipped:ClippedQuantizer"
 
     mlcalib quantize MODEL --out OUT --method clipped --option keep=0.995
 """
@@ -18,28 +18,29 @@ from pydantic import Field
 from torch import Tensor
 
 import mlcalib
-from mlcalib._core import Grid, QuantizedLinear, quantize
+from mlcalib import Grid, QuantizedLinear, Quantizer, QuantizerOptions
 from mlcalib.models.loading import find_smollm2, load_model, load_tokenizer
-from mlcalib.quantizers import Quantizer, quantizers
-from mlcalib.quantizers.base import QuantizerOptions
+from mlcalib.quantizers import quantizers
 from mlcalib.statistics import StatisticSet
 
 
-class ClippedOptions(QuantizerOptions):
+class Clipped(QuantizerOptions):
     """Options of ``clipped``; an unknown one, or a value outside its domain, is an error.
 
     Attributes:
         keep: share of each group's weights that the range covers; the others are clipped.
     """
 
+    method = "clipped"  # so that objects are what method= of mlcalib.quantize takes
+
     keep: float = Field(default=0.98, gt=0.5, le=1)
 
 
 @quantizers.register("clipped")  # a module of a package's own, clipped.py, needs no name here
-class Clipped(Quantizer):
+class ClippedQuantizer(Quantizer):
     """Rounds every weight to the nearest level between two percentiles of its group."""
 
-    Options = ClippedOptions
+    Options = Clipped
     # needs = ("gram",) would give `solve` statistics, and refuse to run without calibration.
 
     def solve(
@@ -52,7 +53,7 @@ class Clipped(Quantizer):
         size = weight.shape[1] if self.spec.group_size == -1 else self.spec.group_size
         groups = torch.stack([self._fit(group) for group in weight.split(size, dim=1)], dim=-1)
         grid = Grid(groups[0], groups[1].to(torch.uint8), self.spec)
-        return QuantizedLinear(quantize(weight, grid), grid)
+        return self.on_grid(weight, grid)
 
     def _fit(self, group: Tensor) -> Tensor:
         """Return scale and zero point of each row, [2, out]; weight ≈ scale · (code - zero)."""
@@ -76,21 +77,17 @@ def main(model: str) -> None:
     live, tokenizer = load_model(model), load_tokenizer(model)
     calibration = mlcalib.calibration(tokenizer, "en,sw,zh", "sample", tokens=768, seq_len=128)
     print(f"{'method':>16} {'keep':>6}  sum of the layers' losses per token")
-    for method, options in [
-        ("rtn", {}),
-        ("clipped", {"keep": 1.0}),
-        ("clipped", {"keep": 0.99}),
-        ("clipped", {"keep": 0.95}),
+    for method in [
+        mlcalib.RTN(group_size=64),
+        *(Clipped(group_size=64, keep=keep) for keep in (1.0, 0.99, 0.95)),
     ]:
-        quantized = mlcalib.quantize(
-            live, calibration, tokenizer=tokenizer, method=method, group_size=64, **options
-        )
+        quantized = mlcalib.quantize(live, calibration, tokenizer=tokenizer, method=method)
         sums = {
             code: sum(losses[code] for losses in quantized.losses.values())
             for code in calibration.ids
         }
         shown = "  ".join(f"{code} {loss:8.4g}" for code, loss in sums.items())
-        print(f"{method:>16} {options.get('keep', ''):>6}  {shown}")
+        print(f"{method.method:>16} {getattr(method, 'keep', ''):>6}  {shown}")
 
 
 if __name__ == "__main__":

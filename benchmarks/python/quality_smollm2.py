@@ -30,7 +30,7 @@ from mlcalib.evaluation import (
     rows_of,
 )
 from mlcalib.models.loading import find_smollm2, load_model, load_tokenizer
-from mlcalib.quantizers.awq import Awq
+from mlcalib.quantizers.awq import AwqQuantizer
 from mlcalib.quantizers.base import ChannelScales
 from mlcalib.report import markdown, metric_table, rise_table
 from mlcalib.results.rows import Row, write_rows
@@ -53,19 +53,19 @@ def remembered(found: list[ChannelScales] | None) -> Iterator[list[ChannelScales
 
     With float propagation clipping comes after every scale was found and does not change any.
     """
-    search, collected = Awq.prepare, list[ChannelScales]()
+    search, collected = AwqQuantizer.prepare, list[ChannelScales]()
     left = None if found is None else iter(found)
 
-    def prepare(self: Awq, *arguments: Any) -> ChannelScales:
+    def prepare(self: AwqQuantizer, *arguments: Any) -> ChannelScales:
         scales = search(self, *arguments) if left is None else next(left)
         collected.append(scales)
         return scales
 
-    Awq.prepare = prepare  # type: ignore[method-assign]
+    AwqQuantizer.prepare = prepare  # type: ignore[method-assign]
     try:
         yield collected
     finally:
-        Awq.prepare = search  # type: ignore[method-assign]
+        AwqQuantizer.prepare = search  # type: ignore[method-assign]
 
 
 def parse(variant: str) -> tuple[str, str | None, str, dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 >>> import mlcalib
 >>> calibration = mlcalib.calibration("model", "multi10", "files:text", tokens=40960)
->>> quantized = mlcalib.quantize("model", calibration, bits=4, group_size=64)
+>>> quantized = mlcalib.quantize("model", calibration, method=mlcalib.GPTQ(bits=4, group_size=64))
 >>> quantized.save("out")
 >>> mlcalib.evaluate(["model", "out"], "multi10", "files:text")
 """
@@ -33,7 +33,7 @@ def _check_torch(built: str, found: str) -> None:
 
 _check_torch(TORCH_VERSION, torch.__version__)
 
-from mlcalib._core import build_info  # noqa: E402 - only after the check
+from mlcalib._core import Grid, GridSpec, QuantizedLinear, build_info  # noqa: E402 - after the check
 from mlcalib.calibration_sets import CalibrationSet  # noqa: E402
 from mlcalib.calibration_sets.calibrate import calibration  # noqa: E402
 from mlcalib.checkpoints.check import check  # noqa: E402
@@ -42,11 +42,19 @@ from mlcalib.checkpoints.imatrix_file import ImportanceFile  # noqa: E402
 from mlcalib.checkpoints.packed import load, register_packed  # noqa: E402
 from mlcalib.evaluation import evaluate  # noqa: E402
 from mlcalib.evaluation.registration import register as _register_model  # noqa: E402
+from mlcalib.formats import Format  # noqa: E402
 from mlcalib.languages import LanguageSet  # noqa: E402
+from mlcalib.models import Adapter  # noqa: E402
 from mlcalib.quantization.imatrix import ImportanceMatrix, imatrix  # noqa: E402
 from mlcalib.quantization.quantize import quantize  # noqa: E402
 from mlcalib.quantization.quantize_checkpoint import quantize_checkpoint  # noqa: E402
 from mlcalib.quantization.quantized_model import QuantizedModel  # noqa: E402
+from mlcalib.quantizers import Quantizer  # noqa: E402
+from mlcalib.quantizers.awq import AWQ  # noqa: E402
+from mlcalib.quantizers.base import QuantizerOptions  # noqa: E402
+from mlcalib.quantizers.gptq import GPTQ  # noqa: E402
+from mlcalib.quantizers.rtn import RTN  # noqa: E402
+from mlcalib.quantizers.smoothquant import SmoothQuant  # noqa: E402
 from mlcalib.studies import study  # noqa: E402
 
 if TYPE_CHECKING:
@@ -56,12 +64,23 @@ __version__ = build_info()["version"]
 _register_model()
 
 __all__ = [
+    "AWQ",
+    "GPTQ",
+    "RTN",
+    "Adapter",
     "CalibrationSet",
+    "Format",
+    "Grid",
+    "GridSpec",
     "ImportanceFile",
     "ImportanceMatrix",
     "LanguageSet",
     "PackedConfig",
+    "QuantizedLinear",
     "QuantizedModel",
+    "Quantizer",
+    "QuantizerOptions",
+    "SmoothQuant",
     "__version__",
     "calibration",
     "check",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mlcalib.calibration_sets import CalibrationSet, build, from_ids, weighted
 from mlcalib.corpora import Document, Documents, open_corpus
 from mlcalib.languages import LanguageSet, language_set
+from mlcalib.languages.language_sets import check_spelling
 from mlcalib.models.context import DEFAULT_SEQ_LEN, context_length, read_config
 from mlcalib.models.loading import check_source, load_tokenizer
 
@@ -70,8 +71,11 @@ def calibration(  # noqa: PLR0913 - what a calibration set is made of
     Raises:
         FileNotFoundError: a folder does not exist, or there is no text in a language.
         ImportError: a package that the corpus needs is not installed.
+        TypeError: ``languages`` are documents, or no text for another reason.
         ValueError: see ``mlcalib.calibration_sets.build``.
     """
+    if languages is not None and not isinstance(languages, LanguageSet):
+        check_spelling(languages)
     nothing: Mapping[str, Any] = {}
     name, given = (corpus, nothing) if isinstance(corpus, str) else ("given", corpus)
     if ids := _token_ids(given):

@@ -25,12 +25,20 @@ def quantize(
     model: Annotated[str, typer.Argument(help=MODEL)],
     out: Annotated[Path, typer.Option(help="The folder to write. It must not exist yet.")],
     method: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="How codes are chosen: gptq, awq, smoothquant, rtn (round to nearest, which needs "
-            "no text), or the name of a plug-in."
+            help="How codes are chosen: gptq (the default), awq, smoothquant, rtn (round to "
+            "nearest, which needs no text), or the name of a plug-in."
         ),
-    ] = "gptq",
+    ] = None,
+    scheme: Annotated[
+        str | None,
+        typer.Option(
+            help="The bits of weights and activations by name: W4A16, W4A16_ASYM, W8A16 (all with "
+            "gptq) or W8A8 (with smoothquant, in compressed-tensors-int8). It stands for --bits, "
+            "--symmetric and a --group-size; --method and --group-size can be given too."
+        ),
+    ] = None,
     bits: Annotated[
         list[str] | None,
         typer.Option(
@@ -102,8 +110,9 @@ def quantize(
         ),
     ] = "quantized",
     format: Annotated[  # noqa: A002
-        str, typer.Option(help=FORMAT)
-    ] = "compressed-tensors",
+        str | None,
+        typer.Option(help=f"{FORMAT} The default is compressed-tensors, or what --scheme says."),
+    ] = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
     memory: Memory = None,
@@ -149,6 +158,7 @@ def quantize(
     from mlcalib.common.files import check_output, parts_folder
     from mlcalib.quantization.overrides import parse_bits
     from mlcalib.quantization.quantize_checkpoint import plan_checkpoint
+    from mlcalib.quantization.scheme import choose
     from mlcalib.quantizers import quantizers
 
     if not (plan or parts_folder(out).is_dir()):  # an unfinished run may be there
@@ -162,7 +172,8 @@ def quantize(
     if twice := given.keys() & further.keys():
         name = min(twice)
         raise ValueError(f"{name} is given twice, by --option and by an option of its own.")
-    kind = quantizers.get(method)
+    chosen, options, saved = choose(method, scheme, format, {**given, **further})
+    kind = quantizers.get(chosen)
 
     def read_text() -> mlcalib.CalibrationSet:
         calibration = mlcalib.calibration(
@@ -186,17 +197,16 @@ def quantize(
 
     text = read_text if kind.needs else None
     asked: dict[str, Any] = {
-        "method": method,
+        "method": chosen,
         "propagate": propagate,
-        "format": format,
+        "format": saved,
         "dtype": dtype,
         "device": device,
         "memory": memory,
         "hidden_states": hidden_states,
         "skip": skip or (),
         "overrides": overrides,
-        **given,
-        **further,
+        **options,
     }
     if plan:
         typer.echo(plan_checkpoint(model, text, **asked).table())

@@ -1,6 +1,7 @@
 """Values that were read, of the types that were written."""
 
 import json
+import re
 from functools import cache
 from typing import Any, TypeVar
 
@@ -35,6 +36,23 @@ def first_problem(error: ValidationError) -> str:
     first = error.errors(include_input=False, include_url=False)[0]
     where = printable(".".join(map(str, first["loc"])))
     return f"{where}: {first['msg']}" if where else first["msg"]
+
+
+def problems(error: ValidationError) -> str:
+    """Say of all values that a user gave and pydantic refused what was given and expected."""
+    found: dict[str, list[str]] = {}
+    for each in error.errors(include_url=False):
+        name, said = ".".join(map(str, each["loc"][:1])), each["msg"]
+        if each["type"] == "value_error":
+            given, said = "", str(each["ctx"]["error"])
+        elif each["type"] == "missing":
+            given, said = f"{name} is missing; ", "give it."
+        else:
+            given = f"{name} is {printable(repr(each['input']))}, expected "
+            said = re.sub(r"^Input should be |, (unable to|got) .*$", "", said)
+        found.setdefault(given, []).append(said)
+    sentences = (f"{given}{' or '.join(said)}".rstrip(".") for given, said in found.items())
+    return "".join(f"{each}. " for each in sentences).rstrip()
 
 
 @cache

@@ -1,6 +1,7 @@
 """Sets of languages with weights, and the ways in which a user can write one."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from importlib.resources import files
@@ -10,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from mlcalib.common.errors import printable
 from mlcalib.languages.catalogue import language, languages, unknown_language
 
 
@@ -94,7 +96,9 @@ def language_set(spec: str) -> LanguageSet:
         ValueError: a set or language is unknown, a language is named twice, a weight is not a
             positive number, only some languages have weights, or the file is not a set.
         FileNotFoundError: the file does not exist.
+        TypeError: it is no text, e.g. a mapping from languages to documents.
     """
+    check_spelling(spec)
     spec = spec.strip()
     builtin = _builtin_sets()
     if spec in builtin:
@@ -110,6 +114,24 @@ def language_set(spec: str) -> LanguageSet:
             )
         return found
     return _ad_hoc(spec)
+
+
+def check_spelling(given: object) -> None:
+    """Refuse languages that are not described by a text.
+
+    Raises:
+        TypeError: as when documents are given where languages are expected; says where they go.
+    """
+    if isinstance(given, str):
+        return
+    named = f"a {type(given).__name__}"
+    if isinstance(given, Mapping | list | tuple | set) and given:
+        named += f" of {', '.join(printable(str(each)) for each in list(given)[:3])}"
+    raise TypeError(
+        f"languages is {named}, expected a text: a set ('multi10'), a list ('en,sw') or shares "
+        "('en:0.7,sw:0.3'); or a LanguageSet. Documents of your own are the corpus, by keyword: "
+        "corpus={'en': ['a document', …], 'sw': […]}."
+    )
 
 
 def _builtin_sets() -> dict[str, Traversable]:

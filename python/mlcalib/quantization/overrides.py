@@ -5,7 +5,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mlcalib._core import GridSpec
 from mlcalib.common.layer_names import fused_groups, patterns
 from mlcalib.quantizers import Quantizer
 from mlcalib.quantizers.base import QuantizerOptions
@@ -122,7 +121,6 @@ def _options(
         )
     try:
         changed = quantizer.Options(**{**options, **given})
-        GridSpec(changed.bits, changed.group_size, changed.symmetric)
     except ValueError as error:
         raise ValueError(f"The override '{pattern}': {error}") from error
     return changed

@@ -16,10 +16,12 @@ from mlcalib.quantization.open_source import open_source
 from mlcalib.quantization.propagation import mixture_of
 from mlcalib.quantization.quantized_model import QuantizedModel
 from mlcalib.quantization.recipe import check_method, make_recipe
+from mlcalib.quantization.scheme import choose
 from mlcalib.quantization.sink import MemorySink
 from mlcalib.quantization.solve import check_block
 from mlcalib.quantization.text_check import check_text
 from mlcalib.quantization.variant import Variant
+from mlcalib.quantizers.base import QuantizerOptions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -29,9 +31,10 @@ def quantize(  # noqa: PLR0913 - what a quantization is made of
     model: "str | Path | PreTrainedModel",
     calibration: CalibrationSet | None = None,
     *,
-    method: str = "gptq",
+    method: str | QuantizerOptions | None = None,
+    scheme: str | None = None,
     propagate: Propagate = "quantized",
-    format: str = "compressed-tensors",  # noqa: A002
+    format: str | None = None,  # noqa: A002
     tokenizer: "PreTrainedTokenizerBase | None" = None,
     dtype: str = "auto",
     device: str = "auto",
@@ -52,11 +55,18 @@ def quantize(  # noqa: PLR0913 - what a quantization is made of
         model: a folder with safetensors, a name on the hub, a GGUF file, or a transformers model,
             which is not changed.
         calibration: the text, made by ``mlcalib.calibration``; None for a method that needs none.
-        method: the name of a quantizer: ``gptq``, ``awq``, ``smoothquant``, ``rtn`` (rounding to
-            nearest) or a plug-in.
+        method: a quantizer with its options, e.g. ``mlcalib.GPTQ(bits=4, group_size=64)``,
+            ``mlcalib.AWQ(...)``, ``mlcalib.SmoothQuant(...)`` or ``mlcalib.RTN(...)`` (rounding to
+            nearest). Or its name (``gptq``, ``awq``, ``smoothquant``, ``rtn`` or a plug-in), with
+            options by keyword. The default is ``gptq``, or what ``scheme`` says.
+        scheme: the bits of weights and activations: ``W4A16``, ``W4A16_ASYM``, ``W8A16`` (all with
+            ``gptq``) or ``W8A8`` (with ``smoothquant`` and the format
+            ``compressed-tensors-int8``). It stands for ``bits``, ``symmetric`` and a
+            ``group_size``; ``method`` by name, ``group_size`` and other options can be given too.
         propagate: ``quantized`` calibrates each block on the already quantized model, which runs
             the text through each block twice; ``float`` calibrates it on the float model.
-        format: the checkpoint format to save. Grids that it cannot hold are refused now.
+        format: the checkpoint format to save. Grids that it cannot hold are refused now. The
+            default is ``compressed-tensors``, or what ``scheme`` says.
         tokenizer: of a transformers model, saved with it. With a folder or a hub name it replaces
             the model's own.
         dtype: of the weights while they are quantized, and of those that are not: ``auto`` (as they
@@ -74,14 +84,16 @@ def quantize(  # noqa: PLR0913 - what a quantization is made of
             e.g. ``{"down_proj": {"bits": 8}}``. What ``skip`` matches is skipped; otherwise the
             first pattern that matches counts. Several grids in one ``compressed-tensors``
             checkpoint must all be symmetric.
-        options: of the quantizer: ``bits`` (of a weight), ``group_size`` (input channels that share
-            a scale), ``symmetric``, ``range``, …
+        options: of a quantizer that ``method`` or ``scheme`` names: ``bits`` (of a weight),
+            ``group_size`` (input channels that share a scale), ``symmetric``, ``range``, …
 
     Returns:
         The quantized model, with the loss of each linear in each calibration language.
 
     Raises:
-        ValueError: an unknown method, format or option; a format that cannot hold the grids; a
+        TypeError: ``method`` is neither a name nor options.
+        ValueError: an unknown method, scheme, format or option, or options beside an object that
+            has them; a value that an option cannot have; a format that cannot hold the grids; a
             pattern that takes no linear, or only some of those that vLLM and SGLang fuse (q, k and
             v; gate and up; experts); NaN or Inf in a layer; a damaged checkpoint; text that the
             model cannot read.
@@ -89,6 +101,7 @@ def quantize(  # noqa: PLR0913 - what a quantization is made of
             read.
         torch.linalg.LinAlgError: a Gram that is not positive definite.
     """
+    method, options, format = choose(method, scheme, format, options)  # noqa: A001
     check_method(method, propagate, calibrated=calibration is not None, options=options)
     formats.get(format)
     place = choose_device(device)

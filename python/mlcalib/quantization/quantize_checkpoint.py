@@ -23,10 +23,12 @@ from mlcalib.quantization.model_files import ModelFiles
 from mlcalib.quantization.open_source import open_source
 from mlcalib.quantization.propagation import mixture_of
 from mlcalib.quantization.recipe import Recipe, check_method, make_recipe
+from mlcalib.quantization.scheme import choose
 from mlcalib.quantization.sink import FileSink
 from mlcalib.quantization.source import Source
 from mlcalib.quantization.text_check import check_text
 from mlcalib.quantization.variant import Variant
+from mlcalib.quantizers.base import QuantizerOptions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -37,9 +39,10 @@ def quantize_checkpoint(  # noqa: PLR0913 - what a quantization is made of
     out: str | Path,
     calibration: CalibrationSet | Callable[[], CalibrationSet] | None = None,
     *,
-    method: str = "gptq",
+    method: str | QuantizerOptions | None = None,
+    scheme: str | None = None,
     propagate: Propagate = "quantized",
-    format: str = "compressed-tensors",  # noqa: A002
+    format: str | None = None,  # noqa: A002
     dtype: str = "auto",
     device: str = "auto",
     memory: float | None = None,
@@ -62,6 +65,7 @@ def quantize_checkpoint(  # noqa: PLR0913 - what a quantization is made of
         calibration: see ``mlcalib.calibration``; None for methods that need none. A function that
             makes it is called when all else has been checked.
         method: see ``mlcalib.quantize``.
+        scheme: see ``mlcalib.quantize``.
         propagate: see ``mlcalib.quantize``.
         format: see ``mlcalib.quantize``.
         dtype: see ``mlcalib.quantize``.
@@ -83,6 +87,7 @@ def quantize_checkpoint(  # noqa: PLR0913 - what a quantization is made of
         ValueError: see ``mlcalib.quantize``; or an unfinished run that began with other inputs.
         NotImplementedError, torch.linalg.LinAlgError: see ``mlcalib.quantize``.
     """
+    method, options, format = choose(method, scheme, format, options)  # noqa: A001
     asked = _Asked(model, calibration, method, propagate, format, dtype, skip, overrides, options)
     _check_place(hidden_states)
     place = choose_device(device)
@@ -132,9 +137,10 @@ def plan_checkpoint(  # noqa: PLR0913 - what a quantization is made of
     model: str | Path,
     calibration: CalibrationSet | Callable[[], CalibrationSet] | None = None,
     *,
-    method: str = "gptq",
+    method: str | QuantizerOptions | None = None,
+    scheme: str | None = None,
     propagate: Propagate = "quantized",
-    format: str = "compressed-tensors",  # noqa: A002
+    format: str | None = None,  # noqa: A002
     dtype: str = "auto",
     device: str = "auto",
     memory: float | None = None,
@@ -147,6 +153,7 @@ def plan_checkpoint(  # noqa: PLR0913 - what a quantization is made of
 
     The arguments are those of ``quantize_checkpoint``, and so are the errors.
     """
+    method, options, format = choose(method, scheme, format, options)  # noqa: A001
     asked = _Asked(model, calibration, method, propagate, format, dtype, skip, overrides, options)
     _check_place(hidden_states)
     source, tokenizer = asked.open()

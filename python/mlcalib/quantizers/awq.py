@@ -13,10 +13,15 @@ from mlcalib.quantizers import Quantizer, quantizers
 from mlcalib.quantizers.base import ChannelScales, OutputLoss, QuantizerOptions, ScaledInput
 
 
-class AwqQuantizerOptions(QuantizerOptions):
-    """Options of ``awq``.
+class AWQ(QuantizerOptions):
+    """AWQ: scales salient channels up before rounding, so that it hurts them less.
+
+    The options of the quantizer ``awq``. Source: arXiv 2306.00978.
 
     Attributes:
+        bits: the bits of a code, from 2 to 8.
+        group_size: how many input channels share a scale; -1 is the whole row.
+        symmetric: whether the zero point is fixed at the middle of the range.
         range: how ranges are chosen while scales are searched; without ``clip`` also at the end.
         points: how many scales are tried for each scale group: the powers 0, 1/points, … of the
             mean |x|.
@@ -29,6 +34,8 @@ class AwqQuantizerOptions(QuantizerOptions):
             language if that is more.
     """
 
+    method = "awq"
+
     range: Literal["minmax", "mse", "gram"] = "minmax"
     points: int = Field(default=20, ge=1)
     objective: Literal["linear", "block"] = "linear"
@@ -37,14 +44,14 @@ class AwqQuantizerOptions(QuantizerOptions):
 
 
 @quantizers.register
-class Awq(Quantizer):
+class AwqQuantizer(Quantizer):
     """Folds scales into the model so that rounding hurts large activations less, then rounds."""
 
     needs = ("gram", "moments")
     scales = True
-    Options = AwqQuantizerOptions
+    Options = AWQ
 
-    def __init__(self, options: AwqQuantizerOptions, scale_dtype: torch.dtype) -> None:
+    def __init__(self, options: AWQ, scale_dtype: torch.dtype) -> None:
         """See ``Quantizer``."""
         super().__init__(options, scale_dtype)
         self._options = options

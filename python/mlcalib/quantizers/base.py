@@ -2,23 +2,28 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
-from pydantic import model_validator
+from pydantic import ValidationError, model_validator
 from torch import Tensor
 
 from mlcalib import _core
-from mlcalib._core import GridSpec, QuantizedLinear
+from mlcalib._core import Grid, GridSpec, QuantizedLinear
+from mlcalib.common.checked import problems
 from mlcalib.common.config import Config
 from mlcalib.common.registry import unknown
 from mlcalib.statistics import StatisticSet
 
 
 class QuantizerOptions(Config):
-    """The options that every quantizer has; see ``_core.GridSpec``.
+    """The options that every quantizer has; those of one quantizer are a class of their own.
+
+    An object of such a class is what ``method=`` of ``mlcalib.quantize`` takes. Its values are
+    checked when it is made, and it cannot be changed afterwards.
 
     Attributes:
+        method: the name of the quantizer, of the class; without it, objects are no ``method=``.
         bits: the bits of a code, from 2 to 8.
         group_size: how many input channels share a scale; -1 is the whole row.
         symmetric: whether the zero point is fixed at the middle of the range.
@@ -26,18 +31,35 @@ class QuantizerOptions(Config):
             error of the weights (``mse``), or the least error weighted by the Gram (``gram``).
     """
 
+    method: ClassVar[str] = ""
+
     bits: int = 4
     group_size: int = 128
     symmetric: bool = False
     range: Literal["minmax", "mse", "gram"] = "minmax"
 
-    @model_validator(mode="before")
-    @classmethod
-    def _known(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
-        for name in given:
-            if name not in cls.model_fields:
-                raise ValueError(unknown("option", name, cls.model_fields))
-        return given
+    if not TYPE_CHECKING:  # type checkers take the arguments from the fields
+
+        def __init__(self, **given: Any) -> None:
+            """Check options.
+
+            Raises:
+                ValueError: an option does not exist, or has a value that is not possible; in
+                    words, without pydantic's own.
+            """
+            fields = type(self).model_fields
+            for name in given:
+                if name not in fields:
+                    raise ValueError(unknown("option", name, fields))
+            try:
+                super().__init__(**given)
+            except ValidationError as error:
+                raise ValueError(problems(error)) from None
+
+    @model_validator(mode="after")
+    def _possible(self) -> "QuantizerOptions":
+        GridSpec(self.bits, self.group_size, self.symmetric)
+        return self
 
 
 @dataclass(frozen=True)
@@ -177,7 +199,7 @@ class Quantizer:
                 f"{type(self).__name__} needs calibration; give a calibration set, or use rtn."
             )
         gram = None if statistics is None else statistics.gram()
-        return [_core.rtn(weight, self.spec, gram) for weight in weights]
+        return [self.fitted(weight, self.spec, gram) for weight in weights]
 
     def round(self, weights: Sequence[Tensor]) -> list[QuantizedLinear]:
         """Round linears whose input no token has reached, so that there are no statistics.
@@ -188,5 +210,33 @@ class Quantizer:
         for weight in weights:
             alike = torch.eye(weight.shape[1], device=weight.device)
             grid = _core.fit_grid(weight, self.spec, alike)  # read where range is "gram"
-            results.append(QuantizedLinear(_core.quantize(weight, grid), grid))
+            results.append(self.on_grid(weight, grid))
         return results
+
+    @staticmethod
+    def fitted(weight: Tensor, spec: GridSpec, gram: Tensor | None = None) -> QuantizedLinear:
+        """Round a weight to nearest, on grids that are fitted to its groups.
+
+        Args:
+            weight: [out, in]; float32, bfloat16 or float16.
+            spec: what the grids are like, and how their ranges are chosen.
+            gram: of its input, [in, in] float32. The range ``gram`` needs it, and the result then
+                has a ``loss``.
+
+        Raises:
+            ValueError: there is NaN or Inf, shapes do not fit, or the Gram is missing.
+        """
+        return _core.rtn(weight, spec, gram)
+
+    @staticmethod
+    def on_grid(weight: Tensor, grid: Grid) -> QuantizedLinear:
+        """Round a weight to nearest, on a grid that is given.
+
+        Args:
+            weight: [out, in]; float32, bfloat16 or float16.
+            grid: scales and zero points, [out, groups] each.
+
+        Raises:
+            ValueError: there is NaN or Inf, or shapes do not fit.
+        """
+        return QuantizedLinear(_core.quantize(weight, grid), grid)

@@ -4,20 +4,25 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from mlcalib import _core
-from mlcalib._core import CorrectionOptions, GptqOptions, QuantizedLinear
+from mlcalib._core import CorrectionOptions, GptqOptions, GridSpec, QuantizedLinear
 from mlcalib.quantizers import Quantizer, quantizers
 from mlcalib.quantizers.base import QuantizerOptions, Sensitivity
 from mlcalib.statistics import StatisticSet
 
 
-class GptqQuantizerOptions(QuantizerOptions):
-    """Options of ``gptq``; see ``_core.GptqOptions``.
+class GPTQ(QuantizerOptions):
+    """GPTQ: rounds column by column, and later columns make up for the error of earlier ones.
+
+    The options of the quantizer ``gptq``. Source: arXiv 2210.17323.
 
     Attributes:
+        bits: the bits of a code, from 2 to 8.
+        group_size: how many input channels share a scale; -1 is the whole row.
+        symmetric: whether the zero point is fixed at the middle of the range.
         range: how the range of each group is chosen; ``gram`` weights errors by the diagonal of
             the Gram.
         damp: what is added to the diagonal of the Gram, as a fraction of its mean.
@@ -38,6 +43,8 @@ class GptqQuantizerOptions(QuantizerOptions):
             order, fits the grid of a group when the group is reached.
     """
 
+    method = "gptq"
+
     range: Literal["minmax", "mse", "gram"] = "gram"
     damp: float = 0.01
     order: Literal["activation", "natural"] = "activation"
@@ -47,25 +54,38 @@ class GptqQuantizerOptions(QuantizerOptions):
     fisher_tokens: int = Field(default=0, ge=0)
     output_damp: float = Field(default=1.0, gt=0)
 
+    def solver(self, spec: GridSpec) -> GptqOptions:
+        """Return what the core takes.
+
+        Raises:
+            ValueError: values that are not possible, or not together.
+        """
+        return GptqOptions(
+            spec,
+            damp=self.damp,
+            order=self.order,
+            static_grid=self.static_grid,
+            refit=self.refit,
+            output_damp=self.output_damp,
+        )
+
+    @model_validator(mode="after")
+    def _solvable(self) -> "GPTQ":
+        self.solver(GridSpec())
+        return self
+
 
 @quantizers.register
-class Gptq(Quantizer):
+class GptqQuantizer(Quantizer):
     """Rounds column by column; later columns make up for the error of earlier ones."""
 
     needs = ("gram",)
-    Options = GptqQuantizerOptions
+    Options = GPTQ
 
-    def __init__(self, options: GptqQuantizerOptions, scale_dtype: torch.dtype) -> None:
+    def __init__(self, options: GPTQ, scale_dtype: torch.dtype) -> None:
         """See ``Quantizer``."""
         super().__init__(options, scale_dtype)
-        self._gptq = GptqOptions(
-            self.spec,
-            damp=options.damp,
-            order=options.order,
-            static_grid=options.static_grid,
-            refit=options.refit,
-            output_damp=options.output_damp,
-        )
+        self._gptq = options.solver(self.spec)
         self._fisher_tokens = options.fisher_tokens
         self._correction = CorrectionOptions(options.correction) if options.correction else None
 

@@ -6,14 +6,26 @@ from mlcalib.quantizers import Quantizer, quantizers
 from mlcalib.quantizers.base import QuantizerOptions
 
 
-class RtnOptions(QuantizerOptions):
-    """Options of ``rtn``. The range is ``minmax``, or ``mse`` for the least squared error."""
+class RTN(QuantizerOptions):
+    """Rounding to nearest: every weight by itself, without calibration text.
+
+    The options of the quantizer ``rtn``.
+
+    Attributes:
+        bits: the bits of a code, from 2 to 8.
+        group_size: how many input channels share a scale; -1 is the whole row.
+        symmetric: whether the zero point is fixed at the middle of the range.
+        range: how the range of each group is chosen: its extremes (``minmax``), or the least
+            squared error of the weights (``mse``).
+    """
+
+    method = "rtn"
 
     range: Literal["minmax", "mse"] = "minmax"
 
 
 @quantizers.register
-class Rtn(Quantizer):
+class RtnQuantizer(Quantizer):
     """Rounds every weight to the nearest level of the grid of its group."""
 
-    Options = RtnOptions
+    Options = RTN

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from mlcalib import _core
@@ -16,15 +16,25 @@ from mlcalib.quantizers.base import ChannelScales, OutputLoss, QuantizerOptions,
 from mlcalib.statistics import StatisticSet
 
 
-class SmoothQuantOptions(QuantizerOptions):
-    """Options of ``smoothquant``. The defaults (8 bits, symmetric, a scale per row) are for W8A8.
+class SmoothQuant(QuantizerOptions):
+    """SmoothQuant: moves outliers of activations into weights; the defaults are for W8A8.
+
+    The options of the quantizer ``smoothquant``. Activations are rounded in a checkpoint with
+    ``format="compressed-tensors-int8"``. Source: arXiv 2211.10438.
 
     Attributes:
+        bits: the bits of a code, from 2 to 8.
+        group_size: how many input channels share a scale; -1 is the whole row.
+        symmetric: whether the zero point is fixed at the middle of the range.
+        range: how the range of each group is chosen: its extremes (``minmax``), or the least
+            squared error of the weights (``mse``).
         alpha: the exponent that shares the outliers between activations and weights. 0 leaves
             activations as they are, and 1 gives all their channels the same size. ``search`` takes
             the best of 0, 0.05, … 1 for each scale group.
         activation_bits: the bits of activations for which the search chooses.
     """
+
+    method = "smoothquant"
 
     bits: int = 8
     group_size: int = -1
@@ -33,24 +43,24 @@ class SmoothQuantOptions(QuantizerOptions):
     alpha: float | Literal["search"] = Field(default=0.5)
     activation_bits: int = Field(default=8, ge=2, le=16)
 
+    @model_validator(mode="after")
+    def _exponent(self) -> "SmoothQuant":
+        if self.alpha != "search" and not 0 <= self.alpha <= 1:
+            raise ValueError(f"alpha is {self.alpha}, expected 0 to 1, or 'search'.")
+        return self
+
 
 @quantizers.register
-class SmoothQuant(Quantizer):
+class SmoothQuantQuantizer(Quantizer):
     """Folds scales max|x|^alpha / max|w|^(1-alpha) into the model, then rounds to nearest."""
 
     needs = ("gram", "range")
     scales = True
-    Options = SmoothQuantOptions
+    Options = SmoothQuant
 
-    def __init__(self, options: SmoothQuantOptions, scale_dtype: torch.dtype) -> None:
-        """See ``Quantizer``.
-
-        Raises:
-            ValueError: alpha is not from 0 to 1.
-        """
+    def __init__(self, options: SmoothQuant, scale_dtype: torch.dtype) -> None:
+        """See ``Quantizer``."""
         super().__init__(options, scale_dtype)
-        if options.alpha != "search" and not 0 <= options.alpha <= 1:
-            raise ValueError(f"alpha is {options.alpha}, expected 0 to 1, or 'search'.")
         self._options = options
 
     def prepare(

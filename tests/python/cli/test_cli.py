@@ -199,10 +199,11 @@ QUANTIZE = ["quantize", "{folder}", "--out", "{out}", "--group-size", "32", "--t
         ([*QUANTIZE, "--option", "damp"], "expected NAME=VALUE"),
         (
             [*QUANTIZE, "--option", "damp=much"],
-            "ValidationError: damp: Input should be a valid num",
+            "ValueError: damp is 'much', expected a valid number",
         ),
         ([*QUANTIZE, "--option", "dampp=1"], "Unknown option 'dampp'. Did you mean 'damp'"),
         ([*QUANTIZE, "--seq-len", "1"], "seq_len is 1"),
+        ([*QUANTIZE, "--scheme", "W4A6"], "Unknown scheme 'W4A6'. Did you mean 'W4A16'"),
         ([*QUANTIZE, "--bits", "four"], "--bits is 'four', expected a number, or REGEX=BITS"),
         ([*QUANTIZE, "--bits", "=8"], "--bits is '=8', expected"),
         ([*QUANTIZE, "--bits", "down="], "--bits is 'down=', expected"),

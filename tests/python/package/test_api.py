@@ -104,8 +104,31 @@ def test_bad_arguments(tokenizer, arguments, message):
         mlcalib.calibration(tokenizer, **{"seq_len": 16, **arguments})
 
 
+@pytest.mark.parametrize(
+    ("languages", "said"),
+    [(TEXTS, "a dict of en, sw,"), (["en", "sw"], "a list of en, sw,"), (3, "a int,")],
+)
+def test_documents_in_the_place_of_languages(tokenizer, languages, said):
+    for call in (
+        lambda: mlcalib.calibration(tokenizer, languages),
+        lambda: mlcalib.calibration(tokenizer, languages, tokens=40),
+        lambda: mlcalib.evaluate([], languages),
+    ):
+        with pytest.raises(TypeError, match=f"languages is {said}.*keyword: corpus=.'en': "):
+            call()
+
+
 def test_a_live_model_needs_its_tokenizer():
     from small_models import tiny_llama
 
     with pytest.raises(ValueError, match="pass tokenizer="):
         mlcalib.quantize(tiny_llama(), method="rtn")
+
+
+def test_what_plug_ins_are_made_of_is_public():
+    assert set(mlcalib.__all__) <= set(dir(mlcalib)) | {"PackedConfig"}
+    for name in (
+        *("Adapter", "Format", "Grid", "GridSpec"),
+        *("QuantizedLinear", "Quantizer", "QuantizerOptions"),
+    ):
+        assert name in mlcalib.__all__

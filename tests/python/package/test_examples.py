@@ -50,7 +50,8 @@ def test_custom_quantizer_from_an_entry_point(model, tmp_path):
     info = tmp_path / "site" / "clipped-1.0.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: clipped\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[mlcalib.quantizers]\nclipped = clipped:Clipped\n")
+    point = "clipped = clipped:ClippedQuantizer"
+    (info / "entry_points.txt").write_text(f"[mlcalib.quantizers]\n{point}\n")
     example = (EXAMPLES / "custom_quantizer.py").read_text()
     (tmp_path / "site" / "clipped.py").write_text(example)
     out = tmp_path / "out"

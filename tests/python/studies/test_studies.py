@@ -85,6 +85,14 @@ def test_settings_and_variants_are_the_product(spec):
     assert names[-1] == "rtn-w4-g32"
 
 
+def test_quantizers_as_objects(spec):
+    spec["quantizers"] = [mlcalib.GPTQ(group_size=32, damp=0.02), mlcalib.RTN(), "awq"]
+    found = variants_of(read_study(spec))
+    spec["quantizers"] = [{"method": "gptq", "group_size": 32, "damp": 0.02}, "rtn", "awq"]
+    assert found == variants_of(read_study(spec))
+    assert "gptq-w4-g32-damp_0.02-en" in found
+
+
 def test_equals_separate_runs(spec, model, text, tmp_path):
     run(spec, tmp_path / "study")
     checkpoints = tmp_path / "study" / "tiny" / "checkpoints"

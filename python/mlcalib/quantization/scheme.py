@@ -1,0 +1,86 @@
+"""Schemes: the bits of weights and of activations, by the names that people know."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mlcalib.common.registry import unknown
+from mlcalib.quantizers import chosen
+from mlcalib.quantizers.base import QuantizerOptions
+
+_METHOD = "gptq"
+_FORMAT = "compressed-tensors"
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """What a name stands for.
+
+    Attributes:
+        method: the quantizer, unless another one is asked for.
+        bits: of a weight.
+        symmetric: whether the zero point is fixed at the middle of the range.
+        group_size: unless another one is asked for.
+        format: the one checkpoint format that says how activations are rounded; None where they are
+            not, and any format will do.
+    """
+
+    method: str
+    bits: int
+    symmetric: bool
+    group_size: int
+    format: str | None = None
+
+
+# The grids are those of the presets of the same names in compressed-tensors.
+SCHEMES = {
+    "W4A16": Scheme("gptq", 4, symmetric=True, group_size=128),
+    "W4A16_ASYM": Scheme("gptq", 4, symmetric=False, group_size=128),
+    "W8A16": Scheme("gptq", 8, symmetric=True, group_size=128),
+    "W8A8": Scheme("smoothquant", 8, True, -1, "compressed-tensors-int8"),
+}
+
+
+def choose(
+    method: str | QuantizerOptions | None,
+    scheme: str | None,
+    format: str | None,  # noqa: A002
+    options: Mapping[str, Any],
+) -> tuple[str, dict[str, Any], str]:
+    """Return the name of the quantizer, its options, and the checkpoint format.
+
+    Args:
+        method: a name, an object with options, or None for the default.
+        scheme: one of ``SCHEMES``, or None.
+        format: the checkpoint format, or None for the default.
+        options: of the quantizer, as given.
+
+    Raises:
+        TypeError: ``method`` is neither a name nor options.
+        ValueError: the scheme is unknown, or says other things than the rest.
+    """
+    if scheme is None:
+        name, given = chosen(_METHOD if method is None else method, options)
+        return name, given, _FORMAT if format is None else format
+    if scheme not in SCHEMES:
+        raise ValueError(unknown("scheme", str(scheme), SCHEMES))
+    found = SCHEMES[scheme]
+    if not (method is None or isinstance(method, str)):
+        raise ValueError(
+            f"scheme is '{scheme}', and method an object, which has all options; give one of them, "
+            f"or the method by name: method='{type(method).method}', scheme='{scheme}'."
+        )
+    for option in ("bits", "symmetric"):
+        own = getattr(found, option)
+        if options.get(option, own) != own:
+            raise ValueError(
+                f"scheme is '{scheme}', which means {option}={own}, but {option}="
+                f"{options[option]} was given; leave one of them out."
+            )
+    if found.format is not None and format not in (None, found.format):
+        raise ValueError(
+            f"scheme is '{scheme}', which only the format '{found.format}' holds, but format is "
+            f"'{format}'; leave one of them out."
+        )
+    grid = {"bits": found.bits, "group_size": found.group_size, "symmetric": found.symmetric}
+    return method or found.method, grid | dict(options), format or found.format or _FORMAT

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from mlcalib.corpora import left_out, notes, said_of
+from mlcalib.notebook import html
 
 REPEATED = 0.1  # of a language's documents; more is warned of
 OWN_SCRIPT = 0.5  # of a language's letters; less is warned of
@@ -173,6 +174,40 @@ class CalibrationSet:
 
     def table(self) -> str:
         """Return the report as a text table, with totals and with what is missing or left out."""
+        cells = self._cells()
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        lines = ["  ".join(_align(row, widths)).rstrip() for row in cells]
+        lines += self._remarks()
+        lines += [f"warning: {warning}" for warning in self.warnings]
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        asked = sum(report.asked for report in self.report.values())
+        got = sum(self.tokens.values())
+        of = "" if got == asked else f" of the {asked:,} asked for"
+        warned = f"; {len(self.warnings)} warnings, see table()" if self.warnings else ""
+        return (
+            f"CalibrationSet '{self.set_name}' of the corpus '{self.corpus}': {got:,} tokens{of}, "
+            f"in sequences of {self.seq_len}\n{len(self.ids)} languages: "
+            f"{' '.join(self.ids)}{warned}"
+        )
+
+    def _repr_html_(self) -> str:
+        header, *rows, totals = self._cells()
+        most = max((report.got for report in self.report.values()), default=0) or 1
+        lines: list[list[html.Cell]] = [
+            [*row[:3], html.bar(report.got / most), *row[3:]]
+            for row, report in zip(rows, self.report.values(), strict=True)
+        ]
+        return html.page(
+            html.heading(repr(self).partition("\n")[0]),
+            html.table([*header[:3], "", *header[3:]], [*lines, [*totals[:3], "", *totals[3:]]]),
+            html.listing(self._remarks()),
+            html.listing(self.warnings, "warning"),
+        )
+
+    def _cells(self) -> list[list[str]]:
+        """Return the header, a row for each language, and the totals."""
         header = [
             "language", "asked", "got", "sequences", "documents", "repeated", "characters/token",
             "own script", "cut",
@@ -180,18 +215,19 @@ class CalibrationSet:
         rows = [_row(language, report) for language, report in self.report.items()]
         totals = ["total", *(f"{sum(column):,}" for column in zip(*self._counts(), strict=True))]
         totals[6:6] = ["", ""]
-        cells = [header, *rows, totals]
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        lines = ["  ".join(_align(row, widths)).rstrip() for row in cells]
-        for language, report in self.report.items():
-            if report.got < report.asked:
-                missing = report.asked - report.got
-                lines.append(f"short: {language} lacks {missing:,} of {report.asked:,} tokens")
+        return [header, *rows, totals]
+
+    def _remarks(self) -> list[str]:
+        """Return what is missing or left out."""
+        lines = [
+            f"short: {language} lacks {report.asked - report.got:,} of {report.asked:,} tokens"
+            for language, report in self.report.items()
+            if report.got < report.asked
+        ]
         for language, report in self.report.items():
             if counts := left_out(report.read, report.dropped, report.examples):
                 lines.append(f"{language}: {counts}")
-        lines += [f"warning: {warning}" for warning in self.warnings]
-        return "\n".join(lines)
+        return lines
 
     def _counts(self) -> list[tuple[int, ...]]:
         return [

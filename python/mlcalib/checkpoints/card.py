@@ -6,6 +6,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from mlcalib.checkpoints.record import language_losses
 from mlcalib.common.files import atomic_file
 from mlcalib.formats import formats
 from mlcalib.languages import language, script_name
@@ -145,7 +146,7 @@ def _calibration(record: Mapping[str, Any]) -> str:
     calibration = record["calibration"]
     if calibration is None:
         return "None: no text was used."
-    losses = _losses(record)
+    losses = language_losses(record)
     mean = fmean(losses.values()) if losses else 0.0
     table = [["language", "name", "script", "tokens asked", "got", "loss per token", "of the mean"]]
     for code, report in calibration["languages"].items():
@@ -220,14 +221,6 @@ def _words(options: Mapping[str, Any]) -> str:
 
 def _languages(record: Mapping[str, Any]) -> list[str]:
     return list(record["calibration"]["languages"]) if record["calibration"] else []
-
-
-def _losses(record: Mapping[str, Any]) -> dict[str, float]:
-    """Return language → loss per token, summed over layers; 0 in experts that it never reached."""
-    return {
-        code: sum(layer["loss_per_token"].get(code, 0.0) for layer in record["layers"].values())
-        for code in _languages(record)
-    }
 
 
 def _markdown(table: Sequence[Sequence[str]]) -> str:

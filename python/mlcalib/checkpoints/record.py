@@ -158,6 +158,15 @@ def summary(record: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def language_losses(record: Mapping[str, Any]) -> dict[str, float]:
+    """Return language → loss per token, summed over layers; 0 in experts that it never reached."""
+    calibration = record["calibration"] or {"languages": {}}
+    return {
+        code: sum(layer["loss_per_token"].get(code, 0.0) for layer in record["layers"].values())
+        for code in calibration["languages"]
+    }
+
+
 def _unseen_experts(tokens: Mapping[str, Mapping[str, int]]) -> list[str]:
     """Name the experts that saw no token, and count those that a language never reached."""
     unseen: dict[str, list[str]] = {}

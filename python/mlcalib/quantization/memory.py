@@ -8,6 +8,7 @@ from torch import nn
 
 from mlcalib.calibration_sets import CalibrationSet
 from mlcalib.models.device import CPU, free_memory
+from mlcalib.notebook import html
 from mlcalib.quantization.source import Source
 from mlcalib.statistics import compares, statistic_bytes
 
@@ -105,6 +106,41 @@ class MemoryPlan:
 
     def table(self) -> str:
         """Return the plan as plain text."""
+        lines = [f"{self._headline()}; in GB:"]
+        lines += [f"  {size / 1e9:8.3f}  {name}" for name, size in self._parts().items()]
+        of_one = f"(of one text: {self._inputs()})"
+        for code, size in self.needs.statistics.items():
+            lines.append(f"  {size / 1e9:8.3f}  statistics of {code} {of_one}")
+        lines += [f"  {step}" for step in self.steps]
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return "\n".join([f"MemoryPlan: {self._headline()}", *self.steps[-1:]])
+
+    def _repr_html_(self) -> str:
+        sizes = self._parts() | {
+            f"statistics of {code}": size for code, size in self.needs.statistics.items()
+        }
+        most = max(sizes.values(), default=0) or 1
+        rows = [[name, f"{size / 1e9:.3f}", html.bar(size / most)] for name, size in sizes.items()]
+        told = [f"Statistics of one text, in GB: {self._inputs()}"] if self.needs.inputs else []
+        return html.page(
+            html.heading(self._headline()),
+            html.table(["what", "GB", ""], rows),
+            html.listing([*told, *self.steps]),
+        )
+
+    def _headline(self) -> str:
+        return (
+            f"memory on {self.device}: about {_gb(self.total)} of {_gb(self.budget)} that may be "
+            "taken"
+        )
+
+    def _inputs(self) -> str:
+        return ", ".join(f"{name} {size / 1e9:.3f}" for name, size in self.needs.inputs.items())
+
+    def _parts(self) -> dict[str, int]:
+        """Return what all but the statistics of languages takes, in bytes."""
         needs = self.needs
         host = " (in the host's memory)" if self.on_host else ""
         parts = {
@@ -118,16 +154,7 @@ class MemoryPlan:
             "statistics of the loss": needs.fisher,
             "other variants, until losses are measured": self._further,
         }
-        lines = [
-            f"memory on {self.device}: about {_gb(self.total)} of {_gb(self.budget)} that may be "
-            "taken; in GB:"
-        ]
-        lines += [f"  {size / 1e9:8.3f}  {name}" for name, size in parts.items() if size]
-        for code, size in needs.statistics.items():
-            inputs = ", ".join(f"{name} {each / 1e9:.3f}" for name, each in needs.inputs.items())
-            lines.append(f"  {size / 1e9:8.3f}  statistics of {code} (of one text: {inputs})")
-        lines += [f"  {step}" for step in self.steps]
-        return "\n".join(lines)
+        return {name: size for name, size in parts.items() if size}
 
 
 def plan_memory(  # noqa: PLR0913 - what decides it

@@ -1,6 +1,7 @@
 """A quantized model in memory, and the checkpoint it is saved as."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,17 +11,20 @@ from mlcalib.calibration_sets import CalibrationSet
 from mlcalib.checkpoints.record import checkpoint_record, layer_record, summary
 from mlcalib.formats import Format, formats
 from mlcalib.models import Adapter
+from mlcalib.notebook.plots import loss_heatmap
+from mlcalib.quantization import show
 from mlcalib.quantization.finish import finish
 from mlcalib.quantization.sink import MemorySink
 from mlcalib.quantization.source import Source
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, eq=False)
 class QuantizedModel:
-    """A quantized model in memory.
+    """A quantized model in memory. A notebook shows what was done and what it cost.
 
     Attributes:
         model: a transformers model whose quantized linears hold dequantized weights: what a reader
@@ -129,3 +133,63 @@ class QuantizedModel:
     def summary(self) -> str:
         """Return a few lines on what was done and what to look at."""
         return summary(self.metadata(""))
+
+    save_pretrained = save
+
+    def generate(self, prompt: str, max_new_tokens: int = 50) -> str:
+        """Let the model go on with a text; it always takes the most likely next token.
+
+        Args:
+            prompt: plain text; no chat template is put around it.
+            max_new_tokens: how many tokens to add, at most.
+
+        Returns:
+            What the model adds, without the prompt and special tokens.
+
+        Raises:
+            ValueError: the tokenizer makes no token of the prompt; ``max_new_tokens`` is below 1.
+        """
+        if max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens is {max_new_tokens}, expected 1 or more.")
+        tokens = self.tokenizer(prompt, return_tensors="pt").to(self.model.device)
+        length = tokens["input_ids"].shape[1]
+        if length == 0:
+            raise ValueError("The tokenizer makes no token of the prompt; give some text.")
+        padding = self.tokenizer.pad_token_id
+        made = self.model.generate(
+            input_ids=tokens["input_ids"],
+            attention_mask=tokens["attention_mask"],
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            # Nothing is filled up, and nothing drawn; transformers would warn about both.
+            pad_token_id=self.tokenizer.eos_token_id if padding is None else padding,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+        )
+        added: str = self.tokenizer.decode(made[0, length:], skip_special_tokens=True)
+        return added
+
+    def plot_losses(
+        self, reference: "str | Mapping[str, Mapping[str, float]] | None" = None
+    ) -> "Figure":
+        """Draw the loss of every linear in every language; see ``mlcalib.report.loss_heatmap``.
+
+        Args:
+            reference: what losses are divided by: a language, the ``losses`` of another model, or
+                None for the mean of the layer's languages.
+
+        Raises:
+            ImportError: matplotlib or pandas is not installed.
+            ValueError: the model was quantized without calibration; a reference that is not there.
+        """
+        return loss_heatmap(self.losses, reference)
+
+    def __repr__(self) -> str:
+        return show.as_text(self.metadata(str(self.recipe["format"])), self._size())
+
+    def _repr_html_(self) -> str:
+        return show.as_html(self.metadata(str(self.recipe["format"])), self._size())
+
+    def _size(self) -> str:
+        return show.size_line(self.model, self.linears, str(self.recipe["format"]))

@@ -4,13 +4,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mlcalib import _core
 from mlcalib.common.checked import as_type
 from mlcalib.common.errors import printable
 from mlcalib.common.files import write_json_lines
 from mlcalib.common.row_files import file_rows
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,7 @@ class ItemScores:
 
 
 class Results(list[Row]):
-    """Rows, with the items that they are computed from.
+    """Rows, with the items that they are computed from. A notebook shows them as tables.
 
     Attributes:
         items: the items, in any order.
@@ -92,6 +96,63 @@ class Results(list[Row]):
     def __init__(self, rows: Iterable[Row] = (), items: Iterable[ItemScores] = ()) -> None:
         super().__init__(rows)
         self.items = list(items)
+
+    def to_pandas(self) -> "DataFrame":
+        """Return the rows as a DataFrame: a line for each, a column for each field of ``Row``.
+
+        Raises:
+            ImportError: pandas is not installed.
+        """
+        from mlcalib.results.show import frame
+
+        return frame(self)
+
+    def pivot(self, metric: str | None = None, task: str | None = None) -> "DataFrame":
+        """Return the values of one metric as a DataFrame: languages down, models across.
+
+        Args:
+            metric: e.g. ``bits_per_byte``; None for that of the first row.
+            task: None for all tasks that have the metric; with several the index is (task,
+                language).
+
+        Returns:
+            float64 [languages, models], in the unit of the rows; NaN where nothing was measured.
+
+        Raises:
+            ImportError: pandas is not installed.
+            ValueError: there are no such rows, or two rows of one model, language and task.
+        """
+        from mlcalib.results.show import pivot
+
+        return pivot(self, metric, task)
+
+    def plot(self, metric: str | None = None, task: str | None = None) -> "Figure":
+        """Draw one metric: languages across, a colour for each model, with standard errors.
+
+        Args:
+            metric: e.g. ``bits_per_byte``; None for that of the first row.
+            task: None for all tasks that have the metric, in a panel each.
+
+        Returns:
+            A figure, which a notebook shows, and ``savefig`` writes. Shares are in per cent.
+
+        Raises:
+            ImportError: matplotlib is not installed.
+            ValueError: there are no such rows, or two rows of one model, language and task.
+        """
+        from mlcalib.results.show import plot
+
+        return plot(self, metric, task)
+
+    def __repr__(self) -> str:
+        from mlcalib.results.show import headline
+
+        return headline(self)
+
+    def _repr_html_(self) -> str:
+        from mlcalib.results.show import as_html
+
+        return as_html(self)
 
 
 def joined(results: Iterable[Results]) -> Results:

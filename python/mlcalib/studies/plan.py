@@ -4,8 +4,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from markupsafe import Markup
+
 from mlcalib.formats import formats
 from mlcalib.languages import language_set
+from mlcalib.notebook import html
 from mlcalib.quantization.block_pass import plan_pass
 from mlcalib.quantization.memory import MemoryPlan, OtherText
 from mlcalib.quantization.variant import Variant
@@ -19,6 +22,8 @@ class Plan:
     """What is left to do on one model.
 
     Attributes:
+        model: its name, and that of its folder in the study.
+        texts: variant → language → calibration tokens; empty without text.
         done: the finished checkpoints, which are skipped.
         todo: the checkpoints to be made.
         tokens: the calibration tokens that run through the model.
@@ -29,6 +34,8 @@ class Plan:
         passes: how quantizing uses the memory of its device.
     """
 
+    model: str
+    texts: dict[str, dict[str, int]]
     done: list[str]
     todo: list[str]
     tokens: int
@@ -36,6 +43,54 @@ class Plan:
     memory: int
     disk: int
     passes: MemoryPlan
+
+    def table(self) -> str:
+        """Return the plan as plain text."""
+        lines = [self._headline()]
+        lines += [f"  {name:40} {state:14} {text}" for name, state, text in self._rows()]
+        lines += [f"  {line}" for line in [*self._totals(), *self.passes.table().splitlines()]]
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return f"Plan of {self._headline()}, {len(self.done)} done\n{'; '.join(self._totals())}"
+
+    def _repr_html_(self) -> str:
+        return html.page(
+            html.heading(self._headline()),
+            html.table(["checkpoint", "", "calibration"], self._rows(), texts=3),
+            html.listing(self._totals()),
+            html.folded("memory", Markup(self.passes._repr_html_()), opened=False),
+        )
+
+    def _headline(self) -> str:
+        return f"model {self.model}: {len(self.todo)} checkpoints to make"
+
+    def _rows(self) -> list[list[str]]:
+        """Return for each checkpoint its name, its state, and its text."""
+        rows = []
+        for name, tokens in self.texts.items():
+            text = (
+                f"{sum(tokens.values()):,} tokens of {', '.join(tokens)}" if tokens else "no text"
+            )
+            rows.append([name, "done, skipped" if name in self.done else "to do", text])
+        return rows
+
+    def _totals(self) -> list[str]:
+        return [
+            f"calibration tokens through the model: {self.tokens:,}; separate quantizations would "
+            f"take {self.separate:,}",
+            f"disk: about {self.disk / 2**30:.1f} GiB",
+        ]
+
+
+class Plans(list[Plan]):
+    """What was left to do, for each model of a study."""
+
+    def __repr__(self) -> str:
+        return "\n".join(map(repr, self)) or "Plans: no model"
+
+    def _repr_html_(self) -> str:
+        return html.page(*(Markup(each._repr_html_()) for each in self))
 
 
 def plan(study: ModelStudy) -> Plan:
@@ -59,25 +114,14 @@ def plan(study: ModelStudy) -> Plan:
         settings = [text.settings[variants[name].setting or ""] for name in own]
         tokens += sum(sum(each.tokens.values()) for each in settings)
     passes = _passes(study, todo)
-    return Plan(done, todo, tokens, separate, passes.total, _disk(study, todo), passes)
-
-
-def table(planned: Plan, study: ModelStudy) -> str:
-    """Return a plan as plain text."""
-    lines = [f"model {study.source.name} ({study.slug}): {len(planned.todo)} checkpoints to make"]
-    for name in study.variants:
-        setting = study.variants[name].setting
-        text = study.text.settings[setting].tokens if setting and study.text else {}
-        tokens = f"{sum(text.values()):,} tokens of {', '.join(text)}" if text else "no text"
-        state = "done, skipped" if name in planned.done else "to do"
-        lines.append(f"  {name:40} {state:14} {tokens}")
-    lines += [
-        f"  calibration tokens through the model: {planned.tokens:,}; separate quantizations "
-        f"would take {planned.separate:,}",
-        f"  disk: about {planned.disk / 2**30:.1f} GiB",
-        *(f"  {line}" for line in planned.passes.table().splitlines()),
-    ]
-    return "\n".join(lines)
+    texts: dict[str, dict[str, int]] = {}
+    for name, variant in variants.items():
+        setting = variant.setting
+        texts[name] = dict(text.settings[setting].tokens) if setting and text else {}
+    called = f"{study.source.name} ({study.slug})"
+    return Plan(
+        called, texts, done, todo, tokens, separate, passes.total, _disk(study, todo), passes
+    )
 
 
 def _passes(study: ModelStudy, todo: Sequence[str]) -> MemoryPlan:

@@ -13,7 +13,7 @@ from mlcalib.models.device import choose_device, device_name, explain
 from mlcalib.quantization.manifest import machine
 from mlcalib.studies.evaluate import check_evaluation, described, evaluate_model
 from mlcalib.studies.grid import variants_of
-from mlcalib.studies.plan import Plan, plan, table
+from mlcalib.studies.plan import Plans, plan
 from mlcalib.studies.run import ModelStudy, open_model, quantize_model
 from mlcalib.studies.spec import StudySpec, read_study
 
@@ -26,7 +26,7 @@ def study(
     progress: bool = True,
     echo: Callable[[str], None] = print,
     **changes: Any,
-) -> list[Plan]:
+) -> Plans:
     """Quantize and evaluate models in every combination of settings and quantizers.
 
     Statistics add up, so with float propagation the model runs once for all settings. What is
@@ -45,7 +45,7 @@ def study(
         changes: new values of single keys of the study, e.g. ``corpus`` or ``tokens``.
 
     Returns:
-        For each model what was left to do.
+        For each model what was left to do; a notebook shows it as tables.
 
     Raises:
         FileNotFoundError: the study, a model or a text does not exist.
@@ -60,7 +60,7 @@ def study(
     check_evaluation(found)
     out = full_path(out)
     echo(explain(found.device, choose_device(found.device)))
-    plans = []
+    plans = Plans()
     opened = []
     if not plan_only:
         check_folder(out)
@@ -69,7 +69,7 @@ def study(
         opened.append((name, model))
         planned = plan(model)
         plans.append(planned)
-        echo(table(planned, model))
+        echo(planned.table())
         for code, report in (model.text.union.report if model.text else {}).items():
             if report.got < report.asked:
                 echo(f"  short: {code} has {report.got:,} of {report.asked:,} tokens asked for")

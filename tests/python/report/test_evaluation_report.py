@@ -28,8 +28,8 @@ from mlcalib.evaluation.tasks import Missing, TaskResults
 from mlcalib.evaluation.tasks.text_metrics import Score
 from mlcalib.report import Items, relative_changes, write_evaluation_report
 from mlcalib.report.evaluation_report.compared import compare
-from mlcalib.report.tables.perplexity import label
 from mlcalib.results.rows import ItemScores, Results, Row, joined, write_results, write_rows
+from mlcalib.results.scores import label
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+from small_html import Shown
 from small_models import tiny_llama
 from small_tasks import write_all
 
@@ -91,6 +92,17 @@ def test_quantizers_as_objects(spec):
     spec["quantizers"] = [{"method": "gptq", "group_size": 32, "damp": 0.02}, "rtn", "awq"]
     assert found == variants_of(read_study(spec))
     assert "gptq-w4-g32-damp_0.02-en" in found
+
+
+def test_a_plan_shows_itself(spec, tmp_path, model):
+    told = []
+    plans = mlcalib.study(spec, tmp_path, plan_only=True, progress=False, echo=told.append)
+    assert told[-1] == plans[0].table()
+    assert repr(plans).startswith(f"Plan of model {model} (tiny): 13 checkpoints to make, 0 done\n")
+    shown = Shown(plans._repr_html_())
+    assert shown.tables[0][1] == ["gptq-w4-g32-en", "to do", "300 tokens of en"]
+    assert shown.tables[0][-1] == ["rtn-w4-g32", "to do", "no text"]
+    assert len(shown.tables[0]) == 1 + 13
 
 
 def test_equals_separate_runs(spec, model, text, tmp_path):

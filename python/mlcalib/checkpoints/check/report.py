@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mlcalib.formats import Kind, Verdict
+from mlcalib.notebook import html
 
 _LOADS = {True: "should load it", False: "will not load it", None: "may load it"}
 _WORDS = {"damaged": "damaged", "unread": "mlcalib cannot read it", "refused": "refused"}
@@ -62,8 +63,7 @@ class Report:
 
     def text(self) -> str:
         """Return all of it, one line each."""
-        kind = self.method or "not quantized"
-        lines = [f"{self.path}: {kind}, {self.linears} quantized linears"]
+        lines = [self._headline()]
         lines += [f"{_WORDS[finding.kind]}: {finding.message}" for finding in self.findings]
         lines += [f"note: {note}" for note in self.notes]
         if not self.findings:
@@ -72,3 +72,36 @@ class Report:
             loads = _LOADS[verdict.loads]
             lines.append(f"{reader} {loads}" + "".join(f"; {why}" for why in verdict.reasons))
         return "\n".join(lines)
+
+    def _headline(self) -> str:
+        kind = self.method or "not quantized"
+        return f"{self.path}: {kind}, {self.linears} quantized linears"
+
+    def __repr__(self) -> str:
+        counts = [
+            f"{number} {_WORDS[kind]}"
+            for kind in _STATUS
+            if (number := sum(finding.kind == kind for finding in self.findings))
+        ]
+        loads = [reader for reader, verdict in self.readers.items() if verdict.loads]
+        return (
+            f"Report of {self._headline()}\nfindings: {', '.join(counts) or 'none'}; "
+            f"should load it: {', '.join(loads) or 'none of the readers known'}"
+        )
+
+    def _repr_html_(self) -> str:
+        readers = [
+            [reader, _LOADS[verdict.loads], "; ".join(verdict.reasons)]
+            for reader, verdict in self.readers.items()
+        ]
+        found = [
+            html.listing((each.message for each in self.findings if each.kind == kind), word)
+            for kind, word in _WORDS.items()
+        ]
+        return html.page(
+            html.heading(self._headline()),
+            *found,
+            html.listing(self.notes, "note"),
+            html.listing([] if self.findings else ["no errors, no warnings"]),
+            html.table(["reader", "", "why, or what it takes"], readers, texts=3),
+        )

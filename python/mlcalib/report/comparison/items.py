@@ -7,10 +7,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from mlcalib.results.scores import LOWER_IS_BETTER
 from mlcalib.results.significance import Floats, Part, combine, mcnemar, resample
 
 MCNEMAR, BOOTSTRAP = "McNemar", "bootstrap"
-LOWER_IS_BETTER = frozenset({"perplexity", "bits_per_byte", "token_loss"})
 
 
 @dataclass(frozen=True)

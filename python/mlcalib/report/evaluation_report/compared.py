@@ -8,8 +8,8 @@ from pathlib import Path
 
 from mlcalib.report.comparison.items import Items
 from mlcalib.report.comparison.relative_changes import Changes, Model, relative_changes
-from mlcalib.report.tables.perplexity import label
 from mlcalib.results.rows import ItemScores, Results, Row
+from mlcalib.results.scores import label
 
 PERPLEXITY, FIDELITY = "perplexity", "fidelity"
 

@@ -15,8 +15,8 @@ from mlcalib.report.page.document import (
     Table,
 )
 from mlcalib.report.page.words import head
-from mlcalib.report.tables.tasks import score_text
 from mlcalib.results.rows import Row as Result
+from mlcalib.results.scores import score_text
 
 NOTE = (
     "Accuracies and pass rates in per cent. Small: standard error, over items or over documents. "

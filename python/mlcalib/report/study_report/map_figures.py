@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mlcalib.common.optional import optional
-from mlcalib.report.notebook.plots import loss_heatmap
+from mlcalib.notebook.plots import loss_heatmap
 from mlcalib.report.page.canvas import INK, Records, colour_map, new
 from mlcalib.report.page.colours import diverging, ink, sequential
 from mlcalib.report.page.words import full_name, signed

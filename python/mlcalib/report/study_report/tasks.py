@@ -26,7 +26,7 @@ from mlcalib.report.page.words import bounds, full_name, head, probability, sign
 from mlcalib.report.study_report.comparison import Column, Grid
 from mlcalib.report.study_report.folder import FLOAT, Evaluation
 from mlcalib.report.study_report.results import ModelReport, Results
-from mlcalib.report.tables.tasks import scale_of
+from mlcalib.results.scores import scale_of
 from mlcalib.results.significance import Difference, Floats, holm, mcnemar, paired_mean
 
 

@@ -1,10 +1,10 @@
 """Languages down, models across."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import fmean
 
 from mlcalib.results.rows import Row
+from mlcalib.results.scores import Model, label, model_of
 
 Table = list[list[str]]
 """Cells as text: the header, then the rows."""
@@ -13,7 +13,7 @@ Table = list[list[str]]
 def perplexity_table(rows: Sequence[Row]) -> Table:
     """Return perplexity ± standard error, and bits per byte, of every model per language."""
     models = _models(rows)
-    values = {(_key(row), row.language, row.metric): row for row in rows}
+    values = {(model_of(row), row.language, row.metric): row for row in rows}
     table = [["language", *(f"{label(model, models)}" for model in models)]]
     for language in _languages(rows):
         cells = [language]
@@ -35,7 +35,7 @@ def rise_table(rows: Sequence[Row]) -> Table:
     models = _models(rows)
     if len(models) < 2:
         raise ValueError("A rise needs two models or more: the first is what the others rise from.")
-    loss = {(_key(row), row.language): row.value for row in rows if row.metric == "token_loss"}
+    loss = {(model_of(row), row.language): row.value for row in rows if row.metric == "token_loss"}
     first, *others = models
     languages = _languages(rows)
     rises = {
@@ -54,7 +54,7 @@ def metric_table(rows: Sequence[Row], metric: str) -> Table:
     """Return one metric of every model that has it, mean last."""
     rows = [row for row in rows if row.metric == metric]
     models, languages = _models(rows), _languages(rows)
-    values = {(_key(row), row.language): row.value for row in rows}
+    values = {(model_of(row), row.language): row.value for row in rows}
     table = [["language", *(label(model, models) for model in models)]]
     for language in languages:
         table.append([language, *(f"{values[model, language]:.3f}" for model in models)])
@@ -73,30 +73,12 @@ def markdown(table: Table) -> str:
     )
 
 
-_Model = tuple[str, str, str]
-
-
-def _key(row: Row) -> _Model:
-    return row.model, row.method, row.calibration
-
-
-def _models(rows: Sequence[Row]) -> list[_Model]:
-    return list(dict.fromkeys(map(_key, rows)))
+def _models(rows: Sequence[Row]) -> list[Model]:
+    return list(dict.fromkeys(map(model_of, rows)))
 
 
 def _languages(rows: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(row.language for row in rows))
-
-
-def label(model: _Model, models: Sequence[_Model]) -> str:
-    """Say method and calibration; where these are not enough, the end of the name or all of it."""
-    name, method, calibration = model
-    short = method if calibration == "none" else f"{method} {calibration}"
-    alike = [other for other, *what in models if what == [method, calibration]]
-    if len(alike) == 1:
-        return short
-    ends = [Path(other).name for other in alike]
-    return f"{short} {Path(name).name if len(set(ends)) == len(ends) else name}"
 
 
 def _pad(cells: list[str], widths: list[int]) -> list[str]:

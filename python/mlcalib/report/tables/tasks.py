@@ -2,11 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
-from mlcalib.report.tables.perplexity import Table, label
+from mlcalib.report.tables.perplexity import Table
 from mlcalib.results.rows import Row
-
-_DIGITS = {"perplexity": 2, "bits_per_byte": 3, "token_loss": 3}
-_PERCENT = ("acc", "exact_match", "line_pass_rate", "word_pass_rate")
+from mlcalib.results.scores import label, score_text
 
 Missing = Mapping[tuple[str, str, str | None], str]
 """(task, language, metric or None for all of it) → why there is no number."""
@@ -32,19 +30,6 @@ def task_table(rows: Sequence[Row], missing: Missing) -> Table:
     for (task, language, lacking), why in missing.items():
         table.append([task, lacking or "", language, "0", *[why] * len(models)])
     return [table[0], *sorted(table[1:], key=lambda cells: cells[0])]  # the sort is stable
-
-
-def scale_of(metric: str) -> int:
-    """Return what a score is multiplied by to be shown: 100 for shares, 1 for all else."""
-    return 100 if metric.startswith(_PERCENT) else 1
-
-
-def score_text(row: Row) -> tuple[str, str]:
-    """Return a score and its standard error as text; shares in per cent. No error is empty."""
-    scale = scale_of(row.metric)
-    digits = _DIGITS.get(row.metric, 1)
-    error = "" if row.stderr is None else f"± {scale * row.stderr:.{digits}f}"
-    return f"{scale * row.value:.{digits}f}", error
 
 
 def _cell(row: Row) -> str:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mlcalib.common.optional import optional
-from mlcalib.report.notebook.frames import loss_frame, range_frame
+from mlcalib.notebook.figures import new_figure
+from mlcalib.notebook.frames import loss_frame, range_frame
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,7 +34,7 @@ def loss_heatmap(
             language by language; or None for the geometric mean of the layer's languages.
 
     Returns:
-        A figure. A notebook shows it after ``%matplotlib inline``; ``savefig`` writes it.
+        A figure. A notebook shows it; ``savefig`` writes it.
 
     Raises:
         ImportError: matplotlib or pandas is not installed.
@@ -89,14 +89,15 @@ def _relative(frame: "DataFrame", reference: str | None, what: str) -> "tuple[Da
 
 
 def _heatmaps(ratio: "DataFrame", label: str) -> "Figure":
-    figures = optional("matplotlib.figure", "notebook", "A heat map")
     panels = _panels(ratio)
     blocks = ratio.index.get_level_values(0).unique()
     columns = 1 if len(panels) == 1 else 2
     rows = -(-len(panels) // columns)
     width = columns * min(max(0.16 * len(blocks), 2.5), 8) + 2
-    figure: Figure = figures.Figure(
-        figsize=(width, rows * (0.19 * len(ratio.columns) + 0.75)), layout="constrained"
+    figure = new_figure(
+        "A heat map",
+        figsize=(width, rows * (0.19 * len(ratio.columns) + 0.75)),
+        layout="constrained",
     )
     axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     limit = _limit(ratio)

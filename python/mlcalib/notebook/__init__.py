@@ -1,0 +1,1 @@
+"""What objects show in a notebook, from plain values: HTML, DataFrames and plots."""

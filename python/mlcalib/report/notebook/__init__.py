@@ -1,1 +1,0 @@
-"""DataFrames and plots of losses and ranges, for notebooks."""

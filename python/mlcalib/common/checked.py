@@ -50,6 +50,8 @@ def problems(error: ValidationError) -> str:
         else:
             given = f"{name} is {printable(repr(each['input']))}, expected "
             said = re.sub(r"^Input should be |, (unable to|got) .*$", "", said)
+            said = said.replace("less than or equal to", "at most")
+            said = said.replace("greater than or equal to", "at least")
         found.setdefault(given, []).append(said)
     sentences = (f"{given}{' or '.join(said)}".rstrip(".") for given, said in found.items())
     return "".join(f"{each}. " for each in sentences).rstrip()

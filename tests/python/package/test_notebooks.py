@@ -46,9 +46,18 @@ def test_quickstart():
 
 def test_quickstart_with_another_model(model):
     outputs = execute(NOTEBOOKS / "01_quickstart.ipynb", {"model": model})
-    assert len(shown(outputs, "logy=True", "image/png")) == 1
-    (table,) = shown(outputs, "gptq_rise", "text/html")
-    assert "<th>yo</th>" in table
+    for call in ("plot_losses", "results.plot"):  # without %matplotlib
+        assert len(shown(outputs, call, "image/png")) == 1
+    for call, said in (
+        ("mlcalib.calibration(", "256"),
+        ("mlcalib.GPTQ(", "linears that lose most"),
+        ("mlcalib.evaluate(", "bits_per_byte (lower is better)"),
+        ("mlcalib.check(", "should load it"),
+        ("results.pivot", "<th>yo</th>"),
+    ):
+        assert said in shown(outputs, call, "text/html")[-1]
+    (text,) = shown(outputs, "gptq.generate", "text/plain")
+    assert len(text) > 2
 
 
 def test_languages(model):

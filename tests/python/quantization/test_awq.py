@@ -164,7 +164,7 @@ def test_ranges_of_inputs_are_recorded(quantize, model, calibration):
     ("options", "message"),
     [
         ({"range": "gram_block"}, "minmax"),
-        ({"points": 0}, "greater than or equal to 1"),
+        ({"points": 0}, "points is 0, expected at least 1"),
         ({"objective": "layer"}, "'linear' or 'block'"),
     ],
 )

@@ -37,6 +37,7 @@ def layer_record(
     linear: QuantizedLinear,
     losses: Mapping[str, float],
     ranges: Mapping[str, tuple[float, float]],
+    shrinkage: float | None = None,
 ) -> dict[str, Any]:
     """Return what is recorded of one linear.
 
@@ -44,8 +45,11 @@ def layer_record(
         linear: codes and grid.
         losses: language → tr(D G Dᵀ) per token.
         ranges: language → extremes of its input.
+        shrinkage: of an expert whose Gram was shrunk towards that of all experts: the share of its
+            tokens that are theirs; 1 where it has none of its own.
     """
-    return {
+    shrunk = {} if shrinkage is None else {"shrinkage": shrinkage}
+    return shrunk | {
         "loss_per_token": dict(losses),
         "input_range": {language: list(pair) for language, pair in ranges.items()},
         "damp": linear.damp,
@@ -138,7 +142,8 @@ def warnings(record: Mapping[str, Any]) -> list[str]:
             f"channels without any activation (rounded): {sum(dead.values())} in "
             f"{sum(map(bool, dead.values()))} linears, most in {worst}: {dead[worst]}"
         )
-    return found + _unseen_experts(record["expert_tokens"])
+    shares = {name: layer.get("shrinkage", 0.0) for name, layer in record["layers"].items()}
+    return found + _unseen_experts(record["expert_tokens"], shares)
 
 
 def summary(record: Mapping[str, Any]) -> str:
@@ -167,8 +172,15 @@ def language_losses(record: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def _unseen_experts(tokens: Mapping[str, Mapping[str, int]]) -> list[str]:
-    """Name the experts that saw no token, and count those that a language never reached."""
+def _unseen_experts(
+    tokens: Mapping[str, Mapping[str, int]], shares: Mapping[str, float]
+) -> list[str]:
+    """Name the experts that saw no token, and count those that a language never reached.
+
+    Args:
+        tokens: expert → language → tokens.
+        shares: linear → the share of its tokens that all experts lent.
+    """
     unseen: dict[str, list[str]] = {}
     for name, by_language in tokens.items():
         if not any(by_language.values()):
@@ -178,7 +190,15 @@ def _unseen_experts(tokens: Mapping[str, Mapping[str, int]]) -> list[str]:
     if unseen:
         named = "; ".join(f"{name} {', '.join(numbers)}" for name, numbers in unseen.items())
         count = sum(map(len, unseen.values()))
-        lines.append(f"experts without any token (rounded): {count} of {len(tokens)}: {named}")
+        lent = any(shares.values())
+        how = "the last linear rounded, others by the Gram of all experts" if lent else "rounded"
+        lines.append(f"experts without any token ({how}): {count} of {len(tokens)}: {named}")
+    few = {name.rpartition(".")[0] for name, share in shares.items() if 0.5 < share < 1}
+    if few:
+        lines.append(
+            "experts that saw fewer tokens of their own than the Gram of all experts added: "
+            f"{len(few)} of {len(tokens)}"
+        )
     languages = next(iter(tokens.values()), {})
     missed = {code: sum(not seen[code] for seen in tokens.values()) for code in languages}
     if any(missed.values()):

@@ -196,7 +196,11 @@ class QuantizationJob:
         with self.stopwatch.timed("write"):
             record = {
                 **_losses(solved),
-                "layers": self._layers(solved, input_ranges(adapter, name, own, own_text)),
+                "layers": self._layers(
+                    solved,
+                    input_ranges(adapter, name, own, own_text),
+                    _shrinkage(adapter, name, own, solved.shrinkage),
+                ),
                 "scales": solved.scales,
                 "expert_tokens": expert_tokens(adapter, name, own, own_text),
             }
@@ -220,6 +224,7 @@ class QuantizationJob:
         self,
         solved: VariantBlock[Text],
         ranges: Mapping[str, Mapping[str, tuple[float, float]]],
+        shrinkage: Mapping[str, float],
     ) -> dict[str, Any]:
         languages = {prefix.language for prefix in self.variant.mixture}
         return {
@@ -231,6 +236,7 @@ class QuantizationJob:
                     if kind == "calibration" and language in languages
                 },
                 ranges.get(layer, {}),
+                shrinkage.get(layer),
             )
             for layer, linear in solved.linears.items()
         }
@@ -290,6 +296,18 @@ class Observation:
     def note(self) -> str:
         """See ``Job``: nothing."""
         return ""
+
+
+def _shrinkage(
+    adapter: Adapter, block_name: str, block: nn.Module, shares: Mapping[str, float]
+) -> dict[str, float]:
+    """Return linear (name in the model) → the share of its input's tokens that was lent."""
+    linears = adapter.linears_of(block)
+    return {
+        f"{block_name}.{member}": share
+        for name, share in shares.items()
+        for member in linears[name]
+    }
 
 
 def _losses(solved: VariantBlock[Text]) -> dict[str, dict[str, dict[str, float]]]:

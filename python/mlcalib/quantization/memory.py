@@ -276,7 +276,12 @@ def _needs(
         for weights in inputs.values()
     ]
     weights = _weights(block)
-    mixed = sum(of_input.values())
+    of_experts = [
+        of_input[key]
+        for key, members in adapter.linears_of(block).items()
+        if adapter.expert_of(members[0]) is not None
+    ]
+    mixed = sum(of_input.values()) + max(of_experts, default=0)  # what all experts lend
     solved = weights * (size + 1)
     solve = solved + mixed + max(scratch) * _FLOAT if solving else 0
     width = source.model.get_input_embeddings().weight.shape[1]

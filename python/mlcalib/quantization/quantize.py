@@ -163,4 +163,7 @@ def quantize(  # noqa: PLR0913 - what a quantization is made of
         source.extra,
         tokenizer_given=given,
         device=device_name(place),
+        shrinkage={
+            name: layer["shrinkage"] for name, layer in layers.items() if "shrinkage" in layer
+        },
     )

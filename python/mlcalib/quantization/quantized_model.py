@@ -44,6 +44,8 @@ class QuantizedModel:
         extra: tensors in the folder that the model has no place for; saved as they are.
         tokenizer_given: whether the tokenizer is saved in place of the folder's.
         device: what blocks ran on: ``cpu``, or the name of a GPU.
+        shrinkage: linears of experts whose Gram was shrunk towards that of all experts → the share
+            of its tokens that are theirs.
     """
 
     model: "PreTrainedModel"
@@ -61,6 +63,7 @@ class QuantizedModel:
     extra: list[str] = field(default_factory=list)
     tokenizer_given: bool = False
     device: str = "cpu"
+    shrinkage: dict[str, float] = field(default_factory=dict)
 
     def save(self, out: str | Path, format: str | None = None) -> None:  # noqa: A002
         """Write a Hugging Face folder with a model card; all of it or nothing.
@@ -112,7 +115,9 @@ class QuantizedModel:
     def metadata(self, format: str) -> dict[str, Any]:  # noqa: A002
         """Return what ``mlcalib.json`` records of the checkpoint."""
         layers = {
-            name: layer_record(linear, self.losses[name], self.ranges.get(name, {}))
+            name: layer_record(
+                linear, self.losses[name], self.ranges.get(name, {}), self.shrinkage.get(name)
+            )
             for name, linear in self.linears.items()
         }
         return checkpoint_record(

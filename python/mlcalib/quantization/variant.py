@@ -11,6 +11,7 @@ from mlcalib.models import Adapter
 from mlcalib.quantization.fisher import BlockFisher
 from mlcalib.quantization.probe import Probe
 from mlcalib.quantization.propagation import Flow, Mixture
+from mlcalib.quantization.rare_experts import shrink_experts
 from mlcalib.quantization.scale import ScaledBlock, scale_block
 from mlcalib.quantization.solve import Key, References, SolvedBlock, solve_block
 from mlcalib.quantizers import Quantizer
@@ -19,9 +20,15 @@ from mlcalib.statistics import StatisticSet
 
 @dataclass
 class VariantBlock(SolvedBlock[Key], Generic[Key]):
-    """What became of a block, and how its scales were found (source of a scale group → how)."""
+    """What became of a block.
+
+    Attributes:
+        scales: source of a scale group → how its scales were found.
+        shrinkage: input of an expert → the share of its tokens that all experts lent.
+    """
 
     scales: dict[str, dict[str, float]] = field(default_factory=dict)
+    shrinkage: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -81,15 +88,18 @@ class Variant:
             adapter: the model's family.
             block_name: name of the block in the model.
             block: with its own weights.
-            mixed: input → the mixture of its statistics, which becomes that of scaled inputs; empty
-                without calibration.
+            mixed: input → the mixture of its statistics, which becomes that of scaled inputs, of
+                experts shrunk; empty without calibration.
             measured: Grams that the losses are measured with.
             probe: from ``probe``.
             stopwatch: gets the times.
             fisher: what the loss feels of the block, where ``fisher_tokens`` is not 0.
             measured_later: keep what ``measure`` of the result needs.
         """
-        scaled = ScaledBlock()
+        scaled, shrinkage = ScaledBlock(), {}
+        if mixed and "gram" in self.quantizer.kinds:
+            with stopwatch.timed("mix"):
+                shrinkage = shrink_experts(adapter, block, mixed, self.mixture)
         if mixed and self.quantizer.scales:
             with stopwatch.timed("scale"):
                 scaled = scale_block(
@@ -109,5 +119,5 @@ class Variant:
             measured_later=measured_later,
         )
         return VariantBlock(
-            solved.linears, solved.losses, solved.loss, solved.changes, scaled.found
+            solved.linears, solved.losses, solved.loss, solved.changes, scaled.found, shrinkage
         )

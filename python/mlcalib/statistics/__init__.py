@@ -44,6 +44,11 @@ class StatisticSet:
         self._statistics = {name: _core.make_statistic(name, channels) for name in names}
 
     @property
+    def channels(self) -> int:
+        """The number of channels of the input."""
+        return self._channels
+
+    @property
     def tokens(self) -> float:
         """The number of tokens that were added, counted with their weights."""
         return max((statistic.tokens for statistic in self._statistics.values()), default=0.0)
@@ -71,10 +76,12 @@ class StatisticSet:
         for statistic in self._statistics.values():
             statistic.check_finite()
 
-    def merge(self, other: "StatisticSet", weight: float = 1.0) -> None:
-        """Add ``weight`` times another set, which must have the same kinds."""
-        for name, statistic in self._statistics.items():
-            statistic.merge(other._statistics[name], weight)
+    def merge(
+        self, other: "StatisticSet", weight: float = 1.0, kinds: Iterable[str] | None = None
+    ) -> None:
+        """Add ``weight`` times another set: all kinds, which it must have too, or only some."""
+        for name in self._statistics if kinds is None else kinds:
+            self._statistics[name].merge(other._statistics[name], weight)
 
     def empty_like(self) -> "StatisticSet":
         """Return an empty set of the same kinds."""
@@ -107,6 +114,19 @@ class StatisticSet:
         Gram is.
         """
         return self._statistics[name].view()
+
+    def level_gram(self, share: float) -> None:
+        """Move the Gram towards the mean of its diagonal in every channel, and zeros beside it.
+
+        Args:
+            share: how far, from 0 to 1.
+        """
+        statistic = self._statistics["gram"]
+        state = statistic.state()
+        gram = state["gram"]
+        level = gram.diagonal().mean()
+        gram.mul_(1 - share).diagonal().add_(share * level)
+        statistic.load(state)
 
     def gram(self) -> Tensor:
         """Return the Gram, float32 [channels, channels]; every call unpacks it again."""

@@ -12,6 +12,9 @@ import mlcalib
 from mlcalib import _core
 from mlcalib.models import find_adapter
 from mlcalib.models.experts import ExpertList, unfuse
+from mlcalib.quantization.propagation import Prefix
+from mlcalib.quantization.rare_experts import LEVELLED, PSEUDO_TOKENS, shrink_experts
+from mlcalib.statistics import StatisticSet
 
 MOE = ["mixtral", "qwen2_moe", "qwen3_moe"]
 IDS = torch.arange(48)[None] * 7 % 128
@@ -145,7 +148,8 @@ def test_an_expert_without_tokens_is_rounded_and_named(quantize, tmp_path, metho
     quantized = quantize(without_tokens(tiny_model("qwen3_moe")), method=method)
     unseen = {name for name, seen in quantized.expert_tokens.items() if not any(seen.values())}
     assert unseen == {f"model.layers.1.mlp.experts.{expert}" for expert in (4, 5)}
-    line = "experts without any token (rounded): 2 of 6: model.layers.1.mlp.experts 4, 5"
+    how = {"rtn": "rounded", "gptq": "the last linear rounded, others by the Gram of all experts"}
+    line = f"experts without any token ({how[method]}): 2 of 6: model.layers.1.mlp.experts 4, 5"
     assert line in quantized.summary().splitlines()
     for expert in unseen:
         name = f"{expert}.down_proj"
@@ -158,6 +162,75 @@ def test_an_expert_without_tokens_is_rounded_and_named(quantize, tmp_path, metho
     quantized.save(tmp_path / "out")
     recorded = json.loads((tmp_path / "out" / "mlcalib.json").read_text())
     assert recorded["expert_tokens"] == quantized.expert_tokens
+
+
+def statistics_of(adapter, block, tokens):
+    """Return input → statistics of random tokens; as many as ``tokens`` says of an expert."""
+    generator = torch.Generator().manual_seed(3)
+    mixed, seen = {}, {}
+    for name, members in adapter.linears_of(block).items():
+        expert = (adapter.expert_of(members[0]) or "").rpartition(".")[2]
+        size = adapter.linear(block, members[0]).in_features
+        seen[name] = torch.randn(tokens.get(expert, 9), size, generator=generator)
+        mixed[name] = StatisticSet(("gram", "range"), size)
+        if len(seen[name]):
+            mixed[name].update(seen[name])
+    return mixed, seen
+
+
+def test_rare_experts_are_shrunk_towards_all_experts():
+    model, adapter = opened("qwen3_moe")
+    (_, dense), (_, block) = adapter.named_blocks(model)
+    tokens = {"0": 500, "1": 40, "2": 3, "3": 1, "4": 0, "5": 0}
+    mixed, seen = statistics_of(adapter, block, tokens)
+    mixture = {Prefix("en", 30): 1.0, Prefix("sw", 10): 3.0}  # tokens weigh 1.5 on average
+    shares = shrink_experts(adapter, block, mixed, mixture)
+    for name, x in seen.items():
+        gram, own = x.double().T @ x.double(), len(x)
+        if name.startswith("expert"):
+            last = name.endswith("output")
+            alike = [
+                each for key, each in seen.items() if key[:6] == "expert" and len(key) == len(name)
+            ]
+            mean = sum(each.double().T @ each.double() for each in alike) / 544
+            level = 1.0 if last else LEVELLED
+            mean = (1 - level) * mean + level * mean.diagonal().mean() * torch.eye(len(mean))
+            added = 1.5 * PSEUDO_TOKENS * x.shape[1]
+            if own or not last:
+                gram += added * mean
+                assert shares.pop(name) == pytest.approx(added / (own + added))
+        torch.testing.assert_close(mixed[name].gram().double(), gram, rtol=1e-4, atol=1e-3)
+    assert shares == {}
+    assert mixed["expert 5 output"].tokens == 0
+    assert torch.isinf(mixed["expert 5 output"].view("range")["low"]).all()
+
+    of_dense, seen = statistics_of(adapter, dense, {})
+    assert shrink_experts(adapter, dense, of_dense, mixture) == {}
+    for name, x in seen.items():
+        torch.testing.assert_close(of_dense[name].gram(), x.T @ x, rtol=1e-5, atol=1e-4)
+
+
+def test_nothing_is_shrunk_where_no_expert_saw_a_token():
+    model, adapter = opened("qwen3_moe")
+    block = adapter.named_blocks(model)[1][1]
+    mixed, _ = statistics_of(adapter, block, dict.fromkeys("012345", 0))
+    assert shrink_experts(adapter, block, mixed, {Prefix("en", 30): 1.0}) == {}
+
+
+def test_what_experts_were_lent_is_recorded(quantize):
+    quantized = quantize(without_tokens(tiny_model("qwen3_moe")), method="gptq", propagate="float")
+    few = 0
+    for name, seen in quantized.expert_tokens.items():
+        for linear, channels in (("gate_proj", 64), ("down_proj", 32)):
+            added, own = PSEUDO_TOKENS * channels, sum(seen.values())
+            share = None if linear == "down_proj" and not own else added / (own + added)
+            assert quantized.shrinkage.get(f"{name}.{linear}") == pytest.approx(share)
+        few += 0 < sum(seen.values()) < PSEUDO_TOKENS * 64
+    said = [line for line in quantized.summary().splitlines() if "fewer tokens" in line]
+    assert bool(said) == bool(few)
+    assert not any("experts" not in name for name in quantized.shrinkage)
+    without = quantize(without_tokens(tiny_model("qwen3_moe")), method="rtn", propagate="float")
+    assert without.shrinkage == {}
 
 
 def test_experts_that_a_language_never_reached_are_counted(quantize):

@@ -72,8 +72,8 @@ class LossGradients:
 
     The loss is that of labels drawn from the model's own predictions, summed over tokens: its
     gradients' products are the Fisher information of the model, whatever the text says (Kunstner et
-    al., arXiv 1905.12558). What blocks read and the gradients, two tensors of
-    the size of a hidden state for each block and sequence, are kept in the host's memory.
+    al., arXiv 1905.12558). What blocks read and the gradients, two tensors of the size of a hidden
+    state for each block and sequence, are kept in the host's memory.
 
     Three runs of each sequence make them: forward, forward again for the graph of a block, and
     backward; no gradient of a weight is made.
@@ -93,7 +93,6 @@ class LossGradients:
             text: the calibration text.
             counts: language → number of its sequences, from the first on.
             devices: block → where it runs.
-
         """
         adapter = source.adapter
         self._source, self._text, self._counts, self._devices = source, text, counts, devices
@@ -112,7 +111,7 @@ class LossGradients:
         Raises:
             ValueError: the loss is NaN or Inf; names the language.
         """
-        steps = 2 * len(self._names) + 1
+        steps = 2 * len(self._names)  # the first block runs forward only; the loss is one
         with (
             stopwatch.timed("gradients"),
             tqdm(total=steps, desc=description, unit="block", disable=description is None) as bar,

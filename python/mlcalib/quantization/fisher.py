@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mlcalib.calibration_sets import CalibrationSet
+from mlcalib.common.errors import named
 from mlcalib.common.stopwatch import Stopwatch
 from mlcalib.models import Adapter
 from mlcalib.quantization.backward import LossGradients
@@ -37,6 +38,16 @@ class BlockFisher:
         for mine, theirs in ((self.inputs, other.inputs), (self.outputs, other.outputs)):
             for name, each in theirs.items():
                 mine.setdefault(name, each.empty_like()).merge(each, weight)
+
+    def check_finite(self, block_name: str) -> None:
+        """Wait for the device, and look for NaN and Inf in what was added there.
+
+        Raises:
+            ValueError: there were some; names the input or linear.
+        """
+        for name, each in (*self.inputs.items(), *self.outputs.items()):
+            with named(f"gradients in {block_name}, {name}"):
+                each.check_finite()
 
 
 def sequences_of(mixture: Mixture, tokens: int, seq_len: int) -> dict[Prefix, int]:
@@ -90,12 +101,16 @@ class Fisher:
         """Return for whom → the Fisher information of a block on their mixture.
 
         The block runs forward and backward once more. Its gradients are forgotten.
+
+        Raises:
+            ValueError: a gradient is NaN or Inf; names the block and the language.
         """
         found: dict[Any, BlockFisher] = {key: BlockFisher() for key in self._asked}
         for language, count in self._counts.items():
             running = BlockFisher()
             for index in range(count):
-                with _watched(running, self._adapter, block):
+                where = f"gradients in {block_name}, text in '{language}'"
+                with named(where), _watched(running, self._adapter, block):
                     self._gradients.backward(block_name, block, (language, index))
                 for key, (mixture, sequences) in self._asked.items():
                     for prefix, length in sequences.items():
@@ -103,6 +118,8 @@ class Fisher:
                             share = prefix.tokens / (length * self._size)
                             found[key].merge(running, mixture[prefix] * share)
         self._gradients.forget(block_name)
+        for fisher in found.values():
+            fisher.check_finite(block_name)
         return found
 
 

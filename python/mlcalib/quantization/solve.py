@@ -1,5 +1,6 @@
 """Solve the linears of a block, and find beforehand what would spoil it."""
 
+import logging
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -20,6 +21,8 @@ from mlcalib.statistics import StatisticSet, losses, mix
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+_log = logging.getLogger(__name__)
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -144,6 +147,7 @@ def solve_block(  # noqa: PLR0913 - what a solution is made of
         measured_later: keep the changes, for losses on further text.
     """
     solved = SolvedBlock[Key]()
+    unfelt: list[str] = []
     for name, members in adapter.linears_of(block).items():
         together = _by_quantizer(block_name, members, quantizer, exceptions)
         own, grams = mixed.get(name), measured.get(name, {})
@@ -153,6 +157,8 @@ def solve_block(  # noqa: PLR0913 - what a solution is made of
             weights = [linear.weight.detach() for linear in linears]
             with stopwatch.timed("solve"), named(f"{block_name}.{alike[0]}"):
                 felt = sensitivity(fisher, name, alike) if solver.fisher_tokens else None
+                if felt is None and solver.fisher_tokens and own is not None:
+                    unfelt += alike
                 if unseen:
                     results = solver.round(weights)
                 elif felt is not None:
@@ -178,6 +184,14 @@ def solve_block(  # noqa: PLR0913 - what a solution is made of
                     loss = losses(dequantized.sub(weight), [own])[0] if known is None else known
                     solved.loss += loss / own.tokens
                 linear.weight = nn.Parameter(dequantized.to(weight.dtype), requires_grad=False)
+    if unfelt:
+        _log.warning(
+            "%s: no gradient of the loss came through %d linears, such as %s; they are solved "
+            "without. More fisher_tokens reach more experts.",
+            block_name,
+            len(unfelt),
+            unfelt[0],
+        )
     return solved
 
 

@@ -254,6 +254,15 @@ def test_an_interrupted_run_goes_on(saved, calibration, tmp_path, monkeypatch):
     assert filecmp.cmp(tmp_path / "whole" / weights, tmp_path / "out" / weights, shallow=False)
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen2_moe"])
+def test_what_no_gradient_reaches_is_said(family, calibration, tokenizer, caplog):
+    options = {"group_size": 32, "format": "dense", "progress": False, "fisher_tokens": 32}
+    model = tiny_model(family, vocabulary=384)
+    mlcalib.quantize(model, calibration, tokenizer=tokenizer, **options)
+    said = "no gradient of the loss came through" in caplog.text
+    assert said == (family == "qwen2_moe")  # 12 experts, and few tokens
+
+
 def test_a_loss_that_is_not_finite_is_named(calibration, tokenizer):
     model = tiny_llama(vocabulary=384)
     model.lm_head.weight.data[7] = 1e38

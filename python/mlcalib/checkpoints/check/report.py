@@ -77,6 +77,9 @@ class Report:
         kind = self.method or "not quantized"
         return f"{self.path}: {kind}, {self.linears} quantized linears"
 
+    def __str__(self) -> str:
+        return self.text()
+
     def __repr__(self) -> str:
         counts = [
             f"{number} {_WORDS[kind]}"

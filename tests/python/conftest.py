@@ -35,6 +35,19 @@ def calibration() -> mlcalib.CalibrationSet:
 
 
 @pytest.fixture
+def saved(tmp_path, tokenizer):
+    """Return what saves a model with the tokenizer into a folder of a name, which it returns."""
+
+    def save(model, name="model"):
+        folder = tmp_path / name
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return folder
+
+    return save
+
+
+@pytest.fixture
 def registered(monkeypatch):
     """Let ``from_pretrained`` pack in this test; others are to find transformers as it is."""
     from transformers import modeling_utils

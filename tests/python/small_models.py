@@ -64,6 +64,13 @@ def tiny_llama(
     return _random(LlamaForCausalLM, config, dtype, seed)
 
 
+def save_tiny_llama(folder: Any, tokenizer: Any) -> Any:
+    """Save a tiny Llama with a tokenizer into a folder; return the folder."""
+    tiny_llama(vocabulary=384).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 def tiny_model(
     name: str, *, dtype: torch.dtype = torch.float32, seed: int = 0, vocabulary: int = 128
 ) -> PreTrainedModel:

@@ -52,7 +52,7 @@ def embed(
     Args:
         model: the model.
         adapter: its family.
-        ids: [1, seq_len] int64.
+        ids: [1, seq_len] int64; brought to where the embeddings are.
 
     Returns:
         The hidden states [1, seq_len, hidden size] that the first block reads, and block → its
@@ -75,7 +75,7 @@ def embed(
         return catch
 
     with _replaced(blocks, catching), suppress(Stop):
-        adapter.language_model(model)(input_ids=ids, use_cache=False)
+        adapter.language_model(model)(input_ids=ids.to(_start(model, adapter)), use_cache=False)
     return first[0], inputs
 
 
@@ -85,14 +85,16 @@ def logits_of(model: "PreTrainedModel", adapter: Adapter, ids: Tensor, state: Te
     Args:
         model: the model; its blocks do not run.
         adapter: its family.
-        ids: of the sequence, [1, seq_len] int64.
+        ids: of the sequence, [1, seq_len] int64; brought to where the embeddings are, as is
+            ``state``.
         state: [1, seq_len, hidden size].
 
     Returns:
         The logits [1, seq_len, vocabulary].
     """
     blocks = adapter.named_blocks(model)
-    last = blocks[-1][0]
+    last, start = blocks[-1][0], _start(model, adapter)
+    ids, state = ids.to(start), state.to(start)
 
     def passing(name: str, block: nn.Module) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
@@ -103,6 +105,12 @@ def logits_of(model: "PreTrainedModel", adapter: Adapter, ids: Tensor, state: Te
 
     with _replaced(blocks, passing):
         found: Tensor = adapter.language_model(model)(input_ids=ids, use_cache=False).logits
+    return found
+
+
+def _start(model: "PreTrainedModel", adapter: Adapter) -> torch.device:
+    """Return where the embeddings are."""
+    found: torch.device = adapter.language_model(model).get_input_embeddings().weight.device
     return found
 
 

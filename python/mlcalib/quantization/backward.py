@@ -131,9 +131,7 @@ class LossGradients:
         read, gradient = self._read[key].to(device), self._gradients[key].to(device)
         leaves = {path: each.detach().requires_grad_() for path, each in read.tensors().items()}
         with torch.enable_grad():
-            # Copies, as a block may write over what it reads.
-            start = read.replaced({path: leaf.clone() for path, leaf in leaves.items()})
-            made = self._run(block_name, block, sequence, start).tensors()
+            made = self._run(block_name, block, sequence, read.replaced(leaves)).tensors()
             felt = {path: each for path, each in gradient.tensors().items() if path in made}
             outputs = {path: made[path] for path in felt if made[path].requires_grad}
             found = torch.autograd.grad(
@@ -156,7 +154,9 @@ class LossGradients:
             self._gradients.pop((block_name, sequence), None)
 
     def _run(self, block_name: str, block: nn.Module, sequence: Place, read: "Passed") -> "Passed":
-        """Run a block on what it reads, and return what the next one reads."""
+        """Run a block on a copy of what it reads, and return what the next one reads."""
+        # A block may write over what it is given, and this is needed again to go backward.
+        read = read.replaced({path: each.clone() for path, each in read.tensors().items()})
         self._arguments.set_handed(sequence, read.handed)
         inputs = self._arguments.of(block_name, sequence)
         output = call_block(block, read.state, inputs)
@@ -166,14 +166,14 @@ class LossGradients:
     def _forward(self, bar: "tqdm[Any]") -> None:
         source, first = self._source, self._names[0]
         with source.embedding():
-            start = source.model.get_input_embeddings().weight.device
             for sequence in self._sequences():
-                state, inputs = embed(source.model, source.adapter, self._ids(sequence).to(start))
+                state, inputs = embed(source.model, source.adapter, self._ids(sequence))
                 self._arguments.catch(sequence, inputs)
                 self._read[first, sequence] = Passed(state, {}).to(CPU)
         following = [*self._names[1:], _HEAD]
+        blocks = Blocks(source, self._names, self._devices, ahead=False)
         for name, after in zip(self._names, following, strict=True):
-            with Blocks(self._source, [name], self._devices, ahead=False).block(name) as block:
+            with blocks.block(name) as block:
                 for sequence in self._sequences():
                     read = self._read[name, sequence].to(self._device(name))
                     self._read[after, sequence] = self._run(name, block, sequence, read).to(CPU)
@@ -182,12 +182,10 @@ class LossGradients:
     def _from_loss(self) -> None:
         source, last = self._source, self._names[-1]
         with source.outer():
-            start = source.model.get_input_embeddings().weight.device
             for sequence in self._sequences():
-                read = self._read.pop((_HEAD, sequence))
-                state = read.state.to(start).requires_grad_()
+                state = self._read.pop((_HEAD, sequence)).state.requires_grad_()
                 with torch.enable_grad():
-                    ids = self._ids(sequence).to(start)
+                    ids = self._ids(sequence)
                     logits = logits_of(source.model, source.adapter, ids, state)
                     loss = own_loss(logits[0], crc32(f"{sequence}".encode()))
                     (gradient,) = torch.autograd.grad(loss, state)
@@ -199,8 +197,9 @@ class LossGradients:
                 self._gradients[last, sequence] = Passed(gradient, {}).to(CPU)
 
     def _backward(self, bar: "tqdm[Any]") -> None:
+        blocks = Blocks(self._source, self._names, self._devices, ahead=False)
         for previous, name in reversed(list(pairwise(self._names))):
-            with Blocks(self._source, [name], self._devices, ahead=False).block(name) as block:
+            with blocks.block(name) as block:
                 for sequence in self._sequences():
                     found = self.backward(name, block, sequence)
                     self._gradients[previous, sequence] = found.to(CPU)

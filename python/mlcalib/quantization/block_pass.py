@@ -104,7 +104,8 @@ def run_pass(  # noqa: PLR0913 - what a pass is made of
     flow, gatherer, fisher = None, None, None
     if text is not None:
         check_text(source.model, text)
-        fisher = _fisher(source, [job for job in jobs if _waits(job, names)], text, places)
+        unfinished = {id(job): job for each in waiting.values() for job in each}
+        fisher = _fisher(source, unfinished, text, places)
         if fisher is not None:
             fisher.run(stopwatch, None if description is None else "gradients")
         several = len(set(places.values())) > 1
@@ -143,18 +144,17 @@ def run_pass(  # noqa: PLR0913 - what a pass is made of
             bar.update()
 
 
-def _waits(job: Job, names: Iterable[str]) -> bool:
-    return not all(map(job.has, names))
-
-
 def _fisher(
-    source: Source, jobs: Iterable[Job], text: CalibrationSet, places: Mapping[str, torch.device]
+    source: Source,
+    jobs: Mapping[int, Job],
+    text: CalibrationSet,
+    places: Mapping[str, torch.device],
 ) -> Fisher | None:
     """Return what gathers the Fisher information for jobs that ask for it, if any does."""
     asked = {
-        id(job): (job.mixture, job.fisher_tokens)
-        for job in jobs
-        if job.mixture and job.fisher_tokens
+        key: (job.mixture or {}, job.fisher_tokens)
+        for key, job in jobs.items()
+        if job.fisher_tokens
     }
     return Fisher(source, text, asked, places) if asked else None
 
@@ -199,7 +199,7 @@ def plan_pass(
         counts,
         tuple(dict.fromkeys([*kinds_of(jobs), *(other.kinds if other else ())])),
         solving=sum(job.mixture is not None for job in jobs),
-        fisher=[job.fisher_tokens for job in jobs if job.mixture and job.fisher_tokens],
+        fisher=[job.fisher_tokens for job in jobs if job.fisher_tokens],
         divisible=all(job.divisible for job in jobs),
         other=other,
         on_disk=on_disk,

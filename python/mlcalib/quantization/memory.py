@@ -263,9 +263,10 @@ def _needs(
 ) -> Needs:
     adapter, size = source.adapter, source.dtype.itemsize
     _, block = max(adapter.named_blocks(source.model), key=lambda each: _weights(each[1]))
+    linears = adapter.linears_of(block)
     inputs = {
         key: [adapter.linear(block, member).weight for member in members]
-        for key, members in adapter.linears_of(block).items()
+        for key, members in linears.items()
     }
     of_input = {
         key: sum(statistic_bytes(kind, weights[0].shape[1], device) for kind in kinds)
@@ -278,7 +279,7 @@ def _needs(
     weights = _weights(block)
     of_experts = [
         of_input[key]
-        for key, members in adapter.linears_of(block).items()
+        for key, members in linears.items()
         if adapter.expert_of(members[0]) is not None
     ]
     mixed = sum(of_input.values()) + max(of_experts, default=0)  # what all experts lend

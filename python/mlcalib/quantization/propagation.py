@@ -107,12 +107,11 @@ class Flow:
         self._devices = devices
         self._arguments = Arguments(adapter, self._device)
         first = adapter.named_blocks(model)[0][0]
-        start = adapter.language_model(model).get_input_embeddings().weight.device
         fresh = self._hidden.position < 0
         with stopwatch.timed("forward"):
             for language in calibration.ids:
                 for index, (ids, _) in enumerate(calibration.sequences(language)):
-                    state, inputs = embed(model, adapter, ids.to(start))
+                    state, inputs = embed(model, adapter, ids)
                     self._arguments.catch((language, index), inputs)
                     if comparing:
                         self._arguments.catch((_float(language), index), inputs)

@@ -161,7 +161,7 @@ def solve_block(  # noqa: PLR0913 - what a solution is made of
                     unfelt += alike
                 if unseen:
                     results = solver.round(weights)
-                elif felt is not None:
+                elif felt is not None:  # else left out: a plug-in need not know of it
                     results = solver.solve(weights, own, felt)
                 else:
                     results = solver.solve(weights, own)

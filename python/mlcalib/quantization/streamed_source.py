@@ -134,8 +134,6 @@ class StreamedSource(Source):
     def outer(self) -> Iterator[None]:
         """See ``Source.outer``."""
         with self._filled(dict(self._outside())):
-            if self.tied():
-                self.model.tie_weights()  # the output head is the embeddings
             yield
 
     def _outside(self) -> list[tuple[str, nn.Module]]:

@@ -18,17 +18,6 @@ import mlcalib
 from mlcalib.quantization.block_files import BlockFiles
 
 
-@pytest.fixture
-def saved(tmp_path, tokenizer):
-    def save(model, name="model"):
-        folder = tmp_path / name
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        return folder
-
-    return save
-
-
 def same_files(a: Path, b: Path, *, but=()):
     names = {path.name for path in a.iterdir()}
     assert names == {path.name for path in b.iterdir()}

@@ -23,17 +23,6 @@ from reference import oracle
 FAMILIES = ["llama", "llama-bias", "gemma2", "cohere", "qwen2_moe", "mixtral"]
 
 
-@pytest.fixture
-def saved(tmp_path, tokenizer):
-    def save(model, name="model"):
-        folder = tmp_path / name
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        return folder
-
-    return save
-
-
 def gathered(source, calibration, tokens=10_000, mixture=None):
     """Block → what was gathered of it, on as many tokens as there are by default."""
     source = source.ready()

@@ -64,7 +64,7 @@ def assert_same(one, other):
         ("llama", {}),
         ("llama", {"propagate": "float"}),
         ("llama", {"correction": 0.5}),
-        ("qwen2_moe", {"fisher_tokens": 64, "format": "dense"}),
+        ("qwen2_moe", {"fisher_tokens": 10_000, "format": "dense"}),
         ("llama", {"method": "awq", "objective": "block"}),
         ("mixtral", {"method": "awq", "propagate": "float", "format": "dense"}),
         ("llama", {"method": "smoothquant", "group_size": -1, "format": "compressed-tensors-int8"}),

@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 from compressed_tensors.quantization.quant_scheme import preset_name_to_scheme
-from small_models import tiny_llama
+from small_models import save_tiny_llama
 
 import mlcalib
 from mlcalib.quantization.quantize_checkpoint import plan_checkpoint
@@ -29,10 +29,7 @@ KEYWORDS = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, tokenizer):
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    tiny_llama(vocabulary=384).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return save_tiny_llama(tmp_path_factory.mktemp("models") / "tiny", tokenizer)
 
 
 @pytest.fixture(scope="module")

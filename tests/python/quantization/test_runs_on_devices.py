@@ -7,7 +7,7 @@ import pytest
 import torch
 from core_data import share_equal
 from devices import each_device
-from small_models import ARCHITECTURES, tiny_llama, tiny_model
+from small_models import ARCHITECTURES, save_tiny_llama, tiny_llama, tiny_model
 
 import mlcalib
 from mlcalib.evaluation import layer_losses
@@ -37,9 +37,7 @@ def weights_of(folder):
 
 @pytest.fixture
 def folder(tmp_path, tokenizer):
-    tiny_llama(vocabulary=384).save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
+    return save_tiny_llama(tmp_path / "model", tokenizer)
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from small_html import Shown
-from small_models import tiny_llama
+from small_models import save_tiny_llama
 
 import mlcalib
 from mlcalib.quantization.quantize_checkpoint import plan_checkpoint
@@ -11,10 +11,7 @@ from mlcalib.quantization.quantize_checkpoint import plan_checkpoint
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, tokenizer):
-    folder = tmp_path_factory.mktemp("models") / "<b>tiny"
-    tiny_llama(vocabulary=384).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return save_tiny_llama(tmp_path_factory.mktemp("models") / "<b>tiny", tokenizer)
 
 
 @pytest.fixture(scope="module")

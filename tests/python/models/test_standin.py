@@ -14,8 +14,8 @@ from small_models import tiny_llama
 
 import mlcalib
 from mlcalib import _core
+from mlcalib.models import running
 from mlcalib.models.device import choose_device, explain
-from mlcalib.quantization import propagation
 from mlcalib.quantization.hidden_states import HiddenStates
 from mlcalib.statistics import StatisticSet
 
@@ -184,10 +184,7 @@ def test_a_model_on_two_devices_is_quantized_on_one(quantize_there):
 
 def test_ids_left_on_the_cpu_are_noticed(quantize_there, monkeypatch):
     model = tiny_llama(vocabulary=384).to("standin")
-    embed = propagation.embed
-    monkeypatch.setattr(
-        propagation, "embed", lambda model, adapter, ids: embed(model, adapter, ids.cpu())
-    )
+    monkeypatch.setattr(running, "_start", lambda model, adapter: torch.device("cpu"))
     with pytest.raises(RuntimeError, match=TWO_DEVICES):
         quantize_there(model)
 

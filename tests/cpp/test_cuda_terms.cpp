@@ -17,7 +17,7 @@ using reference::random_gram;
 using reference::random_weight;
 using reference::same_bits;
 
-constexpr double kEach = 0x1p-17, kProduct = 0x1p-16;
+constexpr double kEach = 0x1p-17, kProduct = 0x1p-16, kExactProduct = 0x1p-24;
 
 // From 2⁻⁴⁰ to 2⁴⁰, and of either sign.
 at::Tensor of_all_sizes(int64_t rows, int64_t columns, uint32_t seed) {
@@ -26,13 +26,14 @@ at::Tensor of_all_sizes(int64_t rows, int64_t columns, uint32_t seed) {
 }
 
 at::Tensor sum_of(const Terms& terms) {
-  const at::Tensor high = terms.high.to(at::kDouble);
-  return terms.low.defined() ? high + terms.low.to(at::kDouble) : high;
+  at::Tensor sum = at::zeros(terms[0].sizes(), at::kDouble);
+  for (const at::Tensor& term : terms) sum += term.to(at::kDouble);
+  return sum;
 }
 
 // xᵀ y of terms in float64: what is off is the terms' alone.
 at::Tensor product(const Terms& x, const Terms& y) {
-  at::Tensor sum = at::zeros({x.high.size(1), y.high.size(1)}, at::kDouble);
+  at::Tensor sum = at::zeros({x[0].size(1), y[0].size(1)}, at::kDouble);
   for_each_product(x, y, [&](const at::Tensor& a, const at::Tensor& b) {
     ASSERT_EQ(a.scalar_type(), at::kBFloat16);
     ASSERT_EQ(b.scalar_type(), at::kBFloat16);
@@ -46,11 +47,15 @@ TEST(CudaTerms, AddUpToTheirMatrix) {
   const at::Tensor off = (sum_of(terms_of(x)) - x.to(at::kDouble)).abs();
   EXPECT_TRUE((off <= kEach * x.to(at::kDouble).abs()).all().item<bool>());
   EXPECT_GT(off.max().item<double>(), 0);
+  EXPECT_TRUE(at::equal(sum_of(terms_of(x, 3)), x.to(at::kDouble)));
   const at::Tensor half = random_weight(300, 200, 2).to(at::kHalf);
   EXPECT_TRUE(at::equal(sum_of(terms_of(half)), half.to(at::kDouble)));
   const at::Tensor brain = x.to(at::kBFloat16);
-  EXPECT_TRUE(same_bits(terms_of(brain).high, brain));
-  EXPECT_FALSE(terms_of(brain).low.defined());
+  for (const int count : {2, 3}) {
+    EXPECT_EQ(terms_of(half, count).size(), 2);
+    ASSERT_EQ(terms_of(brain, count).size(), 1);
+    EXPECT_TRUE(same_bits(terms_of(brain, count)[0], brain));
+  }
 }
 
 TEST(CudaTerms, ProductsAreOffByLittle) {
@@ -60,8 +65,10 @@ TEST(CudaTerms, ProductsAreOffByLittle) {
   for (const at::ScalarType type : {at::kFloat, at::kBFloat16}) {
     const at::Tensor right = y.to(type);
     const at::Tensor wanted = at::mm(wide.t(), right.to(at::kDouble));
-    const at::Tensor off = (product(terms_of(x), terms_of(right)) - wanted).abs();
-    EXPECT_TRUE((off <= kProduct * size).all().item<bool>()) << type;
+    for (const auto& [count, bound] : {std::pair(2, kProduct), std::pair(3, kExactProduct)}) {
+      const at::Tensor off = (product(terms_of(x, count), terms_of(right, count)) - wanted).abs();
+      EXPECT_TRUE((off <= bound * size).all().item<bool>()) << type << ", terms: " << count;
+    }
   }
 }
 

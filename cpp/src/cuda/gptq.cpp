@@ -14,6 +14,7 @@
 #include "../grids.hpp"
 #include "../stubs.hpp"
 #include "device.hpp"
+#include "terms.hpp"
 
 namespace mlcalib {
 namespace {
@@ -123,11 +124,16 @@ class Solve {
                      factor(panel_, solved, first, count));
   }
 
-  // The panel ends at `first`: its errors to all columns from there on.
+  // The panel ends at `first`: its errors to all columns from there on, as exact as in float32,
+  // since codes are decided by them.
   void feed_back(int64_t first) {
     const int64_t solved = first - panel_, later = columns_ - first;
-    feedback_.narrow(1, first, later)
-        .addmm_(error_.narrow(1, panel_, solved), factor(panel_, solved, first, later));
+    const at::Tensor fed = feedback_.narrow(1, first, later);
+    cuda::for_each_product(cuda::terms_of(error_.narrow(1, panel_, solved), 3),
+                           cuda::terms_of(factor(panel_, solved, first, later), 3),
+                           [&](const at::Tensor& error, const at::Tensor& factor) {
+                             cuda::add_product(fed, error, factor);
+                           });
     panel_ = first;
   }
 

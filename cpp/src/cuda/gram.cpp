@@ -2,7 +2,6 @@
 // Grams and what is measured with them. Products are cuBLAS's: tensor cores with float32 sums for
 // bfloat16 and float16, float32 without TF32 for a Gram of float32.
 #include <ATen/TensorOperators.h>
-#include <ATen/ops/addmm.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 
@@ -36,15 +35,6 @@ void for_each_block_row(const at::Tensor& sums, int64_t channels, const Run& run
   }
 }
 
-// sum += leftᵀ right, in float32.
-void add_product(at::Tensor sum, const at::Tensor& left, const at::Tensor& right) {
-  if (left.scalar_type() == at::kFloat) {
-    at::addmm_out(sum, sum, left.t(), right);
-  } else {
-    at::addmm_out(sum, sum, left.t(), right, at::kFloat);
-  }
-}
-
 // Calls run(first, count) with the tokens that one product sums.
 template <class Run>
 void for_each_piece(int64_t tokens, const Run& run) {
@@ -56,7 +46,8 @@ void for_each_piece(int64_t tokens, const Run& run) {
 // Packed sums += leftᵀ right, which is symmetric or becomes so.
 void add_triangle(const at::Tensor& sums, const at::Tensor& left, const at::Tensor& right) {
   for_each_block_row(sums, left.size(1), [&](int64_t row, const at::Tensor& block) {
-    add_product(block, left.narrow(1, row, block.size(0)), right.narrow(1, row, block.size(1)));
+    cuda::add_product(block, left.narrow(1, row, block.size(0)).t(),
+                      right.narrow(1, row, block.size(1)));
   });
 }
 
@@ -75,12 +66,12 @@ void deviation_update_cuda(const at::Tensor& deviation, const at::Tensor& x,
     const at::Tensor change =
         reference.narrow(0, first, count).to(at::kFloat) - tokens.to(at::kFloat);
     if (x.scalar_type() == at::kFloat) {
-      add_product(deviation, change, tokens);
+      cuda::add_product(deviation, change.t(), tokens);
       return;
     }
     cuda::for_each_product(cuda::terms_of(change), cuda::terms_of(tokens),
                            [&](const at::Tensor& left, const at::Tensor& right) {
-                             add_product(deviation, left, right);
+                             cuda::add_product(deviation, left.t(), right);
                            });
   });
 }

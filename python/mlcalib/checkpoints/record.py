@@ -38,6 +38,7 @@ def layer_record(
     losses: Mapping[str, float],
     ranges: Mapping[str, tuple[float, float]],
     shrinkage: float | None = None,
+    divergence: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """Return what is recorded of one linear.
 
@@ -47,9 +48,13 @@ def layer_record(
         ranges: language → extremes of its input.
         shrinkage: of an expert whose Gram was shrunk towards that of all experts: the share of its
             tokens that are theirs; 1 where it has none of its own.
+        divergence: language → what it costs the model by the loss's gradients, in nats per token;
+            None where these are not known.
     """
-    shrunk = {} if shrinkage is None else {"shrinkage": shrinkage}
-    return shrunk | {
+    known: dict[str, Any] = {} if shrinkage is None else {"shrinkage": shrinkage}
+    if divergence is not None:
+        known["divergence"] = dict(divergence)
+    return known | {
         "loss_per_token": dict(losses),
         "input_range": {language: list(pair) for language, pair in ranges.items()},
         "damp": linear.damp,

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from mlcalib.calibration_sets import CalibrationSet
 from mlcalib.common.stopwatch import Stopwatch
 from mlcalib.models.device import short_of_memory
-from mlcalib.quantization.fisher import BlockFisher, Fisher
+from mlcalib.quantization.fisher import Felt, Fisher
 from mlcalib.quantization.gathering import Gathered, Gatherer, kinds_of, of_kind
 from mlcalib.quantization.hidden_states import (
     HiddenStates,
@@ -22,7 +22,14 @@ from mlcalib.quantization.hidden_states import (
 )
 from mlcalib.quantization.job import BlockView, Job, Outcome, Text, Wants
 from mlcalib.quantization.measure import Measure
-from mlcalib.quantization.memory import REMEDIES, MemoryPlan, OtherText, plan_memory, tokens_of
+from mlcalib.quantization.memory import (
+    REMEDIES,
+    BackwardText,
+    MemoryPlan,
+    OtherText,
+    plan_memory,
+    tokens_of,
+)
 from mlcalib.quantization.probe import Probe
 from mlcalib.quantization.propagation import Flow, Prefix, mixture_of
 from mlcalib.quantization.read_ahead import Blocks
@@ -105,7 +112,7 @@ def run_pass(  # noqa: PLR0913 - what a pass is made of
     if text is not None:
         check_text(source.model, text)
         unfinished = {id(job): job for each in waiting.values() for job in each}
-        fisher = _fisher(source, unfinished, text, places)
+        fisher = _fisher(source, unfinished, text, places, by_text=plan.fisher_by_text)
         if fisher is not None:
             fisher.run(stopwatch, None if description is None else "gradients")
         several = len(set(places.values())) > 1
@@ -149,6 +156,8 @@ def _fisher(
     jobs: Mapping[int, Job],
     text: CalibrationSet,
     places: Mapping[str, torch.device],
+    *,
+    by_text: bool,
 ) -> Fisher | None:
     """Return what gathers the Fisher information for jobs that ask for it, if any does."""
     asked = {
@@ -156,7 +165,7 @@ def _fisher(
         for key, job in jobs.items()
         if job.fisher_tokens
     }
-    return Fisher(source, text, asked, places) if asked else None
+    return Fisher(source, text, asked, places, by_text=by_text) if asked else None
 
 
 def plan_pass(
@@ -192,6 +201,7 @@ def plan_pass(
         for prefix in set(prefixes) or mixture_of(text).keys():
             counts[prefix.language] = counts.get(prefix.language, 0) + 1
         counts = {language: counts[language] for language in text.ids if language in counts}
+    felt = [job for job in jobs if job.fisher_tokens]
     return plan_memory(
         source,
         places.values(),
@@ -199,7 +209,11 @@ def plan_pass(
         counts,
         tuple(dict.fromkeys([*kinds_of(jobs), *(other.kinds if other else ())])),
         solving=sum(job.mixture is not None for job in jobs),
-        fisher=[job.fisher_tokens for job in jobs if job.fisher_tokens],
+        fisher=BackwardText(
+            [job.fisher_tokens for job in felt],
+            len({prefix for job in felt for prefix in job.mixture or {}}),
+            by_text=any(job.worst_off for job in jobs),
+        ),
         divisible=all(job.divisible for job in jobs),
         other=other,
         on_disk=on_disk,
@@ -256,15 +270,30 @@ class _Pass:
         found: Gathered,
     ) -> nn.Module:
         """Return the block as the last job left it; each is kept when it is measured."""
-        felt: Mapping[int, BlockFisher] = {}
+        felt = Felt()
         if self.fisher is not None and waiting:
             with self.stopwatch.timed("gradients"):
                 felt = self.fisher.gather(name, block)
-        view = BlockView(self.source.adapter, name, block, found.statistics, found.measured)
-        view.in_turns, own = found.in_turns, block
+        names = [each for each, _ in self.source.adapter.named_blocks(self.source.model)]
+        view = BlockView(
+            self.source.adapter,
+            name,
+            block,
+            found.statistics,
+            found.measured,
+            earlier=names[: names.index(name)],
+            languages=felt.languages,
+            in_turns=found.in_turns,
+        )
+        own = block
         outcomes: list[Outcome] = []
         for job, probe in zip(waiting, probes, strict=True):
-            own_view = replace(view, mixed=found.mixed.pop(0), fisher=felt.get(id(job)))
+            own_view = replace(
+                view,
+                mixed=found.mixed.pop(0),
+                fisher=felt.mixtures.get(id(job)),
+                texts=felt.texts.get(id(job), {}),
+            )
             outcome = job.run(own_view, probe)
             own = outcome.block
             if found.in_turns:

@@ -28,10 +28,51 @@ class BlockFisher:
         inputs: input → its ``saliency_gram`` G₁ = Σ ‖g‖² x xᵀ, with g the gradients at the outputs
             of all linears that read it (GuidedQuant, arXiv 2505.07004).
         outputs: linear → its ``output_gram`` O = Σ ‖x‖² g gᵀ, with g the gradient at its output.
+        languages: text of a language → that of this text by itself, where divergences are wanted.
     """
 
     inputs: dict[str, StatisticSet] = field(default_factory=dict)
     outputs: dict[str, StatisticSet] = field(default_factory=dict)
+    languages: Mapping[Prefix, "BlockFisher"] = field(default_factory=dict)
+
+    @classmethod
+    def mixed(cls, texts: "Mapping[Prefix, BlockFisher]", mixture: Mixture) -> "BlockFisher":
+        """Return that of a mixture of texts."""
+        found = cls()
+        for prefix, weight in mixture.items():
+            found.merge(texts[prefix], weight)
+        return found
+
+    def divergences(self, name: str, member: str, change: Tensor) -> dict[str, float]:
+        """Return language → what the change of a linear's weights costs; see ``divergence``."""
+        return {
+            prefix.language: each.divergence(name, member, change, prefix.tokens)
+            for prefix, each in self.languages.items()
+        }
+
+    def divergence(self, name: str, member: str, change: Tensor, tokens: float) -> float:
+        """Return what the change of a linear's weights costs, in nats per token of a text.
+
+        That is ½ Σ (gᵀ D x)² per token, the divergence KL(float ‖ quantized) to second order, as
+        far as D alone makes it; with the Fisher information in its Kronecker form,
+        ½ tr(O D G₁ Dᵀ) / tr G₁. Over linears it adds up.
+
+        Args:
+            name: the input.
+            member: the linear.
+            change: D, float32 [out, in].
+            tokens: of the text that this is the Fisher information of.
+
+        Returns:
+            0 where no gradient reaches the linear.
+        """
+        if member not in self.outputs or name not in self.inputs:
+            return 0.0
+        gram = self.inputs[name].view(SALIENCY)["gram"]
+        output = self.outputs[member].view(OUTPUT)["gram"]
+        felt = ((output @ change) * (change @ gram)).sum(dtype=torch.float64)
+        size = gram.diagonal().sum(dtype=torch.float64)
+        return float(felt / (2 * size * tokens)) if size > 0 else 0.0
 
     def merge(self, other: "BlockFisher", weight: float) -> None:
         """Add ``weight`` times another one's."""
@@ -48,6 +89,29 @@ class BlockFisher:
         for name, each in (*self.inputs.items(), *self.outputs.items()):
             with named(f"gradients in {block_name}, {name}"):
                 each.check_finite()
+
+
+@dataclass
+class Felt:
+    """What the loss feels of a block.
+
+    Attributes:
+        mixtures: for whom → the Fisher information on their mixture.
+        texts: for whom → text of their mixture → that of the text by itself; empty where memory is
+            too short for it.
+    """
+
+    mixtures: dict[Any, BlockFisher] = field(default_factory=dict)
+    texts: dict[Any, dict[Prefix, BlockFisher]] = field(default_factory=dict)
+
+    @property
+    def languages(self) -> dict[Prefix, BlockFisher]:
+        """The longest text of each language, of all that anyone asked for."""
+        texts = {prefix: each for found in self.texts.values() for prefix, each in found.items()}
+        longest = {
+            prefix.language: prefix for prefix in sorted(texts, key=lambda each: each.tokens)
+        }
+        return {prefix: texts[prefix] for prefix in longest.values()}
 
 
 def sequences_of(mixture: Mixture, tokens: int, seq_len: int) -> dict[Prefix, int]:
@@ -72,6 +136,8 @@ class Fisher:
         text: CalibrationSet,
         asked: Mapping[Any, tuple[Mixture, int]],
         devices: Mapping[str, torch.device],
+        *,
+        by_text: bool = True,
     ) -> None:
         """Take what is wanted; nothing runs.
 
@@ -80,7 +146,9 @@ class Fisher:
             text: the calibration text.
             asked: for whom → a mixture, and how many tokens of it.
             devices: block → where it runs.
+            by_text: whether that of each text is kept, and not of mixtures alone.
         """
+        self._by_text = by_text
         self._adapter, self._size = source.adapter, text.seq_len
         self._asked = {
             key: (mixture, sequences_of(mixture, tokens, text.seq_len))
@@ -97,30 +165,41 @@ class Fisher:
         """Run the text forward and backward; see ``LossGradients.run``."""
         self._gradients.run(stopwatch, description)
 
-    def gather(self, block_name: str, block: nn.Module) -> dict[Any, BlockFisher]:
-        """Return for whom → the Fisher information of a block on their mixture.
+    def gather(self, block_name: str, block: nn.Module) -> Felt:
+        """Return what the loss feels of a block.
 
         The block runs forward and backward once more. Its gradients are forgotten.
 
         Raises:
             ValueError: a gradient is NaN or Inf; names the block and the language.
         """
-        found: dict[Any, BlockFisher] = {key: BlockFisher() for key in self._asked}
+        felt = Felt({key: BlockFisher() for key in self._asked})
         for language, count in self._counts.items():
             running = BlockFisher()
             for index in range(count):
                 where = f"gradients in {block_name}, text in '{language}'"
                 with named(where), _watched(running, self._adapter, block):
                     self._gradients.backward(block_name, block, (language, index))
-                for key, (mixture, sequences) in self._asked.items():
-                    for prefix, length in sequences.items():
-                        if prefix.language == language and length == index + 1:
-                            share = prefix.tokens / (length * self._size)
-                            found[key].merge(running, mixture[prefix] * share)
+                self._take(felt, running, language, index + 1)
         self._gradients.forget(block_name)
-        for fisher in found.values():
+        for fisher in felt.mixtures.values():
             fisher.check_finite(block_name)
-        return found
+        return felt
+
+    def _take(self, felt: Felt, running: BlockFisher, language: str, length: int) -> None:
+        """Add the first ``length`` sequences of a language where they stand for a text of it."""
+        made: dict[Prefix, BlockFisher] = {}  # which several ask for
+        for key, (mixture, sequences) in self._asked.items():
+            for prefix, wanted in sequences.items():
+                if prefix.language != language or wanted != length:
+                    continue
+                share = prefix.tokens / (length * self._size)
+                felt.mixtures[key].merge(running, mixture[prefix] * share)
+                if self._by_text:
+                    if prefix not in made:
+                        made[prefix] = BlockFisher()
+                        made[prefix].merge(running, share)
+                    felt.texts.setdefault(key, {})[prefix] = made[prefix]
 
 
 @contextmanager

@@ -38,6 +38,7 @@ class Needs:
         other: statistics of text that is only measured, and its hidden states.
         fisher: statistics of the loss: of one language, and of the mixture of each job that asks
             for them; on the CPU also what blocks read and the gradients there.
+        fisher_texts: those of each text by itself.
         statistics: language → statistics of the inputs of its text.
         inputs: input → its share in the statistics of one text.
     """
@@ -50,6 +51,7 @@ class Needs:
     hidden: int
     other: int
     fisher: int
+    fisher_texts: int
     statistics: Mapping[str, int]
     inputs: Mapping[str, int]
 
@@ -70,6 +72,21 @@ class OtherText:
 
 
 @dataclass(frozen=True)
+class BackwardText:
+    """Calibration text that runs backward.
+
+    Attributes:
+        tokens: of each job that asks for it.
+        texts: how many texts of languages they are of.
+        by_text: whether what the loss feels of each text by itself is solved with.
+    """
+
+    tokens: Sequence[int] = ()
+    texts: int = 0
+    by_text: bool = False
+
+
+@dataclass(frozen=True)
 class MemoryPlan:
     """How a pass uses the memory of its device.
 
@@ -80,6 +97,7 @@ class MemoryPlan:
         on_host: whether hidden states lie in the host's memory, and not on a device that has its
             own.
         ahead: whether the next block is read and copied while one is worked on.
+        fisher_by_text: whether statistics of the loss are kept of each text by itself.
         groups: languages whose statistics are held at the same time. With several groups the text
             runs through each block once more for what is solved, because losses need the
             statistics again.
@@ -91,6 +109,7 @@ class MemoryPlan:
     budget: int
     on_host: bool
     ahead: bool
+    fisher_by_text: bool
     groups: list[list[str]]
     steps: list[str] = field(default_factory=list)
 
@@ -98,7 +117,12 @@ class MemoryPlan:
     def total(self) -> int:
         """Bytes that the pass takes as it is planned."""
         grams = [sum(self.needs.statistics[code] for code in group) for group in self.groups]
-        return _total(self.needs, self.ahead, self.on_host) + self._further + max(grams)
+        fixed = _total(self.needs, self.ahead, self.on_host) + self._texts
+        return fixed + self._further + max(grams)
+
+    @property
+    def _texts(self) -> int:
+        return self.needs.fisher_texts if self.fisher_by_text else 0
 
     @property
     def _further(self) -> int:
@@ -151,7 +175,7 @@ class MemoryPlan:
             "solving: new weights, codes, mixture, factor": needs.solve,
             f"hidden states of all text{host}": needs.hidden,
             "other text that is measured": needs.other,
-            "statistics of the loss": needs.fisher,
+            "statistics of the loss": needs.fisher + self._texts,
             "other variants, until losses are measured": self._further,
         }
         return {name: size for name, size in parts.items() if size}
@@ -166,7 +190,7 @@ def plan_memory(  # noqa: PLR0913 - what decides it
     *,
     solving: int,
     divisible: bool,
-    fisher: Sequence[int] = (),
+    fisher: BackwardText = BackwardText(),
     other: OtherText | None = None,
     on_disk: bool = False,
     budget: int | None = None,
@@ -174,7 +198,8 @@ def plan_memory(  # noqa: PLR0913 - what decides it
     """Find out what a pass takes, and what it must do without; nothing runs.
 
     Where it is too much, these steps are taken until it fits: hidden states go to the host's
-    memory; the next block is not read ahead; languages take turns. Each is said in ``steps``.
+    memory; the next block is not read ahead; no divergence is predicted; languages take turns.
+    Each is said in ``steps``.
 
     Args:
         source: the model; it needs no weights yet.
@@ -184,7 +209,7 @@ def plan_memory(  # noqa: PLR0913 - what decides it
         kinds: statistics of each input.
         solving: number of jobs that mix statistics and solve.
         divisible: whether languages can take turns; see ``Job``.
-        fisher: tokens that run backward, of each job that asks for it.
+        fisher: text that runs backward.
         other: text that is measured beside.
         on_disk: whether hidden states lie on disk.
         budget: bytes that may be taken; None for nine tenths of what is free.
@@ -197,7 +222,7 @@ def plan_memory(  # noqa: PLR0913 - what decides it
     elsewhere = device.type != "cpu"
     steps: list[str] = []
     on_host, ahead = False, elsewhere
-    grams = sum(needs.statistics.values())
+    grams = sum(needs.statistics.values()) + needs.fisher_texts
     if elsewhere and _total(needs, ahead, on_host) + grams > allowed:
         on_host = True
         steps.append(
@@ -207,7 +232,16 @@ def plan_memory(  # noqa: PLR0913 - what decides it
     if ahead and _total(needs, ahead, on_host) + grams > allowed:
         ahead = False
         steps.append("The next block is not read ahead: the device waits for each.")
-    left = allowed - _total(needs, ahead, on_host) - needs.turns
+    texts = needs.fisher_texts > 0
+    if texts and not fisher.by_text and _total(needs, ahead, on_host) + grams > allowed:
+        texts = False
+        steps.append(
+            f"Statistics of the loss ({_gb(needs.fisher_texts)}) are not kept by language: no "
+            "divergence is predicted."
+        )
+    kept = needs.fisher_texts if texts else 0
+    grams = sum(needs.statistics.values())
+    left = allowed - _total(needs, ahead, on_host) - needs.turns - kept
     groups = [list(needs.statistics)]
     if grams > left + needs.turns and divisible and len(needs.statistics) > 1:
         groups = _groups(needs.statistics, left)
@@ -217,7 +251,7 @@ def plan_memory(  # noqa: PLR0913 - what decides it
             f"Statistics of at most {most} of {len(needs.statistics)} languages are held at a "
             f"time, in {len(groups)} turns{again}."
         )
-    plan = MemoryPlan(device, needs, allowed, on_host, ahead, groups, steps)
+    plan = MemoryPlan(device, needs, allowed, on_host, ahead, texts, groups, steps)
     if plan.total > allowed:
         steps.append(
             f"Even so the pass needs about {_gb(plan.total)}, and may take {_gb(allowed)}: memory "
@@ -256,7 +290,7 @@ def _needs(
     prefixes: Mapping[str, int],
     kinds: Sequence[str],
     solving: int,
-    fisher: Sequence[int],
+    fisher: BackwardText,
     other: OtherText | None,
     *,
     on_disk: bool,
@@ -301,7 +335,7 @@ def _needs(
         for weights in inputs.values()
     )
     blocks = len(adapter.named_blocks(source.model))
-    kept = 2 * max(fisher, default=0) * width * size * blocks if device.type == "cpu" else 0
+    kept = 2 * max(fisher.tokens, default=0) * width * size * blocks if device.type == "cpu" else 0
     wide = sum(weight.shape[0] for found in inputs.values() for weight in found)
     there = next(block.parameters()).device
     return Needs(
@@ -312,7 +346,8 @@ def _needs(
         turns=max(solving - 1, 0) * max(mixed, solved + weights * size),
         hidden=0 if text is None else tokens_of(text) * token * (2 if compares(kinds) else 1),
         other=beside,
-        fisher=(len(fisher) + 1) * felt + kept if fisher else 0,
+        fisher=(len(fisher.tokens) + 1) * felt + kept if fisher.tokens else 0,
+        fisher_texts=fisher.texts * felt,
         statistics={code: count * sum(of_input.values()) for code, count in prefixes.items()},
         inputs=of_input,
     )

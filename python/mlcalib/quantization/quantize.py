@@ -11,9 +11,9 @@ from mlcalib.models.device import choose_device, device_name
 from mlcalib.models.loading import load_tokenizer
 from mlcalib.quantization.block_pass import Propagate, run_pass
 from mlcalib.quantization.finish import merged
-from mlcalib.quantization.job import QuantizationJob
 from mlcalib.quantization.open_source import open_source
 from mlcalib.quantization.propagation import mixture_of
+from mlcalib.quantization.quantization_job import QuantizationJob
 from mlcalib.quantization.quantized_model import QuantizedModel
 from mlcalib.quantization.recipe import check_method, make_recipe
 from mlcalib.quantization.scheme import choose
@@ -165,5 +165,8 @@ def quantize(  # noqa: PLR0913 - what a quantization is made of
         device=device_name(place),
         shrinkage={
             name: layer["shrinkage"] for name, layer in layers.items() if "shrinkage" in layer
+        },
+        divergence={
+            name: layer["divergence"] for name, layer in layers.items() if "divergence" in layer
         },
     )

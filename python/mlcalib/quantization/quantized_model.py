@@ -46,6 +46,8 @@ class QuantizedModel:
         device: what blocks ran on: ``cpu``, or the name of a GPU.
         shrinkage: linears of experts whose Gram was shrunk towards that of all experts → the share
             of its tokens that are theirs.
+        divergence: name → language → what it costs the model, KL(float ‖ quantized) to second
+            order in nats per token; with ``fisher_tokens``. Over linears it adds up.
     """
 
     model: "PreTrainedModel"
@@ -64,6 +66,7 @@ class QuantizedModel:
     tokenizer_given: bool = False
     device: str = "cpu"
     shrinkage: dict[str, float] = field(default_factory=dict)
+    divergence: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def save(self, out: str | Path, format: str | None = None) -> None:  # noqa: A002
         """Write a Hugging Face folder with a model card; all of it or nothing.
@@ -116,7 +119,11 @@ class QuantizedModel:
         """Return what ``mlcalib.json`` records of the checkpoint."""
         layers = {
             name: layer_record(
-                linear, self.losses[name], self.ranges.get(name, {}), self.shrinkage.get(name)
+                linear,
+                self.losses[name],
+                self.ranges.get(name, {}),
+                self.shrinkage.get(name),
+                self.divergence.get(name),
             )
             for name, linear in self.linears.items()
         }

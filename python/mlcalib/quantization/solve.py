@@ -57,12 +57,15 @@ class SolvedBlock(Generic[Key]):
             which an expert saw no token.
         loss: sum of the losses per token on the mixture.
         changes: input → linear → its change; where losses are measured later.
+        divergence: linear → language → what it costs the model, in nats per token; where what the
+            loss feels of each language is known (see ``BlockFisher.divergence``).
     """
 
     linears: dict[str, QuantizedLinear] = field(default_factory=dict)
     losses: dict[str, dict[Key, float]] = field(default_factory=dict)
     loss: float = 0.0
     changes: dict[str, dict[str, Change]] = field(default_factory=dict)
+    divergence: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def measure(self, measured: "References[Key]") -> None:
         """Add the losses on further text."""
@@ -143,7 +146,8 @@ def solve_block(  # noqa: PLR0913 - what a solution is made of
         exceptions: linear (its name in the model) → what solves it instead; None leaves it alone.
         stopwatch: gets the times.
         scales: input → what its channels were divided by, from ``scale_block``.
-        fisher: what the loss feels of the block, where a quantizer asks for it.
+        fisher: what the loss feels of the block, where a quantizer asks for it. Divergences stay
+            unknown where scales have changed what linears return.
         measured_later: keep the changes, for losses on further text.
     """
     solved = SolvedBlock[Key]()
@@ -176,6 +180,8 @@ def solve_block(  # noqa: PLR0913 - what a solution is made of
                     if name in scales:
                         change /= scales[name]
                     solved.losses[layer] = losses_per_token(change, grams)
+                    if fisher is not None and fisher.languages and not scales:
+                        solved.divergence[layer] = fisher.divergences(name, member, change)
                 if measured_later:
                     kept = Change(weight, result, scales.get(name))
                     solved.changes.setdefault(name, {})[layer] = kept

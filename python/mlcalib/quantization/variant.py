@@ -1,7 +1,7 @@
 """One way to quantize a model: what solves, and the mixture that it is calibrated on."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Generic
 
 from torch import nn
@@ -44,8 +44,19 @@ class Variant:
     quantizer: Quantizer
     exceptions: Mapping[str, Quantizer | None]
     mixture: Mixture
-    divisible = True
-    """Statistics are mixed, and losses are measured on each language by itself; see ``Wants``."""
+
+    @property
+    def worst_off(self) -> bool:
+        """Whether the weights of the mixture follow what the loss feels of each language."""
+        return self.quantizer.worst_off and bool(self.mixture)
+
+    @property
+    def divisible(self) -> bool:
+        """Statistics are mixed, and losses measured language by language; see ``Wants``.
+
+        Weights that follow the languages are mixed again.
+        """
+        return not self.worst_off
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -93,7 +104,7 @@ class Variant:
             measured: Grams that the losses are measured with.
             probe: from ``probe``.
             stopwatch: gets the times.
-            fisher: what the loss feels of the block, where ``fisher_tokens`` is not 0.
+            fisher: what the loss feels of the block, where gradients were asked for.
             measured_later: keep what ``measure`` of the result needs.
         """
         scaled, shrinkage = ScaledBlock(), {}
@@ -118,6 +129,5 @@ class Variant:
             fisher=fisher,
             measured_later=measured_later,
         )
-        return VariantBlock(
-            solved.linears, solved.losses, solved.loss, solved.changes, scaled.found, shrinkage
-        )
+        known = {each.name: getattr(solved, each.name) for each in fields(solved)}
+        return VariantBlock(**known, scales=scaled.found, shrinkage=shrinkage)

@@ -153,6 +153,11 @@ class Quantizer:
         return 0
 
     @property
+    def worst_off(self) -> bool:
+        """Whether languages that lose more weigh more; it needs ``fisher_tokens``."""
+        return False
+
+    @property
     def probe_tokens(self) -> int:
         """The number of tokens on which ``prepare`` runs parts of the block; 0 for none."""
         return 0

@@ -39,6 +39,9 @@ class GPTQ(QuantizerOptions):
             earlier ones (arXiv 2505.22988).
         output_damp: what is added to the diagonal of the Gram of the outputs' gradients, as a
             fraction of its mean.
+        objective: ``mean`` weighs the calibration text as it comes. ``worst`` gives languages more
+            weight the more they have lost in the blocks before, by what the loss feels
+            (``fisher_tokens``), so that none is left far behind.
         static_grid: whether the grids are fitted before solving. False, which needs the natural
             order, fits the grid of a group when the group is reached.
     """
@@ -53,6 +56,7 @@ class GPTQ(QuantizerOptions):
     correction: float = Field(default=0.0, ge=0, le=1)
     fisher_tokens: int = Field(default=0, ge=0)
     output_damp: float = Field(default=1.0, gt=0)
+    objective: Literal["mean", "worst"] = "mean"
 
     def solver(self, spec: GridSpec) -> GptqOptions:
         """Return what the core takes.
@@ -72,6 +76,11 @@ class GPTQ(QuantizerOptions):
     @model_validator(mode="after")
     def _solvable(self) -> "GPTQ":
         self.solver(GridSpec())
+        if self.objective == "worst" and not self.fisher_tokens:
+            raise ValueError(
+                "objective 'worst' weighs languages by what the loss feels of each: it needs "
+                "fisher_tokens above 0, for instance 10240."
+            )
         return self
 
 
@@ -87,6 +96,7 @@ class GptqQuantizer(Quantizer):
         super().__init__(options, scale_dtype)
         self._gptq = options.solver(self.spec)
         self._fisher_tokens = options.fisher_tokens
+        self._worst_off = options.objective == "worst"
         self._correction = CorrectionOptions(options.correction) if options.correction else None
 
     @property
@@ -98,6 +108,11 @@ class GptqQuantizer(Quantizer):
     def fisher_tokens(self) -> int:
         """See ``Quantizer.fisher_tokens``."""
         return self._fisher_tokens
+
+    @property
+    def worst_off(self) -> bool:
+        """See ``Quantizer.worst_off``."""
+        return self._worst_off
 
     @property
     def order(self) -> Literal["activation", "natural"]:

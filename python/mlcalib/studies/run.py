@@ -22,11 +22,11 @@ from mlcalib.quantization.block_files import BlockFiles
 from mlcalib.quantization.block_pass import run_pass
 from mlcalib.quantization.finish import finish, finish_record, merged
 from mlcalib.quantization.hidden_states import HiddenStates, HiddenStatesOnDisk
-from mlcalib.quantization.job import QuantizationJob
 from mlcalib.quantization.manifest import claim, machine, recipe_inputs
 from mlcalib.quantization.model_files import ModelFiles
 from mlcalib.quantization.open_source import open_source
 from mlcalib.quantization.propagation import Mixture, mixture_of
+from mlcalib.quantization.quantization_job import QuantizationJob
 from mlcalib.quantization.recipe import Recipe, make_recipe
 from mlcalib.quantization.sink import FileSink
 from mlcalib.quantization.source import Source

@@ -1,6 +1,9 @@
 """What the loss feels of each linear: against autograd on the whole model, and put to use."""
 
 import filecmp
+from copy import deepcopy
+from dataclasses import replace
+from itertools import pairwise
 from zlib import crc32
 
 import pytest
@@ -15,26 +18,32 @@ import mlcalib
 from mlcalib.common.stopwatch import Stopwatch
 from mlcalib.models import adapter_for
 from mlcalib.quantization.backward import own_loss
-from mlcalib.quantization.fisher import Fisher, sequences_of
+from mlcalib.quantization.fisher import BlockFisher, Fisher, sequences_of
 from mlcalib.quantization.open_source import live_source, open_source
 from mlcalib.quantization.propagation import Prefix, mixture_of
+from mlcalib.quantization.worst_off import weighed
 from reference import oracle
 
 FAMILIES = ["llama", "llama-bias", "gemma2", "cohere", "qwen2_moe", "mixtral"]
 
 
-def gathered(source, calibration, tokens=10_000, mixture=None):
-    """Block → what was gathered of it, on as many tokens as there are by default."""
+def felt_of(source, calibration, asked, **options):
+    """Block → what the loss feels of it, for all that ask."""
     source = source.ready()
-    places = source.places("cpu")
-    asked = {"one": (mixture or mixture_of(calibration), tokens)}
-    fisher = Fisher(source, calibration, asked, places)
+    fisher = Fisher(source, calibration, asked, source.places("cpu"), **options)
     fisher.run(Stopwatch(), None)
     found = {}
     for name, _ in source.adapter.named_blocks(source.model):
         with source.block(name) as block:
-            found[name] = fisher.gather(name, block)["one"]
+            found[name] = fisher.gather(name, block)
     return found
+
+
+def gathered(source, calibration, tokens=10_000, mixture=None):
+    """Block → what was gathered of it, on as many tokens as there are by default."""
+    asked = {"one": (mixture or mixture_of(calibration), tokens)}
+    felt = felt_of(source, calibration, asked)
+    return {name: each.mixtures["one"] for name, each in felt.items()}
 
 
 def start_here(_, __, output):
@@ -165,6 +174,27 @@ def test_fewer_tokens_are_the_first_sequences(calibration):
             assert close(found, first.double() * whole.tokens / 32, 1e-5)
 
 
+def test_texts_by_themselves_make_up_the_mixtures(calibration):
+    source = live_source(tiny_llama(vocabulary=384))
+    mixture = dict(zip(mixture_of(calibration), (2.0, 0.5), strict=True))
+    (first, _), short = mixture, Prefix(next(iter(calibration.ids)), 32)
+    asked = {"both": (mixture, 10_000), "one": ({first: 1.0}, 10_000), "few": ({short: 1.0}, 32)}
+    found = felt_of(source, calibration, asked)
+    less = felt_of(source, calibration, asked, by_text=False)
+    for block, felt in found.items():
+        assert felt.texts["both"].keys() == felt.languages.keys() == mixture.keys()
+        assert felt.texts["both"][first] is felt.texts["one"][first]
+        assert not less[block].texts and not less[block].languages
+        for key, (weights, _) in asked.items():
+            mixed = BlockFisher.mixed(felt.texts[key], weights)
+            assert mixed.outputs.keys() == felt.mixtures[key].outputs.keys()
+            for name, each in mixed.outputs.items():
+                gram = each.view("output_gram")["gram"]
+                for other in (felt, less[block]):
+                    wanted = other.mixtures[key].outputs[name].view("output_gram")["gram"]
+                    assert close(gram, wanted.double(), 1e-6)
+
+
 @given(
     st.dictionaries(st.sampled_from("abcdefgh"), st.integers(64, 10_000), min_size=1),
     st.integers(1, 20_000),
@@ -208,15 +238,110 @@ def test_gptq_makes_what_the_loss_feels_small(calibration, tokenizer):
     assert felt(10_000) < 0.9 * felt(0)
 
 
+def divergence_of(model, other, calibration, language):
+    """KL(model ‖ other) per token."""
+    total, count = 0.0, 0
+    for ids, _ in calibration.sequences(language):
+        p, q = (each(input_ids=ids).logits[0].log_softmax(-1) for each in (model, other))
+        total += float(torch.nn.functional.kl_div(q, p, log_target=True, reduction="sum"))
+        count += ids.numel()
+    return total / count
+
+
+@torch.no_grad()
+def test_divergence_is_that_of_a_small_change(calibration):
+    """Of one linear at a time: half of what the exact Fisher information of it says, to a factor.
+
+    The Kronecker form and one label for each token are approximations.
+    """
+    model = tiny_llama(vocabulary=384).double()
+    source = live_source(model)
+    felt = felt_of(source, calibration, {"all": (mixture_of(calibration), 10_000)})
+    ratios = []
+    generator = torch.Generator().manual_seed(3)
+    for block, module in source.adapter.named_blocks(model):
+        fisher = replace(felt[block].mixtures["all"], languages=felt[block].languages)
+        for key, members in source.adapter.linears_of(module).items():
+            for member in members:
+                linear = source.adapter.linear(module, member)
+                own = linear.weight.detach().clone()
+                change = torch.randn(own.shape, generator=generator) * own.std() * 0.1
+                found = fisher.divergences(key, member, change)
+                linear.weight.copy_(own - change)
+                changed = deepcopy(model)
+                linear.weight.copy_(own)
+                for language, predicted in found.items():
+                    measured = divergence_of(model, changed, calibration, language)
+                    ratios.append(predicted / measured)
+    logs = torch.tensor(ratios).log()
+    assert logs.mean().exp() == pytest.approx(1, rel=0.25)
+    assert logs.std() < 0.7
+
+
+def test_divergence_grows_with_the_square_and_follows_the_tokens(calibration):
+    source = live_source(tiny_llama(vocabulary=384))
+    (fisher, *_) = gathered(source, calibration).values()
+    member = "self_attn.q_proj"
+    linears = source.adapter.linears_of(source.model.model.layers[0])
+    (name,) = (key for key, members in linears.items() if member in members)
+    change = torch.randn(source.adapter.linear(source.model.model.layers[0], member).weight.shape)
+    once = fisher.divergence(name, member, change, 100)
+    assert once > 0
+    assert fisher.divergence(name, member, 3 * change, 100) == pytest.approx(9 * once)
+    assert fisher.divergence(name, member, change, 50) == pytest.approx(2 * once)
+    assert fisher.divergence(name, "elsewhere", change, 50) == 0
+
+
+@given(
+    st.dictionaries(st.sampled_from("abcdefgh"), st.floats(0, 1e3), min_size=1),
+    st.integers(1, 1000),
+)
+def test_what_loses_more_weighs_more(lost, tokens):
+    mixture = {Prefix(language, tokens + len(lost)): 0.5 for language in lost}
+    found = weighed(mixture, lost)
+    assert found.keys() == mixture.keys()
+    total = sum(weight * prefix.tokens for prefix, weight in found.items())
+    assert total == pytest.approx(sum(w * prefix.tokens for prefix, w in mixture.items()))
+    for a, b in pairwise(sorted(found, key=lambda prefix: lost[prefix.language])):
+        assert found[a] <= found[b]
+    assert weighed(mixture, dict.fromkeys(lost, 0.0)) == mixture
+    assert weighed(mixture, dict.fromkeys(lost, 7.0)) == pytest.approx(mixture)
+
+
+def test_objective_worst_needs_gradients():
+    with pytest.raises(ValueError, match="objective 'worst' .* needs fisher_tokens above 0"):
+        mlcalib.GPTQ(objective="worst")
+
+
+@pytest.mark.parametrize("propagate", ["float", "quantized"])
+def test_objective_worst_helps_who_loses_most(propagate, calibration, tokenizer):
+    model = tiny_llama(vocabulary=384, hidden=96, intermediate=192)
+    options = {"bits": 2, "group_size": 32, "propagate": propagate, "format": "dense"}
+    options |= {"fisher_tokens": 10_000, "progress": False, "output_damp": 0.1}
+
+    def lost(objective):
+        made = mlcalib.quantize(
+            model, calibration, tokenizer=tokenizer, objective=objective, **options
+        )
+        assert made.divergence.keys() == made.linears.keys()
+        assert made.metadata("dense")["layers"].keys() == made.divergence.keys()
+        by_language = made.divergence.values()
+        return {code: sum(each[code] for each in by_language) for code in calibration.ids}
+
+    mean, worst = lost("mean"), lost("worst")
+    assert max(worst.values()) / min(worst.values()) < max(mean.values()) / min(mean.values())
+    assert max(worst.values()) < max(mean.values())
+
+
 @pytest.mark.parametrize("propagate", ["float", "quantized"])
 @pytest.mark.parametrize("family", ["llama", "qwen2_moe"])
 def test_from_files_to_the_same_files(family, propagate, saved, calibration, tmp_path):
     source = saved(tiny_model(family, vocabulary=384))
     options = {"group_size": 32, "propagate": propagate, "format": "dense", "progress": False}
-    options |= {"fisher_tokens": 100}
+    options |= {"fisher_tokens": 100, "objective": "worst"}
     mlcalib.quantize(source, calibration, **options).save(tmp_path / "a", "dense")
     mlcalib.quantize_checkpoint(source, tmp_path / "b", calibration, **options)
-    plain = options | {"fisher_tokens": 0}
+    plain = options | {"objective": "mean"}
     mlcalib.quantize_checkpoint(source, tmp_path / "c", calibration, **plain)
     weights = "model.safetensors"
     assert filecmp.cmp(tmp_path / "a" / weights, tmp_path / "b" / weights, shallow=False)
@@ -226,6 +351,7 @@ def test_from_files_to_the_same_files(family, propagate, saved, calibration, tmp
 def test_an_interrupted_run_goes_on(saved, calibration, tmp_path, monkeypatch):
     source = saved(tiny_llama(vocabulary=384))
     options = {"group_size": 32, "format": "dense", "progress": False, "fisher_tokens": 100}
+    options["objective"] = "worst"  # which knows what finished blocks cost
     mlcalib.quantize_checkpoint(source, tmp_path / "whole", calibration, **options)
     gather = Fisher.gather
 

@@ -17,10 +17,10 @@ from mlcalib.formats import formats
 from mlcalib.models.device import CPU
 from mlcalib.quantization import block_pass, memory
 from mlcalib.quantization.block_pass import plan_pass, run_pass
-from mlcalib.quantization.job import QuantizationJob
 from mlcalib.quantization.memory import plan_memory
 from mlcalib.quantization.open_source import live_source, open_source
 from mlcalib.quantization.propagation import Flow, mixture_of
+from mlcalib.quantization.quantization_job import QuantizationJob
 from mlcalib.quantization.read_ahead import Blocks
 from mlcalib.quantization.sink import MemorySink
 from mlcalib.quantization.variant import Variant

@@ -1,0 +1,216 @@
+"""Quantizes each block of a pass one way."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from mlcalib.checkpoints.record import layer_record
+from mlcalib.common.stopwatch import Stopwatch
+from mlcalib.models import Adapter
+from mlcalib.quantization.fisher import BlockFisher
+from mlcalib.quantization.job import BlockView, Outcome, Text
+from mlcalib.quantization.probe import Probe
+from mlcalib.quantization.propagation import BlockStatistics, Flow, Mixture
+from mlcalib.quantization.sink import Sink
+from mlcalib.quantization.solve import References, expert_tokens, input_ranges, mix_block
+from mlcalib.quantization.source import copied
+from mlcalib.quantization.variant import Variant, VariantBlock
+from mlcalib.quantization.worst_off import weighed
+from mlcalib.statistics import StatisticSet
+
+
+@dataclass
+class QuantizationJob:
+    """Quantizes each block one way; see ``Job``.
+
+    Attributes:
+        variant: what solves, and on what.
+        sink: keeps the finished blocks.
+        stopwatch: time spent on it alone.
+        loss: of the last block, per token.
+    """
+
+    variant: Variant
+    sink: Sink
+    stopwatch: Stopwatch = field(default_factory=Stopwatch)
+    loss: float = 0.0
+    _costs: dict[str, dict[str, float]] = field(default_factory=dict, repr=False)
+
+    @property
+    def worst_off(self) -> bool:
+        """See ``Job``."""
+        return self.variant.worst_off
+
+    @property
+    def divisible(self) -> bool:
+        """See ``Job``."""
+        return self.variant.divisible
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """See ``Job``."""
+        return self.variant.kinds
+
+    @property
+    def skipped(self) -> set[str]:
+        """See ``Job``."""
+        return self.variant.skipped
+
+    @property
+    def mixture(self) -> Mixture:
+        """See ``Job``."""
+        return self.variant.mixture
+
+    @property
+    def fisher_tokens(self) -> int:
+        """See ``Job``."""
+        return self.variant.fisher_tokens
+
+    def has(self, block_name: str) -> bool:
+        """See ``Job``."""
+        return self.sink.has(block_name)
+
+    def probe(self, flow: Flow | None, block_name: str) -> Probe | None:
+        """See ``Job``."""
+        return self.variant.probe(flow, block_name)
+
+    def run(self, block: BlockView, probe: Probe | None) -> Outcome:
+        """See ``Job``."""
+        lost = self._lost(block.earlier) if self.worst_off else {}
+        own, solved = self._solve(block, probe, lost)
+        if self.worst_off and not block.earlier:  # nothing has told the languages apart so far
+            own, solved = self._solve(block, probe, _by_language(solved.divergence))
+        self.loss = solved.loss
+        mixture = self.variant.mixture
+        own_text: BlockStatistics = {
+            input_name: {prefix: by_prefix[prefix] for prefix in mixture}
+            for input_name, by_prefix in block.statistics.items()
+            if mixture
+        }
+        keep = partial(self._keep, block.adapter, block.name, own, solved, own_text)
+        return Outcome(own, partial(self._measure, solved), keep)
+
+    def _solve(
+        self, block: BlockView, probe: Probe | None, lost: Mapping[str, float]
+    ) -> tuple[nn.Module, VariantBlock[Text]]:
+        """Return the block quantized, and what became of it; ``lost`` decides the weights."""
+        own, mixture = copied(block.module), weighed(self.mixture, lost)
+        fisher = BlockFisher.mixed(block.texts, mixture) if lost else block.fisher
+        if block.languages:
+            fisher = replace(fisher or BlockFisher(), languages=block.languages)
+        solved = replace(self.variant, mixture=mixture).solve(
+            block.adapter,
+            block.name,
+            own,
+            self._mixed(block, mixture),
+            block.measured,
+            probe,
+            self.stopwatch,
+            fisher=fisher,
+            measured_later=block.in_turns,
+        )
+        return own, solved
+
+    def _lost(self, blocks: Iterable[str]) -> dict[str, float]:
+        """Return language → what finished blocks cost it, in nats per token."""
+        for name in blocks:
+            if name not in self._costs:
+                layers = self.sink.record(name)["layers"]
+                self._costs[name] = _by_language(
+                    {layer: each["divergence"] for layer, each in layers.items()}
+                )
+        return _by_language(self._costs)
+
+    def _measure(self, solved: VariantBlock[Text], measured: References[Text]) -> None:
+        with self.stopwatch.timed("losses"):
+            solved.measure(measured)
+
+    def _keep(
+        self,
+        adapter: Adapter,
+        name: str,
+        own: nn.Module,
+        solved: VariantBlock[Text],
+        own_text: BlockStatistics,
+    ) -> None:
+        with self.stopwatch.timed("write"):
+            record = {
+                **_losses(solved),
+                "layers": self._layers(
+                    solved,
+                    input_ranges(adapter, name, own, own_text),
+                    _shrinkage(adapter, name, own, solved.shrinkage),
+                ),
+                "scales": solved.scales,
+                "expert_tokens": expert_tokens(adapter, name, own, own_text),
+            }
+            self.sink.keep(name, own, solved.linears, record)
+
+    def _mixed(self, block: BlockView, mixture: Mixture) -> dict[str, StatisticSet]:
+        if block.mixed is not None:
+            return block.mixed
+        with self.stopwatch.timed("mix"):
+            return mix_block(block.statistics, mixture) if mixture else {}
+
+    def restore(self, block_name: str, block: nn.Module) -> None:
+        """See ``Job``."""
+        self.sink.restore(block_name, block)
+
+    def note(self) -> str:
+        """See ``Job``."""
+        return f"loss/token {self.loss:.3g}"
+
+    def _layers(
+        self,
+        solved: VariantBlock[Text],
+        ranges: Mapping[str, Mapping[str, tuple[float, float]]],
+        shrinkage: Mapping[str, float],
+    ) -> dict[str, Any]:
+        languages = {prefix.language for prefix in self.variant.mixture}
+        return {
+            layer: layer_record(
+                linear,
+                {
+                    language: loss
+                    for (kind, language), loss in solved.losses[layer].items()
+                    if kind == "calibration" and language in languages
+                },
+                ranges.get(layer, {}),
+                shrinkage.get(layer),
+                solved.divergence.get(layer),
+            )
+            for layer, linear in solved.linears.items()
+        }
+
+
+def _shrinkage(
+    adapter: Adapter, block_name: str, block: nn.Module, shares: Mapping[str, float]
+) -> dict[str, float]:
+    """Return linear (name in the model) → the share of its input's tokens that was lent."""
+    linears = adapter.linears_of(block)
+    return {
+        f"{block_name}.{member}": share
+        for name, share in shares.items()
+        for member in linears[name]
+    }
+
+
+def _losses(solved: VariantBlock[Text]) -> dict[str, dict[str, dict[str, float]]]:
+    """Return kind of text → linear → language → loss per token."""
+    found: dict[str, dict[str, dict[str, float]]] = {"calibration": {}, "heldout": {}}
+    for layer, losses in solved.losses.items():
+        for (kind, language), loss in losses.items():
+            found[kind].setdefault(layer, {})[language] = loss
+    return found
+
+
+def _by_language(costs: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Add up layer → language → cost over the layers."""
+    found: dict[str, float] = {}
+    for by_language in costs.values():
+        for language, cost in by_language.items():
+            found[language] = found.get(language, 0.0) + cost
+    return found

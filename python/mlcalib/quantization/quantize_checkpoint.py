@@ -13,13 +13,14 @@ from mlcalib.common.stopwatch import Stopwatch
 from mlcalib.models.device import choose_device
 from mlcalib.models.loading import load_tokenizer
 from mlcalib.quantization.block_files import BlockFiles
-from mlcalib.quantization.block_pass import Propagate, plan_pass, run_pass
+from mlcalib.quantization.block_pass import Propagate, run_pass
 from mlcalib.quantization.finish import finish, finish_record
 from mlcalib.quantization.hidden_states import HiddenStatesOnDisk
 from mlcalib.quantization.manifest import claim, machine, recipe_inputs
 from mlcalib.quantization.memory import MemoryPlan
 from mlcalib.quantization.model_files import ModelFiles
 from mlcalib.quantization.open_source import open_source
+from mlcalib.quantization.pass_plan import plan_pass
 from mlcalib.quantization.propagation import mixture_of
 from mlcalib.quantization.quantization_job import QuantizationJob
 from mlcalib.quantization.recipe import Recipe, check_method, make_recipe

@@ -9,8 +9,9 @@ from markupsafe import Markup
 from mlcalib.formats import formats
 from mlcalib.languages import language_set
 from mlcalib.notebook import html
-from mlcalib.quantization.block_pass import plan_pass
-from mlcalib.quantization.memory import MemoryPlan, OtherText
+from mlcalib.quantization.memory import MemoryPlan
+from mlcalib.quantization.memory_needs import OtherText
+from mlcalib.quantization.pass_plan import plan_pass
 from mlcalib.quantization.variant import Variant
 from mlcalib.studies.evaluate import FLOAT, evaluation_file
 from mlcalib.studies.layer_measures import LayerMeasures

@@ -184,7 +184,8 @@ def test_texts_by_themselves_make_up_the_mixtures(calibration):
     for block, felt in found.items():
         assert felt.texts["both"].keys() == felt.languages.keys() == mixture.keys()
         assert felt.texts["both"][first] is felt.texts["one"][first]
-        assert not less[block].texts and not less[block].languages
+        assert not less[block].texts
+        assert not less[block].languages
         for key, (weights, _) in asked.items():
             mixed = BlockFisher.mixed(felt.texts[key], weights)
             assert mixed.outputs.keys() == felt.mixtures[key].outputs.keys()
@@ -309,7 +310,7 @@ def test_what_loses_more_weighs_more(lost, tokens):
 
 
 def test_objective_worst_needs_gradients():
-    with pytest.raises(ValueError, match="objective 'worst' .* needs fisher_tokens above 0"):
+    with pytest.raises(ValueError, match=r"objective 'worst' .* needs fisher_tokens above 0"):
         mlcalib.GPTQ(objective="worst")
 
 

@@ -16,9 +16,10 @@ from mlcalib.common.stopwatch import Stopwatch
 from mlcalib.formats import formats
 from mlcalib.models.device import CPU
 from mlcalib.quantization import block_pass, memory
-from mlcalib.quantization.block_pass import plan_pass, run_pass
+from mlcalib.quantization.block_pass import run_pass
 from mlcalib.quantization.memory import plan_memory
 from mlcalib.quantization.open_source import live_source, open_source
+from mlcalib.quantization.pass_plan import plan_pass
 from mlcalib.quantization.propagation import Flow, mixture_of
 from mlcalib.quantization.quantization_job import QuantizationJob
 from mlcalib.quantization.read_ahead import Blocks
@@ -317,7 +318,7 @@ def test_reading_ahead_changes_nothing(model, text, tokenizer, tmp_path, monkeyp
         return dataclasses.replace(plan(*args, **options), ahead=True)
 
     mlcalib.quantize_checkpoint(tmp_path / "model", tmp_path / "a", text, **OPTIONS)
-    monkeypatch.setattr(block_pass, "plan_memory", ahead)
+    monkeypatch.setattr(pass_plan, "plan_memory", ahead)
     mlcalib.quantize_checkpoint(tmp_path / "model", tmp_path / "b", text, **OPTIONS)
     a, b = (tmp_path / name / "model.safetensors" for name in "ab")
     assert a.read_bytes() == b.read_bytes()

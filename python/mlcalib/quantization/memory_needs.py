@@ -1,0 +1,160 @@
+"""What a pass takes in a device's memory, at its largest block."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from mlcalib.calibration_sets import CalibrationSet
+from mlcalib.quantization.source import Source
+from mlcalib.statistics import compares, statistic_bytes
+
+_FLOAT = 4
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Bytes that a pass takes on the device, at its largest block.
+
+    Attributes:
+        model: weights that are still to be loaded, and stay.
+        block: weights of a block that are brought to the device.
+        forward: activations of one sequence in the block, an estimate.
+        solve: a job's own weights and codes, its mixture, and the solver's float32 copies of the
+            linears of one input, its Gram and factor.
+        turns: what the other jobs keep too where languages take turns: a mixture, and when they
+            have solved new weights and codes.
+        hidden: hidden states of all sequences.
+        other: statistics of text that is only measured, and its hidden states.
+        fisher: statistics of the loss: of one language, and of the mixture of each job that asks
+            for them; on the CPU also what blocks read and the gradients there.
+        fisher_texts: those of each text by itself.
+        statistics: language → statistics of the inputs of its text.
+        inputs: input → its share in the statistics of one text.
+    """
+
+    model: int
+    block: int
+    forward: int
+    solve: int
+    turns: int
+    hidden: int
+    other: int
+    fisher: int
+    fisher_texts: int
+    statistics: Mapping[str, int]
+    inputs: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class OtherText:
+    """Text that is only measured.
+
+    Attributes:
+        languages: how many.
+        tokens: of all of them, in whole sequences.
+        kinds: its statistics.
+    """
+
+    languages: int
+    tokens: int
+    kinds: Sequence[str]
+
+
+@dataclass(frozen=True)
+class BackwardText:
+    """Calibration text that runs backward.
+
+    Attributes:
+        tokens: of each job that asks for it.
+        texts: how many texts of languages they are of.
+        by_text: whether what the loss feels of each text by itself is solved with.
+    """
+
+    tokens: Sequence[int] = ()
+    texts: int = 0
+    by_text: bool = False
+
+
+NOTHING_BACKWARD = BackwardText()
+
+
+def needs_of(
+    source: Source,
+    device: torch.device,
+    text: CalibrationSet | None,
+    prefixes: Mapping[str, int],
+    kinds: Sequence[str],
+    solving: int,
+    fisher: BackwardText,
+    other: OtherText | None,
+    *,
+    on_disk: bool,
+) -> Needs:
+    """Work out what a pass takes; nothing runs. For arguments see ``plan_memory``."""
+    adapter, size = source.adapter, source.dtype.itemsize
+    _, block = max(adapter.named_blocks(source.model), key=lambda each: _weights(each[1]))
+    linears = adapter.linears_of(block)
+    inputs = {
+        key: [adapter.linear(block, member).weight for member in members]
+        for key, members in linears.items()
+    }
+    of_input = {
+        key: sum(statistic_bytes(kind, weights[0].shape[1], device) for kind in kinds)
+        for key, weights in inputs.items()
+    }
+    scratch = [
+        3 * sum(weight.numel() for weight in weights) + 3 * weights[0].shape[1] ** 2
+        for weights in inputs.values()
+    ]
+    weights = _weights(block)
+    of_experts = [
+        of_input[key]
+        for key, members in linears.items()
+        if adapter.expert_of(members[0]) is not None
+    ]
+    mixed = sum(of_input.values()) + max(of_experts, default=0)  # what all experts lend
+    solved = weights * (size + 1)
+    solve = solved + mixed + max(scratch) * _FLOAT if solving else 0
+    width = source.model.get_input_embeddings().weight.shape[1]
+    token = 0 if on_disk else width * size
+    beside = 0
+    if other is not None:
+        each = sum(
+            statistic_bytes(kind, found[0].shape[1], device)
+            for found in inputs.values()
+            for kind in other.kinds
+        )
+        beside = other.languages * each + other.tokens * token
+    felt = sum(
+        statistic_bytes("saliency_gram", weights[0].shape[1], device)
+        + sum(statistic_bytes("output_gram", weight.shape[0], device) for weight in weights)
+        for weights in inputs.values()
+    )
+    blocks = len(adapter.named_blocks(source.model))
+    kept = 2 * max(fisher.tokens, default=0) * width * size * blocks if device.type == "cpu" else 0
+    wide = sum(weight.shape[0] for found in inputs.values() for weight in found)
+    there = next(block.parameters()).device
+    return Needs(
+        model=source.resident if device.type == "cpu" and there.type == "meta" else 0,
+        block=0 if there == device else weights * size,
+        forward=0 if text is None else 2 * text.seq_len * (wide + 4 * width) * size,
+        solve=solve,
+        turns=max(solving - 1, 0) * max(mixed, solved + weights * size),
+        hidden=0 if text is None else tokens_of(text) * token * (2 if compares(kinds) else 1),
+        other=beside,
+        fisher=(len(fisher.tokens) + 1) * felt + kept if fisher.tokens else 0,
+        fisher_texts=fisher.texts * felt,
+        statistics={code: count * sum(of_input.values()) for code, count in prefixes.items()},
+        inputs=of_input,
+    )
+
+
+def _weights(block: nn.Module) -> int:
+    return sum(each.numel() for each in block.parameters())
+
+
+def tokens_of(text: CalibrationSet) -> int:
+    """Return the tokens that run through the model: those of whole sequences."""
+    return sum(each.numel() for each in text.ids.values())

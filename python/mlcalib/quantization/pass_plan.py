@@ -1,0 +1,66 @@
+"""What a pass takes, from what its jobs want."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+
+from mlcalib.calibration_sets import CalibrationSet
+from mlcalib.quantization.gathering import kinds_of
+from mlcalib.quantization.job import Wants
+from mlcalib.quantization.memory import MemoryPlan, plan_memory
+from mlcalib.quantization.memory_needs import BackwardText, OtherText
+from mlcalib.quantization.propagation import Prefix, mixture_of
+from mlcalib.quantization.source import Source
+
+
+def plan_pass(
+    source: Source,
+    jobs: Sequence[Wants],
+    text: CalibrationSet | None,
+    places: Mapping[str, torch.device],
+    prefixes: Iterable[Prefix] = (),
+    *,
+    other: OtherText | None = None,
+    on_disk: bool = False,
+    memory: float | None = None,
+) -> MemoryPlan:
+    """Return what a pass takes of its device's memory, and how it uses it; nothing runs.
+
+    Args:
+        source: see ``run_pass``, likewise ``text``, ``prefixes`` and ``memory``.
+        jobs: or what they want.
+        text: see there.
+        places: block → where it runs.
+        prefixes: see there.
+        other: text that is measured beside.
+        on_disk: whether hidden states lie on disk.
+        memory: see there.
+
+    Raises:
+        ValueError: ``memory`` is not above 0.
+    """
+    if memory is not None and not memory > 0:
+        raise ValueError(f"memory is {memory}, expected GB above 0, or nothing for what is free.")
+    counts: dict[str, int] = {}
+    if text is not None:
+        for prefix in set(prefixes) or mixture_of(text).keys():
+            counts[prefix.language] = counts.get(prefix.language, 0) + 1
+        counts = {language: counts[language] for language in text.ids if language in counts}
+    felt = [job for job in jobs if job.fisher_tokens]
+    return plan_memory(
+        source,
+        places.values(),
+        text,
+        counts,
+        tuple(dict.fromkeys([*kinds_of(jobs), *(other.kinds if other else ())])),
+        solving=sum(job.mixture is not None for job in jobs),
+        fisher=BackwardText(
+            [job.fisher_tokens for job in felt],
+            len({prefix for job in felt for prefix in job.mixture or {}}),
+            by_text=any(job.worst_off for job in jobs),
+        ),
+        divisible=all(job.divisible for job in jobs),
+        other=other,
+        on_disk=on_disk,
+        budget=None if memory is None else int(memory * 1e9),
+    )

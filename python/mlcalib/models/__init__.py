@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 
 from mlcalib.models import families
 from mlcalib.models.base import Adapter, GgufArchitecture, ScaleGroup
+from mlcalib.models.rows import Rows
 
 __all__ = [
     "Adapter",
     "GgufArchitecture",
+    "Rows",
     "ScaleGroup",
     "adapter_for",
     "find_adapter",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from torch import Tensor, nn
 
 from mlcalib.common.optional import optional
+from mlcalib.models.rows import Rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -21,12 +22,14 @@ class ScaleGroup:
         inputs: keys of the block's linears whose input channels are multiplied by s.
         readers: modules that read the same input and are not quantized (routers): multiplied too.
         offset: a norm that is the source multiplies by ``offset + weight``.
+        rows: of a source that makes other tensors, too: which of its output channels; None for all.
     """
 
     source: str
     inputs: tuple[str, ...]
     readers: tuple[str, ...] = ()
     offset: float = 0.0
+    rows: Rows | None = None
 
 
 @dataclass(frozen=True)

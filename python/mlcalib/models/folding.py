@@ -13,7 +13,8 @@ def source_channels(adapter: Adapter, block: nn.Module, group: ScaleGroup) -> Te
     """Return, for each input channel of the group's linears, the source's output channel.
 
     Under grouped-query attention several heads, and so several channels of o_proj's input, read one
-    channel of v_proj; these must have one scale.
+    channel of v_proj; these must have one scale. Of a source that makes other tensors, too, the
+    channels of the group's rows are counted, from 0.
 
     Args:
         adapter: the model's family.
@@ -27,12 +28,15 @@ def source_channels(adapter: Adapter, block: nn.Module, group: ScaleGroup) -> Te
         NotImplementedError: a module is missing, or the shapes do not fit.
     """
     weight = _weight(adapter, block, group.source)
-    made = int(weight.shape[0])
+    rows = group.rows
+    if rows is not None and int(rows.index()[-1]) >= weight.shape[0]:
+        raise NotImplementedError(f"'{group.source}' of {type(block).__name__} has no {rows}.")
+    made = int(weight.shape[0]) if rows is None else rows.made
     read = _channels_read(adapter, block, group)
     if made == read:
         return None
     attention = adapter.module(block, group.source.rpartition(".")[0])
-    head = getattr(attention, "head_dim", 0)
+    head = getattr(attention, "head_dim", 0) if rows is None else rows.size
     if not head or read % made or made % head:
         raise NotImplementedError(
             f"'{group.source}' of {type(block).__name__} makes {made} channels and "
@@ -61,9 +65,12 @@ def fold(adapter: Adapter, block: nn.Module, group: ScaleGroup, scales: Tensor) 
         NotImplementedError: see ``source_channels``.
     """
     _check(scales, _channels_read(adapter, block, group))
-    made = _per_source_channel(scales, source_channels(adapter, block, group), group)
     source = adapter.module(block, group.source)
     weight = _weight(adapter, block, group.source).float()
+    made = _per_source_channel(scales, source_channels(adapter, block, group), group)
+    if group.rows is not None:
+        index = group.rows.index().to(made.device)
+        made = torch.ones(len(weight), device=made.device).index_copy_(0, index, made)
     if weight.dim() == 1:  # a norm
         weight = (group.offset + weight) / made - group.offset
     else:

@@ -21,7 +21,8 @@ class ScaledBlock:
     """What scaling did to a block.
 
     Attributes:
-        found: source of a scale group (name in the model) → how its scales were found.
+        found: source of a scale group (name in the model; where these are some of its rows, with
+            them) → how its scales were found.
         scales: input → float32 [in], what its channels are divided by.
     """
 
@@ -80,7 +81,8 @@ def scale_block(
             result.scales[name] = scales.values
             if name in mixed:
                 mixed[name].rescale(1 / scales.values)
-        result.found[source] = dict(scales.summary)
+        rows = "" if group.rows is None else f" ({group.rows})"
+        result.found[source + rows] = dict(scales.summary)
     return result
 
 

@@ -8,13 +8,18 @@ import torch
 from torch import Tensor, nn
 
 from mlcalib.models.base import Adapter, ScaleGroup
+from mlcalib.models.discovery.fused import rows_read
 from mlcalib.models.discovery.inputs import expert_lists
 from mlcalib.models.discovery.trace import Call, Reading, is_same
 from mlcalib.models.folding import fold, source_channels
+from mlcalib.models.rows import Rows
 from mlcalib.models.running import first_output
 
 TOLERANCE = 1e-5
 """Largest difference of outputs, in float64, relative to the largest output."""
+_LARGEST, _RATIO = 2.0, 1 / 128
+"""Of random scales, and the smallest to it: what is divided by these gets large, so that a model
+that clips it is noticed."""
 
 
 def proved_scale_groups(
@@ -53,7 +58,8 @@ class _Proof:
         try:
             of_source = source_channels(adapter, block, group)
             made = reader.in_features if of_source is None else int(of_source.max()) + 1
-            scales = 0.5 + 1.5 * torch.rand(made, generator=torch.Generator().manual_seed(2))
+            generator = torch.Generator().manual_seed(2)
+            scales = _LARGEST * _RATIO ** torch.rand(made, generator=generator)
             fold(adapter, block, group, scales if of_source is None else scales[of_source])
             found = self._output(block)
         except (NotImplementedError, ValueError, RuntimeError):
@@ -93,32 +99,33 @@ def _proposals(
             each.name for each in others if _dimensions(each.module) == 2 and each.name not in taken
         )
         yield (
-            ScaleGroup(source, tuple(keys), readers, offset)
-            for source, offset in _sources(call, reading, members[0])
+            ScaleGroup(source, tuple(keys), readers, offset, rows)
+            for source, offset, rows in _sources(call, reading, members[0])
         )
 
 
-def _sources(call: Call, reading: Reading, reader: str) -> Iterator[tuple[str, float]]:
-    """Yield (module, offset): what gave the tensor; or else linears that ran before, beside."""
+def _sources(call: Call, reading: Reading, reader: str) -> Iterator[tuple[str, float, Rows | None]]:
+    """Yield (module, offset, rows of it): what gave the tensor; or else linears before, beside."""
     for each in call.readings:
         dimensions = _dimensions(each.module)
         if dimensions and each.gave is not None and is_same(each.gave, reading.read):
-            yield each.name, 0.0
+            yield each.name, 0.0, None
             if dimensions == 1:  # a norm, which may multiply by 1 + its weight
-                yield each.name, 1.0
+                yield each.name, 1.0, None
     beside = reader.rpartition(".")[0].rpartition(".")[0] or reader.rpartition(".")[0]
     read = call.module.get_submodule(reader)
     channels = read.in_features if isinstance(read, nn.Linear) else 0
-    before: list[str] = []
+    before: list[tuple[str, nn.Linear]] = []
     for each in call.readings:
         if each.name == reader:
             break
         if isinstance(each.module, nn.Linear) and each.name.startswith(beside):
-            before.append(each.name)
-    for name in dict.fromkeys(reversed(before)):
-        source = call.module.get_submodule(name)
-        if isinstance(source, nn.Linear) and channels % source.out_features == 0:
-            yield name, 0.0
+            before.append((each.name, each.module))
+    made = {name: linear.out_features for name, linear in reversed(before)}
+    yield from ((name, 0.0, None) for name in made if channels % made[name] == 0)
+    for name, outputs in made.items():
+        around = call.module.get_submodule(name.rpartition(".")[0])
+        yield from ((name, 0.0, rows) for rows in rows_read(outputs, channels, around))
 
 
 def _dimensions(module: nn.Module) -> int:

@@ -95,6 +95,12 @@ class ExpertList(nn.Module):
             delattr(self, str(index))
         self.kept = min(first, self.kept)
 
+    def those_kept(self, chosen: Tensor) -> Tensor:
+        """Return the numbers of experts, with kept ones in the place of those that are gone."""
+        if self.kept < self.count:
+            return torch.where(chosen < self.count, chosen % self.kept, chosen)
+        return chosen
+
     def forward(self, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
         """Return the weighted sum of what each token's experts give.
 
@@ -104,8 +110,7 @@ class ExpertList(nn.Module):
             weights: [tokens, k].
         """
         tokens = hidden.flatten(0, -2)
-        if self.kept < self.count:
-            chosen = torch.where(chosen < self.count, chosen % self.kept, chosen)
+        chosen = self.those_kept(chosen)
         result = torch.zeros_like(tokens)
         for name, expert in self.experts():
             rank, positions = torch.where(chosen.T.eq(int(name)))

@@ -84,6 +84,35 @@ class Fusion:
 
 
 @dataclass(frozen=True)
+class RenamedFusion(Fusion):
+    """Fused as transformers' interface has it, under other names.
+
+    Attributes:
+        names: of the fused tensors, in the order of ``Fusion.fused``.
+    """
+
+    names: tuple[str, ...] = ()
+
+    @property
+    def fused(self) -> tuple[str, ...]:
+        """See ``Fusion.fused``."""
+        return self.names
+
+    def split(self, fused: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """See ``Fusion.split``."""
+        own = dict(zip(self._plain.fused, self.names, strict=True))
+        return self._plain.split({name: fused[each] for name, each in own.items() if each in fused})
+
+    def join(self, experts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """See ``Fusion.join``."""
+        return dict(zip(self.names, self._plain.join(experts).values(), strict=True))
+
+    @property
+    def _plain(self) -> Fusion:
+        return Fusion(self.transposed, self.concatenated, self.gate, self.bias)
+
+
+@dataclass(frozen=True)
 class RowFusion(Fusion):
     """Weights of experts that stand one below the other, each [experts · intermediate, hidden].
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mlcalib.models.expert_list import ExpertList, apart
 from mlcalib.models.fusion import Fusion, RowFusion
+from mlcalib.models.jetmoe import JetMoeAttentionExperts, JetMoeMlp
 
 _PLAIN = Fusion(transposed=False, concatenated=True, gate=True, bias=False)
 
@@ -83,6 +84,8 @@ def _gated(activation: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]
 _RULES: dict[str, Callable[[Any], nn.Module]] = {
     "Conv1D": TransposedLinear,
     "DbrxExperts": _dbrx,
+    "JetMoeMoA": JetMoeAttentionExperts,
+    "JetMoeMoE": JetMoeMlp,
     "Llama4TextMoe": Llama4Experts,
     "LongcatFlashExperts": _longcat,
     "Step3p7Experts": _step,

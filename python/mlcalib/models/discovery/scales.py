@@ -90,6 +90,7 @@ def _proposals(
             entries = _entries(call, path, linears)
             if key in entries:  # an expert gets some rows of what the list of experts reads
                 reading, keys = first[path], entries
+                keys += [name for name in linears if _reads_too(first.get(name), reading)]
             elif first[path].reads(reading.read, reading.version):
                 keys += entries
         done |= set(keys) | _alike(call, key)
@@ -102,6 +103,10 @@ def _proposals(
             ScaleGroup(source, tuple(keys), readers, offset, rows)
             for source, offset, rows in _sources(call, reading, members[0])
         )
+
+
+def _reads_too(one: Reading | None, other: Reading) -> bool:
+    return one is not None and other.reads(one.read, one.version)
 
 
 def _sources(call: Call, reading: Reading, reader: str) -> Iterator[tuple[str, float, Rows | None]]:

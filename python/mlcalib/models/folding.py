@@ -46,7 +46,7 @@ def source_channels(adapter: Adapter, block: nn.Module, group: ScaleGroup) -> Te
     return (heads[:, None] * head + torch.arange(head)).flatten().to(weight.device)
 
 
-def fold(adapter: Adapter, block: nn.Module, group: ScaleGroup, scales: Tensor) -> None:
+def fold(adapter: Adapter, block: nn.Module, group: ScaleGroup, scales: Tensor) -> Tensor:
     """Divide the source's output channels by the scales, multiply what reads them.
 
     In float32, then cast to each parameter's dtype. Modules get new parameters: the old ones, which
@@ -58,6 +58,9 @@ def fold(adapter: Adapter, block: nn.Module, group: ScaleGroup, scales: Tensor) 
         group: one of the block's.
         scales: float32 [in], of the input channels of the group's linears; positive, and equal
             where channels share one of the source's (see ``source_channels``).
+
+    Returns:
+        What each output channel of the source was divided by, float32.
 
     Raises:
         ValueError: scales of another shape or dtype, not positive and finite, or not equal where
@@ -81,6 +84,7 @@ def fold(adapter: Adapter, block: nn.Module, group: ScaleGroup, scales: Tensor) 
     for name in (*_linears(adapter, block, group), *group.readers):
         reader = adapter.module(block, name)
         _replace(reader, "weight", _weight(adapter, block, name).float() * scales)
+    return made
 
 
 def _linears(adapter: Adapter, block: nn.Module, group: ScaleGroup) -> list[str]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from mlcalib.common.errors import named
 from mlcalib.models import Adapter
 from mlcalib.models.folding import fold, source_channels
+from mlcalib.quantization.fisher import BlockFisher
 from mlcalib.quantization.probe import Probe
 from mlcalib.quantizers import Quantizer
 from mlcalib.quantizers.base import ScaledInput
@@ -24,10 +25,20 @@ class ScaledBlock:
         found: source of a scale group (name in the model; where these are some of its rows, with
             them) → how its scales were found.
         scales: input → float32 [in], what its channels are divided by.
+        made: linear → float32 [out], what its output channels are divided by.
     """
 
     found: dict[str, dict[str, float]] = field(default_factory=dict)
     scales: dict[str, Tensor] = field(default_factory=dict)
+    made: dict[str, Tensor] = field(default_factory=dict)
+
+    def unscaled(self, name: str, change: Tensor) -> Tensor:
+        """Return a change of weights [out, in] as it is for an input without scales."""
+        return change / self.scales[name] if name in self.scales else change
+
+    def unscaled_output(self, member: str, change: Tensor) -> Tensor:
+        """Return a change of weights [out, in] as it is for outputs without scales."""
+        return change * self.made[member][:, None] if member in self.made else change
 
 
 def scale_block(
@@ -38,6 +49,7 @@ def scale_block(
     quantizer: Quantizer,
     skipped: Container[str],
     probe: Probe | None,
+    fisher: BlockFisher | None = None,
 ) -> ScaledBlock:
     """Let the quantizer choose scales for each scale group, and fold them into the block.
 
@@ -50,7 +62,10 @@ def scale_block(
         skipped: linears (names in the model) that stay in floating point: they are scaled, but do
             not matter to the choice.
         probe: hidden states to run the block on, where the quantizer asks for that.
+        fisher: what the loss feels of the block, where the quantizer asks for that; that of inputs
+            becomes that of the scaled inputs.
     """
+    felt = {} if fisher is None else fisher.inputs
     result = ScaledBlock()
     linears = adapter.linears_of(block)
     for group in adapter.scale_groups_of(block):
@@ -64,7 +79,9 @@ def scale_block(
             continue
         inputs = [
             ScaledInput(
-                [adapter.linear(block, each).weight.detach() for each in members], mixed[name]
+                [adapter.linear(block, each).weight.detach() for each in members],
+                mixed[name],
+                felt.get(name),
             )
             for name, members in read.items()
         ]
@@ -76,11 +93,14 @@ def scale_block(
             loss_of = partial(_loss, measure, adapter, block, names)
         with named(f"scales after {source}"):
             scales = quantizer.prepare(inputs, source_channels(adapter, block, group), loss_of)
-            fold(adapter, block, group, scales.values)
+            made = fold(adapter, block, group, scales.values)
+        if isinstance(adapter.module(block, group.source), nn.Linear):
+            result.made[group.source] = made * result.made.get(group.source, 1.0)
         for name in group.inputs:
             result.scales[name] = scales.values
-            if name in mixed:
-                mixed[name].rescale(1 / scales.values)
+            for statistics in (mixed, felt):
+                if name in statistics:
+                    statistics[name].rescale(1 / scales.values)
         rows = "" if group.rows is None else f" ({group.rows})"
         result.found[source + rows] = dict(scales.summary)
     return result

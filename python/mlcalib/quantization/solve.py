@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import torch
@@ -15,6 +14,7 @@ from mlcalib.common.stopwatch import Stopwatch
 from mlcalib.models import Adapter
 from mlcalib.quantization.fisher import BlockFisher
 from mlcalib.quantization.propagation import BlockStatistics, Mixture, Prefix
+from mlcalib.quantization.scale import ScaledBlock
 from mlcalib.quantizers import Quantizer
 from mlcalib.quantizers.base import Sensitivity
 from mlcalib.statistics import StatisticSet, losses, mix
@@ -129,7 +129,7 @@ def solve_block(  # noqa: PLR0913 - what a solution is made of
     quantizer: Quantizer,
     exceptions: Mapping[str, Quantizer | None],
     stopwatch: Stopwatch,
-    scales: Mapping[str, Tensor] = MappingProxyType({}),
+    scaled: ScaledBlock,
     *,
     fisher: BlockFisher | None = None,
     measured_later: bool = False,
@@ -145,9 +145,8 @@ def solve_block(  # noqa: PLR0913 - what a solution is made of
         quantizer: what solves.
         exceptions: linear (its name in the model) → what solves it instead; None leaves it alone.
         stopwatch: gets the times.
-        scales: input → what its channels were divided by, from ``scale_block``.
-        fisher: what the loss feels of the block, where a quantizer asks for it. Divergences stay
-            unknown where scales have changed what linears return.
+        scaled: what ``scale_block`` did before.
+        fisher: what the loss feels of the block, where a quantizer asks for it.
         measured_later: keep the changes, for losses on further text.
     """
     solved = SolvedBlock[Key]()
@@ -155,20 +154,14 @@ def solve_block(  # noqa: PLR0913 - what a solution is made of
     for name, members in adapter.linears_of(block).items():
         together = _by_quantizer(block_name, members, quantizer, exceptions)
         own, grams = mixed.get(name), measured.get(name, {})
-        unseen = own is not None and own.tokens == 0
         for solver, alike in together:
             linears = [adapter.linear(block, member) for member in alike]
             weights = [linear.weight.detach() for linear in linears]
+            felt = sensitivity(fisher, name, alike) if solver.fisher_tokens else None
+            if felt is None and solver.fisher_tokens and own is not None:
+                unfelt += alike
             with stopwatch.timed("solve"), named(f"{block_name}.{alike[0]}"):
-                felt = sensitivity(fisher, name, alike) if solver.fisher_tokens else None
-                if felt is None and solver.fisher_tokens and own is not None:
-                    unfelt += alike
-                if unseen:
-                    results = solver.round(weights)
-                elif felt is not None:  # else left out: a plug-in need not know of it
-                    results = solver.solve(weights, own, felt)
-                else:
-                    results = solver.solve(weights, own)
+                results = _solve(solver, weights, own, felt)
             for member, linear, weight, result in zip(
                 alike, linears, weights, results, strict=True
             ):
@@ -176,17 +169,16 @@ def solve_block(  # noqa: PLR0913 - what a solution is made of
                 solved.linears[layer] = result
                 dequantized = result.dequantize()
                 with stopwatch.timed("losses"):
-                    change = weight.float() - dequantized
-                    if name in scales:
-                        change /= scales[name]
+                    change = scaled.unscaled(name, weight.float() - dequantized)
                     solved.losses[layer] = losses_per_token(change, grams)
-                    if fisher is not None and fisher.languages and not scales:
+                    if fisher is not None and fisher.languages:
+                        change = scaled.unscaled_output(member, change)
                         solved.divergence[layer] = fisher.divergences(name, member, change)
                 if measured_later:
-                    kept = Change(weight, result, scales.get(name))
+                    kept = Change(weight, result, scaled.scales.get(name))
                     solved.changes.setdefault(name, {})[layer] = kept
-                if own is not None and not unseen:
-                    known = result.loss
+                if own is not None and own.tokens:
+                    known = result.loss if felt is None else None  # else of weighted tokens
                     loss = losses(dequantized.sub(weight), [own])[0] if known is None else known
                     solved.loss += loss / own.tokens
                 linear.weight = nn.Parameter(dequantized.to(weight.dtype), requires_grad=False)
@@ -199,6 +191,20 @@ def solve_block(  # noqa: PLR0913 - what a solution is made of
             unfelt[0],
         )
     return solved
+
+
+def _solve(
+    solver: Quantizer,
+    weights: Sequence[Tensor],
+    own: StatisticSet | None,
+    felt: Sensitivity | None,
+) -> list[QuantizedLinear]:
+    """Solve linears of one input, which without any token is rounded."""
+    if own is not None and own.tokens == 0:
+        return solver.round(weights)
+    if felt is not None:  # else left out: a plug-in need not know of it
+        return solver.solve(weights, own, felt)
+    return solver.solve(weights, own)
 
 
 def sensitivity(

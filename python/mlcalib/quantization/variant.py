@@ -114,7 +114,7 @@ class Variant:
         if mixed and self.quantizer.scales:
             with stopwatch.timed("scale"):
                 scaled = scale_block(
-                    adapter, block_name, block, mixed, self.quantizer, self.skipped, probe
+                    adapter, block_name, block, mixed, self.quantizer, self.skipped, probe, fisher
                 )
         solved = solve_block(
             adapter,
@@ -125,7 +125,7 @@ class Variant:
             self.quantizer,
             self.exceptions,
             stopwatch,
-            scaled.scales,
+            scaled,
             fisher=fisher,
             measured_later=measured_later,
         )

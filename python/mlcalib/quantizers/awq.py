@@ -10,7 +10,13 @@ from torch import Tensor
 from mlcalib import _core
 from mlcalib._core import AwqOptions, GridSpec, LinearGroup
 from mlcalib.quantizers import Quantizer, quantizers
-from mlcalib.quantizers.base import ChannelScales, OutputLoss, QuantizerOptions, ScaledInput
+from mlcalib.quantizers.base import (
+    ChannelScales,
+    OutputLoss,
+    QuantizerOptions,
+    ScaledInput,
+    felt_grams,
+)
 
 
 class AWQ(QuantizerOptions):
@@ -32,6 +38,9 @@ class AWQ(QuantizerOptions):
             block of the Gram).
         probe_tokens: the calibration tokens that ``block`` runs on, or one sequence of each
             language if that is more.
+        fisher_tokens: 0, or on how many tokens of the calibration text the model is run backward
+            to find out how much its loss feels each token. Scales and ranges then count tokens
+            half alike, and half by the gradients that they meet (arXiv 2505.07004).
     """
 
     method = "awq"
@@ -41,6 +50,7 @@ class AWQ(QuantizerOptions):
     objective: Literal["linear", "block"] = "linear"
     clip: bool = True
     probe_tokens: int = Field(default=4096, ge=1)
+    fisher_tokens: int = Field(default=0, ge=0)
 
 
 @quantizers.register
@@ -62,6 +72,11 @@ class AwqQuantizer(Quantizer):
             )
 
     @property
+    def fisher_tokens(self) -> int:
+        """See ``Quantizer.fisher_tokens``."""
+        return self._options.fisher_tokens
+
+    @property
     def probe_tokens(self) -> int:
         """See ``Quantizer``."""
         return self._options.probe_tokens if self._options.objective == "block" else 0
@@ -75,10 +90,19 @@ class AwqQuantizer(Quantizer):
         mean = torch.stack(absolute).sum(0) / tokens
         if loss_of is not None:
             return self._by_block(inputs, mean, source_of, loss_of)
-        groups = [LinearGroup(list(each.weights), each.statistics.gram()) for each in inputs]
+        groups = [
+            LinearGroup(list(each.weights), gram)
+            for each, gram in zip(inputs, self._grams(inputs), strict=True)
+        ]
         found = _core.awq_scale(groups, mean, self._search, source_of)
         summary = {"exponent": found.exponent, "loss": found.loss, "unscaled": found.unscaled}
         return ChannelScales(found.scale, summary)
+
+    def _grams(self, inputs: Sequence[ScaledInput]) -> list[Tensor]:
+        grams = [each.statistics.gram() for each in inputs]
+        if not self.fisher_tokens:
+            return grams
+        return felt_grams(grams, [each.saliency for each in inputs])
 
     def _by_block(
         self,
@@ -90,7 +114,7 @@ class AwqQuantizer(Quantizer):
         candidates = _core.awq_candidates(mean, self._options.points, source_of)
         # A Gram where the range asks for one: given, rtn also works out a loss, not needed here.
         weighted = self._search.grid.range == "gram"
-        grams = [each.statistics.gram() if weighted else None for each in inputs]
+        grams = self._grams(inputs) if weighted else [None] * len(inputs)
         losses = []
         for scale in candidates:
             rounded = []

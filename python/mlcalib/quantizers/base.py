@@ -69,10 +69,13 @@ class ScaledInput:
     Attributes:
         weights: the weights of the linears that read it, [out, in] each.
         statistics: the statistics of the input, with at least one token.
+        saliency: its ``saliency_gram``, where ``fisher_tokens`` asks for it and text that reached
+            it had gradients.
     """
 
     weights: Sequence[Tensor]
     statistics: StatisticSet
+    saliency: StatisticSet | None = None
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,30 @@ class Sensitivity:
 
     saliency: StatisticSet
     outputs: Sequence[StatisticSet | None]
+
+
+def felt_grams(grams: Sequence[Tensor], saliency: Sequence[StatisticSet | None]) -> list[Tensor]:
+    """Return Grams of inputs that count tokens half alike, and half as the loss feels them.
+
+    Args:
+        grams: of inputs that are solved together, float32 [in, in] each.
+        saliency: of each its ``saliency_gram``; None where no gradient is known, so that all its
+            tokens count alike.
+
+    Returns:
+        G / g + G₁ / g₁ of each, where g and g₁ are the means of all the diagonals.
+    """
+    felt = [None if each is None else each.view("saliency_gram")["gram"] for each in saliency]
+    mean, mean_felt = _mean_diagonal(grams), _mean_diagonal([g for g in felt if g is not None])
+    return [
+        gram / mean + (gram / mean if other is None else other / mean_felt)
+        for gram, other in zip(grams, felt, strict=True)
+    ]
+
+
+def _mean_diagonal(grams: Sequence[Tensor]) -> float:
+    found = [float(gram.diagonal().mean()) for gram in grams]
+    return sum(found) / len(found) if any(found) else 1.0
 
 
 OutputLoss = Callable[[Sequence[Tensor]], float]
@@ -204,6 +231,8 @@ class Quantizer:
                 f"{type(self).__name__} needs calibration; give a calibration set, or use rtn."
             )
         gram = None if statistics is None else statistics.gram()
+        if gram is not None and sensitivity is not None:
+            (gram,) = felt_grams([gram], [sensitivity.saliency])
         return [self.fitted(weight, self.spec, gram) for weight in weights]
 
     def round(self, weights: Sequence[Tensor]) -> list[QuantizedLinear]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from mlcalib import _core
 from mlcalib._core import CorrectionOptions, GptqOptions, GridSpec, QuantizedLinear
 from mlcalib.quantizers import Quantizer, quantizers
-from mlcalib.quantizers.base import QuantizerOptions, Sensitivity
+from mlcalib.quantizers.base import QuantizerOptions, Sensitivity, felt_grams
 from mlcalib.statistics import StatisticSet
 
 
@@ -139,16 +139,11 @@ class GptqQuantizer(Quantizer):
             targets = _core.corrected(targets, gram, deviation, self._correction)
         if sensitivity is None:
             return _core.gptq(targets, gram, self._gptq)
-        salient = sensitivity.saliency.view("saliency_gram")["gram"]
         outputs = [
             torch.eye(len(target), device=gram.device)  # rows by themselves
             if each is None
             else each.view("output_gram")["gram"]
             for target, each in zip(targets, sensitivity.outputs, strict=True)
         ]
-        return _core.gptq(targets, _unit(gram).add_(_unit(salient)), outputs, self._gptq)
-
-
-def _unit(gram: Tensor) -> Tensor:
-    """Return a Gram whose diagonal has the mean 1: neither of two then outweighs the other."""
-    return gram / gram.diagonal().mean()
+        (felt,) = felt_grams([gram], [sensitivity.saliency])
+        return _core.gptq(targets, felt, outputs, self._gptq)

@@ -280,6 +280,10 @@ def _finish(study: ModelStudy, name: str, job: QuantizationJob) -> None:
     source, sink, recipe = study.source, job.sink, study.recipes[name]
     losses, heldout, scales = merged(source, sink, "calibration", "heldout", "scales")
     known: dict[str, Any] = {"losses": losses, "heldout": heldout, "scales": scales}
+    (layers,) = merged(source, sink, "layers")
+    known["divergence"] = {
+        layer: each["divergence"] for layer, each in layers.items() if "divergence" in each
+    }
     out = study.checkpoint(name)
     if (out / "mlcalib.json").is_file():  # killed when only the rest was missing
         record = read_json(out / "mlcalib.json")

@@ -1,42 +1,26 @@
 """What the loss feels of each linear: against autograd on the whole model, and put to use."""
 
 import filecmp
-from copy import deepcopy
-from dataclasses import replace
-from itertools import pairwise
 from zlib import crc32
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from small_fisher import felt_of
 from small_models import tiny_llama, tiny_model
 from tiny_architectures import architectures, tiny_models
 from torch import nn
 
 import mlcalib
-from mlcalib.common.stopwatch import Stopwatch
 from mlcalib.models import adapter_for
 from mlcalib.quantization.backward import own_loss
 from mlcalib.quantization.fisher import BlockFisher, Fisher, sequences_of
 from mlcalib.quantization.open_source import live_source, open_source
 from mlcalib.quantization.propagation import Prefix, mixture_of
-from mlcalib.quantization.worst_off import weighed
 from reference import oracle
 
 FAMILIES = ["llama", "llama-bias", "gemma2", "cohere", "qwen2_moe", "mixtral"]
-
-
-def felt_of(source, calibration, asked, **options):
-    """Block → what the loss feels of it, for all that ask."""
-    source = source.ready()
-    fisher = Fisher(source, calibration, asked, source.places("cpu"), **options)
-    fisher.run(Stopwatch(), None)
-    found = {}
-    for name, _ in source.adapter.named_blocks(source.model):
-        with source.block(name) as block:
-            found[name] = fisher.gather(name, block)
-    return found
 
 
 def gathered(source, calibration, tokens=10_000, mixture=None):
@@ -237,101 +221,6 @@ def test_gptq_makes_what_the_loss_feels_small(calibration, tokenizer):
         return total
 
     assert felt(10_000) < 0.9 * felt(0)
-
-
-def divergence_of(model, other, calibration, language):
-    """KL(model ‖ other) per token."""
-    total, count = 0.0, 0
-    for ids, _ in calibration.sequences(language):
-        p, q = (each(input_ids=ids).logits[0].log_softmax(-1) for each in (model, other))
-        total += float(torch.nn.functional.kl_div(q, p, log_target=True, reduction="sum"))
-        count += ids.numel()
-    return total / count
-
-
-@torch.no_grad()
-def test_divergence_is_that_of_a_small_change(calibration):
-    """Of one linear at a time: half of what the exact Fisher information of it says, to a factor.
-
-    The Kronecker form and one label for each token are approximations.
-    """
-    model = tiny_llama(vocabulary=384).double()
-    source = live_source(model)
-    felt = felt_of(source, calibration, {"all": (mixture_of(calibration), 10_000)})
-    ratios = []
-    generator = torch.Generator().manual_seed(3)
-    for block, module in source.adapter.named_blocks(model):
-        fisher = replace(felt[block].mixtures["all"], languages=felt[block].languages)
-        for key, members in source.adapter.linears_of(module).items():
-            for member in members:
-                linear = source.adapter.linear(module, member)
-                own = linear.weight.detach().clone()
-                change = torch.randn(own.shape, generator=generator) * own.std() * 0.1
-                found = fisher.divergences(key, member, change)
-                linear.weight.copy_(own - change)
-                changed = deepcopy(model)
-                linear.weight.copy_(own)
-                for language, predicted in found.items():
-                    measured = divergence_of(model, changed, calibration, language)
-                    ratios.append(predicted / measured)
-    logs = torch.tensor(ratios).log()
-    assert logs.mean().exp() == pytest.approx(1, rel=0.25)
-    assert logs.std() < 0.7
-
-
-def test_divergence_grows_with_the_square_and_follows_the_tokens(calibration):
-    source = live_source(tiny_llama(vocabulary=384))
-    (fisher, *_) = gathered(source, calibration).values()
-    member = "self_attn.q_proj"
-    linears = source.adapter.linears_of(source.model.model.layers[0])
-    (name,) = (key for key, members in linears.items() if member in members)
-    change = torch.randn(source.adapter.linear(source.model.model.layers[0], member).weight.shape)
-    once = fisher.divergence(name, member, change, 100)
-    assert once > 0
-    assert fisher.divergence(name, member, 3 * change, 100) == pytest.approx(9 * once)
-    assert fisher.divergence(name, member, change, 50) == pytest.approx(2 * once)
-    assert fisher.divergence(name, "elsewhere", change, 50) == 0
-
-
-@given(
-    st.dictionaries(st.sampled_from("abcdefgh"), st.floats(0, 1e3), min_size=1),
-    st.integers(1, 1000),
-)
-def test_what_loses_more_weighs_more(lost, tokens):
-    mixture = {Prefix(language, tokens + len(lost)): 0.5 for language in lost}
-    found = weighed(mixture, lost)
-    assert found.keys() == mixture.keys()
-    total = sum(weight * prefix.tokens for prefix, weight in found.items())
-    assert total == pytest.approx(sum(w * prefix.tokens for prefix, w in mixture.items()))
-    for a, b in pairwise(sorted(found, key=lambda prefix: lost[prefix.language])):
-        assert found[a] <= found[b]
-    assert weighed(mixture, dict.fromkeys(lost, 0.0)) == mixture
-    assert weighed(mixture, dict.fromkeys(lost, 7.0)) == pytest.approx(mixture)
-
-
-def test_objective_worst_needs_gradients():
-    with pytest.raises(ValueError, match=r"objective 'worst' .* needs fisher_tokens above 0"):
-        mlcalib.GPTQ(objective="worst")
-
-
-@pytest.mark.parametrize("propagate", ["float", "quantized"])
-def test_objective_worst_helps_who_loses_most(propagate, calibration, tokenizer):
-    model = tiny_llama(vocabulary=384, hidden=96, intermediate=192)
-    options = {"bits": 2, "group_size": 32, "propagate": propagate, "format": "dense"}
-    options |= {"fisher_tokens": 10_000, "progress": False, "output_damp": 0.1}
-
-    def lost(objective):
-        made = mlcalib.quantize(
-            model, calibration, tokenizer=tokenizer, objective=objective, **options
-        )
-        assert made.divergence.keys() == made.linears.keys()
-        assert made.metadata("dense")["layers"].keys() == made.divergence.keys()
-        by_language = made.divergence.values()
-        return {code: sum(each[code] for each in by_language) for code in calibration.ids}
-
-    mean, worst = lost("mean"), lost("worst")
-    assert max(worst.values()) / min(worst.values()) < max(mean.values()) / min(mean.values())
-    assert max(worst.values()) < max(mean.values())
 
 
 @pytest.mark.parametrize("propagate", ["float", "quantized"])

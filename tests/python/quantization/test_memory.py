@@ -15,7 +15,7 @@ from mlcalib import _core
 from mlcalib.common.stopwatch import Stopwatch
 from mlcalib.formats import formats
 from mlcalib.models.device import CPU
-from mlcalib.quantization import block_pass, memory
+from mlcalib.quantization import memory, pass_plan
 from mlcalib.quantization.block_pass import run_pass
 from mlcalib.quantization.memory import plan_memory
 from mlcalib.quantization.open_source import live_source, open_source

@@ -133,6 +133,7 @@ class Record(_Part):
 
     losses: ByLanguage = {}
     heldout: ByLanguage = {}
+    divergence: ByLanguage = {}
     warnings: list[str] = []
     seconds: dict[str, float] = {}
     bytes: int | None = None

@@ -49,7 +49,15 @@ def relative(model: ModelResults, variant: str, language: str) -> dict[str, floa
 
 
 def predicted(model: ModelResults, variant: str, language: str) -> float | None:
-    """Return the sum over linears of ``relative``; None where nothing was measured."""
+    """Return the sum over linears of what predicts the damage; None where nothing was measured.
+
+    The divergence by the loss's gradients where the study knows it, else ``relative``.
+    """
+    record = model.records.get(variant)
+    felt = {} if record is None else record.divergence
+    costs = [losses[language] for losses in felt.values() if language in losses]
+    if felt:
+        return sum(costs) if costs else None
     shares = relative(model, variant, language)
     return sum(shares.values()) if shares else None
 

@@ -10,9 +10,10 @@ from mlcalib.report.study_report.results import ModelReport
 
 MEANING = (
     "Predicted loss of a checkpoint in a language: the sum over all linears of the loss on the "
-    "language's evaluation text ÷ the power of the linear's output on it (see below). It needs no "
-    "evaluation of the quantized model, and knows nothing of how errors add up through the layers. "
-    "If it ranks settings as the measured rise does, it can choose between them."
+    "language's evaluation text ÷ the power of the linear's output on it (see below). Where the "
+    "study asked for gradients (fisher_tokens), it is the sum of the divergences that they predict "
+    "on the language's calibration text, in nats per token. Neither needs an evaluation of the "
+    "quantized model. If it ranks settings as the measured rise does, it can choose between them."
 )
 
 

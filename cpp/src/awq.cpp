@@ -22,6 +22,7 @@
 #include "full_precision.hpp"
 #include "gram.hpp"
 #include "grids.hpp"
+#include "interrupt.hpp"
 #include "stubs.hpp"
 
 namespace mlcalib {
@@ -169,6 +170,7 @@ AwqScale awq_scale(const std::vector<LinearGroup>& groups, const at::Tensor& mea
   for (const int64_t point : chosen) {
     double loss = 0;
     for (const Problem& problem : problems) {
+      check_interrupt();
       loss += exact_loss(problem, candidates[point], options.grid);
     }
     if (point == 0) best.unscaled = loss;

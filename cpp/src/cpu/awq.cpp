@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "../grids.hpp"
+#include "../interrupt.hpp"
 #include "../stubs.hpp"
 #include "fit_panel.hpp"
 #include "kernels/kernels.hpp"
@@ -38,6 +39,7 @@ class Search {
     double total = 0;
     const int64_t tiles = weight_.size(0);
     for (int64_t tile = 0; tile < tiles; tile += kChunkTiles) {
+      check_interrupt();
       total += score_chunk(tile, std::min(kChunkTiles, tiles - tile));
     }
     return total;

@@ -9,6 +9,7 @@
 #include <iterator>
 #include <vector>
 
+#include "../interrupt.hpp"
 #include "../stubs.hpp"
 #include "kernels/kernels.hpp"
 #include "panel.hpp"
@@ -49,6 +50,7 @@ class Tiles {
   bool factorize() {
     const cpu::FactorKernels& kernels = *cpu::kernels().factor;
     for (int64_t tile = 0; tile < count_; ++tile) {
+      check_interrupt();
       const int64_t row = tile * kRowTile;
       at::parallel_for(tile, count_, 1,
                        [&](int64_t begin, int64_t end) { subtract(tile, begin, end); });

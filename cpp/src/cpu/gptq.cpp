@@ -10,6 +10,7 @@
 
 #include "../grids.hpp"
 #include "../host_device.hpp"
+#include "../interrupt.hpp"
 #include "../stubs.hpp"
 #include "fit_panel.hpp"
 #include "kernels/kernels.hpp"
@@ -88,6 +89,7 @@ class Solve {
 
   void solve_one_sided() {
     for (int64_t last = columns_; last > 0;) {
+      check_interrupt();
       const int64_t group_begin = begin_of_group(last);
       if (running_ && starts_group(last)) fit_running(group_begin, last);
       const int64_t block_begin = std::max<int64_t>(last - problem_.block, 0);
@@ -119,6 +121,7 @@ class Solve {
     }
     const int64_t steps = static_cast<int64_t>(blocks.size());
     for (int64_t diagonal = 0; diagonal < tiles + steps - 1; ++diagonal) {
+      check_interrupt();
       const int64_t from = std::max<int64_t>(diagonal - steps + 1, 0);
       at::parallel_for(from, std::min(diagonal + 1, tiles), 1, [&](int64_t begin, int64_t end) {
         for (int64_t tile = begin; tile < end; ++tile) solve_moved(blocks[diagonal - tile], tile);

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "../grids.hpp"
+#include "../interrupt.hpp"
 #include "../stubs.hpp"
 #include "fit_panel.hpp"
 #include "kernels/kernels.hpp"
@@ -49,6 +50,7 @@ void fit_groups(const at::Tensor& panel, const ErrorWeights& weights, const Grid
   const int64_t columns = panel.size(1);
   const int64_t width = group_width(spec, columns);
   for (int64_t group = 0; group < scale.size(1); ++group) {
+    check_interrupt();
     const int64_t column = group * width, count = std::min(width, columns - column);
     fit_panel(panel.narrow(1, column, count), weights.narrow(column, count), spec, group, scale,
               zero);

@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "../grids.hpp"
+#include "../interrupt.hpp"
 #include "../stubs.hpp"
 #include "device.hpp"
 
@@ -35,6 +36,7 @@ class Search {
     const at::Tensor importance =
         problem_.importance.defined() ? problem_.importance * inverse.square() : at::Tensor();
     for (int64_t first = 0; first < rows_; first += chunk_) {
+      check_interrupt();
       const int64_t rows = std::min(chunk_, rows_ - first);
       cuda::on_device_of(weight_, [&](cudaStream_t stream) {
         cuda::round_scaled({.weight = cuda::data(weight_) + first * columns_,

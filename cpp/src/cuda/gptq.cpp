@@ -12,6 +12,7 @@
 #include <algorithm>
 
 #include "../grids.hpp"
+#include "../interrupt.hpp"
 #include "../stubs.hpp"
 #include "device.hpp"
 #include "terms.hpp"
@@ -56,6 +57,7 @@ class Solve {
     // Blocks are at most as wide as the kernel's, whatever problem.block is.
     const int64_t block = std::min(problem_.block, cuda::GptqBlock::kColumns);
     for (int64_t first = 0; first < columns_;) {
+      check_interrupt();
       const int64_t group_end = end_of_group(first);
       if (running_ && starts_group(first)) fit_running(first, group_end);
       const int64_t last =

@@ -6,10 +6,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from tqdm.auto import tqdm
-
 from mlcalib.common.checked import as_type
 from mlcalib.common.files import atomic_file
+from mlcalib.common.progress import progress_bar
 from mlcalib.common.safetensors_read import read_json
 from mlcalib.corpora import _translator
 from mlcalib.corpora._documents import Conversation, Document, Documents, Tally
@@ -71,7 +70,7 @@ class TranslatedCorpus:
 
         def read(tally: Tally) -> Iterator[Document]:
             what = f"translating {self._source.code} into {language}"
-            progress = tqdm(source.read(tally), desc=what, unit=" documents", disable=None)
+            progress = progress_bar(source.read(tally), desc=what, unit=" documents", disable=None)
             for document in progress:  # shown on a terminal only
                 translated = self._translated(document, direction, folder, tally)
                 if translated is not None:

@@ -5,13 +5,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm.auto import tqdm
-
 from mlcalib.calibration_sets import (
     Stream,
     describe_windows,
     tokenizer_fingerprint,
 )
+from mlcalib.common.progress import progress_bar
 from mlcalib.evaluation.cache import Cache
 from mlcalib.evaluation.fidelity import fidelity_rows
 from mlcalib.evaluation.perplexity import DEFAULT_TOKENS, items_of, rows_of
@@ -33,6 +32,8 @@ from mlcalib.results.rows import Results, joined
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from mlcalib.common.progress import Bar
 
 
 _log = logging.getLogger(__name__)
@@ -160,7 +161,7 @@ def evaluate(  # noqa: PLR0913 - options of one thing
     results = Results()
     found: list[TaskResults] = []
     count = len(models) * len(codes)
-    with tqdm(total=count, desc="evaluating", disable=not (progress and perplexity)) as bar:
+    with progress_bar(total=count, desc="evaluating", disable=not (progress and perplexity)) as bar:
         for subject in subjects:
             if perplexity:
                 key = tokenizer_fingerprint(subject.tokenizer)
@@ -228,7 +229,7 @@ def _scored(
     texts: dict[str, Stream],
     fidelity: bool,
     windows: str,
-    bar: "tqdm[Any]",
+    bar: "Bar",
 ) -> Results:
     """Return the results of a model on running text."""
     origin = (subject.name, subject.method, subject.calibration)

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from tqdm.auto import tqdm
 
 from mlcalib.checkpoints.packed import load_to_run
 from mlcalib.checkpoints.record import origin
 from mlcalib.common.errors import named
+from mlcalib.common.progress import progress_bar
 from mlcalib.judging.chat import as_chat
 from mlcalib.judging.journal import Journal
 from mlcalib.judging.texts import fingerprint
@@ -109,7 +109,7 @@ def _complete(
     # Long ones first: what does not fit into memory fails at once.
     order = sorted(prompts, key=lambda each: -len(questions[each.language, each.id]))
     starts = range(0, len(order), batch_size)
-    for start in tqdm(starts, desc="generating", disable=not progress):
+    for start in progress_bar(starts, desc="generating", disable=not progress):
         batch = order[start : start + batch_size]
         if all((each.language, each.id) in there for each in batch):
             continue

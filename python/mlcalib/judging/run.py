@@ -6,9 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from tqdm.auto import tqdm
-
 from mlcalib.common.errors import named, printable
+from mlcalib.common.progress import progress_bar
 from mlcalib.judging.journal import Journal
 from mlcalib.judging.judges import Judge, Letter, Opinion
 from mlcalib.judging.texts import Pair, fingerprint
@@ -98,7 +97,7 @@ def judge(
                     "give another --out, or remove that line."
                 )
         with (
-            tqdm(total=len(wanted), desc="judging", disable=not progress) as bar,
+            progress_bar(total=len(wanted), desc="judging", disable=not progress) as bar,
             ThreadPoolExecutor(by.workers) as pool,
         ):
             asked = {pool.submit(_ask, by, each, key[2]): key for key, each in wanted.items()}

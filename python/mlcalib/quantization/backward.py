@@ -3,21 +3,24 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import keystr, tree_flatten_with_path, tree_map_with_path
-from tqdm.auto import tqdm
 
 from mlcalib.calibration_sets import CalibrationSet
+from mlcalib.common.progress import progress_bar
 from mlcalib.common.stopwatch import Stopwatch
 from mlcalib.models.arguments import Arguments
 from mlcalib.models.device import CPU, moved
 from mlcalib.models.running import call_block, embed, first_output, logits_of
 from mlcalib.quantization.read_ahead import Blocks
 from mlcalib.quantization.source import Source
+
+if TYPE_CHECKING:
+    from mlcalib.common.progress import Bar
 
 _HEAD = ""  # what comes after the last block
 
@@ -114,7 +117,9 @@ class LossGradients:
         steps = 2 * len(self._names)  # the first block runs forward only; the loss is one
         with (
             stopwatch.timed("gradients"),
-            tqdm(total=steps, desc=description, unit="block", disable=description is None) as bar,
+            progress_bar(
+                total=steps, desc=description, unit="block", disable=description is None
+            ) as bar,
         ):
             self._forward(bar)
             self._from_loss()
@@ -163,7 +168,7 @@ class LossGradients:
         self._arguments.hand_over(sequence, output)
         return Passed(first_output(output), self._arguments.handed(sequence))
 
-    def _forward(self, bar: "tqdm[Any]") -> None:
+    def _forward(self, bar: "Bar") -> None:
         source, first = self._source, self._names[0]
         with source.embedding():
             for sequence in self._sequences():
@@ -196,7 +201,7 @@ class LossGradients:
                     )
                 self._gradients[last, sequence] = Passed(gradient, {}).to(CPU)
 
-    def _backward(self, bar: "tqdm[Any]") -> None:
+    def _backward(self, bar: "Bar") -> None:
         blocks = Blocks(self._source, self._names, self._devices, ahead=False)
         for previous, name in reversed(list(pairwise(self._names))):
             with blocks.block(name) as block:

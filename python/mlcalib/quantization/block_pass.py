@@ -8,9 +8,9 @@ from typing import Literal
 
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 
 from mlcalib.calibration_sets import CalibrationSet
+from mlcalib.common.progress import progress_bar
 from mlcalib.common.stopwatch import Stopwatch
 from mlcalib.models.device import short_of_memory
 from mlcalib.quantization.fisher import Felt, Fisher
@@ -131,7 +131,7 @@ def run_pass(  # noqa: PLR0913 - what a pass is made of
     taken = names[start : names.index(needed[-1]) + 1]
     disabled = description is None
     with (
-        tqdm(
+        progress_bar(
             total=len(names), initial=start, desc=description, unit="block", disable=disabled
         ) as bar,
         closing(Blocks(source, taken, places, ahead=plan.ahead)) as blocks,

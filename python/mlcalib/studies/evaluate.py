@@ -8,10 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from mlcalib.calibration_sets import Stream, describe_windows
 from mlcalib.common.files import atomic_file
+from mlcalib.common.progress import progress_bar
 from mlcalib.common.safetensors_read import read_json
 from mlcalib.evaluation import (
     Cache,
@@ -93,7 +92,7 @@ def evaluate_model(study: ModelStudy, name: str, *, progress: bool) -> None:
         allow_short=study.spec.allow_short,
         cache=cache,
     )
-    for variant, path in tqdm(models.items(), desc="evaluating", disable=not progress):
+    for variant, path in progress_bar(models.items(), desc="evaluating", disable=not progress):
         # The others are compared with the float model, which comes first.
         if variant not in todo and not (variant == FLOAT and todo and spec.fidelity):
             continue

@@ -12,9 +12,9 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 from torch.nn import functional
-from tqdm.auto import tqdm
 
 from mlcalib.common import compat
+from mlcalib.common.progress import progress_bar
 from mlcalib.evaluation.batching import tokens_that_fit
 from mlcalib.evaluation.tasks.generating import generate
 from mlcalib.evaluation.tasks.prefixes import Group, Tokens, batches, group, padded_tokens
@@ -160,7 +160,7 @@ class TaskModel(HFLM):  # type: ignore[misc]  # lm_eval has no types
         for sequence, (_, _, target) in zip(inputs, requests, strict=True):
             targets.setdefault(sequence, {})[tuple(target)] = None
         groups = group(list(targets))
-        with tqdm(total=len(groups), desc="scoring", disable=disable_tqdm) as bar:
+        with progress_bar(total=len(groups), desc="scoring", disable=disable_tqdm) as bar:
             while groups:
                 batch = next(batches(groups, self._batch_tokens))
                 if self._score_if_it_fits(batch, targets):

@@ -16,7 +16,7 @@ CPP := $(shell find cpp tests/cpp benchmarks/cpp examples/cpp -name '*.[ch]pp' -
 export CCACHE_BASEDIR := $(CURDIR)
 
 .PHONY: help demo test test-cpp test-python test-standin test-isa test-asan test-clang test-oldest test-newest \
-        test-torch test-browser test-interop fuzz sweep example-cpp wheel test-wheel lint tidy cuda-check bench lock install clean
+        test-torch test-browser test-interop fuzz sweep example-cpp wheel wheels test-wheel lint tidy cuda-check bench lock install clean
 
 help:
 	@echo "make demo   quantize SmolLM2-135M three ways and compare per language (into demo/)"
@@ -33,6 +33,7 @@ help:
 	@echo "make lint   formatters, linters, types, layers, stubs"
 	@echo "make tidy   clang-tidy over cpp/ (minutes)"
 	@echo "make wheel  a wheel and an sdist, into dist/; make test-wheel tries both in an empty environment"
+	@echo "make wheels PYTHONS=\"python3.12 python3.13\"  wheels for other Pythons, each in its own environment"
 	@echo "make example-cpp  install the C++ library under build/, build and run examples/cpp against it"
 	@echo "make cuda-check  compile the CUDA kernels with nvcc, without a GPU"
 	@echo "make bench  benchmarks"
@@ -135,6 +136,12 @@ example-cpp: install
 wheel: install
 	rm -rf dist
 	$(BIN)/python -m build --no-isolation --sdist --wheel --outdir dist . | tail -n 1
+	PATH=$(BIN):$$PATH scripts/repair_wheel.sh dist
+
+# The same for other Pythons, each with a torch of its own (gigabytes): make wheels PYTHONS="python3.12 python3.13"
+PYTHONS ?= $(PYTHON)
+wheels: build/debian
+	for each in $(PYTHONS); do scripts/make_wheel.sh $$each dist; done
 
 test-wheel: wheel
 	scripts/test_wheel.sh $(PYTHON) dist build/test-wheel

@@ -22,7 +22,7 @@ _NOT_MEASURED = (
     "perplexity and bits per byte per language, and writes them here."
 )
 _ORDER = ["base_model", "base_model_relation"]  # of metadata; the rest as the hub's library has it
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
 def model_card(record: Mapping[str, Any]) -> str:
@@ -104,7 +104,7 @@ def _metadata(record: Mapping[str, Any]) -> "ModelCardData":
     # The hub knows languages, but not scripts (zh-Hant).
     codes = list(dict.fromkeys(code.partition("-")[0] for code in natural))
     return ModelCardData(
-        base_model=model if on_hub else None,
+        base_model=model.partition("@")[0] if on_hub else None,
         base_model_relation="quantized" if on_hub else None,
         language=codes or None,
         library_name="transformers",

@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mlcalib.common.hub import split_revision
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -80,7 +82,8 @@ def hub_commit(name: str) -> str | None:
     """Return the commit of the hub that a model's config comes from; None where there is none.
 
     Args:
-        name: a model's name on the hub, of which a config.json is fetched, or a folder.
+        name: a model's name on the hub, with ``@REVISION`` or without, of which a config.json is
+            fetched; or a folder.
 
     Raises:
         OSError: there is no such model, or it cannot be reached.
@@ -88,7 +91,8 @@ def hub_commit(name: str) -> str | None:
     # Both undocumented; a config knew its commit (_commit_hash) only before 5.20.
     from transformers.utils.hub import cached_file, extract_commit_hash
 
-    commit: str | None = extract_commit_hash(cached_file(name, "config.json"), None)
+    place, revision = split_revision(name)
+    commit: str | None = extract_commit_hash(cached_file(place, "config.json", **revision), None)
     return commit
 
 

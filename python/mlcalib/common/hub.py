@@ -14,6 +14,28 @@ _SMALL = (
 _log = logging.getLogger(__name__)
 
 
+def split_revision(source: str) -> tuple[str, dict[str, str]]:
+    """Return the name of a model, and which of its revisions is meant, as an option.
+
+    Args:
+        source: a folder, a file, or a name on the hub, which may end in ``@REVISION``: a branch, a
+            tag or a commit.
+
+    Returns:
+        The name, and ``{"revision": …}`` or nothing.
+
+    Raises:
+        ValueError: nothing stands before or after the ``@``.
+    """
+    here = source.startswith((".", "/", "~")) or Path(source).exists()
+    if here or "@" not in source:
+        return source, {}
+    name, _, revision = source.partition("@")
+    if not (name and revision):
+        raise ValueError(f"'{source}' is not a model; expected NAME@REVISION, e.g. org/model@v1.")
+    return name, {"revision": revision}
+
+
 def model_folder(name: str) -> Path:
     """Return a model's folder on this machine; a hub name's files are fetched.
 
@@ -21,7 +43,7 @@ def model_folder(name: str) -> Path:
     hub that cannot be reached, or a cache that cannot be written, does for what is in the cache.
 
     Args:
-        name: a folder, or a hub name.
+        name: a folder, or a hub name, with ``@REVISION`` where it is not the newest.
 
     Raises:
         FileNotFoundError: there is no such folder, or the model is not in the cache and the hub
@@ -35,8 +57,9 @@ def model_folder(name: str) -> Path:
         return path
     from huggingface_hub.errors import LocalEntryNotFoundError
 
+    name, options = split_revision(name)
     try:
-        folder = _snapshot(name, _SMALL)
+        folder = _snapshot(name, _SMALL, **options)
         index = folder / INDEX
         weights = {SINGLE}
         if index.is_file():
@@ -44,8 +67,10 @@ def model_folder(name: str) -> Path:
         return _snapshot(name, (*_SMALL, *sorted(weights)), revision=folder.name)
     except LocalEntryNotFoundError as error:
         raise FileNotFoundError(
-            f"'{name}' is neither a folder nor a model in the hub's cache on this machine, and the "
-            f"hub cannot be reached. Fetch it where there is a network (hf download {name}), or "
+            f"'{name}' is neither a folder nor a model in the hub's cache on this machine"
+            f"{''.join(f' at {key} {value}' for key, value in options.items())}, and the hub "
+            "cannot be reached. Fetch it where there is a network (hf download "
+            f"{' '.join([name, *(f'--{key} {value}' for key, value in options.items())])}), or "
             "give a folder."
         ) from error
 

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mlcalib.common.hub import split_revision
+
 DEFAULT_SEQ_LEN = 512
 """The length of sequences that nobody asked for, unless a model's context is shorter."""
 
@@ -43,7 +45,8 @@ def read_config(source: str) -> dict[str, Any]:
     if path.suffix == ".gguf":
         config, _ = PreTrainedConfig.get_config_dict(str(path.parent), gguf_file=path.name)
     else:
-        config, _ = PreTrainedConfig.get_config_dict(source)
+        name, revision = split_revision(source)
+        config, _ = PreTrainedConfig.get_config_dict(name, **revision)
     return config
 
 

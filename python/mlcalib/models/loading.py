@@ -12,6 +12,7 @@ from torch import nn
 
 from mlcalib.common import compat
 from mlcalib.common.errors import CannotReadError
+from mlcalib.common.hub import split_revision
 from mlcalib.common.safetensors_read import read_header, read_json, validate_folder
 from mlcalib.models.context import read_config
 
@@ -343,4 +344,4 @@ def _where(source: str) -> tuple[str, dict[str, Any]]:
     path = Path(source)
     if path.suffix == ".gguf":
         return str(path.parent), {"gguf_file": path.name}
-    return source, {}
+    return split_revision(source)

@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from mlcalib._core import GridSpec, QuantizedLinear
@@ -99,6 +100,46 @@ class QuantizedModel:
             save_tokenizer=self.tokenizer_given,
         )
         self.seconds["write"] = self.seconds.get("write", 0.0) + time.perf_counter() - start
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        format: str | None = None,  # noqa: A002
+        private: bool = False,
+        token: str | None = None,
+        revision: str | None = None,
+    ) -> str:
+        """Save a checkpoint, and upload it to the Hugging Face hub.
+
+        Args:
+            repo_id: ``NAME`` or ``ORGANISATION/NAME``; made where it does not exist.
+            format: see ``save``.
+            private: of a repository that is made: whether only its owner sees it.
+            token: of the hub; None for the one that ``hf auth login`` or ``HF_TOKEN`` set.
+            revision: a branch, which must exist; None for the main one.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            ValueError: see ``save``.
+            OSError: the hub cannot be reached, or gives no leave to write.
+        """
+        from huggingface_hub import HfApi
+
+        hub = HfApi(token=token)
+        # Before anything is written: a wrong name or token is found at once.
+        place = hub.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        with TemporaryDirectory(prefix="mlcalib-") as folder:
+            out = Path(folder) / "checkpoint"
+            self.save(out, format)
+            recipe = self.recipe
+            message = f"{recipe['method']} by mlcalib, {format or recipe['format']}"
+            commit = hub.upload_folder(
+                repo_id=place, folder_path=out, commit_message=message, revision=revision
+            )
+        return str(commit.commit_url)
 
     def _specs(self, checkpoint_format: Format) -> dict[str, GridSpec]:
         """Return the grid of each linear; refuse a format that cannot hold them."""

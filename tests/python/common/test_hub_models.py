@@ -6,17 +6,22 @@ import os
 import shutil
 from fnmatch import fnmatch
 from pathlib import Path
+from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
 import torch
+from small_models import tiny_llama
 from test_conversion import HALF, saved
 
 import mlcalib
 from mlcalib._core import GridSpec
-from mlcalib.common.hub import model_folder
+from mlcalib.common.compat import hub_commit
+from mlcalib.common.hub import model_folder, split_revision
 from mlcalib.common.safetensors_read import validate_folder
 from mlcalib.evaluation.tasks.data import from_hub
+from mlcalib.models.context import read_config
+from mlcalib.models.loading import load_tokenizer
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
 
@@ -37,6 +42,34 @@ def test_what_is_cached_needs_no_network(cache):
     assert model_folder("me/tiny").name == SHA
     logits = mlcalib.load("me/tiny")(torch.arange(4)[None]).logits
     assert logits.isfinite().all()
+
+
+def test_a_revision_is_part_of_the_name(cache, tokenizer):
+    repository, other = cache / "models--me--tiny", SHA[::-1]
+    (repository / "refs/v2").write_text(other)
+    shutil.copytree(repository / "snapshots" / SHA, repository / "snapshots" / other)
+    changed = repository / "snapshots" / other
+    config = json.loads((changed / "config.json").read_text())
+    (changed / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 77}))
+    tokenizer.save_pretrained(changed)
+    assert model_folder("me/tiny@v2").name == model_folder(f"me/tiny@{other}").name == other
+    assert mlcalib.load("me/tiny@v2").config.max_position_embeddings == 77
+    assert read_config("me/tiny@v2")["max_position_embeddings"] == 77
+    assert read_config("me/tiny")["max_position_embeddings"] != 77
+    assert hub_commit("me/tiny@v2") == other
+    assert len(load_tokenizer("me/tiny@v2")) == len(tokenizer)
+    with pytest.raises(FileNotFoundError, match=r"hf download me/tiny --revision v3"):
+        mlcalib.load("me/tiny@v3")
+    for wrong in ("me/tiny@", "@v2"):
+        with pytest.raises(ValueError, match="expected NAME@REVISION"):
+            mlcalib.load(wrong)
+
+
+def test_folders_may_have_an_at(tmp_path, monkeypatch):
+    (tmp_path / "a@b").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert model_folder("a@b") == Path("a@b")
+    assert split_revision(str(tmp_path / "c@d")) == (str(tmp_path / "c@d"), {})
 
 
 def test_what_is_not_cached_says_what_to_do(cache):
@@ -89,6 +122,36 @@ def test_folders_are_what_they_are(tmp_path, monkeypatch):
     (tmp_path / "50% a?b").mkdir()
     assert model_folder(str(tmp_path / "50% a?b")) == tmp_path / "50% a?b"
     assert model_folder("~/50% a?b") == Path(tmp_path / "50% a?b")
+
+
+def test_a_quantized_model_is_uploaded_whole(calibration, tokenizer, monkeypatch):
+    calls, sent = [], {}
+
+    class Hub:
+        def __init__(self, token):
+            calls.append(token)
+
+        def create_repo(self, repo_id, **options):
+            calls.append((repo_id, options))
+            return SimpleNamespace(repo_id=f"me/{repo_id}")
+
+        def upload_folder(self, *, folder_path, **options):
+            sent.update({path.name: path.read_bytes() for path in Path(folder_path).iterdir()})
+            calls.append(options)
+            return SimpleNamespace(commit_url="https://hub/commit")
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    made = mlcalib.quantize(
+        tiny_llama(vocabulary=384), calibration, tokenizer=tokenizer, group_size=32, format="gptq"
+    )
+    address = made.push_to_hub("tiny", private=True, token="t", revision="dev")
+    assert address == "https://hub/commit"
+    assert calls == [
+        "t",
+        ("tiny", {"private": True, "exist_ok": True}),
+        {"repo_id": "me/tiny", "commit_message": "gptq by mlcalib, gptq", "revision": "dev"},
+    ]
+    assert {"model.safetensors", "config.json", "README.md", "mlcalib.json"} <= sent.keys()
 
 
 def test_tasks_without_data_say_where_it_may_be():

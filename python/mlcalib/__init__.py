@@ -55,7 +55,7 @@ from mlcalib.quantizers.base import QuantizerOptions  # noqa: E402
 from mlcalib.quantizers.gptq import GPTQ  # noqa: E402
 from mlcalib.quantizers.rtn import RTN  # noqa: E402
 from mlcalib.quantizers.smoothquant import SmoothQuant  # noqa: E402
-from mlcalib.studies import study  # noqa: E402
+from mlcalib.studies import Study, study  # noqa: E402
 
 if TYPE_CHECKING:
     from mlcalib.checkpoints.packed.config import PackedConfig
@@ -81,6 +81,7 @@ __all__ = [
     "Quantizer",
     "QuantizerOptions",
     "SmoothQuant",
+    "Study",
     "__version__",
     "calibration",
     "check",

@@ -12,6 +12,7 @@ from mlcalib.common.files import atomic_file, check_folder, full_path
 from mlcalib.models.device import choose_device, device_name, explain
 from mlcalib.quantization.manifest import machine
 from mlcalib.studies.evaluate import check_evaluation, described, evaluate_model
+from mlcalib.studies.finished import Study
 from mlcalib.studies.grid import variants_of
 from mlcalib.studies.plan import Plans, plan
 from mlcalib.studies.run import ModelStudy, open_model, quantize_model
@@ -26,7 +27,7 @@ def study(
     progress: bool = True,
     echo: Callable[[str], None] = print,
     **changes: Any,
-) -> Plans:
+) -> Study:
     """Quantize and evaluate models in every combination of settings and quantizers.
 
     Statistics add up, so with float propagation the model runs once for all settings. What is
@@ -45,7 +46,8 @@ def study(
         changes: new values of single keys of the study, e.g. ``corpus`` or ``tokens``.
 
     Returns:
-        For each model what was left to do; a notebook shows it as tables.
+        The study: ``results``, ``table(name)``, ``figure(name)``, ``report()``, and as ``plans``
+        what was left to do; a notebook shows it as tables.
 
     Raises:
         FileNotFoundError: the study, a model or a text does not exist.
@@ -76,14 +78,14 @@ def study(
         for warning in model.text.union.warnings if model.text else ():
             echo(f"  warning: {warning}")
     if plan_only:
-        return plans
+        return Study(out, plans)
     _write_study(found, opened, out)
     for _, model in opened:
         quantize_model(model, progress=progress)
     for name, model in opened:
         evaluate_model(model, name, progress=progress)
     echo(f"written to {out}; mlcalib report {out} shows it")
-    return plans
+    return Study(out, plans)
 
 
 def _write_study(spec: StudySpec, opened: list[tuple[str, ModelStudy]], out: Path) -> None:

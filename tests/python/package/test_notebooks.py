@@ -86,9 +86,10 @@ def test_studies(model, tmp_path):
         "OUT": str(tmp_path / "study"),
     }
     outputs = execute(NOTEBOOKS / "03_studies.ipynb", parameters)
-    for figure in ("rises-gptq", "predicted.svg", "layers-gptq", "outside.svg"):
-        assert len(shown(outputs, figure, "image/svg+xml")) == 1
+    for figure in ("rises-gptq-w4-g64", "predicted", "layers-gptq-w4-g64", "outside"):
+        (drawn,) = shown(outputs, f'figure("{figure}")', "text/html")
+        assert drawn.startswith("<svg")
     (table,) = shown(outputs, "rises.pivot_table", "text/html")
     assert "NaN" not in table
-    (table,) = shown(outputs, "settings.csv", "text/html")
+    (table,) = shown(outputs, 'table("settings")', "text/html")
     assert "<td>half</td>" in table

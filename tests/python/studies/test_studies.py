@@ -96,7 +96,7 @@ def test_quantizers_as_objects(spec):
 
 def test_a_plan_shows_itself(spec, tmp_path, model):
     told = []
-    plans = mlcalib.study(spec, tmp_path, plan_only=True, progress=False, echo=told.append)
+    plans = mlcalib.study(spec, tmp_path, plan_only=True, progress=False, echo=told.append).plans
     assert told[-1] == plans[0].table()
     assert repr(plans).startswith(f"Plan of model {model} (tiny): 13 checkpoints to make, 0 done\n")
     shown = Shown(plans._repr_html_())
@@ -335,7 +335,7 @@ def test_languages_in_turns_give_the_same_study(spec, tmp_path, caplog):
 
 
 def test_plan_says_what_it_takes(spec, tmp_path, capsys):
-    (planned,) = mlcalib.study(spec, tmp_path, plan_only=True)
+    (planned,) = mlcalib.study(spec, tmp_path, plan_only=True).plans
     printed = capsys.readouterr().out
     assert "13 checkpoints to make" in printed
     assert "gptq-w4-g32-mixed" in printed

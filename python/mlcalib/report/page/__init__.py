@@ -60,10 +60,10 @@ def write_page(
     with atomic_file(page.with_suffix(".md")) as file:
         file.write(markdown(title, sections))
     with atomic_file(page) as file:
-        file.write(html(title, sections, lambda name: _inline(figures[name], name)))
+        file.write(html(title, sections, lambda name: inline(figures[name], name)))
 
 
-def _inline(drawn: str, name: str) -> str:
+def inline(drawn: str, name: str) -> str:
     """Return an SVG for use inside a page: in its colours, its ids apart from other figures'."""
     drawn = drawn[drawn.index("<svg") :].replace(INK, "currentColor")
     drawn = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', drawn)

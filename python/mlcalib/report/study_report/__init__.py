@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from mlcalib.report.page import check_page, write_figures, write_page
-from mlcalib.report.page.canvas import style
+from mlcalib.report.page.canvas import Drawing, style
 from mlcalib.report.page.document import Section
 from mlcalib.report.study_report.answer import answer
 from mlcalib.report.study_report.costs import cost
@@ -48,13 +48,15 @@ def write_report(
     check_page(page)
     with style():
         found = results(folder, resamples=resamples, seed=seed)
-        drawn = [
-            each for report in found.models for each in drawings(report, _prefix(found, report))
-        ]
-        figures = write_figures(drawn, page.parent / "figures")
+        figures = write_figures(all_drawings(found), page.parent / "figures")
     title = f"Study ⟨{found.study.plan.name}⟩"
     write_page(page, title, sections(found), tables(found), figures)
     return page
+
+
+def all_drawings(found: Results) -> list[Drawing]:
+    """Return the figures of all models. Call it, and draw them, within ``style``."""
+    return [each for report in found.models for each in drawings(report, _prefix(found, report))]
 
 
 def sections(found: Results) -> list[Section]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from mlcalib.quantization.propagation import Mixture
 
-POWER = 2.0
+POWER = 1.0
 """How much a language that loses more weighs more; docs/studies.md has what others do."""
 
 

@@ -3,24 +3,26 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlcalib.calibration_sets import CalibrationSet, build, from_ids, weighted
+from mlcalib.calibration_sets.images import Processor
 from mlcalib.corpora import Document, Documents, open_corpus
 from mlcalib.languages import LanguageSet, language_set
 from mlcalib.languages.language_sets import check_spelling
 from mlcalib.models.context import DEFAULT_SEQ_LEN, context_length, read_config
-from mlcalib.models.loading import check_source, load_tokenizer
+from mlcalib.models.loading import check_source, load_processor, load_tokenizer
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 _log = logging.getLogger(__name__)
 
 
 def calibration(  # noqa: PLR0913 - what a calibration set is made of
-    tokenizer: "str | Path | PreTrainedTokenizerBase | None",
+    tokenizer: "str | Path | PreTrainedTokenizerBase | ProcessorMixin | None",
     languages: str | LanguageSet | None = None,
     corpus: str
     | Mapping[str, Sequence[Document]]
@@ -39,7 +41,8 @@ def calibration(  # noqa: PLR0913 - what a calibration set is made of
 
     Args:
         tokenizer: a fast tokenizer, or the model that it belongs to (a folder, a hub name, or a
-            GGUF file). It may be None if ``corpus`` holds token ids.
+            GGUF file). It may be None if ``corpus`` holds token ids. Of a model that sees, the
+            model or its processor: then conversations may have images (see ``chat_template``).
         languages: the name of a set (``multi10``), a list (``en,sw``), shares (``en:0.7,sw:0.3``)
             or a ``LanguageSet``. The default is ``multi10`` if the corpus is given by name, and
             otherwise the languages of ``corpus`` in equal shares.
@@ -59,7 +62,9 @@ def calibration(  # noqa: PLR0913 - what a calibration set is made of
             None for what the tokenizer adds by itself.
         chat_template: how conversations become text: True for the tokenizer's chat template, the
             path of a Jinja file (a ``Path``), or the template itself (a ``str``). Nothing is added
-            to what the template writes, so there is no second BOS.
+            to what the template writes, so there is no second BOS. A conversation with images in
+            local files (``{"type": "image", "path": FILE}`` among the parts of a content) becomes
+            a sequence of its own, as the model's processor makes it.
         allow_short: if a language has too little text, use what there is instead of raising an
             error.
         window_bos: whether every sequence begins as the tokenizer begins a text: with BOS, if it
@@ -104,11 +109,7 @@ def calibration(  # noqa: PLR0913 - what a calibration set is made of
     if isinstance(corpus, str):
         source = open_corpus(corpus)
         given = {code: source.documents(code, "calib", seed) for code in languages.weights}
-    if isinstance(tokenizer, str | Path):
-        check_source(str(tokenizer))
-        loaded = load_tokenizer(str(tokenizer))
-    else:
-        loaded = tokenizer
+    loaded, processor = _opened(tokenizer)
     made = from_documents(
         loaded,
         given,  # type: ignore[arg-type]  # ids were dealt with above
@@ -125,13 +126,25 @@ def calibration(  # noqa: PLR0913 - what a calibration set is made of
             "allow_short": allow_short,
             "window_bos": window_bos,
         },
+        processor,
     )
     for warning in made.warnings:
         _log.warning("calibration text: %s", warning)
     return made
 
 
-def _default_seq_len(tokenizer: "str | Path | PreTrainedTokenizerBase") -> int:
+def _opened(
+    given: "str | Path | PreTrainedTokenizerBase | ProcessorMixin",
+) -> "tuple[PreTrainedTokenizerBase, Processor | None]":
+    """Return the tokenizer, and what gives the processor; None where there is surely none."""
+    if isinstance(given, str | Path):
+        check_source(str(given))
+        return load_tokenizer(str(given)), cache(partial(load_processor, str(given)))
+    inner = getattr(given, "tokenizer", None)
+    return (given, None) if inner is None else (inner, lambda: given)
+
+
+def _default_seq_len(tokenizer: object) -> int:
     """Return 512, or the context of the model that is named if it is shorter."""
     if not isinstance(tokenizer, str | Path):
         return DEFAULT_SEQ_LEN
@@ -151,6 +164,7 @@ def from_documents(
     tokens: int | None,
     tokens_per_language: int | None,
     options: Mapping[str, Any],
+    processor: Processor | None = None,
 ) -> CalibrationSet:
     """Make a calibration set of documents, and record the call of ``calibration`` that makes it.
 
@@ -164,6 +178,7 @@ def from_documents(
         tokens: see ``calibration``; one of the two is given.
         tokens_per_language: see ``calibration``.
         options: the other options of ``calibration``, all of them.
+        processor: see ``mlcalib.calibration_sets.build``.
 
     Raises:
         TypeError, ValueError: see ``mlcalib.calibration_sets.build``.
@@ -179,6 +194,7 @@ def from_documents(
         languages,
         tokens=count,  # type: ignore[arg-type]  # one of the two was given
         corpus=corpus,
+        processor=processor,
         **options,
     )
     template = options["chat_template"]

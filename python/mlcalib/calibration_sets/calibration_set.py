@@ -1,11 +1,12 @@
 """The calibration set: sequences of token ids per language, and where they come from."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mlcalib.corpora import left_out, notes, said_of
@@ -94,6 +95,10 @@ class CalibrationSet:
         chat_template: the sha256 of the chat template; None if there were no conversations.
         weights: language → the weight of its statistics in the mixture; 1 if it is not there.
         windows: what every sequence begins with, in words, e.g. ``bos <s>``; empty for nothing.
+        inputs: language → number of a sequence with images → what the model is given beside its
+            ids, such as ``pixel_values``. Languages without images are not there.
+        lengths: language → how many tokens of each sequence are text, from the first on; of
+            languages with images. In others all are, but for the last sequence.
     """
 
     ids: dict[str, Tensor]
@@ -108,13 +113,15 @@ class CalibrationSet:
     arguments: dict[str, Any] = field(default_factory=dict)
     weights: dict[str, float] = field(default_factory=dict)
     windows: str = ""
+    inputs: dict[str, dict[int, Mapping[str, Tensor]]] = field(default_factory=dict)
+    lengths: dict[str, list[int]] = field(default_factory=dict)
 
     @property
     def tokens(self) -> dict[str, int]:
         """Language → the number of tokens that count.
 
-        These are the first of ``ids`` in reading order. The rest of the last sequence is only there
-        so that every forward has the same shape.
+        These are the first of ``ids`` in reading order, but for what is behind the text of a
+        sequence (``lengths``), which is only there so that every forward has the same shape.
         """
         return {language: report.got for language, report in self.report.items()}
 
@@ -136,9 +143,21 @@ class CalibrationSet:
             digest.update(ids.numpy().astype("<i8").tobytes())
             if self.weights.get(language, 1.0) != 1.0:
                 digest.update(f"weight {self.weights[language]!r}\n".encode())
+            for index, given in self.inputs.get(language, {}).items():
+                digest.update(f"sequence {index} {self.lengths[language][index]}\n".encode())
+                for name, tensor in given.items():
+                    digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+                    digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
         if self.windows:
             digest.update(f"windows {self.windows}\n".encode())
         return digest.hexdigest()
+
+    def lengths_of(self, language: str) -> list[int]:
+        """Return how many tokens of each sequence of a language are text, from the first on.
+
+        The last sequence may end later than the tokens that count; see ``tokens``.
+        """
+        return self.lengths.get(language) or [self.seq_len] * len(self.ids[language])
 
     def sequences(self, language: str) -> Iterator[tuple[Tensor, int]]:
         """Iterate over the sequences of a language.
@@ -150,20 +169,22 @@ class CalibrationSet:
             KeyError: the calibration set does not have the language.
         """
         left = self.tokens[language]
-        for sequence in self.ids[language]:
-            yield sequence.unsqueeze(0), min(left, self.seq_len)
-            left -= self.seq_len
+        for sequence, length in zip(self.ids[language], self.lengths_of(language), strict=True):
+            yield sequence.unsqueeze(0), min(left, length)
+            left -= length
 
     def describe(self) -> dict[str, Any]:
         """Return what a checkpoint records about its calibration, in JSON types."""
-        windows = {"windows": self.windows} if self.windows else {}
+        beside: dict[str, Any] = {"windows": self.windows} if self.windows else {}
+        if self.inputs:
+            beside["images"] = {language: len(each) for language, each in self.inputs.items()}
         return {
             "set": self.set_name,
             "corpus": self.corpus,
             "seq_len": self.seq_len,
             "seed": self.seed,
             "separator": self.separator,
-            **windows,
+            **beside,
             "chat_template": self.chat_template,
             "tokenizer": self.tokenizer,
             "fingerprint": self.fingerprint,
@@ -223,6 +244,10 @@ class CalibrationSet:
             f"short: {language} lacks {report.asked - report.got:,} of {report.asked:,} tokens"
             for language, report in self.report.items()
             if report.got < report.asked
+        ]
+        lines += [
+            f"{language}: {len(images):,} sequences are conversations with images"
+            for language, images in self.inputs.items()
         ]
         for language, report in self.report.items():
             if counts := left_out(report.read, report.dropped, report.examples):

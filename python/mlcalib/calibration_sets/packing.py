@@ -6,11 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
 from mlcalib.calibration_sets import chat
 from mlcalib.calibration_sets.calibration_set import CalibrationSet, LanguageReport
+from mlcalib.calibration_sets.images import Processor, encode_images
+from mlcalib.calibration_sets.sequences import Sequences, pack
 from mlcalib.calibration_sets.tokens import (
     Encoded,
     begin_ids,
@@ -21,6 +20,7 @@ from mlcalib.calibration_sets.tokens import (
     tokenizer_fingerprint,
 )
 from mlcalib.corpora import (
+    Conversation,
     Document,
     Documents,
     Tally,
@@ -29,7 +29,7 @@ from mlcalib.corpora import (
     read_conversation,
     shuffled,
 )
-from mlcalib.languages import LanguageSet, language, script_share
+from mlcalib.languages import LanguageSet, language
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -48,6 +48,7 @@ def build(  # noqa: PLR0913 - options of one thing
     allow_short: bool = False,
     window_bos: bool = True,
     corpus: str = "given",
+    processor: Processor | None = None,
 ) -> CalibrationSet:
     r"""Make a calibration set from text.
 
@@ -72,6 +73,8 @@ def build(  # noqa: PLR0913 - options of one thing
         window_bos: whether every sequence begins with the special tokens that the tokenizer begins
             a text with (BOS, if it adds one). They count as tokens.
         corpus: where the text comes from, for the record.
+        processor: gives the model's processor, for conversations with images, each of which becomes
+            a sequence of its own; None leaves these out.
 
     Raises:
         TypeError: the documents of a language are one string.
@@ -99,17 +102,25 @@ def build(  # noqa: PLR0913 - options of one thing
     written = template is not None and separator is None  # by the template, special tokens too
     begin = begin_ids(tokenizer) if window_bos else ()
     _check_seq_len(seq_len, begin)
-    packed = {}
+    packed: dict[str, Sequences] = {}
+    report: dict[str, LanguageReport] = {}
     for code, asked in shares.items():
-        documents, tally = _documents(texts[code], seed, code), Tally()
-        rendered = chat.render(
-            tokenizer, documents.read(tally), template, f"The text in '{code}'", tally
+        documents = _documents(texts[code], seed, code)
+        tally = Tally(images=None if processor is None or template is None else Path())
+        rendered = _rendered(
+            tokenizer,
+            documents.read(tally),
+            template,
+            f"The text in '{code}'",
+            tally,
+            processor,
+            seq_len,
         )
         room = -(-asked // seq_len) * seq_len
         encoded = encode(tokenizer, rendered, "" if written else separator, room)
         script = language(code).script
-        ids, entry = _pack(encoded, asked, seq_len, _fill_id(tokenizer), begin, script)
-        entry = replace(
+        packed[code], entry = pack(encoded, asked, seq_len, _fill_id(tokenizer), begin, script)
+        report[code] = replace(
             entry,
             read=tally.read,
             dropped=dict(tally.dropped),
@@ -117,11 +128,9 @@ def build(  # noqa: PLR0913 - options of one thing
             examples=tally.examples,
             origin=documents.origin,
         )
-        packed[code] = ids, entry
-    report = {code: entry for code, (_, entry) in packed.items()}
     _check_enough(report, allow_short)
     return CalibrationSet(
-        ids={code: ids for code, (ids, _) in packed.items()},
+        ids={code: each.ids for code, each in packed.items()},
         seq_len=seq_len,
         seed=seed,
         set_name=language_set.name,
@@ -131,6 +140,8 @@ def build(  # noqa: PLR0913 - options of one thing
         report=report,
         chat_template=chat.fingerprint(template),
         windows=describe_windows(tokenizer, window_bos),
+        inputs={code: each.inputs for code, each in packed.items() if each.inputs},
+        lengths={code: each.lengths for code, each in packed.items() if each.inputs},
     )
 
 
@@ -191,9 +202,9 @@ def from_ids(
         if not total:
             raise ValueError(f"There are no ids for '{code}'; give some or leave it out.")
         encoded = (Encoded("", row, []) for row in rows)
-        packed[code] = _pack(encoded, total, seq_len, 0, (), None)
+        packed[code] = pack(encoded, total, seq_len, 0, (), None)
     return CalibrationSet(
-        ids={code: rows for code, (rows, _) in packed.items()},
+        ids={code: rows.ids for code, (rows, _) in packed.items()},
         seq_len=seq_len,
         seed=None,
         set_name="+".join(ids),
@@ -202,50 +213,6 @@ def from_ids(
         tokenizer="none: token ids were given",
         report={code: entry for code, (_, entry) in packed.items()},
     )
-
-
-def _pack(
-    documents: Iterable[Encoded],
-    asked: int,
-    seq_len: int,
-    fill: int,
-    begin: tuple[int, ...],
-    script: str | None,
-) -> tuple[Tensor, LanguageReport]:
-    """Take documents until whole sequences hold ``asked`` tokens, or there are no more."""
-    room = -(-asked // seq_len) * seq_len
-    ids: list[int] = []
-    begun = 0  # tokens among the first ``asked`` that stand before a sequence, in no document
-    used: list[Encoded] = []
-    for document in documents:
-        if len(ids) < asked:
-            used.append(document)
-        at = 0
-        while at < len(document.ids):
-            if not len(ids) % seq_len and tuple(document.ids[at : at + len(begin)]) != begin:
-                begun += max(0, min(len(begin), asked - len(ids)))
-                ids += begin
-            end = at + seq_len - len(ids) % seq_len
-            ids += document.ids[at:end]
-            at = end
-        if len(ids) >= room:
-            break
-    got = min(asked, len(ids))
-    sequences = -(-got // seq_len)
-    rows = (ids + [fill] * seq_len)[: sequences * seq_len]
-    texts = [document.text for document in used]
-    characters, total = sum(map(len, texts)), sum(len(document.ids) for document in used)
-    report = LanguageReport(
-        asked=asked,
-        got=got,
-        sequences=sequences,
-        documents=len(used),
-        characters_per_token=characters / total if characters and total else None,
-        cut=total + begun - got,
-        repeated=len(texts) - len(set(texts)) if characters else 0,
-        own_script=script_share(texts, script),
-    )
-    return torch.tensor(rows, dtype=torch.int64).view(sequences, seq_len), report
 
 
 def _documents(given: Sequence[Document] | Documents, seed: int, code: str) -> Documents:
@@ -261,6 +228,28 @@ def _documents(given: Sequence[Document] | Documents, seed: int, code: str) -> D
                 yield found
 
     return Documents(read)
+
+
+def _rendered(
+    tokenizer: "PreTrainedTokenizerBase",
+    documents: Iterable[Document],
+    template: str | None,
+    what: str,
+    tally: Tally,
+    processor: Processor | None,
+    seq_len: int,
+) -> Iterator[str | Encoded]:
+    """Yield documents as text; conversations with images as the model's processor encodes them."""
+    for document in documents:
+        if not (isinstance(document, Conversation) and document.has_images):
+            yield from chat.render(tokenizer, [document], template, what, tally)
+        elif processor is not None and template is not None:
+            if (loaded := processor()) is None:
+                tally.drop("conversations with images, for a model without a processor", what)
+                continue
+            found = encode_images(loaded, document, template, tally, seq_len)
+            if found is not None:
+                yield found
 
 
 def _fill_id(tokenizer: "PreTrainedTokenizerBase") -> int:

@@ -41,11 +41,19 @@ class Stream(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """One document: its text, token ids, and the characters [start, end) each token covers."""
+    """One document.
+
+    Attributes:
+        text: its text.
+        ids: token ids.
+        offsets: the characters [start, end) that each token covers.
+        inputs: what the model is given of its images beside the ids; None where it has none.
+    """
 
     text: str
     ids: list[int]
     offsets: list[tuple[int, int]]
+    inputs: dict[str, Tensor] | None = None
 
 
 def stream(
@@ -102,7 +110,7 @@ def check_documents(documents: Sequence[Document], what: str) -> None:
 
 def encode(
     tokenizer: "PreTrainedTokenizerBase",
-    documents: Iterable[str],
+    documents: Iterable[str | Encoded],
     separator: str | None,
     tokens: int | None = None,
 ) -> Iterator[Encoded]:
@@ -113,7 +121,7 @@ def encode(
 
     Args:
         tokenizer: a fast tokenizer.
-        documents: the texts.
+        documents: the texts; those that are encoded stay as they are.
         separator: None to keep what the tokenizer itself adds to a document
             (``add_special_tokens``). Otherwise it adds nothing, and after each document comes
             ``eos`` or ``bos`` (the token of that name), or any other text, such as ``\n\n``;
@@ -130,6 +138,10 @@ def encode(
     size = len(tokenizer)
     left = tokens
     for document in documents:
+        if isinstance(document, Encoded):
+            left = None if left is None else left - len(document.ids)
+            yield document
+            continue
         encoded = _beginning(tokenizer, document, left, add_special_tokens=separator is None)
         if encoded is None:
             body = _tokenise(tokenizer, document, add_special_tokens=separator is None)

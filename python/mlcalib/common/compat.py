@@ -219,13 +219,14 @@ def experts_interface(module: nn.Module) -> ExpertsInterface | None:
         return None
     shell = copy.copy(held)  # what the gate reads of it: settings, and no weights
     shell._parameters = {}
+    has_norm = getattr(held, "has_post_expert_norm", False)  # older releases have none
     return ExpertsInterface(
         transposed=held.is_transposed,
         concatenated=held.is_concatenated,
         gate=held.has_gate,
         bias=held.has_bias,
         activate=shell._apply_gate if held.has_gate else shell.act_fn,
-        norm=held.post_expert_norm if held.has_post_expert_norm else None,
+        norm=held.post_expert_norm if has_norm else None,
     )
 
 

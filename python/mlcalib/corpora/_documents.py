@@ -4,6 +4,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -21,13 +22,20 @@ class Conversation(list[dict[str, Any]]):
 
     Attributes:
         tools: the JSON schemas of the tools that the assistant was offered; None where none were.
+        has_images: whether the contents of its messages are lists of parts, ``{"type": "text",
+            "text": …}`` and ``{"type": "image", "path": …}``, and no texts.
     """
 
     def __init__(
-        self, messages: Iterable[dict[str, Any]], tools: Sequence[Any] | None = None
+        self,
+        messages: Iterable[dict[str, Any]],
+        tools: Sequence[Any] | None = None,
+        *,
+        has_images: bool = False,
     ) -> None:
         super().__init__(messages)
         self.tools = tools
+        self.has_images = has_images
 
 
 @dataclass
@@ -39,12 +47,15 @@ class Tally:
         dropped: reason for leaving documents out → how many, e.g. ``blank documents`` → 3.
         noted: what else is remarkable → how many, e.g. ``files of the folder that are not read``.
         examples: what was left out or is remarkable → its first example.
+        images: the folder that paths of images are relative to; None where conversations with
+            images are left out.
     """
 
     read: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     noted: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict, compare=False)
+    images: Path | None = field(default=None, compare=False)
 
     def drop(self, what: str, example: str) -> None:
         """Count one document, row or line that is left out."""

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Sequence
 from importlib.resources.abc import Traversable
+from pathlib import Path
 from typing import NamedTuple
 
 from mlcalib.common.row_files import file_rows, stem_and_kind
@@ -133,6 +134,8 @@ def _documents(file: Traversable, field: str | None, tally: Tally) -> Iterator[D
         tally.read += 1
         tally.drop(what, example)
 
+    if tally.images is not None:
+        tally.images = Path(str(file)).parent
     for where, row in file_rows(file, columns, refused):
         yield read_row(row, field, tally, where)
 
@@ -165,4 +168,4 @@ def _note_nearly_all(documents: Sequence[Document], file: Traversable, tally: Ta
 def _size(document: Document) -> int:
     if isinstance(document, str):
         return len(document)
-    return sum(len(message["content"]) for message in document)
+    return sum(len(str(message["content"])) for message in document)

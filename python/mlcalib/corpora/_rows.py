@@ -8,6 +8,7 @@ from typing import Any
 from mlcalib.common.errors import printable
 from mlcalib.common.json_text import loads
 from mlcalib.corpora._documents import Conversation, Document, Tally
+from mlcalib.corpora._images import image_parts, message_with_images
 
 CONVERSATIONS = ("messages", "conversations")
 FIELDS = ("text", *CONVERSATIONS)
@@ -106,7 +107,8 @@ def read_conversation(
 
     Speakers get the names that templates know (``developer`` is ``system``), text parts of a
     content are joined by newlines, reasoning parts become ``reasoning_content``. All else that is
-    said of a message (``tool_calls``, ``reasoning_content``, ``name``, …) is kept.
+    said of a message (``tool_calls``, ``reasoning_content``, ``name``, …) is kept. Where images are
+    wanted (``Tally.images``) a conversation with some keeps its contents as parts.
 
     Args:
         messages: each with ``role`` and ``content``, or ``from`` and ``value``.
@@ -115,6 +117,7 @@ def read_conversation(
         where: the conversation, in messages.
     """
     read = []
+    has_images = tally.images is not None and any(map(image_parts, messages))
     for message in messages:
         speaker = message.get("role", message.get("from"))
         role = _SPEAKERS.get(str(speaker).lower(), str(speaker).lower())
@@ -124,20 +127,29 @@ def read_conversation(
                 has = f"a message with {', '.join(message) or 'no field'}"
             tally.drop("conversations with an unknown speaker", f"{where}: {printable(has)}")
             return None
+        if has_images:
+            found = message_with_images(message, role, tally, where)
+            if found is None:
+                return None
+            read.append(found)
+            continue
         found = _message(message, role)
         if found is None:
             has = f"{where}, of the {role}: {_content_kind(message)}"
             tally.drop("conversations with a message that is no text", has)
             return None
         read.append(found)
-    if not any(message["content"].strip() or "tool_calls" in message for message in read):
+    if not has_images and not any(
+        message["content"].strip() or "tool_calls" in message for message in read
+    ):
         tally.drop("blank documents", where)
         return None
     offered = _from_json(tools) or None
     if not is_valid(json.dumps([read, offered], ensure_ascii=False, default=str)):
         tally.drop(INVALID, where)
         return None
-    return Conversation(read, offered if isinstance(offered, list) else None)
+    listed = offered if isinstance(offered, list) else None
+    return Conversation(read, listed, has_images=has_images)
 
 
 def is_valid(text: str) -> bool:

@@ -17,7 +17,12 @@ from mlcalib.common.safetensors_read import read_header, read_json, validate_fol
 from mlcalib.models.context import read_config
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import (
+        PreTrainedConfig,
+        PreTrainedModel,
+        PreTrainedTokenizerBase,
+        ProcessorMixin,
+    )
 
 _DTYPES = {
     "auto": "auto",
@@ -259,6 +264,28 @@ def load_tokenizer(source: str) -> "PreTrainedTokenizerBase":
         raise ValueError(_no_tokenizer(source, error)) from error
     tokenizer.name_or_path = source  # not the folder of a GGUF file
     return tokenizer
+
+
+def load_processor(source: str) -> "ProcessorMixin | None":
+    """Load what turns images and text into a model's inputs. Code of the checkpoint is not run.
+
+    Returns:
+        None where the model has none: it reads text alone.
+
+    Raises:
+        ValueError: it cannot be loaded; says why.
+    """
+    from transformers import AutoProcessor, ProcessorMixin
+
+    folder, options = _where(source)
+    try:
+        found = AutoProcessor.from_pretrained(folder, trust_remote_code=False, **options)
+    except Exception as error:  # of whatever library reads its files
+        raise ValueError(
+            f"The processor of '{source}', which is to read the images of conversations, cannot be "
+            f"loaded: {type(error).__name__}: {error}"
+        ) from error
+    return found if isinstance(found, ProcessorMixin) else None
 
 
 def _no_tokenizer(source: str, error: Exception) -> str:

@@ -1,8 +1,9 @@
 """Run a model up to its first block, and a block on its own."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -45,7 +46,10 @@ class BlockInputs:
 
 
 def embed(
-    model: "PreTrainedModel", adapter: Adapter, ids: Tensor
+    model: "PreTrainedModel",
+    adapter: Adapter,
+    ids: Tensor,
+    beside: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> tuple[Tensor, dict[str, BlockInputs]]:
     """Return what the blocks are called with; none of them runs.
 
@@ -53,11 +57,16 @@ def embed(
         model: the model.
         adapter: its family.
         ids: [1, seq_len] int64; brought to where the embeddings are.
+        beside: what else the model is given, such as the pixels of images, brought there, too.
 
     Returns:
         The hidden states [1, seq_len, hidden size] that the first block reads, and block → its
         other arguments. Blocks differ in them where some attend to all that came before and some to
         a window. What one block makes for another is not in them: see ``Adapter.handed_over``.
+
+    Raises:
+        NotImplementedError: the model changes hidden states between blocks, as some do where there
+            are images.
     """
     blocks = adapter.named_blocks(model)
     inputs: dict[str, BlockInputs] = {}
@@ -68,6 +77,12 @@ def embed(
             hidden = hidden_of(args, kwargs)
             inputs[name] = other_arguments(args, kwargs)
             first.append(hidden)
+            as_first = hidden.data_ptr() == first[0].data_ptr()
+            if not (as_first or torch.equal(hidden.to(first[0].device), first[0])):
+                raise NotImplementedError(
+                    f"{type(model).__name__} changes hidden states before {name}, outside of its "
+                    "blocks; mlcalib takes text from block to block. Leave out images."
+                )
             if len(inputs) == len(blocks):
                 raise Stop
             return adapter.passed_on(block, hidden)
@@ -75,7 +90,9 @@ def embed(
         return catch
 
     with _replaced(blocks, catching), suppress(Stop):
-        adapter.language_model(model)(input_ids=ids.to(_start(model, adapter)), use_cache=False)
+        start, runs = _start(model, adapter), adapter.language_model(model)
+        given = {name: each.to(start) for name, each in beside.items()}
+        runs(input_ids=ids.to(start), use_cache=False, **given)
     return first[0], inputs
 
 

@@ -106,6 +106,12 @@ def run_pass(  # noqa: PLR0913 - what a pass is made of
     flow, gatherer, fisher = None, None, None
     if text is not None:
         check_text(source.model, text)
+        if text.inputs and adapter.runs:
+            raise NotImplementedError(
+                f"{type(source.model).__name__} does not run on text alone, so that its language "
+                "model is calibrated by itself, which sees no images; leave out conversations "
+                "with images."
+            )
         unfinished = {id(job): job for each in waiting.values() for job in each}
         fisher = _fisher(source, unfinished, text, places, by_text=plan.fisher_by_text)
         if fisher is not None:
@@ -160,6 +166,11 @@ def _fisher(
         for key, job in jobs.items()
         if job.fisher_tokens
     }
+    if asked and text.inputs:
+        raise NotImplementedError(
+            "The calibration text has images, and gradients are taken of text alone; leave out "
+            "fisher_tokens, or conversations with images."
+        )
     return Fisher(source, text, asked, places, by_text=by_text) if asked else None
 
 

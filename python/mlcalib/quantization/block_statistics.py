@@ -47,6 +47,7 @@ class Gathering:
         self._language = ""
         self._running: dict[str, JoinedUpdates] = {}
         self._ending: Sequence[tuple[int, Prefix]] = ()
+        self._length: int | None = None
         self._whole: Prefix | None = None
         self._ends: dict[tuple[str, Prefix], JoinedUpdates] = {}  # input, prefix that ends
         self.seconds = 0.0
@@ -59,9 +60,14 @@ class Gathering:
             for name, size in self._channels.items()
         }
 
-    def begin_sequence(self, ending: "Sequence[tuple[int, Prefix]]") -> None:
-        """Go on to a sequence: how many of its tokens the prefixes hold that end in it."""
-        self._ending = ending
+    def begin_sequence(self, ending: "Sequence[tuple[int, Prefix]]", length: int | None) -> None:
+        """Go on to a sequence.
+
+        Args:
+            ending: how many of its tokens the prefixes hold that end in it.
+            length: how many of its tokens are text, from the first on; None for all.
+        """
+        self._ending, self._length = ending, length
         for name, each in self._running.items():
             for _, prefix in ending:
                 # What goes on needs its own; the whole text is all there is.
@@ -82,6 +88,9 @@ class Gathering:
                 if prefix == self._whole and self._observe is not None:
                     self._observe(name, self._language, seen)
             if name in self._running:
+                if self._length is not None:
+                    x = x[: self._length] if positions is None else x[positions < self._length]
+                    reference = None if reference is None else reference[: self._length]
                 self._running[name].update(x, reference)
                 if self._observe is not None:
                     self._observe(name, self._language, x)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
-from itertools import zip_longest
+from itertools import accumulate, zip_longest
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -101,6 +101,7 @@ class Flow:
         wanted = set(prefixes or mixture_of(calibration))
         for prefix in sorted(wanted, key=lambda each: each.tokens):
             self._prefixes[prefix.language].append(prefix)
+        self._lengths = {language: calibration.lengths_of(language) for language in calibration.ids}
         self._hidden = HiddenStates() if hidden is None else hidden
         if self._hidden.position > 0 and (adapter.handed_over or adapter.filled):
             self._hidden.restart()  # what blocks made for later ones is in no file
@@ -110,8 +111,9 @@ class Flow:
         fresh = self._hidden.position < 0
         with stopwatch.timed("forward"):
             for language in calibration.ids:
+                images = calibration.inputs.get(language, {})
                 for index, (ids, _) in enumerate(calibration.sequences(language)):
-                    state, inputs = embed(model, adapter, ids)
+                    state, inputs = embed(model, adapter, ids, images.get(index, {}))
                     self._arguments.catch((language, index), inputs)
                     if comparing:
                         self._arguments.catch((_float(language), index), inputs)
@@ -191,7 +193,9 @@ class Flow:
                 continue
             found.begin_text(language, prefixes[-1])
             for index in range(self._sequences(prefixes[-1])):
-                found.begin_sequence(self._ending(language, index))
+                length = self._lengths[language][index]
+                whole = length == self._calibration.seq_len
+                found.begin_sequence(self._ending(language, index), None if whole else length)
                 if comparing:
                     reference = self._run_float(block_name, block, language, index)
                 with watching(self._adapter, block, see):
@@ -254,13 +258,15 @@ class Flow:
                 yield language, index
 
     def _sequences(self, prefix: Prefix) -> int:
-        return -(-prefix.tokens // self._calibration.seq_len)
+        """Return how many sequences of its language hold a prefix."""
+        ends = accumulate(self._lengths[prefix.language])
+        return next(count for count, end in enumerate(ends, 1) if end >= prefix.tokens)
 
     def _ending(self, language: str, index: int) -> list[tuple[int, Prefix]]:
         """Return the prefixes that end in a sequence, and how many of its tokens they hold."""
-        size = self._calibration.seq_len
+        before = sum(self._lengths[language][:index])
         return [
-            (prefix.tokens - index * size, prefix)
+            (prefix.tokens - before, prefix)
             for prefix in self._prefixes[language]
             if index == self._sequences(prefix) - 1
         ]

@@ -1,5 +1,6 @@
 """Whether a model can read a text, found out before it does."""
 
+from inspect import signature
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -24,9 +25,20 @@ def check_text(
         tokenizer: names the token in the message.
 
     Raises:
-        ValueError: says which id, or how long a sequence may be.
+        ValueError: says which id, or how long a sequence may be; or there are images, and the model
+            does not take them.
     """
-    check_context(type(model).__name__, model.config.to_dict(), text.seq_len)
+    name = type(model).__name__
+    check_context(name, model.config.to_dict(), text.seq_len)
+    taken = signature(model.forward).parameters
+    for language, images in text.inputs.items():
+        given = {each for inputs in images.values() for each in inputs}
+        if unknown := sorted(given - taken.keys()):
+            raise ValueError(
+                f"The text in '{language}' has images, for which a processor made "
+                f"{', '.join(unknown)}, and {name} does not take that: make the calibration set "
+                "with the model itself (calibration(MODEL, …)), or leave out images."
+            )
     for language, ids in text.ids.items():
         check_ids(model, ids, f"The text in '{language}'", tokenizer)
 

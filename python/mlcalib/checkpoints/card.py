@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
 
 CARD = "README.md"
+_CAUSAL, _SEEING = "AutoModelForCausalLM", "AutoModelForImageTextToText"
+_TASK = "image-text-to-text"  # what the hub calls that of the second
 _BEGIN = "<!-- results: mlcalib evaluate --card writes what stands from here -->"
 _END = "<!-- results: to here -->"
 _NOT_MEASURED = (
@@ -25,11 +27,12 @@ _ORDER = ["base_model", "base_model_relation"]  # of metadata; the rest as the h
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
-def model_card(record: Mapping[str, Any]) -> str:
+def model_card(record: Mapping[str, Any], loaded_by: str = _CAUSAL) -> str:
     """Return the card of a checkpoint, without measured results.
 
     Args:
         record: content of its ``mlcalib.json``; see ``QuantizedModel.metadata``.
+        loaded_by: the class of transformers that loads it; see ``compat.auto_class``.
     """
     recipe = record["recipe"]
     name = Path(recipe["model"]).name
@@ -39,25 +42,37 @@ def model_card(record: Mapping[str, Any]) -> str:
         "Calibration": _calibration(record),
         "Layers": _layers(record),
         "To look at": "\n".join(f"- {warning}" for warning in record["warnings"]),
-        "Load it": formats.get(recipe["format"]).loading,
+        "Load it": _loading(recipe["format"], loaded_by),
         "Make it again": _again(record),
     }
     body = "\n\n".join(
         f"## {title}\n\n{text}" if title else text for title, text in sections.items() if text
     )
-    return f"---\n{_metadata(record).to_yaml(original_order=_ORDER)}\n---\n\n{body}\n"
+    metadata = _metadata(record, "text-generation" if loaded_by != _SEEING else _TASK)
+    return f"---\n{metadata.to_yaml(original_order=_ORDER)}\n---\n\n{body}\n"
 
 
 def converted_card(card: str, old: str, new: str) -> str:
     """Return the card of a checkpoint that was converted from one format into another."""
     was, now = formats.get(old), formats.get(new)
+    found = re.search(r"^model = (\w+)\.from_pretrained", card, re.MULTILINE)
+    loaded_by = _CAUSAL if found is None else found[1]
     for before, after in (
-        (was.loading, now.loading),
+        (_loading(old, loaded_by), _loading(new, loaded_by)),
         (f"- Stored: {was.stored or old}\n", f"- Stored: {now.stored or new}\n"),
         (f"\n- {old}\n", f"\n- {new}\n"),
     ):
         card = card.replace(before, after)
     return card
+
+
+def _loading(name: str, loaded_by: str) -> str:
+    """Return how a checkpoint in a format is loaded by a class of transformers."""
+    text = formats.get(name).loading
+    if loaded_by == _CAUSAL:
+        return text
+    seeing = text.replace("AutoTokenizer", "AutoProcessor").replace("tokenizer =", "processor =")
+    return seeing.replace(_CAUSAL, loaded_by)
 
 
 def check_card(folder: str | Path) -> str:
@@ -93,7 +108,7 @@ def write_results(folder: str | Path, results: str) -> None:
         file.write(f"{before}{_BEGIN}\n{results.strip()}\n{_END}{after}")
 
 
-def _metadata(record: Mapping[str, Any]) -> "ModelCardData":
+def _metadata(record: Mapping[str, Any], task: str) -> "ModelCardData":
     """Return what the hub reads (https://huggingface.co/docs/hub/model-cards)."""
     from huggingface_hub import ModelCardData
 
@@ -108,7 +123,7 @@ def _metadata(record: Mapping[str, Any]) -> "ModelCardData":
         base_model_relation="quantized" if on_hub else None,
         language=codes or None,
         library_name="transformers",
-        pipeline_tag="text-generation",
+        pipeline_tag=task,
         tags=["mlcalib", recipe["method"], f"{options['bits']}-bit", recipe["format"]],
     )
 

@@ -55,6 +55,24 @@ def causal_architecture(model_type: str) -> str | None:
     return name
 
 
+def auto_class(architecture: str, model_type: str) -> str:
+    """Return the class that a user loads a model with: an Auto class of transformers, or its own.
+
+    Args:
+        architecture: the model's class.
+        model_type: of its config.
+    """
+    # The tables behind the two classes; public are only these.
+    from transformers.models.auto import modeling_auto
+
+    tables = {
+        "AutoModelForImageTextToText": modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+        "AutoModelForCausalLM": modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    }
+    fits = (name for name, table in tables.items() if table.get(model_type) == architecture)
+    return next(fits, architecture)
+
+
 def config_from(content: Mapping[str, Any]) -> Any:
     """Return the config that the content of a config.json describes."""
     # The table behind AutoConfig, which reads files only; undocumented.

@@ -12,6 +12,7 @@ from mlcalib.checkpoints import quantization_section, write_checkpoint, write_fi
 from mlcalib.checkpoints.card import model_card
 from mlcalib.checkpoints.record import checkpoint_record
 from mlcalib.checkpoints.source_files import with_source_card
+from mlcalib.common import compat
 from mlcalib.common.safetensors_write import Piece
 from mlcalib.models.device import device_name
 from mlcalib.quantization.sink import Content, Sink
@@ -84,7 +85,8 @@ def finish(
         ValueError: the format cannot hold these grids.
     """
     form, model = sink.checkpoint_format, source.model
-    card = model_card(record)
+    loaded_by = compat.auto_class(type(model).__name__, model.config.model_type)
+    card = model_card(record, loaded_by)
     if source.folder is not None:
         card = with_source_card(card, source.folder)
     if form.file is not None:

@@ -10,8 +10,9 @@ from huggingface_hub import ModelCard
 from small_models import tiny_llama
 
 import mlcalib
-from mlcalib.checkpoints.card import check_card, model_card, write_results
+from mlcalib.checkpoints.card import check_card, converted_card, model_card, write_results
 from mlcalib.cli import main
+from mlcalib.common import compat
 from mlcalib.languages import languages, script_name
 from mlcalib.report import write_model_card
 from mlcalib.results.rows import Row
@@ -261,3 +262,29 @@ def test_a_card_that_cannot_be_written_stays_as_it_was(checkpoint, monkeypatch):
         write_results(checkpoint, "new")
     assert (checkpoint / "README.md").read_text() == before
     assert [path.name for path in checkpoint.glob(".*")] == []
+
+
+@pytest.mark.parametrize(
+    ("architecture", "model_type", "loaded_by"),
+    [
+        ("LlamaForCausalLM", "llama", "AutoModelForCausalLM"),
+        ("LlavaForConditionalGeneration", "llava", "AutoModelForImageTextToText"),
+        ("Gemma3ForConditionalGeneration", "gemma3", "AutoModelForImageTextToText"),
+        ("VoxtralForConditionalGeneration", "voxtral", "VoxtralForConditionalGeneration"),
+        ("LlavaForConditionalGeneration", "llama", "LlavaForConditionalGeneration"),
+    ],
+)
+def test_a_card_names_the_class_that_loads_the_model(
+    quantized, architecture, model_type, loaded_by
+):
+    assert compat.auto_class(architecture, model_type) == loaded_by
+    record = quantized.metadata("gptq")
+    card = model_card(record, loaded_by)
+    reads = "AutoTokenizer" if loaded_by == "AutoModelForCausalLM" else "AutoProcessor"
+    assert f"from transformers import {loaded_by}, {reads}\n" in card
+    assert f'\nmodel = {loaded_by}.from_pretrained("THIS_FOLDER")\n' in card
+    task = "image-text-to-text" if "ImageText" in loaded_by else "text-generation"
+    assert f"pipeline_tag: {task}\n" in card
+    other = converted_card(card, "gptq", "compressed-tensors")
+    expected = model_card(quantized.metadata("compressed-tensors"), loaded_by)
+    assert section(other, "Load it") == section(expected, "Load it") != section(card, "Load it")

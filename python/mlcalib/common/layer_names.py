@@ -3,9 +3,16 @@
 import re
 from collections.abc import Collection, Iterable
 
-FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-"""Linears beside each other that vLLM and SGLang run as one, on one grid or all in floating point
-(``packed_modules_mapping`` in vLLM's models)."""
+FUSED = {
+    "qkv_proj": ("q_proj", "k_proj", "v_proj"),
+    "gate_up_proj": ("gate_proj", "up_proj"),
+    "fused_qkv_a_proj": ("q_a_proj", "kv_a_proj_with_mqa"),  # deepseek_v2.py
+    "in_proj_qkvz": ("in_proj_qkv", "in_proj_z"),  # qwen3_5.py
+    "in_proj_ba": ("in_proj_b", "in_proj_a"),
+    "w13": ("w1", "w3"),  # lfm2.py
+}
+"""What vLLM and SGLang call a linear → those beside each other that they run as that one, on one
+grid or all in floating point (``packed_modules_mapping`` in vllm/model_executor/models)."""
 
 
 def fused_groups(names: Iterable[str]) -> list[list[str]]:
@@ -18,7 +25,7 @@ def fused_groups(names: Iterable[str]) -> list[list[str]]:
         parent, _, leaf = name.rpartition(".")
         if experts := re.match(r"(.+\.experts)\.\d+\.", name):
             groups.setdefault(experts[1], []).append(name)
-        for leaves in FUSED:
+        for leaves in FUSED.values():
             if leaf in leaves and not experts:
                 groups.setdefault(f"{parent}.{leaves[0]}", []).append(name)
     return [members for members in groups.values() if len(members) > 1]

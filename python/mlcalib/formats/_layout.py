@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 
 from mlcalib._core import Grid, GridSpec
-from mlcalib.common.layer_names import fused_groups
+from mlcalib.common.layer_names import FUSED, fused_groups
 
 SCALE_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-_FUSED_NAMES = dict.fromkeys(("q_proj", "k_proj", "v_proj"), "qkv_proj")
-_FUSED_NAMES |= dict.fromkeys(("gate_proj", "up_proj"), "gate_up_proj")
+_FUSED_NAMES = {leaf: whole for whole, leaves in FUSED.items() for leaf in leaves}
 
 
 def by_grid(specs: Mapping[str, GridSpec]) -> list[tuple[GridSpec, list[str]]]:

@@ -30,10 +30,9 @@ def check_text(
     """
     name = type(model).__name__
     check_context(name, model.config.to_dict(), text.seq_len)
-    taken = signature(model.forward).parameters
     for language, images in text.inputs.items():
         given = {each for inputs in images.values() for each in inputs}
-        if unknown := sorted(given - taken.keys()):
+        if unknown := sorted(given - signature(model.forward).parameters.keys()):
             raise ValueError(
                 f"The text in '{language}' has images, for which a processor made "
                 f"{', '.join(unknown)}, and {name} does not take that: make the calibration set "

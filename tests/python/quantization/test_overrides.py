@@ -13,6 +13,7 @@ import mlcalib
 from mlcalib.checkpoints import load_quantized
 from mlcalib.checkpoints.stored_weights import StoredWeights
 from mlcalib.common.layer_names import fused_groups, patterns
+from mlcalib.formats._layout import with_fused
 from mlcalib.models import find_adapter
 from mlcalib.quantization import block_statistics as flow
 from mlcalib.quantization.open_source import open_source
@@ -120,6 +121,27 @@ def test_fused_layers_may_be_taken_by_two_patterns_with_one_outcome():
     found(overrides={"q_proj": {"bits": 4}}, bits=4)  # as all others
     with pytest.raises(ValueError, match="run these as one layer"):
         found(["q_proj"], {"[kv]_proj": {"bits": 8}})
+
+
+def test_what_readers_fuse_of_low_rank_and_linear_attention():
+    names = {
+        "self_attn": ("q_a_proj", "kv_a_proj_with_mqa", "q_b_proj", "kv_b_proj", "o_proj"),
+        "linear_attn": ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "out_proj"),
+        "feed_forward": ("w1", "w3", "w2"),
+    }
+    spelled = [f"layers.0.{parent}.{leaf}" for parent, leaves in names.items() for leaf in leaves]
+    assert [[name.rpartition(".")[2] for name in group] for group in fused_groups(spelled)] == [
+        ["q_a_proj", "kv_a_proj_with_mqa"],
+        ["in_proj_qkv", "in_proj_z"],
+        ["in_proj_b", "in_proj_a"],
+        ["w1", "w3"],
+    ]
+    assert with_fused(spelled)[len(spelled) :] == [
+        "layers.0.self_attn.fused_qkv_a_proj",
+        "layers.0.linear_attn.in_proj_qkvz",
+        "layers.0.linear_attn.in_proj_ba",
+        "layers.0.feed_forward.w13",
+    ]
 
 
 def test_one_input_is_not_one_fused_layer():

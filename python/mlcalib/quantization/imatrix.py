@@ -159,12 +159,15 @@ def _tensor_names(name: str, adapter: Adapter, model: Any) -> Callable[[str], st
     if name not in adapter.gguf:
         raise NotImplementedError(
             f"names of {name} in GGUF files are not known; known are "
-            f"{', '.join(gguf_architectures())}"
+            f"{', '.join(gguf_architectures())}, and those of mlcalib.models.gguf_names"
         )
-    known = adapter.gguf[name].tensor_names(model.config.num_hidden_layers)
+    blocks = model.config.get_text_config().num_hidden_layers
+    known = adapter.gguf[name].tensor_names(blocks)
 
     def find(linear: str) -> str:
-        together = re.sub(r"\.experts\.\d+\.", ".experts.", linear)
+        # Converters leave out what says which model of several a language model is.
+        inside = linear.replace("language_model.", "")
+        together = re.sub(r"\.experts\.\d+\.", ".experts.", inside)
         saved = known.get_name(together)
         for part, other in adapter.saved_names.items():
             saved = saved or known.get_name(together.replace(part, other))

@@ -8,6 +8,7 @@ import pytest
 import torch
 from small_models import ARCHITECTURES, tiny_llama, tiny_model
 from small_tokenizer import make_tokenizer
+from tiny_architectures import architectures, tiny_models
 
 import mlcalib
 from mlcalib.calibration_sets import from_ids
@@ -188,3 +189,37 @@ def test_the_command_writes_a_file(tmp_path, monkeypatch):
     assert "14 tensors written" in result.output
     tensors = {t.name: t for t in gguf.GGUFReader(tmp_path / "out.gguf").tensors}
     assert tensors["blk.0.attn_q.weight.counts"].data.item() == 256
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("name", "tensors"),
+    [
+        ("FalconForCausalLM", {"attn_qkv", "attn_output", "ffn_up", "ffn_down"}),
+        ("Gemma3ForConditionalGeneration", {"attn_q", "attn_k", "attn_v", "attn_output"}),
+        ("GptOssForCausalLM", {"ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"}),
+        ("Lfm2ForCausalLM", {"attn_q", "ffn_gate", "ffn_up", "ffn_down"}),
+        ("Phi3ForCausalLM", {"attn_qkv", "attn_output", "ffn_up", "ffn_down"}),
+    ],
+)
+def test_families_without_a_file_have_the_names_of_the_package_gguf(name, tensors):
+    made = (each for _, each in tiny_models(name, architectures()[name]))
+    model = next(each for each in made if isinstance(each, torch.nn.Module))
+    found = mlcalib.imatrix(model, calibration(seq_len=16), progress=False).mix()
+    assert tensors <= {each.split(".", 2)[2].removesuffix(".weight") for each in found}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_whole_files_of_them_are_refused_before_any_forward(monkeypatch):
+    made = (each for _, each in tiny_models("Phi3ForCausalLM", architectures()["Phi3ForCausalLM"]))
+    model = next(each for each in made if isinstance(each, torch.nn.Module))
+    monkeypatch.setattr(mlcalib.quantization.propagation, "embed", None)
+    with pytest.raises(NotImplementedError, match="GGUF files of Phi3ForCausalLM are not written"):
+        mlcalib.quantize(
+            model,
+            calibration(),
+            tokenizer=make_tokenizer(),
+            format="gguf",
+            group_size=32,
+            symmetric=True,
+        )

@@ -121,6 +121,13 @@ def tied_weights(model: "PreTrainedModel") -> Mapping[str, str]:
     return tied
 
 
+def untie(model: "PreTrainedModel", weights: Collection[str]) -> None:
+    """Let transformers forget that weights are tied, which are to be held otherwise."""
+    tied: Any = model.all_tied_weights_keys  # undocumented
+    for target in [key for key, source in tied.items() if {key, source} & set(weights)]:
+        del tied[target]
+
+
 def ties_embeddings(config: Any) -> bool:
     """Return whether a config ties the output embeddings to those of the input.
 

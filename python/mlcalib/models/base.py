@@ -122,6 +122,8 @@ class Adapter:
         handed_over: argument of a block (its number after the hidden states, or its name) → the
             element of the output of the block before that it takes.
         filled: arguments into which blocks put what later blocks read.
+        places: linear of a block → the linear of an earlier block that has the same weight, where
+            blocks share some; both by their names in the model.
         runs: path of the language model inside of a model that wants an image besides text; empty
             where the whole model runs on text.
     """
@@ -136,6 +138,7 @@ class Adapter:
     handed_over: Mapping[int | str, int] = field(default_factory=dict)
     filled: frozenset[int | str] = frozenset()
     runs: str = ""
+    places: Mapping[str, str] = field(default_factory=dict)
 
     def language_model(self, model: "PreTrainedModel") -> Any:
         """Return what runs on token ids alone: the model, or the language model inside of it."""

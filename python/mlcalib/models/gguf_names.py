@@ -1,8 +1,8 @@
 """What llama.cpp calls the architectures of classes without a family file.
 
-As its converters register them (``@ModelBase.register`` in ``conversion``; ``convert_hf_to_gguf.py``
-before that), of those whose converter leaves the inputs of linears in their order. It is enough to
-name tensors, and so for importance matrices; whole files are written of families with a file alone.
+As its converters register them (``@ModelBase.register`` in ``convert_hf_to_gguf.py``, later in
+``conversion``), of those whose converter leaves the inputs of linears in their order. It is enough
+to name tensors, and so for importance matrices; whole files are written of families with a file.
 """
 
 from mlcalib.models.base import GgufArchitecture

@@ -12,6 +12,7 @@ from torch import nn
 from mlcalib.calibration_sets import CalibrationSet
 from mlcalib.common.progress import progress_bar
 from mlcalib.common.stopwatch import Stopwatch
+from mlcalib.models import Adapter
 from mlcalib.models.device import short_of_memory
 from mlcalib.quantization.fisher import Felt, Fisher
 from mlcalib.quantization.gathering import Gathered, Gatherer, kinds_of, of_kind
@@ -25,6 +26,7 @@ from mlcalib.quantization.measure import Measure
 from mlcalib.quantization.memory import REMEDIES
 from mlcalib.quantization.memory_needs import OtherText, tokens_of
 from mlcalib.quantization.pass_plan import plan_pass
+from mlcalib.quantization.places import Places, gather_places
 from mlcalib.quantization.probe import Probe
 from mlcalib.quantization.propagation import Flow, Prefix
 from mlcalib.quantization.read_ahead import Blocks
@@ -84,6 +86,7 @@ def run_pass(  # noqa: PLR0913 - what a pass is made of
     check_shared(source.model, adapter)
     names = [name for name, _ in adapter.named_blocks(source.model)]
     waiting = {name: [job for job in jobs if not job.has(name)] for name in names}
+    _wait_from_first_place(adapter, names, jobs, waiting)
     needed = [name for name in names if waiting[name] or (measure and not measure.has(name))]
     if not needed:
         return
@@ -103,19 +106,19 @@ def run_pass(  # noqa: PLR0913 - what a pass is made of
     )
     for step in plan.steps:
         _log.warning("%s", step)
-    flow, gatherer, fisher = None, None, None
+    flow, gatherer, fisher, shared = None, None, None, Places()
     if text is not None:
         check_text(source.model, text)
-        if text.inputs and adapter.runs:
-            raise NotImplementedError(
-                f"{type(source.model).__name__} does not run on text alone, so that its language "
-                "model is calibrated by itself, which sees no images; leave out conversations "
-                "with images."
-            )
+        _check_images(source, text)
         unfinished = {id(job): job for each in waiting.values() for job in each}
         fisher = _fisher(source, unfinished, text, places, by_text=plan.fisher_by_text)
         if fisher is not None:
             fisher.run(stopwatch, None if description is None else "gradients")
+        if adapter.places and any(waiting[name] for name in names):
+            progress = description is not None
+            shared = gather_places(
+                source, text, prefixes, kinds, places, stopwatch, progress=progress
+            )
         several = len(set(places.values())) > 1
         hidden = hidden or (PinnedHiddenStates(wait=several) if plan.on_host else HiddenStates())
         if hidden.position > first:
@@ -142,7 +145,9 @@ def run_pass(  # noqa: PLR0913 - what a pass is made of
         ) as bar,
         closing(Blocks(source, taken, places, ahead=plan.ahead)) as blocks,
     ):
-        one = _Pass(source, blocks, jobs, flow, gatherer, propagate, measure, stopwatch, fisher)
+        one = _Pass(
+            source, blocks, jobs, flow, gatherer, propagate, measure, stopwatch, fisher, shared
+        )
         for name in taken:
             held = f"block {name} at work:\n{plan.table()}\n"
             with short_of_memory(places[name], held, REMEDIES):
@@ -150,6 +155,34 @@ def run_pass(  # noqa: PLR0913 - what a pass is made of
             if len(jobs) == 1:
                 bar.set_postfix_str(jobs[0].note(), refresh=False)
             bar.update()
+
+
+def _check_images(source: Source, text: CalibrationSet) -> None:
+    if text.inputs and source.adapter.runs:
+        raise NotImplementedError(
+            f"{type(source.model).__name__} does not run on text alone, so that its language "
+            "model is calibrated by itself, which sees no images; leave out conversations with "
+            "images."
+        )
+
+
+def _wait_from_first_place(
+    adapter: Adapter,
+    names: Sequence[str],
+    jobs: Sequence[Job],
+    waiting: dict[str, list[Job]],
+) -> None:
+    """Let a job begin again at the first block that shares weights, if later blocks wait for it.
+
+    What was made of shared weights is in no file by itself.
+    """
+    shared = {*adapter.places.values(), *adapter.places}
+    places = [any(linear.startswith(f"{name}.") for linear in shared) for name in names]
+    start = places.index(True) if shared else len(names)
+    for job in jobs:
+        if any(job in waiting[name] for name in names[start:]):
+            for name in names[start:]:
+                waiting[name] = [each for each in jobs if each is job or each in waiting[name]]
 
 
 def _fisher(
@@ -187,6 +220,7 @@ class _Pass:
     measure: Measure | None
     stopwatch: Stopwatch
     fisher: Fisher | None
+    shared: Places
 
     def run(self, index: int, name: str, waiting: Sequence[Job]) -> None:
         """Take a block: solve it for the jobs that wait for it, and move the text through it."""
@@ -200,6 +234,7 @@ class _Pass:
             found = Gathered(mixed=[None] * len(waiting))
             if open_for and self.gatherer is not None:
                 found = self.gatherer.gather(name, block, waiting)
+                self.shared.add_to(name, found, waiting)
             if measure is not None and open_for:
                 heldout = measure.begin(name, block, found.statistics)
                 _add(found.measured, of_kind("heldout", heldout))

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from mlcalib._core import QuantizedLinear
 from mlcalib.checkpoints.record import layer_record
 from mlcalib.common.stopwatch import Stopwatch
 from mlcalib.models import Adapter
@@ -31,12 +32,15 @@ class QuantizationJob:
         sink: keeps the finished blocks.
         stopwatch: time spent on it alone.
         loss: of the last block, per token.
+        lent: what was made of weights that blocks share (``Adapter.places``), by the linear's name
+            at the first of their places.
     """
 
     variant: Variant
     sink: Sink
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
     loss: float = 0.0
+    lent: dict[str, QuantizedLinear] = field(default_factory=dict)
     _costs: dict[str, dict[str, float]] = field(default_factory=dict, repr=False)
 
     @property
@@ -84,6 +88,8 @@ class QuantizationJob:
         if self.worst_off and not block.earlier:  # nothing has told the languages apart so far
             own, solved = self._solve(block, probe, _by_language(solved.divergence))
         self.loss = solved.loss
+        firsts = set(block.adapter.places.values())
+        self.lent |= {name: each for name, each in solved.linears.items() if name in firsts}
         mixture = self.variant.mixture
         own_text: BlockStatistics = {
             input_name: {prefix: by_prefix[prefix] for prefix in mixture}
@@ -98,6 +104,7 @@ class QuantizationJob:
     ) -> tuple[nn.Module, VariantBlock[Text]]:
         """Return the block quantized, and what became of it; ``lost`` decides the weights."""
         own, mixture = copied(block.module), weighed(self.mixture, lost)
+        later = self._lend(block.adapter, block.name, own)
         fisher = BlockFisher.mixed(block.texts, mixture) if lost else block.fisher
         if block.languages:
             fisher = replace(fisher or BlockFisher(), languages=block.languages)
@@ -112,7 +119,24 @@ class QuantizationJob:
             fisher=fisher,
             measured_later=block.in_turns,
         )
+        solved.linears |= later
+        solved.losses |= {name: {} for name in later}
         return own, solved
+
+    def _lend(
+        self, adapter: Adapter, block_name: str, block: nn.Module
+    ) -> dict[str, QuantizedLinear]:
+        """Give linears that an earlier block has, too, the weights that were solved there."""
+        found = {}
+        for member in (each for members in adapter.linears_of(block).values() for each in members):
+            name = f"{block_name}.{member}"
+            solved = self.lent.get(adapter.places.get(name, ""))
+            if solved is not None:
+                linear = adapter.linear(block, member)
+                weight = solved.dequantize().to(linear.weight)
+                linear.weight = nn.Parameter(weight, requires_grad=False)
+                found[name] = solved
+        return found
 
     def _lost(self, blocks: Iterable[str]) -> dict[str, float]:
         """Return language → what finished blocks cost it, in nats per token."""

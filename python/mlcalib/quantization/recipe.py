@@ -87,7 +87,14 @@ def make_recipe(  # noqa: PLR0913 - what a quantization is made of
         if override.options is not None:
             own = kind(override.options, quantizer.spec.scale_dtype)
         exceptions.update(dict.fromkeys(override.linears, own))
+    for layer, first in adapter.places.items():
+        if exceptions.get(layer, quantizer) is not exceptions.get(first, quantizer):
+            raise ValueError(
+                f"{layer} and {first} are one weight, but an override takes only one of them; "
+                "write a pattern that takes both, or none."
+            )
     solvers = {layer: exceptions.get(layer, quantizer) for layer in shapes}
+    exceptions |= dict.fromkeys(adapter.places)  # the first of their places is solved
     specs = {layer: solver.spec for layer, solver in solvers.items() if solver is not None}
     _check_transposed(model, specs, format, checkpoint_format)
     checkpoint_format.check(specs, shapes)

@@ -109,7 +109,7 @@ class FileSink:
             for key, parameter in module.named_parameters(recurse=False):
                 layer = f"{block_name}.{path}".removesuffix(".")
                 value = floating.get(f"{layer}.{key}")
-                if value is None and layer not in self.specs:
+                if layer in self.adapter.places or (value is None and layer not in self.specs):
                     continue  # another block's, too
                 if value is None:
                     value = self._linear(tensors, layer).dequantize()

@@ -271,6 +271,8 @@ def check_shared(model: "PreTrainedModel", adapter: Adapter) -> None:
         if isinstance(module, nn.Embedding)
     }
     for name, linear in adapter.named_linears(model):
+        if name in adapter.places:
+            continue  # solved at the first of its places
         other = names.setdefault(id(linear.weight), name)
         if other != name:
             raise ValueError(

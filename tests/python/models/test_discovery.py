@@ -235,17 +235,17 @@ def test_experts_are_split_and_joined_again(transposed, concatenated, gate, bias
     assert all(torch.equal(joined[name], whole[name]) for name in whole)
 
 
-def test_what_blocks_share_stays_in_floating_point():
+def test_what_blocks_share_is_not_scaled_and_has_one_first_place():
     model = tiny_llama()
     model.model.layers[1].mlp = model.model.layers[0].mlp
     adapter = discover(model)
+    shared = {f"mlp.{name}_proj" for name in ("gate", "up", "down")}
+    assert adapter.places == {f"model.layers.1.{name}": f"model.layers.0.{name}" for name in shared}
     for block in model.model.layers:
-        assert all(key.startswith("self_attn") for key in adapter.linears_of(block))
+        linears = adapter.linears_of(block).values()
+        assert shared <= {name for names in linears for name in names}
         assert all("mlp" not in group.source for group in adapter.scale_groups_of(block))
         assert "input_layernorm" in {group.source for group in adapter.scale_groups_of(block)}
-    model.model.layers[1].self_attn = model.model.layers[0].self_attn
-    with pytest.raises(NotImplementedError, match="nothing would be quantized"):
-        discover(model)
 
 
 def test_what_cannot_be_done_is_said():

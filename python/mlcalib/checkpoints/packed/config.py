@@ -170,6 +170,7 @@ class PackedQuantizer(HfQuantizer):  # type: ignore[misc]  # transformers is not
                 linear.in_features, linear.out_features, self._checkpoint.specs[name], linear.bias
             )
             model.set_submodule(module, packed)
+        compat.untie(model, [f"{module}.weight" for module in linears])
         self._modules = {name: module for module, name in linears.items()}
         parts = {
             re.escape(tensor.rpartition(".")[2])

@@ -168,7 +168,8 @@ def discover(model: "PreTrainedModel") -> DiscoveredAdapter:
             type(model).__name__,
             runs,
         )
-    tied = note_shared(calls) & set(compat.tied_weights(model))
+    shared = note_shared(calls)
+    tied = shared.keys() & set(compat.tied_weights(model))
     check_tied(compat.tied_weights(model), calls)
     layouts: dict[Kind, Layout] = {}
     left: dict[str, str] = {}
@@ -185,6 +186,12 @@ def discover(model: "PreTrainedModel") -> DiscoveredAdapter:
         for kind, layout in layouts.items()
     }
     check_share(type(model).__name__, calls, quantized)
+    inside = {f"{c.name}.{linear}.weight" for c in calls for linear in quantized[c.kind]}
+    places = {
+        name.removesuffix(".weight"): first.removesuffix(".weight")
+        for name, first in shared.items()
+        if {name, first} <= inside
+    }
     layouts |= {call.changed: layouts[call.kind] for call in calls if call.changed is not None}
     _log.info(
         "%s has no family file; %d blocks of %d kinds were found at %s",
@@ -205,6 +212,7 @@ def discover(model: "PreTrainedModel") -> DiscoveredAdapter:
         handed_over=dict(_handed_over(calls)),
         filled=frozenset(_filled(calls)),
         runs=runs,
+        places=places,
         names=tuple(call.name for call in calls),
         layouts=layouts,
         conversion=conversion,

@@ -12,8 +12,8 @@ MOST = 0.9
 """Share of the weights of blocks below which a model is said to be quantized in part."""
 
 
-def note_shared(calls: list[Call]) -> set[str]:
-    """Note in calls what blocks share; return the tensors that an earlier block has, by name.
+def note_shared(calls: list[Call]) -> dict[str, str]:
+    """Note in calls what blocks share; return tensor → the first block's tensor that it is.
 
     Args:
         calls: of blocks whose weights are made up: each has memory of its own.
@@ -25,11 +25,12 @@ def note_shared(calls: list[Call]) -> set[str]:
                 if each.is_floating_point() and each.numel():
                     name = ".".join(filter(None, (call.name, path, key)))
                     places.setdefault((each.data_ptr(), tuple(each.shape)), {})[name] = call, path
-    later: set[str] = set()
+    later: dict[str, str] = {}
     modules: dict[Kind, set[str]] = {}
     for found in places.values():
         if len({call.name for call, _ in found.values()}) > 1:
-            later |= set(list(found)[1:])
+            first, *others = found
+            later |= dict.fromkeys(others, first)
             for call, path in found.values():
                 modules.setdefault(call.kind, set()).add(path)
     for call in calls:

@@ -21,7 +21,7 @@ def expert_lists(block: nn.Module) -> dict[str, ExpertList]:
 def inputs_of(call: Call) -> dict[str, tuple[str, ...]]:
     """Return input → the linears that read it, in the order they ran; an input is called by them.
 
-    Left out are linears that did not run, small ones, those that choose experts, and those that
+    Left out are linears that did not run, small ones, those that choose experts, and experts that
     another block has, too.
     """
     lists = expert_lists(call.module)
@@ -40,8 +40,6 @@ def inputs_of(call: Call) -> dict[str, tuple[str, ...]]:
         inside = any(reading.name.startswith(f"{path}.") for path in lists)
         ran_before = any(reading.name in names for names, _ in found)
         if inside or ran_before or not _is_quantized(reading.module, routers):
-            continue
-        if reading.name in call.shared:
             continue
         together = (
             names

@@ -34,9 +34,14 @@ def proved_scale_groups(
     proof = _Proof(call, linears)
     found: list[ScaleGroup] = []
     for proposed in _proposals(call, linears):
-        candidates = (each for each in proposed if not call.shared & {each.source, *each.readers})
+        candidates = (each for each in proposed if not call.shared & _touched(each, linears))
         found += _for_every_expert(call, next(filter(proof.holds, candidates), None))
     return tuple(found)
+
+
+def _touched(group: ScaleGroup, linears: Mapping[str, tuple[str, ...]]) -> set[str]:
+    read = (name for key in group.inputs for name in linears[key])
+    return {group.source, *group.readers, *read}
 
 
 class _Proof:

@@ -53,7 +53,7 @@ class Call:
         name: of the child in the model.
         module: the child.
         kind: what it shares with others that work alike.
-        shared: modules of it whose weights another block has, too; they stay as they are.
+        shared: modules of it whose weights another block has, too; they are not scaled.
         changed: its kind when it ran, where the model had made another of it; else None.
         args: positional arguments, the very objects.
         kwargs: keyword arguments.

@@ -22,7 +22,7 @@ CLASSES = {
     "sparse indexers": ["DeepseekV32", "DeepseekV4", "GlmMoeDsa"],
     "recurrent and linear attention": ["Bamba", "FalconMamba", "Jamba", "Lfm2", "Mamba2"],
     "linear attention beside experts": ["NemotronH", "Qwen3Next"],
-    "experts": ["Ernie4_5_Moe", "Glm4Moe", "GptOss", "GraniteMoe", "MiniMaxM2", "Phimoe"],
+    "experts": ["Ernie4_5_Moe", "Glm4Moe", "GptOss", "GraniteMoe", "JetMoe", "MiniMaxM2", "Phimoe"],
     "shared keys and values": ["Gemma3n", "Gemma4"],
     "cross attention that does not run": ["Bart"],
     "numbers that are no parameters, but in files": ["Apertus"],

@@ -225,10 +225,10 @@ def test_what_is_done_is_not_done_again(spec, tmp_path, monkeypatch):
     files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
     evaluated = tmp_path / "tiny" / "evaluations"
     times = {path: path.stat().st_mtime_ns for path in evaluated.iterdir()}
-    (planned,) = run(spec, tmp_path, plan_only=True)
+    (planned,) = run(spec, tmp_path, plan_only=True).plans
     assert planned.todo == []
     spec["quantizers"].append({"method": "rtn", "group_size": 64})
-    (planned,) = run(spec, tmp_path)
+    (planned,) = run(spec, tmp_path).plans
     assert planned.todo == ["rtn-w4-g64"]
     assert {path: path.stat().st_mtime_ns for path in files} == files
     assert {path: path.stat().st_mtime_ns for path in times} == times
@@ -533,7 +533,7 @@ def test_fidelity_that_was_killed_goes_on(spec, tmp_path, monkeypatch, forwards)
         patch.setattr(scoring, "score", failing)
         with pytest.raises(Killed):
             run(spec, tmp_path / "b")
-    (planned,) = run(spec, tmp_path / "b", plan_only=True)
+    (planned,) = run(spec, tmp_path / "b", plan_only=True).plans
     assert (tmp_path / "b" / "tiny" / "scores" / "states").is_dir()
     run(spec, tmp_path / "b")
     assert len(forwards) == 6
@@ -544,7 +544,7 @@ def test_fidelity_that_was_killed_goes_on(spec, tmp_path, monkeypatch, forwards)
     )
     assert first == second
     # The float model's hidden states: two languages of 4 windows of 32 tokens.
-    (done,) = run(spec, tmp_path / "b", plan_only=True)
+    (done,) = run(spec, tmp_path / "b", plan_only=True).plans
     assert planned.disk - done.disk == 2 * 4 * 32 * 64 * 4
     assert not (tmp_path / "b" / "tiny" / "scores" / "states").exists()
 

@@ -9,33 +9,45 @@ void register_grid(py::module_& m) {
   const GridSpec defaults;
   py::class_<GridSpec>(m, "GridSpec",
                        "The values a weight may take: 2^bits levels per group of input channels.")
-      .def(py::init([](int64_t bits, int64_t group_size, bool symmetric, const std::string& range,
-                       at::ScalarType scale_dtype) {
-             const GridSpec spec{bits, group_size, symmetric, parse_range(range), scale_dtype};
-             spec.check();
-             return spec;
-           }),
-           py::arg("bits") = defaults.bits, py::arg("group_size") = defaults.group_size,
-           py::arg("symmetric") = defaults.symmetric,
-           py::arg("range") = std::string(to_string(defaults.range)),
-           py::arg("scale_dtype") = defaults.scale_dtype)
+      .def(
+          py::init([](int64_t bits, int64_t group_size, bool symmetric, const std::string& range,
+                      at::ScalarType scale_dtype, const std::string& numbers, double global_scale) {
+            const GridSpec spec{bits,        group_size,
+                                symmetric,   parse_range(range),
+                                scale_dtype, parse_numbers(numbers),
+                                global_scale};
+            spec.check();
+            return spec;
+          }),
+          py::arg("bits") = defaults.bits, py::arg("group_size") = defaults.group_size,
+          py::arg("symmetric") = defaults.symmetric,
+          py::arg("range") = std::string(to_string(defaults.range)),
+          py::arg("scale_dtype") = defaults.scale_dtype,
+          py::arg("numbers") = std::string(to_string(defaults.numbers)),
+          py::arg("global_scale") = defaults.global_scale)
       .def_readonly("bits", &GridSpec::bits)
       .def_readonly("group_size", &GridSpec::group_size)
       .def_readonly("symmetric", &GridSpec::symmetric)
       .def_property_readonly(
           "range", [](const GridSpec& spec) { return std::string(to_string(spec.range)); })
       .def_readonly("scale_dtype", &GridSpec::scale_dtype)
+      .def_property_readonly(
+          "numbers", [](const GridSpec& spec) { return std::string(to_string(spec.numbers)); })
+      .def_readonly("global_scale", &GridSpec::global_scale)
       .def("groups", &GridSpec::groups, py::arg("channels"),
            "Number of groups in a row of `channels`; the last may be shorter.")
       .def(py::pickle(
           [](const GridSpec& spec) {
             return py::make_tuple(spec.bits, spec.group_size, spec.symmetric,
-                                  std::string(to_string(spec.range)), spec.scale_dtype);
+                                  std::string(to_string(spec.range)), spec.scale_dtype,
+                                  std::string(to_string(spec.numbers)), spec.global_scale);
           },
           [](const py::tuple& state) {
-            return GridSpec{state[0].cast<int64_t>(), state[1].cast<int64_t>(),
-                            state[2].cast<bool>(), parse_range(state[3].cast<std::string>()),
-                            state[4].cast<at::ScalarType>()};
+            return GridSpec{
+                state[0].cast<int64_t>(),        state[1].cast<int64_t>(),
+                state[2].cast<bool>(),           parse_range(state[3].cast<std::string>()),
+                state[4].cast<at::ScalarType>(), parse_numbers(state[5].cast<std::string>()),
+                state[6].cast<double>()};
           }));
 
   py::class_<Grid>(m, "Grid", "scale float32 and zero uint8, both [rows, groups].")

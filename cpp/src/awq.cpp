@@ -113,11 +113,12 @@ at::Tensor estimate(const Problem& problem, const at::Tensor& candidates,
 }
 
 // tr(D G Dᵀ) = ⟨DᵀD, G⟩ with D = W − Q(W·s)/s, on the grid that a checkpoint would hold.
-double exact_loss(const Problem& problem, const at::Tensor& scale, const GridSpec& spec) {
+double exact_loss(const Problem& problem, const at::Tensor& scale, const GridSpec& asked) {
   const at::DeviceType device = problem.weight.device().type();
   const at::Tensor scaled = problem.weight * scale;
   const at::Tensor importance =
-      spec.range == Range::kGram ? problem.gram.diagonal() / scale.square() : at::Tensor();
+      asked.range == Range::kGram ? problem.gram.diagonal() / scale.square() : at::Tensor();
+  const GridSpec spec = with_global_scale(asked, {scaled});
   const auto [step, zero] = fit_grid_stub(device, scaled, importance, at::Tensor(), spec);
   const Grid grid = round_grid(step, zero, spec);
   const at::Tensor quantized = dequantize_stub(device, quantize_stub(device, scaled, grid), grid);

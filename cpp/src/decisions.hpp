@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // What decides codes: levels, the candidates of the range search, losses and ties. The one
 // definition for host and device: T is float, the number of one row, or a vector of the numbers of
-// several. A new kind of grid is written here. Units that include this are compiled without
-// contraction and with IEEE division (-ffp-contract=off; -fmad=false -prec-div=true), so that every
-// device and instruction set decides the same from the same numbers, bit for bit.
+// several. What numbers a grid has is written in units.hpp. Units that include this are compiled
+// without contraction and with IEEE division (-ffp-contract=off; -fmad=false -prec-div=true), so
+// that every device and instruction set decides the same from the same numbers, bit for bit.
 #pragma once
 
 #include "grid_shape.hpp"
 #include "host_device.hpp"
+#include "units.hpp"
 
 namespace mlcalib {
 
@@ -16,43 +17,16 @@ inline constexpr float kSmallestScale = 1.17549435e-38F;  // FLT_MIN: a group of
 
 // ---- Levels ----
 
-/// Of one row's group.
-template <class T>
-struct Level {
-  T scale;
-  T zero;
-};
-
-/// Half to even, for |x| < 2^22: adding 1.5 · 2^23 leaves no fraction bits.
-template <class T>
-MLCALIB_HD T round_nearest(T x) {
-  const float magic = 12582912.0F;
-  return (x + magic) - magic;
-}
-
-/// What scale multiplies in the nearest level: code − zero. Clamped before it is rounded: the
-/// bounds are integers.
-template <class T>
-MLCALIB_HD T nearest_unit(T weight, Level<T> level, T max_code) {
-  return round_nearest(min_of(max_of(weight / level.scale, -level.zero), max_code - level.zero));
-}
-
-/// The code of a unit.
-template <class T>
-MLCALIB_HD T code_of(T unit, Level<T> level) {
-  return unit + level.zero;
-}
-
 /// What a code stands for.
-template <class T>
-MLCALIB_HD T value_of(T code, Level<T> level) {
-  return level.scale * (code - level.zero);
+template <class T, class NumberSet>
+MLCALIB_HD T value_of(T code, Level<T> level, NumberSet numbers) {
+  return level.scale * unit_of(code, level, numbers);
 }
 
 /// w − ŵ of the nearest level.
-template <class T>
-MLCALIB_HD T nearest_error(T weight, Level<T> level, T max_code) {
-  return weight - level.scale * nearest_unit(weight, level, max_code);
+template <class T, class NumberSet>
+MLCALIB_HD T nearest_error(T weight, Level<T> level, NumberSet numbers) {
+  return weight - level.scale * nearest_unit(weight, level, numbers);
 }
 
 // ---- The range of a group ----
@@ -75,10 +49,13 @@ MLCALIB_HD Extremes<T> balanced(Extremes<T> extremes) {
   return {-high, high};
 }
 
-/// The candidate-th shrunk range.
+/// The candidate-th shrunk range; extremes are balanced where the shape is symmetric.
 template <class T>
 MLCALIB_HD Level<T> candidate_level(Extremes<T> extremes, const GridShape& shape, int candidate) {
   const float shrink = 1.0F - kShrinkStep * static_cast<float>(candidate);
+  if (shape.numbers != Numbers::kInteger) {
+    return {max_of(scale_of(extremes.high * shrink, shape), splat<T>(kSmallestScale)), T{}};
+  }
   const T max_code = splat<T>(shape.max_code);
   const T scale =
       max_of((extremes.high - extremes.low) * shrink / max_code, splat<T>(kSmallestScale));
@@ -114,9 +91,10 @@ struct Decision {
   T residual;  ///< R_kk (target − ŵ)
 };
 
-template <class T>
-MLCALIB_HD Decision<T> decide(T weight, T target, Level<T> level, float diagonal, T max_code) {
-  const T unit = nearest_unit(target, level, max_code);
+template <class T, class NumberSet>
+MLCALIB_HD Decision<T> decide(T weight, T target, Level<T> level, float diagonal,
+                              NumberSet numbers) {
+  const T unit = nearest_unit(target, level, numbers);
   const T quantized = level.scale * unit;
   return {unit, weight - quantized, (target - quantized) * diagonal};
 }
@@ -130,9 +108,9 @@ MLCALIB_HD T fed_back(T target, T error, float factor) {
 // ---- AWQ ----
 
 /// (w·f − Q(w·f)) / f for scaled = w·f.
-template <class T>
-MLCALIB_HD T scaled_error(T scaled, Level<T> level, float inverse, T max_code) {
-  return nearest_error(scaled, level, max_code) * inverse;
+template <class T, class NumberSet>
+MLCALIB_HD T scaled_error(T scaled, Level<T> level, float inverse, NumberSet numbers) {
+  return nearest_error(scaled, level, numbers) * inverse;
 }
 
 }  // namespace mlcalib

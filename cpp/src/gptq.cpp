@@ -157,8 +157,10 @@ std::vector<QuantizedLinear> gptq(at::TensorList weights, const at::Tensor& gram
   const at::Tensor weight = checked.size() == 1 ? checked.front() : at::cat(checked);
   check_gram(gram, weight.size(1));
   check_device(gram, "gram", weight, "weight");
-  const Solver solver(gram, options);
-  const GptqSolution solution = refine(weight, solver, options);
+  GptqOptions solved = options;
+  solved.grid = with_global_scale(options.grid, {weight});
+  const Solver solver(gram, solved);
+  const GptqSolution solution = refine(weight, solver, solved);
 
   const at::Tensor loss = solver.loss(solution);
   const int64_t dead = count_dead_channels(gram);
@@ -171,7 +173,7 @@ std::vector<QuantizedLinear> gptq(at::TensorList weights, const at::Tensor& gram
       return rows == all.size(0) ? all : all.narrow(0, first, rows).clone();
     };
     result.push_back({.codes = own(solution.codes),
-                      .grid = {own(solution.grid.scale), own(solution.grid.zero), options.grid},
+                      .grid = {own(solution.grid.scale), own(solution.grid.zero), solved.grid},
                       .loss = loss.narrow(0, first, rows).sum().item<double>(),
                       .damp = solver.damp(),
                       .dead_channels = dead});
@@ -220,11 +222,13 @@ std::vector<QuantizedLinear> gptq(at::TensorList weights, const at::Tensor& gram
     check_gram(outputs[i], checked[i].size(0), "output gram");
     check_device(outputs[i], "output gram", checked[i], "weight");
   }
-  const Solver solver(gram, options);
+  GptqOptions solved = options;
+  solved.grid = with_global_scale(options.grid, checked);
+  const Solver solver(gram, solved);
   const int64_t dead = count_dead_channels(gram);
   std::vector<QuantizedLinear> result;
   for (size_t i = 0; i < checked.size(); ++i) {
-    result.push_back(solve_two_sided(solver, checked[i], outputs[i], options));
+    result.push_back(solve_two_sided(solver, checked[i], outputs[i], solved));
     result.back().dead_channels = dead;
   }
   return result;

@@ -2,13 +2,25 @@
 // What kernels of every device know of a grid. Plain C++: kernels include it.
 #pragma once
 
+#include "../include/mlcalib/numbers.hpp"
+
 namespace mlcalib {
 
-/// Levels are 0 … max_code; weight ≈ scale · (code − zero).
+/// What scales may be, where that decides between ranges; rounding to wider types comes afterwards.
+enum class Scales {
+  kAny,
+  kPowers,  ///< powers of two
+  kE4m3,    ///< Float8_e4m3fn numbers divided by global_scale
+};
+
+/// Levels are 0 … max_code; weight ≈ scale · number of the code.
 struct GridShape {
   float max_code;
   bool symmetric;
   int candidates;  ///< shrunk ranges tried per group; 1 is the group's own extremes
+  Numbers numbers = Numbers::kInteger;
+  Scales scales = Scales::kAny;
+  float global_scale = 0;
 };
 
 /// Shrunk ranges tried by the searches: 1.00, 0.97, … 0.61.

@@ -7,8 +7,10 @@
 
 #ifdef __CUDACC__
 #define MLCALIB_HD __host__ __device__ static inline
+#define MLCALIB_MEMCPY memcpy
 #else
 #define MLCALIB_HD static inline
+#define MLCALIB_MEMCPY __builtin_memcpy
 #endif
 
 namespace mlcalib {
@@ -30,6 +32,32 @@ MLCALIB_HD T min_of(T a, T b) {
 template <class T>
 MLCALIB_HD T max_of(T a, T b) {
   return a > b ? a : b;
+}
+
+/// Integers of as many lanes as T, of 32 bits each.
+template <class T>
+struct BitsOf {
+  using type = decltype(T{} < T{});
+};
+template <>
+struct BitsOf<float> {
+  using type = int32_t;
+};
+
+/// The bits of floats.
+template <class T>
+MLCALIB_HD typename BitsOf<T>::type bits_of(T x) {
+  typename BitsOf<T>::type bits;
+  MLCALIB_MEMCPY(&bits, &x, sizeof x);
+  return bits;
+}
+
+/// The floats that have these bits.
+template <class T>
+MLCALIB_HD T of_bits(typename BitsOf<T>::type bits) {
+  T x;
+  MLCALIB_MEMCPY(&x, &bits, sizeof x);
+  return x;
 }
 
 }  // namespace mlcalib

@@ -25,6 +25,11 @@ void check_codes(const at::Tensor& codes, const Grid& grid) {
       "; give a GridSpec with the scale_dtype that they were rounded to.");
 }
 
+void check_numbers(const GridSpec& spec) {
+  TORCH_CHECK_NOT_IMPLEMENTED(spec.numbers == Numbers::kInteger, "there is no product of packed ",
+                              to_string(spec.numbers), " weights; dequantize them.");
+}
+
 void check_size(int64_t rows, int64_t columns) {
   TORCH_CHECK_VALUE(rows > 0 && columns > 0, "rows is ", rows, " and columns ", columns,
                     ", expected at least one of each.");
@@ -36,6 +41,7 @@ at::Tensor pack_linear(const QuantizedLinear& quantized) {
   const at::Tensor codes = quantized.codes.contiguous();
   const Grid& grid = quantized.grid;
   check_grid(grid, codes, "codes");
+  check_numbers(grid.spec);
   TORCH_CHECK_TYPE(codes.scalar_type() == at::kByte, "codes are ", codes.scalar_type(),
                    ", expected uint8.");
   TORCH_CHECK_VALUE(codes.numel() > 0, "codes have shape ", codes.sizes(),
@@ -48,6 +54,7 @@ at::Tensor pack_linear(const QuantizedLinear& quantized) {
 QuantizedLinear unpack_linear(const at::Tensor& packed, int64_t rows, int64_t columns,
                               const GridSpec& spec) {
   spec.check();
+  check_numbers(spec);
   check_size(rows, columns);
   auto [codes, grid] =
       unpack_linear_stub(packed.device().type(), packed.contiguous(), rows, columns, spec);

@@ -9,12 +9,14 @@
 #include <ATen/ops/isfinite.h>
 #include <ATen/ops/linalg_solve_ex.h>
 #include <ATen/ops/mm.h>
+#include <ATen/ops/ones_like.h>
 #include <ATen/ops/where.h>
 
 #include <algorithm>
 #include <vector>
 
 #include "grids.hpp"
+#include "stubs.hpp"
 
 namespace mlcalib {
 namespace {
@@ -52,14 +54,14 @@ at::Tensor refit_rows(const at::Tensor& weight, const at::Tensor& unit, const at
 
 at::Tensor refit_scale(const at::Tensor& weight, const at::Tensor& codes, const Grid& grid,
                        const at::Tensor& hessian) {
-  const int64_t columns = weight.size(1);
-  const int64_t width = group_width(grid.spec, columns);
+  const int64_t width = group_width(grid.spec, weight.size(1));
   std::vector<at::Tensor> parts;
   for (int64_t first = 0; first < weight.size(0); first += kRows) {
     const int64_t count = std::min(kRows, weight.size(0) - first);
-    const at::Tensor zero = grid.zero.narrow(0, first, count).to(at::kFloat);
-    const at::Tensor unit = codes.narrow(0, first, count).to(at::kFloat) -
-                            zero.repeat_interleave(width, 1).narrow(1, 0, columns);
+    const at::Tensor zero = grid.zero.narrow(0, first, count);
+    const Grid units{at::ones_like(zero, grid.scale.options()), zero, grid.spec};
+    const at::Tensor unit =
+        dequantize_stub(weight.device().type(), codes.narrow(0, first, count), units);
     parts.push_back(refit_rows(weight.narrow(0, first, count), unit,
                                grid.scale.narrow(0, first, count), hessian, width));
   }

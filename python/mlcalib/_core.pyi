@@ -8,6 +8,7 @@ from torch import Tensor
 
 Range = Literal["minmax", "mse", "gram", "gram_block"]
 Order = Literal["activation", "natural"]
+Numbers = Literal["integer", "nf4", "e2m1", "e4m3"]
 
 class _Extension(type):
     """The metaclass of compiled classes."""
@@ -15,16 +16,26 @@ class _Extension(type):
 class GridSpec(metaclass=_Extension):
     """The values a weight may take: 2^bits levels per group of consecutive input channels.
 
+    A level is the group's scale times one of ``numbers``: an ``integer`` (code - zero); one of the
+    16 of NormalFloat (``nf4``, arXiv 2305.14314); a float of 4 bits (``e2m1``, up to 6) or 8 bits
+    (``e4m3``, up to 448), whose codes are their bits. All but integers have 4 or 8 bits and no zero
+    points: they are symmetric, with zeros of 0.
+
     ``group_size`` is the number of input channels that share a scale; -1 is the whole row. A last
     group may be shorter. ``symmetric`` fixes the zero point at mid-range. ``range`` chooses the
     range of each group: its extremes (``minmax``), or the best of shrunk ranges by squared error:
     each channel's weighted alike (``mse``) or by the diagonal of the Gram (``gram``), or all errors
     and their products by the group's block of the Gram (``gram_block``). ``scale_dtype`` (float32,
     bfloat16 or float16) is what a checkpoint will hold: scales are rounded to it before codes are
-    chosen.
+    chosen. For ``e2m1`` and ``e4m3`` it may also be float8_e8m0fnu, powers of two as in OCP MX, or
+    float8_e4m3fn: scales are then FP8 numbers divided by ``global_scale``, a float32. 0 stands for
+    what gives the largest group of the weights that are fitted together the number 448; the spec of
+    a fitted grid has the value.
 
     Raises:
-        ValueError: bits outside 2…8, a group size neither -1 nor positive, an unknown range.
+        ValueError: bits outside 2…8, a group size neither -1 nor positive, an unknown range, other
+            numbers with other bits than theirs or with ``symmetric=False``, a ``scale_dtype`` or a
+            ``global_scale`` that the numbers do not have.
     """
 
     def __init__(
@@ -34,6 +45,8 @@ class GridSpec(metaclass=_Extension):
         symmetric: bool = False,
         range: Range = "minmax",  # noqa: A002
         scale_dtype: torch.dtype = ...,
+        numbers: Numbers = "integer",
+        global_scale: float = 0.0,
     ) -> None: ...
     @property
     def bits(self) -> int: ...
@@ -45,12 +58,21 @@ class GridSpec(metaclass=_Extension):
     def range(self) -> Range: ...
     @property
     def scale_dtype(self) -> torch.dtype: ...
+    @property
+    def numbers(self) -> Numbers: ...
+    @property
+    def global_scale(self) -> float: ...
     def groups(self, channels: int) -> int: ...
-    def __getstate__(self) -> tuple[int, int, bool, str, torch.dtype]: ...
-    def __setstate__(self, state: tuple[int, int, bool, str, torch.dtype], /) -> None: ...
+    def __getstate__(self) -> tuple[int, int, bool, str, torch.dtype, str, float]: ...
+    def __setstate__(
+        self, state: tuple[int, int, bool, str, torch.dtype, str, float], /
+    ) -> None: ...
 
 class Grid(metaclass=_Extension):
-    """``scale`` float32 and ``zero`` uint8, both [rows, groups]; weight ≈ scale · (code - zero)."""
+    """``scale`` float32 and ``zero`` uint8, both [rows, groups]; weight ≈ scale · (code - zero).
+
+    For other numbers than integers, scale · the number of the code.
+    """
 
     def __init__(self, scale: Tensor, zero: Tensor, spec: GridSpec) -> None: ...
     @property

@@ -26,7 +26,7 @@ from small_tokenizer import make_tokenizer
 
 HALF, FLOAT = torch.float16, torch.float32
 INT8 = "compressed-tensors-int8"
-BITS = {"compressed-tensors": (4, 8), "gptq": (2, 3, 4, 8), "gptq-v2": (4, 8), "awq": (4,)}
+BITS = {"compressed-tensors": tuple(range(2, 9)), "gptq": (2, 3, 4, 8), "gptq-v2": (4, 8), "awq": (4,)}
 GGUF = {"Q4_0": (4, True), "Q4_1": (4, False), "Q8_0": (8, True)}
 
 

@@ -9,6 +9,8 @@
 #include <random>
 #include <vector>
 
+#include "grid_shape.hpp"
+
 namespace mlcalib::kernel_data {
 
 template <class T>
@@ -22,6 +24,16 @@ inline constexpr std::array kAllValues{Values::kNormal,    Values::kZeros, Value
                                        Values::kNegative,  Values::kMixed};
 inline constexpr std::array kNames{"Normal", "Zeros", "Tiny",     "Subnormal",
                                    "Large",  "Ties",  "Negative", "Mixed"};
+
+/// Integers of 4 bits, and all other numbers with all kinds of scales.
+inline constexpr GridShape kShape{15, false, 14};
+inline constexpr std::array kOtherShapes{
+    GridShape{15, true, 14, Numbers::kNf4},
+    GridShape{15, true, 1, Numbers::kE2m1},
+    GridShape{15, true, 14, Numbers::kE2m1, Scales::kPowers},
+    GridShape{15, true, 14, Numbers::kE2m1, Scales::kE4m3, 0.37F},
+    GridShape{255, true, 14, Numbers::kE4m3},
+    GridShape{255, true, 1, Numbers::kE4m3, Scales::kPowers}};
 
 inline std::vector<float> draw(Values values, int64_t count, uint32_t seed) {
   std::mt19937 engine(seed);

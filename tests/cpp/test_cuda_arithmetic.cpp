@@ -35,15 +35,36 @@ TEST_P(CudaArithmetic, NearestCodeAndValueOf) {
     for (const float zero : {0.0F, 7.0F, 8.0F, 15.0F}) {
       std::vector<uint8_t> codes(n), wanted(n);
       std::vector<float> values(n), wanted_values(n);
-      cpu_.quantize_run(weight.data(), n, scale, zero, 15, wanted.data());
-      cpu_.dequantize_run(wanted.data(), n, scale, zero, wanted_values.data());
+      cpu_.quantize_run(weight.data(), n, scale, zero, kShape, wanted.data());
+      cpu_.dequantize_run(wanted.data(), n, scale, zero, kShape, wanted_values.data());
       for (int64_t i = 0; i < n; ++i) {
-        codes[i] = nearest_code(weight[i], {scale, zero}, 15);
-        values[i] = value_of(static_cast<float>(codes[i]), Level{scale, zero});
+        codes[i] = nearest_code(weight[i], {scale, zero}, Integers<float>{15});
+        values[i] = value_of(static_cast<float>(codes[i]), Level{scale, zero}, Integers<float>{15});
       }
       EXPECT_TRUE(same_bits(codes, wanted)) << scale;
       EXPECT_TRUE(same_bits(values, wanted_values)) << scale;
     }
+  }
+}
+
+TEST_P(CudaArithmetic, NearestCodeAndValueOfOtherNumbers) {
+  const std::vector<float> weight = weights(129, 3);
+  const auto n = static_cast<int64_t>(weight.size());
+  for (const GridShape& shape : kOtherShapes) {
+    with_numbers<float>(shape, [&](auto numbers) {
+      for (const float scale : {1.0F, 0.5F, 0.0731F, 1.17549435e-38F, 1e29F}) {
+        std::vector<uint8_t> codes(n), wanted(n);
+        std::vector<float> values(n), wanted_values(n);
+        cpu_.quantize_run(weight.data(), n, scale, 0, shape, wanted.data());
+        cpu_.dequantize_run(wanted.data(), n, scale, 0, shape, wanted_values.data());
+        for (int64_t i = 0; i < n; ++i) {
+          codes[i] = nearest_code(weight[i], {scale, 0}, numbers);
+          values[i] = value_of(static_cast<float>(codes[i]), Level{scale, 0}, numbers);
+        }
+        EXPECT_TRUE(same_bits(codes, wanted)) << scale;
+        EXPECT_TRUE(same_bits(values, wanted_values)) << scale;
+      }
+    });
   }
 }
 
@@ -71,11 +92,13 @@ Level search(const Group& group, int64_t row, const GridShape& shape) {
   std::vector<float> error(group.columns);
   for (int i = 0; i < shape.candidates; ++i) {
     const Level level = candidate_level(extremes, shape, i);
-    const float loss =
-        group.gram != nullptr
-            ? block_loss(weight, group.gram, group.columns, error.data(), 1, group.columns, level,
-                         shape.max_code)
-            : diagonal_loss(weight, group.importance, group.columns, level, shape.max_code);
+    float loss = 0;
+    with_numbers<float>(shape, [&](auto numbers) {
+      loss = group.gram != nullptr
+                 ? block_loss(weight, group.gram, group.columns, error.data(), 1, group.columns,
+                              level, numbers)
+                 : diagonal_loss(weight, group.importance, group.columns, level, numbers);
+    });
     if (i > 0 && !is_better(loss, best_loss)) continue;
     best = level;
     best_loss = loss;
@@ -93,9 +116,10 @@ TEST_P(CudaArithmetic, RangeSearch) {
       const Group group{weight.data(), columns,
                         weighing == Weighing::kImportance ? importance.data() : nullptr,
                         weighing == Weighing::kGram ? gram.data() : nullptr};
-      for (const auto& [bits, symmetric, candidates] :
-           {std::tuple{2, false, 14}, {3, true, 14}, {4, false, 14}, {4, true, 1}, {8, false, 1}}) {
-        const float max_code = std::exp2f(static_cast<float>(bits)) - 1;
+      std::vector<GridShape> shapes{
+          {3, false, 14}, {7, true, 14}, {15, false, 14}, {15, true, 1}, {255, false, 1}};
+      shapes.insert(shapes.end(), kOtherShapes.begin(), kOtherShapes.end());
+      for (const GridShape& shape : shapes) {
         std::vector<float> scale(kRowTile), zero(kRowTile), wanted(kRowTile), wanted_zero(kRowTile);
         cpu_.fit_group({.weight = group.panel,
                         .importance = group.importance,
@@ -103,14 +127,15 @@ TEST_P(CudaArithmetic, RangeSearch) {
                         .gram_stride = columns,
                         .scratch = scratch.data(),
                         .columns = columns},
-                       {max_code, symmetric, candidates}, wanted.data(), wanted_zero.data());
+                       shape, wanted.data(), wanted_zero.data());
         for (int64_t row = 0; row < kRowTile; ++row) {
-          const Level best = search(group, row, {max_code, symmetric, candidates});
+          const Level best = search(group, row, shape);
           scale[row] = best.scale;
           zero[row] = best.zero;
         }
-        EXPECT_TRUE(same_bits(scale, wanted)) << columns << " columns, " << bits << " bits";
-        EXPECT_TRUE(same_bits(zero, wanted_zero)) << columns << " columns, " << bits << " bits";
+        EXPECT_TRUE(same_bits(scale, wanted)) << columns << " columns, codes to " << shape.max_code;
+        EXPECT_TRUE(same_bits(zero, wanted_zero))
+            << columns << " columns, codes to " << shape.max_code;
       }
     }
   }
@@ -156,15 +181,15 @@ TEST_P(CudaArithmetic, DecideAndFeedBack) {
                    .energy = wanted_energy.data(),
                    .square = wanted_square.data(),
                    .columns = kColumns,
-                   .max_code = 15});
+                   .shape = kShape});
   for (int64_t row = 0; row < kRowTile; ++row) {
     float energies = 0, squares = 0;
     for (int64_t k = 0; k < kColumns; ++k) {
       const int64_t at = k * kRowTile + row;
       const Level level{0.5F, 8};
-      const Decision made = decide(weight[at], target[at], level, diagonal[k], 15.0F);
+      const Decision made = decide(weight[at], target[at], level, diagonal[k], Integers<float>{15});
       error[at] = made.error;
-      codes[at] = static_cast<uint8_t>(code_of(made.unit, level));
+      codes[at] = static_cast<uint8_t>(code_of(made.unit, level, Integers<float>{15}));
       energies += made.residual * made.residual;
       squares += made.error * made.error;
       for (int64_t l = k + 1; l < kColumns; ++l) {
@@ -306,7 +331,7 @@ TEST(CudaLevels, TiesGoToEven) {
   const std::vector<float> weight{-0.5F, 0.5F, 1.5F, 2.5F, 3.5F, -1.5F, -2.5F, 100, -100};
   const std::vector<uint8_t> wanted{8, 8, 10, 10, 12, 6, 6, 15, 0};
   std::vector<uint8_t> codes;
-  for (const float each : weight) codes.push_back(nearest_code(each, {1, 8}, 15));
+  for (const float each : weight) codes.push_back(nearest_code(each, {1, 8}, Integers<float>{15}));
   EXPECT_EQ(codes, wanted);
 }
 

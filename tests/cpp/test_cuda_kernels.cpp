@@ -16,6 +16,7 @@
 
 #include "cpu/kernels/kernels.hpp"
 #include "cuda/kernels/kernels.hpp"
+#include "grids.hpp"
 #include "reference.hpp"
 #include "stubs.hpp"
 
@@ -80,8 +81,7 @@ TEST_P(CudaFit, AgreesWithTheCpu) {
             .columns = fit.columns,
             .stride = fit.columns,
             .width = width,
-            .shape = {static_cast<float>(spec.max_code()), fit.symmetric,
-                      fit.range == Range::kMinMax ? 1 : 14},
+            .shape = grid_shape(spec),
             .scale = scale.data_ptr<float>(),
             .zero = zero.data_ptr<float>()},
            nullptr);
@@ -93,16 +93,23 @@ INSTANTIATE_TEST_SUITE_P(Cases, CudaFit, testing::ValuesIn(kFits), reference::na
 
 TEST(CudaKernels, QuantizeAndDequantize) {
   for (const int64_t group_size : {int64_t{16}, kWholeRow}) {
-    const GridSpec spec{.bits = 4, .group_size = group_size};
-    const at::Tensor weight = random_weight(7, 150, 1);
-    const Grid grid = fit_grid(weight, spec);
-    const Levels levels{grid.scale.const_data_ptr<float>(), grid.zero.const_data_ptr<uint8_t>(), 7,
-                        150, reference::group_width(spec, 150)};
-    const at::Tensor codes = at::full({7, 150}, 99, at::kByte), values = garbage({7, 150});
-    quantize(data(weight), levels, 15, codes.data_ptr<uint8_t>(), nullptr);
-    dequantize(codes.const_data_ptr<uint8_t>(), levels, values.data_ptr<float>(), nullptr);
-    EXPECT_TRUE(same_bits(codes, quantize_stub(at::kCPU, weight, grid)));
-    EXPECT_TRUE(same_bits(values, dequantize_stub(at::kCPU, codes, grid)));
+    for (const Numbers numbers : {Numbers::kInteger, Numbers::kNf4, Numbers::kE2m1}) {
+      const GridSpec spec{
+          .bits = 4, .group_size = group_size, .symmetric = true, .numbers = numbers};
+      const at::Tensor weight = random_weight(7, 150, 1);
+      const Grid grid = fit_grid(weight, spec);
+      const Levels levels{grid.scale.const_data_ptr<float>(),
+                          grid.zero.const_data_ptr<uint8_t>(),
+                          7,
+                          150,
+                          reference::group_width(spec, 150),
+                          grid_shape(spec)};
+      const at::Tensor codes = at::full({7, 150}, 99, at::kByte), values = garbage({7, 150});
+      quantize(data(weight), levels, codes.data_ptr<uint8_t>(), nullptr);
+      dequantize(codes.const_data_ptr<uint8_t>(), levels, values.data_ptr<float>(), nullptr);
+      EXPECT_TRUE(same_bits(codes, quantize_stub(at::kCPU, weight, grid)));
+      EXPECT_TRUE(same_bits(values, dequantize_stub(at::kCPU, codes, grid)));
+    }
   }
 }
 
@@ -126,8 +133,14 @@ Factor cpu_factor(const at::Tensor& unit, const at::Tensor& diagonal) {
 
 // A whole solve of one block, so that the CPU backend has no products between blocks to add.
 TEST(CudaKernels, GptqBlock) {
-  for (const auto& [rows, columns] : {std::pair{5, 128}, {40, 128}, {33, 77}, {1, 1}}) {
-    const GridSpec spec{.bits = 3, .group_size = 16};
+  for (const auto& [rows, columns, numbers] : {std::tuple{5, 128, Numbers::kInteger},
+                                               {40, 128, Numbers::kNf4},
+                                               {33, 77, Numbers::kE2m1},
+                                               {33, 77, Numbers::kInteger},
+                                               {1, 1, Numbers::kInteger}}) {
+    const bool integer = numbers == Numbers::kInteger;
+    const GridSpec spec{
+        .bits = integer ? 3 : 4, .group_size = 16, .symmetric = !integer, .numbers = numbers};
     const at::Tensor weight = random_weight(rows, columns, 1);
     const at::Tensor lower = random_weight(columns, columns, 2).tril() / 16;
     const at::Tensor factor = lower.tril(-1).t().contiguous();
@@ -165,7 +178,7 @@ TEST(CudaKernels, GptqBlock) {
                 .stride = columns,
                 .target_stride = columns,
                 .groups = grid.scale.size(1),
-                .max_code = static_cast<float>(spec.max_code())},
+                .shape = grid_shape(spec)},
                nullptr);
     EXPECT_TRUE(same_bits(codes, wanted.codes)) << rows << " rows, " << columns << " columns";
     expect_near(energy - 0.5, wanted.energy, 1e-6);
@@ -200,7 +213,7 @@ TEST(CudaKernels, GptqBlockReadsStrides) {
                 .stride = weight.size(1),
                 .target_stride = from.size(1),
                 .groups = 1,
-                .max_code = 15},
+                .shape = {15, false, 14}},
                nullptr);
     return error.view({-1})
         .narrow(0, 0, 6 * weight.size(1))

@@ -110,15 +110,44 @@ TEST_P(KernelTest, QuantizeAndDequantizeRun) {
     for (const float scale : {1.0F, 0.5F, 0.0731F, 1.17549435e-38F, 1e29F}) {
       for (const float zero : {0.0F, 7.0F, 8.0F, 15.0F}) {
         std::vector<uint8_t> codes(n), wanted(n);
-        table_.quantize_run(weight.data(), n, scale, zero, 15, codes.data());
-        baseline().quantize_run(weight.data(), n, scale, zero, 15, wanted.data());
+        table_.quantize_run(weight.data(), n, scale, zero, kShape, codes.data());
+        baseline().quantize_run(weight.data(), n, scale, zero, kShape, wanted.data());
         ASSERT_TRUE(same_bits(codes, wanted)) << n << " weights of scale " << scale;
         ASSERT_LE(*std::max_element(codes.begin(), codes.end()), 15);
         std::vector<float> values(n), wanted_values(n);
-        table_.dequantize_run(codes.data(), n, scale, zero, values.data());
-        baseline().dequantize_run(codes.data(), n, scale, zero, wanted_values.data());
+        table_.dequantize_run(codes.data(), n, scale, zero, kShape, values.data());
+        baseline().dequantize_run(codes.data(), n, scale, zero, kShape, wanted_values.data());
         ASSERT_TRUE(same_bits(values, wanted_values)) << n << " codes of scale " << scale;
       }
+    }
+  }
+}
+
+TEST_P(KernelTest, OtherNumbers) {
+  constexpr int64_t kColumns = 33;
+  const std::vector<float> weight = draw(values_, kColumns * kRowTile, 1);
+  const GroupPanel group{.weight = weight.data(),
+                         .importance = nullptr,
+                         .gram = nullptr,
+                         .gram_stride = 0,
+                         .scratch = nullptr,
+                         .columns = kColumns};
+  const auto n = static_cast<int64_t>(weight.size());
+  for (const GridShape& shape : kOtherShapes) {
+    std::vector<float> scale(kRowTile), zero(kRowTile), wanted_scale(kRowTile);
+    table_.fit_group(group, shape, scale.data(), zero.data());
+    baseline().fit_group(group, shape, wanted_scale.data(), zero.data());
+    EXPECT_TRUE(same_bits(scale, wanted_scale));
+    EXPECT_EQ(zero, std::vector<float>(kRowTile, 0));
+    for (const float each : {scale[0], 0.5F, 1e29F}) {
+      std::vector<uint8_t> codes(n), wanted(n);
+      table_.quantize_run(weight.data(), n, each, 0, shape, codes.data());
+      baseline().quantize_run(weight.data(), n, each, 0, shape, wanted.data());
+      ASSERT_TRUE(same_bits(codes, wanted));
+      std::vector<float> values(n), wanted_values(n);
+      table_.dequantize_run(codes.data(), n, each, 0, shape, values.data());
+      baseline().dequantize_run(codes.data(), n, each, 0, shape, wanted_values.data());
+      ASSERT_TRUE(same_bits(values, wanted_values));
     }
   }
 }
@@ -169,7 +198,7 @@ TEST_P(KernelTest, GptqBlock) {
                         .energy = out.energy.data(),
                         .square = out.square.data(),
                         .columns = columns,
-                        .max_code = 15});
+                        .shape = kShape});
       return out;
     };
     const Output found = solve(table_), wanted = solve(baseline());
@@ -222,7 +251,8 @@ TEST(Kernels, TiesGoToEven) {
   const std::vector<uint8_t> wanted{8, 8, 10, 10, 12, 6, 6, 15, 0};
   for (const KernelTable* table : available_kernels()) {
     std::vector<uint8_t> codes(weight.size());
-    table->quantize_run(weight.data(), static_cast<int64_t>(weight.size()), 1, 8, 15, codes.data());
+    table->quantize_run(weight.data(), static_cast<int64_t>(weight.size()), 1, 8, kShape,
+                        codes.data());
     EXPECT_EQ(codes, wanted) << table->name;
   }
 }

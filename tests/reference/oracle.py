@@ -1,9 +1,26 @@
 """Float64 references, written the textbook way and never imported by the package."""
 
+import math
+
 import torch
 from torch import Tensor
 
 SHRINKS = [1 - 0.03 * i for i in range(14)]
+
+_POSITIVE = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
+NUMBERS = {  # by code: of arXiv 2305.14314 (appendix E), OCP MX 1.0 and OCP OFP8
+    "nf4": torch.tensor(
+        [
+            *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453),
+            *(-0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0),
+            *(0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224),
+            *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
+        ],
+        dtype=torch.float64,
+    ),
+    "e2m1": torch.tensor(_POSITIVE + [-x for x in _POSITIVE], dtype=torch.float64),
+    "e4m3": torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).double(),
+}
 
 
 def fit_group(
@@ -13,10 +30,14 @@ def fit_group(
     importance: Tensor | None,
     search: bool,
     gram: Tensor | None = None,
+    numbers: str = "integer",
+    scales: str = "any",
+    global_scale: float = 0.0,
 ):
     """(scale, zero) [rows] of one group w [rows, columns]; the best of the shrunk ranges.
 
-    Errors are weighted by ``importance`` [columns], or by the group's block of the Gram.
+    Errors are weighted by ``importance`` [columns], or by the group's block of the Gram. For
+    ``scales`` see ``held_scale``.
     """
     max_code = 2**bits - 1
     low, high = w.amin(1).clamp(max=0), w.amax(1).clamp(min=0)
@@ -26,11 +47,14 @@ def fit_group(
     best = None
     for shrink in SHRINKS if search else [1.0]:
         scale = ((high - low) * shrink / max_code).clamp(min=1.17549435e-38)
-        if symmetric:
+        if numbers != "integer":
+            scale = held_scale(high * shrink, numbers, scales, global_scale)
+            zero = torch.zeros_like(scale)
+        elif symmetric:
             zero = torch.full_like(scale, (max_code + 1) / 2)
         else:
             zero = torch.round(-low * shrink / scale).clamp(0, max_code)
-        d = w - nearest(w, scale[:, None], zero[:, None], max_code)
+        d = w - nearest(w, scale[:, None], zero[:, None], max_code, numbers)
         loss = (d * d * (1 if importance is None else importance)).sum(1)
         if gram is not None:
             loss = (d @ gram * d).sum(1)
@@ -43,8 +67,43 @@ def fit_group(
     return best_scale, best_zero
 
 
-def nearest(w: Tensor, scale: Tensor, zero: Tensor, max_code: int) -> Tensor:
+def held_scale(extreme: Tensor, numbers: str, scales: str, global_scale: float) -> Tensor:
+    """The scale that makes the largest number the extreme, as the grid can hold it.
+
+    ``any``; ``powers`` of two as in OCP MX, where an extreme of 7/4 of a power or more counts as
+    the next; ``e4m3``, FP8 numbers divided by ``global_scale``.
+    """
+    largest = NUMBERS[numbers].nan_to_num(0).max()
+    if scales == "powers":
+        power = torch.floor(torch.log2(extreme))
+        power = power + (extreme >= 1.75 * 2**power)
+        return (2 ** (power - torch.floor(torch.log2(largest)))).clamp(min=1.17549435e-38)
+    scale = (extreme / largest).clamp(min=1.17549435e-38)
+    if scales == "any":
+        return scale
+    step = 2.0**-9
+    numbers_of_scales = NUMBERS["e4m3"][nearest_code(scale * global_scale, "e4m3")]
+    return numbers_of_scales.clamp(min=step) / global_scale
+
+
+def nearest_code(x: Tensor, numbers: str) -> Tensor:
+    """The code of the number nearest to x; of two, that of NF4 below, of floats the even one."""
+    table = NUMBERS[numbers].clone()
+    if numbers != "nf4":
+        table[len(table) // 2] = math.nan  # -0
+    distance = (x[..., None] - table).abs().nan_to_num(math.inf)
+    codes = torch.arange(len(table))
+    order = codes if numbers == "nf4" else codes % 2 * len(table) + codes
+    near = distance == distance.amin(-1, keepdim=True)
+    return torch.where(near, order, 2 * len(table)).argmin(-1)
+
+
+def nearest(
+    w: Tensor, scale: Tensor, zero: Tensor, max_code: int, numbers: str = "integer"
+) -> Tensor:
     """The level of the grid nearest to w."""
+    if numbers != "integer":
+        return scale * NUMBERS[numbers][nearest_code(w / scale, numbers)]
     return scale * (torch.round(w / scale) + zero).clamp(0, max_code).sub(zero)
 
 
@@ -60,6 +119,9 @@ def gptq(
     order: str = "activation",
     static_grid: bool = True,
     grid: tuple[Tensor, Tensor] | None = None,
+    numbers: str = "integer",
+    scales: str = "any",
+    global_scale: float = 0.0,
 ):
     """GPTQ in the classic inverse form (arXiv 2210.17323, algorithm 1), column by column.
 
@@ -83,7 +145,16 @@ def gptq(
     def fit(g: int, held: Tensor) -> None:
         part = slice(g * size, min((g + 1) * size, columns))
         own = None if importance is None else importance[part]
-        scale[:, g], zero[:, g] = fit_group(held[:, part], bits, symmetric, own, search != "minmax")
+        scale[:, g], zero[:, g] = fit_group(
+            held[:, part],
+            bits,
+            symmetric,
+            own,
+            search != "minmax",
+            numbers=numbers,
+            scales=scales,
+            global_scale=global_scale,
+        )
         scale[:, g] = scale[:, g].float().double()
 
     if grid is not None:
@@ -105,8 +176,11 @@ def gptq(
         if grid is None and not static_grid and column % size == 0:
             fit(g, held)
         s, z = scale[:, g], zero[:, g]
-        q = nearest(held[:, column], s, z, max_code)
-        codes[:, column] = torch.round(q / s + z).to(torch.uint8)
+        q = nearest(held[:, column], s, z, max_code, numbers)
+        if numbers == "integer":
+            codes[:, column] = torch.round(q / s + z).to(torch.uint8)
+        else:
+            codes[:, column] = nearest_code(q / s, numbers).to(torch.uint8)
         error = (held[:, column] - q) / inverse[k, k]
         held[:, visits[k:]] -= error[:, None] * inverse[k, k:][None, :]
         held[:, column] = q

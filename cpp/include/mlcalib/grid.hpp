@@ -5,6 +5,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <mlcalib/export.hpp>
+#include <mlcalib/numbers.hpp>
 #include <optional>
 #include <string_view>
 
@@ -23,16 +24,25 @@ Range parse_range(std::string_view name);
 /// Whether the Gram of the weight's input has a say in the range.
 bool needs_gram(Range range);
 
+std::string_view to_string(Numbers numbers);
+Numbers parse_numbers(std::string_view name);
+
 /// group_size of a grid whose groups are whole rows.
 inline constexpr int64_t kWholeRow = -1;
 
 /// The values a weight may take: 2^bits levels per group of consecutive input channels.
 struct GridSpec {
-  int64_t bits = 4;          ///< 2 … 8
+  int64_t bits = 4;          ///< 2 … 8 for integers; 4 or 8 as the other numbers have it
   int64_t group_size = 128;  ///< input channels that share a scale, or kWholeRow
-  bool symmetric = false;    ///< zero point fixed at mid-range
+  bool symmetric = false;    ///< zero point fixed at mid-range; true for all but integers
   Range range = Range::kMinMax;
-  at::ScalarType scale_dtype = at::kFloat;  ///< scales are rounded to it before codes are chosen
+  /// Scales are rounded to it before codes are chosen: float32, bfloat16 or float16; for floats of
+  /// few bits also Float8_e8m0fnu (powers of two) or Float8_e4m3fn (see global_scale).
+  at::ScalarType scale_dtype = at::kFloat;
+  Numbers numbers = Numbers::kInteger;
+  /// Scales are Float8_e4m3fn numbers divided by this float32; 0: what lets the largest group of
+  /// the weights that are fitted together have the largest of these numbers.
+  double global_scale = 0;
 
   /// Throws ValueError for fields outside their domain.
   void check() const;
@@ -41,7 +51,8 @@ struct GridSpec {
   int64_t max_code() const { return (int64_t{1} << bits) - 1; }
 };
 
-/// scale float32 and zero uint8, both [rows, groups]; weight ≈ scale · (code − zero).
+/// scale float32 and zero uint8, both [rows, groups]; weight ≈ scale · number of the code, which is
+/// code − zero for integers; the others have zeros of 0.
 struct Grid {
   at::Tensor scale;
   at::Tensor zero;
@@ -49,8 +60,8 @@ struct Grid {
 };
 
 /// The grid of weight [rows, cols] (float32, bfloat16 or float16). `gram` [cols, cols] is needed
-/// for Range::kGram and Range::kGramBlock. Throws ValueError for NaN or Inf in weight, and for a
-/// scale that scale_dtype cannot hold.
+/// for Range::kGram and Range::kGramBlock. The spec of the result has the global_scale. Throws
+/// ValueError for NaN or Inf in weight, and for a scale that scale_dtype cannot hold.
 Grid fit_grid(const at::Tensor& weight, const GridSpec& spec,
               const std::optional<at::Tensor>& gram = std::nullopt);
 

@@ -293,7 +293,7 @@ class Solve {
                          .energy = energy_.data_ptr<double>() + tile * kRowTile,
                          .square = square_.data_ptr<double>() + tile * kRowTile,
                          .columns = block.count(),
-                         .max_code = static_cast<float>(spec_.max_code())});
+                         .shape = grid_shape(spec_)});
   }
 
   const GptqProblem& problem_;

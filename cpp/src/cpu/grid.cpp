@@ -94,10 +94,10 @@ at::Tensor quantize_cpu(const at::Tensor& weight, const Grid& grid) {
   at::Tensor codes = at::empty_like(weight, weight.options().dtype(at::kByte));
   const float* from = weight.const_data_ptr<float>();
   uint8_t* to = codes.data_ptr<uint8_t>();
-  const auto max_code = static_cast<float>(grid.spec.max_code());
+  const GridShape shape = grid_shape(grid.spec);
   for_each_run(weight.size(0), weight.size(1), grid,
                [&](int64_t at, int64_t n, float scale, float zero) {
-                 cpu::kernels().quantize_run(from + at, n, scale, zero, max_code, to + at);
+                 cpu::kernels().quantize_run(from + at, n, scale, zero, shape, to + at);
                });
   return codes;
 }
@@ -106,9 +106,10 @@ at::Tensor dequantize_cpu(const at::Tensor& codes, const Grid& grid) {
   at::Tensor weight = at::empty_like(codes, codes.options().dtype(at::kFloat));
   const uint8_t* from = codes.const_data_ptr<uint8_t>();
   float* to = weight.data_ptr<float>();
+  const GridShape shape = grid_shape(grid.spec);
   for_each_run(codes.size(0), codes.size(1), grid,
                [&](int64_t at, int64_t n, float scale, float zero) {
-                 cpu::kernels().dequantize_run(from + at, n, scale, zero, to + at);
+                 cpu::kernels().dequantize_run(from + at, n, scale, zero, shape, to + at);
                });
   return weight;
 }

@@ -187,7 +187,7 @@ class Solve {
                         .stride = columns_,
                         .target_stride = target.stride(0),
                         .groups = groups,
-                        .max_code = static_cast<float>(spec_.max_code())},
+                        .shape = grid_shape(spec_)},
                        stream);
     });
   }

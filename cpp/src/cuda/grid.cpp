@@ -54,16 +54,19 @@ template <class Run>
 void with_levels(const at::Tensor& matrix, const Grid& grid, const Run& run) {
   const at::Tensor scale = grid.scale.contiguous(), zero = grid.zero.contiguous();
   const int64_t columns = matrix.size(1);
-  const cuda::Levels levels{cuda::pointer<const float>(scale), cuda::pointer<const uint8_t>(zero),
-                            matrix.size(0), columns, group_width(grid.spec, columns)};
+  const cuda::Levels levels{cuda::pointer<const float>(scale),
+                            cuda::pointer<const uint8_t>(zero),
+                            matrix.size(0),
+                            columns,
+                            group_width(grid.spec, columns),
+                            grid_shape(grid.spec)};
   cuda::on_device_of(matrix, [&](cudaStream_t stream) { run(levels, stream); });
 }
 
 at::Tensor quantize_cuda(const at::Tensor& weight, const Grid& grid) {
   at::Tensor codes = at::empty_like(weight, weight.options().dtype(at::kByte));
   with_levels(weight, grid, [&](const cuda::Levels& levels, cudaStream_t stream) {
-    cuda::quantize(cuda::data(weight), levels, static_cast<float>(grid.spec.max_code()),
-                   cuda::pointer<uint8_t>(codes), stream);
+    cuda::quantize(cuda::data(weight), levels, cuda::pointer<uint8_t>(codes), stream);
   });
   return codes;
 }

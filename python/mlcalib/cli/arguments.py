@@ -21,7 +21,7 @@ SEPARATOR = (
     "only what the tokenizer adds by itself."
 )
 FORMAT = (
-    "The layout of the checkpoint: compressed-tensors (4 or 8 bits), gptq (2, 3, 4 or 8 bits; "
+    "The layout of the checkpoint: compressed-tensors (2 to 8 bits), gptq (2, 3, 4 or 8 bits; "
     "gptq-v2 stores zero points unchanged), awq (4 bits), compressed-tensors-int8 (8-bit weights "
     "and activations), gguf (group size 32: Q4_0, Q4_1 or Q8_0), or dense (dequantized weights)."
 )

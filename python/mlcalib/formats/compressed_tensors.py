@@ -13,6 +13,9 @@ weight_zero_point   int32 [ceil(out·b/32),      asymmetric only; LSB-first alon
 ==================  ==========================  ====================================================
 
 The readers' codes and zero points are signed and stored with 2^(b-1) added: stored, they are ours.
+Codes of 3, 5, 6 and 7 bits lie across words; compressed-tensors 0.17 left bits of each word unused.
+vLLM runs other bits than 4 and 8 by its Humming kernels (``schemes/compressed_tensors_humming.py``,
+compute capability 7.5), without zero points.
 """
 
 import math
@@ -42,6 +45,7 @@ from mlcalib.formats._readers import (
     Verdict,
     Verdicts,
     by_marlin,
+    marlin,
     marlin_reasons,
     of_folder,
 )
@@ -51,14 +55,15 @@ from mlcalib.formats.base import Format, Shapes, formats
 if TYPE_CHECKING:
     from mlcalib._core import Order
 
-_BITS = (4, 8)
+_BITS = range(2, 9)
+_ACROSS_WORDS = {3, 5, 6, 7}
 _EXPERT = re.compile(r"\.experts\.\d+\.")
 _OBSERVERS = {"minmax": "minmax", "mse": "mse", "gram": "imatrix_mse", "gram_block": "imatrix_mse"}
 
 
 @formats.register
 class CompressedTensors(Format):
-    """4 and 8 bits, symmetric or not, in groups that divide the input channels or in whole rows."""
+    """2 to 8 bits, symmetric or not, in groups that divide the input channels or in whole rows."""
 
     codes: ClassVar[str] = "weight_packed"
     stored: ClassVar[str] = "packed (compressed-tensors, pack-quantized)"
@@ -90,7 +95,7 @@ class CompressedTensors(Format):
     def check(self, specs: Mapping[str, GridSpec], shapes: Mapping[str, tuple[int, int]]) -> None:
         """Refuse what readers cannot hold.
 
-        That is other bits than 4 and 8, group sizes that leave a shorter last group, several grids
+        That is group sizes that leave a shorter last group, several grids
         of which one is asymmetric, and experts that are not all on one symmetric grid.
         """
         groups = by_grid(specs)
@@ -234,9 +239,21 @@ class CompressedTensors(Format):
             )
         if asymmetric and len(grids) > 1:
             wrong.append("it reads asymmetric linears on several grids as if all had the first")
-        needs = ("with compressed-tensors installed",)
+        across = _ACROSS_WORDS.intersection(bits for bits, _, _ in grids)
+        newer = " 0.18 or newer, which packs other bits than 2, 4 and 8 densely,"
+        needs = (f"with compressed-tensors{newer if across else ''} installed",)
         transformers = Verdict(not wrong, tuple(wrong) or needs)
-        return of_folder(facts, transformers, *by_marlin(facts, marlin_reasons(facts)))
+        vllm, sglang = by_marlin(facts, marlin_reasons(facts))
+        if not vllm.loads and all(_humming(*grid) for grid in grids):
+            vllm = Verdict(True, ("by its Humming kernels: a version of 2026 that has them is needed",))
+        return of_folder(facts, transformers, vllm, sglang)
+
+
+def _humming(bits: int, group_size: int, symmetric: bool) -> bool:
+    """Say whether vLLM runs a grid by Humming kernels, or by Marlin's."""
+    if bits in (4, 8):
+        return marlin(bits, group_size, zero_points=not symmetric) is None
+    return symmetric
 
 
 def _check_experts(specs: Mapping[str, GridSpec], linears: Iterable[str]) -> None:
@@ -263,7 +280,7 @@ def _check_experts(specs: Mapping[str, GridSpec], linears: Iterable[str]) -> Non
 
 def _check_bits(spec: GridSpec) -> None:
     if spec.bits not in _BITS:
-        raise ValueError(f"compressed-tensors holds 4 or 8 bits, not {spec.bits}")
+        raise ValueError(f"compressed-tensors holds 2 to 8 bits, not {spec.bits}")
 
 
 def _targets(names: list[str], among: Iterable[str]) -> list[str]:
@@ -301,7 +318,7 @@ def _read_group(group: Mapping[str, Any], form: Any, scale_dtype: torch.dtype) -
     found = (group.get("format") or form, weights["type"], weights["num_bits"])
     strategy, size = weights["strategy"], weights.get("group_size")
     if found not in [("pack-quantized", "int", bits) for bits in _BITS]:
-        raise CannotReadError(f"expected pack-quantized int weights of 4 or 8 bits, found {found}")
+        raise CannotReadError(f"expected pack-quantized int weights of 2 to 8 bits, found {found}")
     if (order := weights.get("actorder")) in ("group", "dynamic"):
         raise CannotReadError(f"actorder {order!r} cannot be read; expected static or none")
     if strategy == "channel":

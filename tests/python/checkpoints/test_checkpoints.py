@@ -72,7 +72,7 @@ def test_transformers_computes_the_same_logits(save, dtype, symmetric, group_siz
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 7, 8])
 def test_rows_and_columns_need_not_fill_words(save, symmetric, bits):
     model = tiny_llama(intermediate=101)
     spec = GridSpec(bits, -1, symmetric, scale_dtype=torch.float32)

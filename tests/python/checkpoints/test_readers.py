@@ -69,6 +69,8 @@ def vllm_compressed_tensors(section):
     size = -1 if weights["group_size"] is None else weights["group_size"]
     # query_marlin_supported_quant_types: uint4 with zero points; uint4b8 and uint8b128 without.
     types = {4, 8} if weights["symmetric"] else {4}
+    if weights["num_bits"] not in {4, 8}:  # CompressedTensorsHumming, compressed_tensors_humming.py
+        return weights["symmetric"]
     return weights["num_bits"] in types and size in [-1, 32, 64, 128]
 
 
@@ -79,7 +81,7 @@ RULES = {"gptq": vllm_gptq, "awq": vllm_awq, "compressed-tensors": vllm_compress
 def test_verdicts_are_those_of_vllms_rules(form):
     seen = set()
     for bits, size, symmetric in itertools.product(
-        [2, 3, 4, 8], [-1, 16, 32, 64, 128], [True, False]
+        [2, 3, 4, 5, 6, 7, 8], [-1, 16, 32, 64, 128], [True, False]
     ):
         spec = GridSpec(bits, size, symmetric, scale_dtype=HALF)
         try:

@@ -20,7 +20,7 @@ PACKED = formats.get("compressed-tensors")()
 @st.composite
 def quantized_linears(draw):
     """Any linear that compressed-tensors holds: odd sizes, short words, extreme zero points."""
-    bits = draw(st.sampled_from([4, 8]))
+    bits = draw(st.integers(2, 8))
     size = draw(st.sampled_from([1, 2, 3, 8, 24, 32]))
     groups = draw(st.integers(1, 4))
     rows = draw(st.integers(1, 40))
@@ -128,12 +128,6 @@ def test_check_names_one_layer_of_each_width():
         check(GridSpec(4, 64), {"a": (8, 96), "b": (8, 97)})
 
 
-@pytest.mark.parametrize("bits", [2, 3, 5, 6, 7])
-def test_check_refuses_other_bits(bits):
-    with pytest.raises(ValueError, match=f"4 or 8 bits, not {bits}"):
-        check(GridSpec(bits, -1), {"a": (8, 8)})
-
-
 def test_dense_holds_any_grid_and_reads_none_back():
     dense = formats.get("dense")()
     linear = random_linear(GridSpec(3, 5, scale_dtype=torch.bfloat16), 3, 7)
@@ -201,7 +195,7 @@ def edited(path, value):
         ("config_groups.group_0.targets", ["Embedding", "b", "re:b"], "no group for a, which"),
         ("config_groups.group_1", {}, "does not describe groups"),
         ("config_groups.group_0.format", "int-quantized", "expected pack-quantized"),
-        ("config_groups.group_0.weights.num_bits", 3, "expected pack-quantized"),
+        ("config_groups.group_0.weights.num_bits", 9, "expected pack-quantized"),
         ("config_groups.group_0.weights.type", "float", "expected pack-quantized"),
         ("config_groups.group_0.weights.strategy", "tensor", "strategy 'tensor'"),
         ("config_groups.group_0.weights.group_size", None, "group_size None"),

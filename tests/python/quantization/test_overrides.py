@@ -333,8 +333,8 @@ def test_torn_fused_layers_are_refused_before_weights_are_read(quantize, folder,
             r"\(model\.layers\.0\.self_attn\.q_proj\), 8 bits, .*--symmetric.*--format dense",
         ),
         (
-            {"overrides": {"down": {"bits": 3}}, "symmetric": True},
-            "compressed-tensors holds 4 or 8 bits, not 3",
+            {"overrides": {"down": {"bits": 5}}, "symmetric": True, "format": "gptq"},
+            "gptq holds 2, 3, 4 or 8 bits, not 5",
         ),
         (
             {"overrides": {"gate|up": {"group_size": 48}}, "symmetric": True},

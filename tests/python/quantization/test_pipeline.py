@@ -185,7 +185,7 @@ def test_tied_weights_are_refused(quantize, model):
     ("options", "message"),
     [
         ({"group_size": 48}, r"group_size 48 does not divide 64 input channels of .*q_proj"),
-        ({"bits": 3}, "compressed-tensors holds 4 or 8 bits, not 3"),
+        ({"bits": 5, "format": "gptq"}, "gptq holds 2, 3, 4 or 8 bits, not 5"),
         ({"bits": 9}, "bits is 9, expected 2 to 8"),
         ({"method": "gtpq"}, "Unknown quantizer 'gtpq'. Did you mean 'gptq'"),
         ({"format": "ggml"}, "Unknown format 'ggml'"),

@@ -8,7 +8,6 @@ namespace {
 
 // error = (w·f − Q(w·f)) / f, and sum += Σ_c square[c] · error_c².
 void round_scaled(const ScaledGroup& g, const GridShape& shape) {
-  const Vec max_code = splat<Vec>(shape.max_code);
   for (int64_t c = 0; c < g.columns; ++c) {
     for (int64_t v = c * kRowTile; v < (c + 1) * kRowTile; v += kLanes) {
       store(g.scaled + v, load(g.weight + v) * g.factor[c]);
@@ -22,17 +21,19 @@ void round_scaled(const ScaledGroup& g, const GridShape& shape) {
              .scratch = nullptr,
              .columns = g.columns},
             shape, scale, zero);
-  for (int64_t v = 0; v < kRowTile; v += kLanes) {
-    const Level<Vec> level{load(scale + v), load(zero + v)};
-    Vec sum = load(g.sum + v);
-    for (int64_t c = 0; c < g.columns; ++c) {
-      const Vec w = load(g.scaled + c * kRowTile + v);
-      const Vec error = scaled_error(w, level, g.inverse[c], max_code);
-      sum += error * error * g.square[c];
-      store(g.error + c * g.error_stride + v, error);
+  with_numbers<Vec>(shape, [&](auto numbers) {
+    for (int64_t v = 0; v < kRowTile; v += kLanes) {
+      const Level<Vec> level{load(scale + v), load(zero + v)};
+      Vec sum = load(g.sum + v);
+      for (int64_t c = 0; c < g.columns; ++c) {
+        const Vec w = load(g.scaled + c * kRowTile + v);
+        const Vec error = scaled_error(w, level, g.inverse[c], numbers);
+        sum += error * error * g.square[c];
+        store(g.error + c * g.error_stride + v, error);
+      }
+      store(g.sum + v, sum);
     }
-    store(g.sum + v, sum);
-  }
+  });
 }
 
 }  // namespace

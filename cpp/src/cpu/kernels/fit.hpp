@@ -29,19 +29,21 @@ inline Extremes<Vec> extremes_of(const GroupPanel& group, int64_t v, bool symmet
   return symmetric ? balanced(found) : found;
 }
 
-inline void diagonal_loss(const GroupPanel& group, const RowLevels& level, Vec max_code,
+template <class NumberSet>
+inline void diagonal_loss(const GroupPanel& group, const RowLevels& level, NumberSet numbers,
                           RowTile& loss) {
   for (int64_t v = 0; v < kVectors; ++v) {
     Vec sum{};
     for (int64_t c = 0; c < group.columns; ++c) {
       const Vec w = load(group.weight + c * kRowTile + v * kLanes);
-      sum += diagonal_term(nearest_error(w, level.at[v], max_code), group.importance, c);
+      sum += diagonal_term(nearest_error(w, level.at[v], numbers), group.importance, c);
     }
     loss.at[v] = sum;
   }
 }
 
-inline void block_loss(const GroupPanel& group, const RowLevels& level, Vec max_code,
+template <class NumberSet>
+inline void block_loss(const GroupPanel& group, const RowLevels& level, NumberSet numbers,
                        RowTile& loss) {
   loss = {};
   for (int64_t i = 0; i < group.columns; ++i) {
@@ -54,15 +56,16 @@ inline void block_loss(const GroupPanel& group, const RowLevels& level, Vec max_
     }
     for (int64_t v = 0; v < kVectors; ++v) {
       const Vec w = load(group.weight + i * kRowTile + v * kLanes);
-      const Vec d = nearest_error(w, level.at[v], max_code);
+      const Vec d = nearest_error(w, level.at[v], numbers);
       loss.at[v] += block_term(d, gram[i], sum.at[v]);
       store(own + v * kLanes, d);
     }
   }
 }
 
-inline void fit_group(const GroupPanel& group, const GridShape& shape, float* scale, float* zero) {
-  const Vec max_code = splat<Vec>(shape.max_code);
+template <class NumberSet>
+inline void fit_group(const GroupPanel& group, const GridShape& shape, NumberSet numbers,
+                      float* scale, float* zero) {
   Extremes<Vec> extremes[kVectors];
   for (int64_t v = 0; v < kVectors; ++v) extremes[v] = extremes_of(group, v, shape.symmetric);
   RowLevels best{};
@@ -74,7 +77,7 @@ inline void fit_group(const GroupPanel& group, const GridShape& shape, float* sc
       level.at[v] = candidate_level(extremes[v], shape, candidate);
     }
     if (shape.candidates > 1) {
-      (group.gram ? block_loss : diagonal_loss)(group, level, max_code, loss);
+      (group.gram ? block_loss<NumberSet> : diagonal_loss<NumberSet>)(group, level, numbers, loss);
     }
     for (int64_t v = 0; v < kVectors; ++v) {
       const Mask better = candidate == 0 ? ~Mask{} : is_better(loss.at[v], least.at[v]);
@@ -87,6 +90,10 @@ inline void fit_group(const GroupPanel& group, const GridShape& shape, float* sc
     store(scale + v * kLanes, best.at[v].scale);
     store(zero + v * kLanes, best.at[v].zero);
   }
+}
+
+inline void fit_group(const GroupPanel& group, const GridShape& shape, float* scale, float* zero) {
+  with_numbers<Vec>(shape, [&](auto numbers) { fit_group(group, shape, numbers, scale, zero); });
 }
 
 }  // namespace

@@ -53,7 +53,7 @@ struct GptqBlock {
   double* energy;         ///< [kRowTile] += Σ_k (R_kk · (target_k − ŵ_k))², the damped loss
   double* square;         ///< [kRowTile] += Σ_k D_k²
   int64_t columns;
-  float max_code;
+  GridShape shape;
 };
 
 enum class Element { kFloat, kBFloat16, kHalf };
@@ -222,11 +222,12 @@ struct KernelTable {
   void (*fit_group)(const GroupPanel& group, const GridShape& shape, float* scale, float* zero);
 
   /// Nearest codes of n weights of one row that share one scale.
-  void (*quantize_run)(const float* weight, int64_t n, float scale, float zero, float max_code,
-                       uint8_t* codes);
+  void (*quantize_run)(const float* weight, int64_t n, float scale, float zero,
+                       const GridShape& shape, uint8_t* codes);
 
-  /// scale · (code − zero) for n codes that share one scale.
-  void (*dequantize_run)(const uint8_t* codes, int64_t n, float scale, float zero, float* weight);
+  /// What n codes that share one scale stand for.
+  void (*dequantize_run)(const uint8_t* codes, int64_t n, float scale, float zero,
+                         const GridShape& shape, float* weight);
 
   /// The triangular loop of one block.
   void (*gptq_block)(const GptqBlock& block);

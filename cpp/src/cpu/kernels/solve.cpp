@@ -6,23 +6,31 @@
 namespace mlcalib::cpu::MLCALIB_ISA {
 namespace {
 
-void quantize_run(const float* weight, int64_t n, float scale, float zero, float max_code,
+void quantize_run(const float* weight, int64_t n, float scale, float zero, const GridShape& shape,
                   uint8_t* codes) {
   const Level<float> level{scale, zero};
-  for (int64_t i = 0; i < n; ++i) {
-    codes[i] = static_cast<uint8_t>(code_of(nearest_unit(weight[i], level, max_code), level));
-  }
+  with_numbers<float>(shape, [&](auto numbers) {
+    for (int64_t i = 0; i < n; ++i) {
+      codes[i] =
+          static_cast<uint8_t>(code_of(nearest_unit(weight[i], level, numbers), level, numbers));
+    }
+  });
 }
 
-void dequantize_run(const uint8_t* codes, int64_t n, float scale, float zero, float* weight) {
+void dequantize_run(const uint8_t* codes, int64_t n, float scale, float zero,
+                    const GridShape& shape, float* weight) {
   const Level<float> level{scale, zero};
-  for (int64_t i = 0; i < n; ++i) weight[i] = value_of(static_cast<float>(codes[i]), level);
+  with_numbers<float>(shape, [&](auto numbers) {
+    for (int64_t i = 0; i < n; ++i) {
+      weight[i] = value_of(static_cast<float>(codes[i]), level, numbers);
+    }
+  });
 }
 
 // Left-looking inside the block too: column k gathers R_kj / R_kk · D_j of the columns visited
 // before it, with the row tile's sum in registers and D in the first-level cache.
-void gptq_block(const GptqBlock& b) {
-  const Vec max_code = splat<Vec>(b.max_code);
+template <class NumberSet>
+void gptq_block(const GptqBlock& b, NumberSet numbers) {
   Vec energy[kVectors] = {}, square[kVectors] = {};
   for (int64_t k = b.columns - 1; k >= 0; --k) {
     const float* factor = b.factor + k * b.columns;
@@ -42,12 +50,12 @@ void gptq_block(const GptqBlock& b) {
       const int64_t lane = v * kLanes;
       const Level<Vec> level{load(scale + lane), load(zero + lane)};
       const Decision<Vec> made =
-          decide(load(weight + lane), target[v], level, b.diagonal[k], max_code);
+          decide(load(weight + lane), target[v], level, b.diagonal[k], numbers);
       energy[v] += made.residual * made.residual;
       square[v] += made.error * made.error;
       store(b.error + k * kRowTile + lane, made.error);
       // By way of integers: GCC 12 would convert one by one.
-      const Mask code = __builtin_convertvector(code_of(made.unit, level), Mask);
+      const Mask code = __builtin_convertvector(code_of(made.unit, level, numbers), Mask);
       const Bytes bytes = __builtin_convertvector(code, Bytes);
       __builtin_memcpy(codes + lane, &bytes, sizeof bytes);
     }
@@ -56,6 +64,10 @@ void gptq_block(const GptqBlock& b) {
     b.energy[i] += static_cast<double>(energy[i / kLanes][i % kLanes]);
     b.square[i] += static_cast<double>(square[i / kLanes][i % kLanes]);
   }
+}
+
+void gptq_block(const GptqBlock& b) {
+  with_numbers<Vec>(b.shape, [&](auto numbers) { gptq_block(b, numbers); });
 }
 
 double dot(const float* a, const float* b, int64_t n) {

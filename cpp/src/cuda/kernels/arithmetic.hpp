@@ -20,8 +20,9 @@ using Level = mlcalib::Level<float>;
 using Extremes = mlcalib::Extremes<float>;
 using Decision = mlcalib::Decision<float>;
 
-MLCALIB_HD uint8_t nearest_code(float weight, Level level, float max_code) {
-  return static_cast<uint8_t>(code_of(nearest_unit(weight, level, max_code), level));
+template <class NumberSet>
+MLCALIB_HD uint8_t nearest_code(float weight, Level level, NumberSet numbers) {
+  return static_cast<uint8_t>(code_of(nearest_unit(weight, level, numbers), level, numbers));
 }
 
 // ---- The range of a group ----
@@ -31,28 +32,28 @@ MLCALIB_HD Extremes joined(Extremes a, Extremes b) {
 }
 
 /// Σ_c importance_c (w_c − ŵ_c)²; importance may be null. weight(c) gives w_c.
-template <class Weight>
+template <class Weight, class NumberSet>
 MLCALIB_HD float diagonal_loss(const Weight& weight, const float* importance, int columns,
-                               Level level, float max_code) {
+                               Level level, NumberSet numbers) {
   float loss = 0;
   for (int c = 0; c < columns; ++c) {
-    loss += diagonal_term(nearest_error(weight(c), level, max_code), importance, c);
+    loss += diagonal_term(nearest_error(weight(c), level, numbers), importance, c);
   }
   return loss;
 }
 
 /// d G dᵀ with d = w − ŵ: Σ_i d_i (G_ii d_i + 2 Σ_{j<i} G_ij d_j). `error` is scratch:
 /// [columns], `error_stride` floats apart.
-template <class Weight>
+template <class Weight, class NumberSet>
 MLCALIB_HD float block_loss(const Weight& weight, const float* gram, int64_t gram_stride,
                             float* error, int error_stride, int columns, Level level,
-                            float max_code) {
+                            NumberSet numbers) {
   float loss = 0;
   for (int i = 0; i < columns; ++i) {
     const float* row = gram + i * gram_stride;
     float sum = 0;
     for (int j = 0; j < i; ++j) sum += error[j * error_stride] * row[j];
-    const float d = nearest_error(weight(i), level, max_code);
+    const float d = nearest_error(weight(i), level, numbers);
     loss += block_term(d, row[i], sum);
     error[i * error_stride] = d;
   }

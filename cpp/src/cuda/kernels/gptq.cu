@@ -47,7 +47,8 @@ __device__ Columns load_columns(const GptqBlock& b, int64_t row) {
   return held;
 }
 
-__global__ void __launch_bounds__(kThreads) gptq_kernel(GptqBlock b) {
+template <class NumberSet>
+__global__ void __launch_bounds__(kThreads) gptq_kernel(GptqBlock b, NumberSet numbers) {
   float* const factor = dynamic_shared();
   load_factor(b, factor);
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kRows + Lanes::in_block();
@@ -65,7 +66,7 @@ __global__ void __launch_bounds__(kThreads) gptq_kernel(GptqBlock b) {
     for (int owner = 0; owner < kLanes; ++owner) {
       // All lanes decide; only the owner's column is complete.
       const Decision now =
-          decide(held.weight[slot], held.target[slot], held.level[slot], diagonal, b.max_code);
+          decide(held.weight[slot], held.target[slot], held.level[slot], diagonal, numbers);
       if (Lanes::lane() == owner) mine = now;
       const float error = Lanes::from(now.error, owner);
       const float* row_of_factor = factor + (slot * kLanes + owner) * kColumns + Lanes::lane();
@@ -76,7 +77,8 @@ __global__ void __launch_bounds__(kThreads) gptq_kernel(GptqBlock b) {
     }
     if (own < b.columns) {
       b.error[row * b.stride + own] = mine.error;
-      b.codes[row * b.stride + own] = static_cast<uint8_t>(code_of(mine.unit, held.level[slot]));
+      b.codes[row * b.stride + own] =
+          static_cast<uint8_t>(code_of(mine.unit, held.level[slot], numbers));
       energy += static_cast<double>(mine.residual * mine.residual);
       square += static_cast<double>(mine.error * mine.error);
     }
@@ -92,7 +94,10 @@ __global__ void __launch_bounds__(kThreads) gptq_kernel(GptqBlock b) {
 }  // namespace
 
 void gptq_block(const GptqBlock& block, cudaStream_t stream) {
-  launch(&gptq_kernel, divide_up(block.rows, kRows), kThreads, kFactorBytes, stream, block);
+  with_numbers<float>(block.shape, [&](auto numbers) {
+    launch(&gptq_kernel<decltype(numbers)>, divide_up(block.rows, kRows), kThreads, kFactorBytes,
+           stream, block, numbers);
+  });
 }
 
 }  // namespace mlcalib::cuda

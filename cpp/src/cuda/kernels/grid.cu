@@ -69,7 +69,8 @@ __device__ void for_each_group(int64_t rows, int64_t columns, int64_t width, con
   }
 }
 
-__global__ void __launch_bounds__(kThreads) fit_by_diagonal(FitGrid fit) {
+template <class NumberSet>
+__global__ void __launch_bounds__(kThreads) fit_by_diagonal(FitGrid fit, NumberSet numbers) {
   const int64_t groups = divide_up(fit.columns, fit.width);
   for_each_group(fit.rows, fit.columns, fit.width,
                  [&](int64_t row, int64_t group, int64_t first, int columns) {
@@ -77,7 +78,7 @@ __global__ void __launch_bounds__(kThreads) fit_by_diagonal(FitGrid fit) {
                    const float* importance =
                        fit.importance == nullptr ? nullptr : fit.importance + first;
                    const Level best = best_level(weight, columns, fit.shape, [&](Level level) {
-                     return diagonal_loss(weight, importance, columns, level, fit.shape.max_code);
+                     return diagonal_loss(weight, importance, columns, level, numbers);
                    });
                    if (Lanes::lane() == 0) {
                      fit.scale[row * groups + group] = best.scale;
@@ -87,8 +88,8 @@ __global__ void __launch_bounds__(kThreads) fit_by_diagonal(FitGrid fit) {
 }
 
 /// Each lane holds the errors of its range: [column][thread], in shared memory or in scratch.
-template <bool kShared>
-__global__ void __launch_bounds__(kThreads) fit_by_block(FitGrid fit) {
+template <bool kShared, class NumberSet>
+__global__ void __launch_bounds__(kThreads) fit_by_block(FitGrid fit, NumberSet numbers) {
   const int64_t groups = divide_up(fit.columns, fit.width);
   float* errors = kShared ? dynamic_shared() : fit.scratch + blockIdx.x * fit.width * kThreads;
   errors += threadIdx.x;
@@ -98,7 +99,7 @@ __global__ void __launch_bounds__(kThreads) fit_by_block(FitGrid fit) {
                    const float* gram = fit.gram + first * fit.gram_stride + first;
                    const Level best = best_level(weight, columns, fit.shape, [&](Level level) {
                      return block_loss(weight, gram, fit.gram_stride, errors, kThreads, columns,
-                                       level, fit.shape.max_code);
+                                       level, numbers);
                    });
                    if (Lanes::lane() == 0) {
                      fit.scale[row * groups + group] = best.scale;
@@ -107,19 +108,19 @@ __global__ void __launch_bounds__(kThreads) fit_by_block(FitGrid fit) {
                  });
 }
 
-__global__ void __launch_bounds__(kThreads) round_scaled_kernel(RoundScaled g) {
+template <class NumberSet>
+__global__ void __launch_bounds__(kThreads) round_scaled_kernel(RoundScaled g, NumberSet numbers) {
   const int64_t groups = divide_up(g.columns, g.width);
   for_each_group(
       g.rows, g.columns, g.width, [&](int64_t row, int64_t group, int64_t first, int columns) {
         const Scaled weight{g.weight + row * g.columns + first, g.factor + first};
         const float* importance = g.importance == nullptr ? nullptr : g.importance + first;
         const Level level = best_level(weight, columns, g.shape, [&](Level each) {
-          return diagonal_loss(weight, importance, columns, each, g.shape.max_code);
+          return diagonal_loss(weight, importance, columns, each, numbers);
         });
         float sum = 0;
         for (int c = Lanes::lane(); c < columns; c += kLanes) {
-          const float error =
-              scaled_error(weight(c), level, g.inverse[first + c], g.shape.max_code);
+          const float error = scaled_error(weight(c), level, g.inverse[first + c], numbers);
           g.error[row * g.columns + first + c] = error;
           sum += error * error * g.square[first + c];
         }
@@ -134,21 +135,23 @@ __device__ inline Level level_at(const Levels& levels, int64_t row, int64_t colu
   return {levels.scale[at], static_cast<float>(levels.zero[at])};
 }
 
+template <class NumberSet>
 __global__ void __launch_bounds__(kThreads)
-    quantize_kernel(const float* weight, Levels levels, float max_code, uint8_t* codes) {
+    quantize_kernel(const float* weight, Levels levels, NumberSet numbers, uint8_t* codes) {
   const int64_t row = blockIdx.x;
   for (int64_t c = threadIdx.x; c < levels.columns; c += kThreads) {
     const int64_t at = row * levels.columns + c;
-    codes[at] = nearest_code(weight[at], level_at(levels, row, c), max_code);
+    codes[at] = nearest_code(weight[at], level_at(levels, row, c), numbers);
   }
 }
 
+template <class NumberSet>
 __global__ void __launch_bounds__(kThreads)
-    dequantize_kernel(const uint8_t* codes, Levels levels, float* weight) {
+    dequantize_kernel(const uint8_t* codes, Levels levels, NumberSet numbers, float* weight) {
   const int64_t row = blockIdx.x;
   for (int64_t c = threadIdx.x; c < levels.columns; c += kThreads) {
     const int64_t at = row * levels.columns + c;
-    weight[at] = value_of(static_cast<float>(codes[at]), level_at(levels, row, c));
+    weight[at] = value_of(static_cast<float>(codes[at]), level_at(levels, row, c), numbers);
   }
 }
 
@@ -177,28 +180,39 @@ int64_t fit_scratch(int64_t rows, int64_t columns, int64_t width) {
 
 void fit_grid(const FitGrid& fit, cudaStream_t stream) {
   const int64_t blocks = blocks_of(fit.rows, fit.columns, fit.width);
-  if (fit.gram == nullptr || fit.shape.candidates == 1) {
-    launch(&fit_by_diagonal, blocks, kThreads, 0, stream, fit);
-  } else if (errors_bytes(fit.width) <= kSharedBytes) {
-    launch(&fit_by_block<true>, blocks, kThreads, errors_bytes(fit.width), stream, fit);
-  } else {
-    launch(&fit_by_block<false>, scratch_blocks(fit.rows, fit.columns, fit.width), kThreads, 0,
-           stream, fit);
-  }
+  with_numbers<float>(fit.shape, [&](auto numbers) {
+    using NumberSet = decltype(numbers);
+    if (fit.gram == nullptr || fit.shape.candidates == 1) {
+      launch(&fit_by_diagonal<NumberSet>, blocks, kThreads, 0, stream, fit, numbers);
+    } else if (errors_bytes(fit.width) <= kSharedBytes) {
+      launch(&fit_by_block<true, NumberSet>, blocks, kThreads, errors_bytes(fit.width), stream, fit,
+             numbers);
+    } else {
+      launch(&fit_by_block<false, NumberSet>, scratch_blocks(fit.rows, fit.columns, fit.width),
+             kThreads, 0, stream, fit, numbers);
+    }
+  });
 }
 
 void round_scaled(const RoundScaled& group, cudaStream_t stream) {
-  launch(&round_scaled_kernel, blocks_of(group.rows, group.columns, group.width), kThreads, 0,
-         stream, group);
+  with_numbers<float>(group.shape, [&](auto numbers) {
+    launch(&round_scaled_kernel<decltype(numbers)>,
+           blocks_of(group.rows, group.columns, group.width), kThreads, 0, stream, group, numbers);
+  });
 }
 
-void quantize(const float* weight, const Levels& levels, float max_code, uint8_t* codes,
-              cudaStream_t stream) {
-  launch(&quantize_kernel, levels.rows, kThreads, 0, stream, weight, levels, max_code, codes);
+void quantize(const float* weight, const Levels& levels, uint8_t* codes, cudaStream_t stream) {
+  with_numbers<float>(levels.shape, [&](auto numbers) {
+    launch(&quantize_kernel<decltype(numbers)>, levels.rows, kThreads, 0, stream, weight, levels,
+           numbers, codes);
+  });
 }
 
 void dequantize(const uint8_t* codes, const Levels& levels, float* weight, cudaStream_t stream) {
-  launch(&dequantize_kernel, levels.rows, kThreads, 0, stream, codes, levels, weight);
+  with_numbers<float>(levels.shape, [&](auto numbers) {
+    launch(&dequantize_kernel<decltype(numbers)>, levels.rows, kThreads, 0, stream, codes, levels,
+           numbers, weight);
+  });
 }
 
 }  // namespace mlcalib::cuda

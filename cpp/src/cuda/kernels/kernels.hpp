@@ -38,9 +38,9 @@ struct Levels {
   int64_t rows;
   int64_t columns;
   int64_t width;
+  GridShape shape;
 };
-void quantize(const float* weight, const Levels& levels, float max_code, uint8_t* codes,
-              cudaStream_t stream);
+void quantize(const float* weight, const Levels& levels, uint8_t* codes, cudaStream_t stream);
 void dequantize(const uint8_t* codes, const Levels& levels, float* weight, cudaStream_t stream);
 
 /// One block of columns of the GPTQ solve: everything starts at the block's first column.
@@ -63,7 +63,7 @@ struct GptqBlock {
   int64_t stride;
   int64_t target_stride;
   int64_t groups;
-  float max_code;
+  GridShape shape;
 };
 void gptq_block(const GptqBlock& block, cudaStream_t stream);
 

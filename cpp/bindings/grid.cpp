@@ -58,6 +58,13 @@ void register_grid(py::module_& m) {
       // A copy: a reference would keep the grid, and its codes, for as long as the spec.
       .def_property_readonly("spec", [](const Grid& grid) { return grid.spec; });
 
+  m.def(
+      "with_global_scale",
+      [](const GridSpec& spec, const std::vector<at::Tensor>& weights) {
+        return with_global_scale(spec, at::TensorList(weights));
+      },
+      py::arg("spec"), py::arg("weights"), NoGil(),
+      "The spec with the global_scale that weights ask for together.");
   m.def("fit_grid", &fit_grid, py::arg("weight"), py::arg("spec"), py::arg("gram") = py::none(),
         NoGil(), "The grid of weight [rows, cols]; gram [cols, cols] is needed for range='gram'.");
   m.def("quantize", &quantize, py::arg("weight"), py::arg("grid"), NoGil(),

@@ -56,10 +56,10 @@ MLCALIB_HD Level<T> candidate_level(Extremes<T> extremes, const GridShape& shape
   if (shape.numbers != Numbers::kInteger) {
     return {max_of(scale_of(extremes.high * shrink, shape), splat<T>(kSmallestScale)), T{}};
   }
-  const T max_code = splat<T>(shape.max_code);
+  const T max_code = splat<T>(shape.largest);
   const T scale =
       max_of((extremes.high - extremes.low) * shrink / max_code, splat<T>(kSmallestScale));
-  if (shape.symmetric) return {scale, splat<T>((shape.max_code + 1.0F) / 2)};
+  if (shape.symmetric) return {scale, splat<T>((shape.largest + 1.0F) / 2)};
   return {scale, round_nearest(min_of(max_of(-(extremes.low * shrink) / scale, T{}), max_code))};
 }
 

@@ -94,7 +94,8 @@ GridShape grid_shape(const GridSpec& spec) {
   Scales scales = Scales::kAny;
   if (spec.scale_dtype == at::kFloat8_e8m0fnu) scales = Scales::kPowers;
   if (spec.global_scale != 0) scales = Scales::kE4m3;
-  return {.max_code = static_cast<float>(spec.max_code()),
+  const bool integer = spec.numbers == Numbers::kInteger;
+  return {.largest = integer ? static_cast<float>(spec.max_code()) : largest_number(spec.numbers),
           .symmetric = spec.symmetric,
           .candidates = spec.range == Range::kMinMax ? 1 : kCandidates,
           .numbers = spec.numbers,

@@ -13,9 +13,9 @@ enum class Scales {
   kE4m3,    ///< Float8_e4m3fn numbers divided by global_scale
 };
 
-/// Levels are 0 … max_code; weight ≈ scale · number of the code.
+/// Codes of integers are 0 … largest; of other numbers it is the largest one.
 struct GridShape {
-  float max_code;
+  float largest;
   bool symmetric;
   int candidates;  ///< shrunk ranges tried per group; 1 is the group's own extremes
   Numbers numbers = Numbers::kInteger;

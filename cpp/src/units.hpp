@@ -189,7 +189,7 @@ template <class T, class Run>
 static inline void with_numbers(const GridShape& shape, const Run& run) {
   switch (shape.numbers) {
     case Numbers::kInteger:
-      return run(Integers<T>{splat<T>(shape.max_code)});
+      return run(Integers<T>{splat<T>(shape.largest)});
     case Numbers::kNf4:
       return run(Nf4{});
     case Numbers::kE2m1:
@@ -208,12 +208,11 @@ MLCALIB_HD float largest_number(Numbers numbers) {
 /// Powers of two are those of OCP MX readers: extremes of up to 7/4 of a power count as that power.
 template <class T>
 MLCALIB_HD T scale_of(T extreme, const GridShape& shape) {
-  const float largest = largest_number(shape.numbers);
   if (shape.scales == Scales::kPowers) {
     const auto rounded = bits_of(extreme) + (1 << (kFloatMantissa - 2));
-    return of_bits<T>(rounded & kExponentBits) * (1.0F / power_below(largest));
+    return of_bits<T>(rounded & kExponentBits) * (1.0F / power_below(shape.largest));
   }
-  const T scale = extreme / largest;
+  const T scale = extreme / shape.largest;
   if (shape.scales == Scales::kAny) return scale;
   const T number = nearest_float(scale * shape.global_scale, E4m3{});
   return max_of(number, splat<T>(E4m3::kStep)) / shape.global_scale;

@@ -28,12 +28,12 @@ inline constexpr std::array kNames{"Normal", "Zeros", "Tiny",     "Subnormal",
 /// Integers of 4 bits, and all other numbers with all kinds of scales.
 inline constexpr GridShape kShape{15, false, 14};
 inline constexpr std::array kOtherShapes{
-    GridShape{15, true, 14, Numbers::kNf4},
-    GridShape{15, true, 1, Numbers::kE2m1},
-    GridShape{15, true, 14, Numbers::kE2m1, Scales::kPowers},
-    GridShape{15, true, 14, Numbers::kE2m1, Scales::kE4m3, 0.37F},
-    GridShape{255, true, 14, Numbers::kE4m3},
-    GridShape{255, true, 1, Numbers::kE4m3, Scales::kPowers}};
+    GridShape{1, true, 14, Numbers::kNf4},
+    GridShape{6, true, 1, Numbers::kE2m1},
+    GridShape{6, true, 14, Numbers::kE2m1, Scales::kPowers},
+    GridShape{6, true, 14, Numbers::kE2m1, Scales::kE4m3, 0.37F},
+    GridShape{448, true, 14, Numbers::kE4m3},
+    GridShape{448, true, 1, Numbers::kE4m3, Scales::kPowers}};
 
 inline std::vector<float> draw(Values values, int64_t count, uint32_t seed) {
   std::mt19937 engine(seed);

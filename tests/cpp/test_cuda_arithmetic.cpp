@@ -133,9 +133,9 @@ TEST_P(CudaArithmetic, RangeSearch) {
           scale[row] = best.scale;
           zero[row] = best.zero;
         }
-        EXPECT_TRUE(same_bits(scale, wanted)) << columns << " columns, codes to " << shape.max_code;
+        EXPECT_TRUE(same_bits(scale, wanted)) << columns << " columns, largest " << shape.largest;
         EXPECT_TRUE(same_bits(zero, wanted_zero))
-            << columns << " columns, codes to " << shape.max_code;
+            << columns << " columns, largest " << shape.largest;
       }
     }
   }
@@ -238,7 +238,8 @@ TEST_P(CudaArithmetic, ScaledError) {
       const Level level =
           search({scaled.data(), kColumns, nullptr, nullptr}, row, {15, symmetric, 14});
       for (int64_t c = 0; c < kColumns; ++c) {
-        const float each = scaled_error(scaled[c * kRowTile + row], level, inverse[c], 15.0F);
+        const float each =
+            scaled_error(scaled[c * kRowTile + row], level, inverse[c], Integers<float>{15});
         error[c * kRowTile + row] = each;
         sum[row] += each * each * square[c];
       }

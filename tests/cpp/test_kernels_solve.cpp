@@ -58,7 +58,7 @@ TEST_P(KernelTest, FitGroup) {
             EXPECT_TRUE(same_bits(zero, wanted_zero)) << columns << " columns, " << bits << " bits";
             for (int64_t r = 0; r < kRowTile; ++r) {
               ASSERT_GT(scale[r], 0);
-              ASSERT_TRUE(0 <= zero[r] && zero[r] <= shape.max_code + symmetric);
+              ASSERT_TRUE(0 <= zero[r] && zero[r] <= shape.largest + symmetric);
             }
           }
         }

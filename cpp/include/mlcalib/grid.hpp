@@ -2,6 +2,7 @@
 // Functions keep no state and may be called from several threads, also with the same arguments.
 #pragma once
 
+#include <ATen/core/List.h>
 #include <ATen/core/Tensor.h>
 
 #include <mlcalib/export.hpp>
@@ -58,6 +59,10 @@ struct Grid {
   at::Tensor zero;
   GridSpec spec;
 };
+
+/// The spec with the global_scale that weights ask for together; itself where it has one or needs
+/// none.
+GridSpec with_global_scale(GridSpec spec, at::TensorList weights);
 
 /// The grid of weight [rows, cols] (float32, bfloat16 or float16). `gram` [cols, cols] is needed
 /// for Range::kGram and Range::kGramBlock. The spec of the result has the global_scale. Throws

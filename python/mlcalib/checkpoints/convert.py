@@ -16,7 +16,7 @@ from mlcalib.checkpoints.stored_weights import StoredWeights
 from mlcalib.common import compat
 from mlcalib.common.files import atomic_folder, check_output
 from mlcalib.common.safetensors_read import read_json
-from mlcalib.formats import Format, find_file, formats
+from mlcalib.formats import Format, find_file, formats, held_scale
 from mlcalib.models.loading import load_tokenizer
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -78,6 +78,7 @@ def convert(source: str | Path, out: str | Path, format: str, *, dtype: str = "a
 
 def _specs(checkpoint: Checkpoint, form: Format, dtype: torch.dtype) -> dict[str, GridSpec]:
     """Return the grids as the other format holds them, after a look at all scales and zeros."""
+    form.check_numbers(checkpoint.specs)
     scale_dtypes = [form.scale_dtype(dtype)]
     if form.half_scales:
         scale_dtypes.append(torch.float16)
@@ -88,7 +89,7 @@ def _specs(checkpoint: Checkpoint, form: Format, dtype: torch.dtype) -> dict[str
         exact = [
             each
             for each in scale_dtypes
-            if form.codes is None or torch.equal(grid.scale.to(each).float(), grid.scale)
+            if form.codes is None or held_scale(grid, each) is not None
         ]
         if not exact:
             remedy = "no dtype changes that: give another format, such as compressed-tensors"
@@ -102,7 +103,15 @@ def _specs(checkpoint: Checkpoint, form: Format, dtype: torch.dtype) -> dict[str
         centred = centred and bool((grid.zero == 1 << (spec.bits - 1)).all())
         specs[name] = (spec, exact[0])
     return {
-        name: GridSpec(spec.bits, spec.group_size, spec.symmetric or centred, spec.range, scale)
+        name: GridSpec(
+            spec.bits,
+            spec.group_size,
+            spec.symmetric or centred,
+            spec.range,
+            scale,
+            spec.numbers,
+            spec.global_scale if scale == torch.float8_e4m3fn else 0.0,
+        )
         for name, (spec, scale) in specs.items()
     }
 

@@ -155,8 +155,17 @@ def _config_dtype(folder: Path, config: Mapping[str, Any]) -> torch.dtype:
 
 
 def linears_with(files: Mapping[str, Path], suffix: str) -> dict[str, list[str]]:
-    """Return linears that have a tensor with this suffix, and the names of all their tensors."""
-    tensors: dict[str, list[str]] = {}
+    """Return linears that have a tensor with this suffix, and the names of all their tensors.
+
+    They own ``NAME.*``, and ``NAME.weight.*``, as bitsandbytes calls what belongs to a weight.
+    """
+    owned: dict[str, list[str]] = {
+        tensor.removesuffix(suffix): [] for tensor in files if tensor.endswith(suffix)
+    }
     for tensor in files:
-        tensors.setdefault(tensor.rpartition(".")[0], []).append(tensor)
-    return {name: owned for name, owned in tensors.items() if name + suffix in owned}
+        name = (
+            tensor.partition(".weight.")[0] if ".weight." in tensor else tensor.rpartition(".")[0]
+        )
+        if name in owned:
+            owned[name].append(tensor)
+    return owned

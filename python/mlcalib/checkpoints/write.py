@@ -60,6 +60,7 @@ def save_checkpoint(  # noqa: PLR0913 - what a checkpoint is made of
     """
     specs = _specs(quantized, checkpoint_format.scale_dtype(model.dtype), model.dtype)
     shapes = {name: (len(q.codes), q.codes.shape[1]) for name, q in quantized.items()}
+    checkpoint_format.check_numbers(specs)
     checkpoint_format.check(specs, shapes)
     if checkpoint_format.file is not None:
         contents = (

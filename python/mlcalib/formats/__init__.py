@@ -1,6 +1,7 @@
 """Formats: how quantized linears lie on disk, one file each."""
 
 from mlcalib.formats._file import FileTensors
+from mlcalib.formats._layout import held_scale
 from mlcalib.formats._readers import (
     READERS,
     Facts,
@@ -28,6 +29,7 @@ __all__ = [
     "find_file",
     "find_format",
     "formats",
+    "held_scale",
     "ordinary",
     "split_linears",
     "stored_section",

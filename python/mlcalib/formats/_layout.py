@@ -16,9 +16,9 @@ _FUSED_NAMES = {leaf: whole for whole, leaves in FUSED.items() for leaf in leave
 
 def by_grid(specs: Mapping[str, GridSpec]) -> list[tuple[GridSpec, list[str]]]:
     """Return what a checkpoint tells apart: each grid and its linears, the largest group first."""
-    groups: dict[tuple[int, int, bool], tuple[GridSpec, list[str]]] = {}
+    groups: dict[tuple[int, int, bool, str], tuple[GridSpec, list[str]]] = {}
     for name, spec in specs.items():
-        key = (spec.bits, spec.group_size, spec.symmetric)
+        key = (spec.bits, spec.group_size, spec.symmetric, spec.numbers)
         groups.setdefault(key, (spec, []))[1].append(name)
     return sorted(groups.values(), key=lambda group: -len(group[1]))
 
@@ -26,6 +26,8 @@ def by_grid(specs: Mapping[str, GridSpec]) -> list[tuple[GridSpec, list[str]]]:
 def describe(spec: GridSpec) -> str:
     """Return a grid in words."""
     kind = "symmetric" if spec.symmetric else "asymmetric"
+    if spec.numbers != "integer":
+        kind = f"numbers {spec.numbers}"
     return f"{spec.bits} bits, group_size {spec.group_size}, {kind}"
 
 
@@ -118,13 +120,30 @@ def stored_scale(name: str, grid: Grid) -> Tensor:
         ValueError: a scale is not finite or not exact in it.
     """
     dtype = grid.spec.scale_dtype
-    scale = grid.scale.to(dtype)
-    if not scale.isfinite().all() or (scale.float() != grid.scale).any():
+    scale = held_scale(grid, dtype)
+    if scale is None:
         raise ValueError(
             f"{name}: scales are not finite and exact in {dtype}; fit the grid with that "
             "scale_dtype"
         )
     return scale
+
+
+def held_scale(grid: Grid, dtype: torch.dtype) -> Tensor | None:
+    """Return the grid's scales in a dtype, [rows, groups]; None if it does not hold them exactly.
+
+    In float8_e4m3fn they are what ``global_scale`` divides.
+    """
+    if dtype == torch.float8_e4m3fn:
+        divisor = grid.spec.global_scale
+        if not divisor:
+            return None
+        scale = (grid.scale * divisor).to(dtype)
+        exact = torch.equal(scale.float() / divisor, grid.scale)
+    else:
+        scale = grid.scale.to(dtype)
+        exact = torch.equal(scale.float(), grid.scale)
+    return scale if exact and bool(grid.scale.isfinite().all()) else None
 
 
 def tensor(
@@ -155,7 +174,9 @@ def with_dtype(spec: GridSpec, dtype: torch.dtype) -> GridSpec:
     """Return a grid spec with another scale dtype."""
     if spec.scale_dtype == dtype:
         return spec
-    return GridSpec(spec.bits, spec.group_size, spec.symmetric, spec.range, dtype)
+    return GridSpec(
+        spec.bits, spec.group_size, spec.symmetric, spec.range, dtype, numbers=spec.numbers
+    )
 
 
 def with_fused(names: Iterable[str]) -> list[str]:

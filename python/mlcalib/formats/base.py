@@ -39,7 +39,10 @@ class Format(ABC):
         config_files: names of files in which any tool repeats it; ``convert`` copies none of them.
         file: the one file that a format writes in place of config.json and safetensors; None for
             none.
+        numbers: the numbers of grids that it holds; see ``GridSpec``.
         half_scales: whether scales may be float16 whatever the model's dtype.
+        dequantizes: whether mlcalib runs models on dequantized weights, because it has no product
+            of packed ones.
         stored: how weights are stored, in words for the model card; "" for the format's name.
         loading: how to load a checkpoint in THIS_FOLDER, as Markdown for the model card.
     """
@@ -48,7 +51,9 @@ class Format(ABC):
     config_file: ClassVar[str | None] = None
     config_files: ClassVar[tuple[str, ...]] = ()
     file: ClassVar[str | None] = None
+    numbers: ClassVar[tuple[str, ...]] = ("integer",)
     half_scales: ClassVar[bool] = False
+    dequantizes: ClassVar[bool] = False
     stored: ClassVar[str] = ""
     loading: ClassVar[str] = BY_MLCALIB
 
@@ -79,6 +84,22 @@ class Format(ABC):
             ValueError: a spec, a layer or the mixture does not fit; names the layers and what
                 would fit.
         """
+
+    def check_numbers(self, specs: Mapping[str, GridSpec]) -> None:
+        """Refuse grids of numbers that the format does not hold, before ``check`` looks at them.
+
+        Raises:
+            ValueError: names a linear, its numbers, and formats that hold them.
+        """
+        for name, spec in specs.items():
+            if spec.numbers not in self.numbers:
+                known = {each: formats.get(each).numbers for each in formats.names()}
+                fit = [each for each, numbers in known.items() if spec.numbers in numbers]
+                raise ValueError(
+                    f"{type(self).__name__} holds grids of {' and '.join(self.numbers)} numbers, "
+                    f"not of {spec.numbers} ({name}); save with {' or '.join(fit)}, or quantize "
+                    f"with numbers='{self.numbers[0]}'"
+                )
 
     def check_model(self, config: Any, architecture: str, tokenizer: Any) -> None:  # noqa: B027
         """Refuse, before any forward, a model that the format cannot hold; by default none.

@@ -57,6 +57,12 @@ if TYPE_CHECKING:
 
 _BITS = range(2, 9)
 _ACROSS_WORDS = {3, 5, 6, 7}
+_OTHERS = {
+    "int-quantized": "compressed-tensors-int8",
+    "float-quantized": "compressed-tensors-fp8",
+    "mxfp4-pack-quantized": "compressed-tensors-mxfp4",
+    "nvfp4-pack-quantized": "compressed-tensors-nvfp4",
+}
 _EXPERT = re.compile(r"\.experts\.\d+\.")
 _OBSERVERS = {"minmax": "minmax", "mse": "mse", "gram": "imatrix_mse", "gram_block": "imatrix_mse"}
 
@@ -71,18 +77,20 @@ class CompressedTensors(Format):
 
     @classmethod
     def of_config(cls, config: Mapping[str, Any]) -> Format:
-        """See ``Format.of_config``; W8A8 (``int-quantized``) has a format of its own.
+        """See ``Format.of_config``; W8A8 and floats of few bits have formats of their own.
 
         Raises:
             NotImplementedError: another format of compressed-tensors.
         """
         form = config.get("format") or "pack-quantized"
-        if form == "int-quantized":
-            return formats.get("compressed-tensors-int8")()
+        if form in _OTHERS and not (
+            form == "float-quantized" and _strategies(config) - {"channel"}
+        ):
+            return formats.get(_OTHERS[form])()
         if form not in ("pack-quantized", "mixed-precision"):  # of which each group is checked
             raise NotImplementedError(
-                f"compressed-tensors format {form!r} cannot be read; expected pack-quantized or "
-                "int-quantized"
+                f"compressed-tensors format {form!r} cannot be read; expected pack-quantized, "
+                f"{', '.join(_OTHERS)}"
             )
         return cls()
 
@@ -245,7 +253,9 @@ class CompressedTensors(Format):
         transformers = Verdict(not wrong, tuple(wrong) or needs)
         vllm, sglang = by_marlin(facts, marlin_reasons(facts))
         if not vllm.loads and all(_humming(*grid) for grid in grids):
-            vllm = Verdict(True, ("by its Humming kernels: a version of 2026 that has them is needed",))
+            vllm = Verdict(
+                True, ("by its Humming kernels: a version of 2026 that has them is needed",)
+            )
         return of_folder(facts, transformers, vllm, sglang)
 
 
@@ -254,6 +264,13 @@ def _humming(bits: int, group_size: int, symmetric: bool) -> bool:
     if bits in (4, 8):
         return marlin(bits, group_size, zero_points=not symmetric) is None
     return symmetric
+
+
+def _strategies(config: Mapping[str, Any]) -> set[Any]:
+    """Return what shares a scale, in all groups of a section."""
+    groups = config.get("config_groups")
+    parts = groups.values() if isinstance(groups, dict) else ()
+    return {(group.get("weights") or {}).get("strategy") for group in parts} or {None}
 
 
 def _check_experts(specs: Mapping[str, GridSpec], linears: Iterable[str]) -> None:

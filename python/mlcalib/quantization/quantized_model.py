@@ -153,6 +153,7 @@ class QuantizedModel:
                 )
         codes = {name: linear.codes for name, linear in self.linears.items()}
         shapes = {name: (each.shape[0], each.shape[1]) for name, each in codes.items()}
+        checkpoint_format.check_numbers(specs)
         checkpoint_format.check(specs, shapes)
         return specs
 

@@ -97,6 +97,7 @@ def make_recipe(  # noqa: PLR0913 - what a quantization is made of
     exceptions |= dict.fromkeys(adapter.places)  # the first of their places is solved
     specs = {layer: solver.spec for layer, solver in solvers.items() if solver is not None}
     _check_transposed(model, specs, format, checkpoint_format)
+    checkpoint_format.check_numbers(specs)
     checkpoint_format.check(specs, shapes)
     checkpoint_format.check_model(model.config, type(model).__name__, tokenizer)
     left = [layer for layer in shapes if layer not in specs]

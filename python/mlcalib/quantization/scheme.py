@@ -21,8 +21,9 @@ class Scheme:
         bits: of a weight.
         symmetric: whether the zero point is fixed at the middle of the range.
         group_size: unless another one is asked for.
-        format: the one checkpoint format that says how activations are rounded; None where they are
-            not, and any format will do.
+        numbers: what scales multiply; see ``GridSpec``.
+        format: the one checkpoint format that holds it, or says how activations are rounded; None
+            where any format will do.
     """
 
     method: str
@@ -30,14 +31,20 @@ class Scheme:
     symmetric: bool
     group_size: int
     format: str | None = None
+    numbers: str = "integer"
 
 
-# The grids are those of the presets of the same names in compressed-tensors.
+# The grids are those of the presets of the same names in compressed-tensors; NF4 is that of
+# bitsandbytes.
 SCHEMES = {
     "W4A16": Scheme("gptq", 4, symmetric=True, group_size=128),
     "W4A16_ASYM": Scheme("gptq", 4, symmetric=False, group_size=128),
     "W8A16": Scheme("gptq", 8, symmetric=True, group_size=128),
     "W8A8": Scheme("smoothquant", 8, True, -1, "compressed-tensors-int8"),
+    "FP8_DYNAMIC": Scheme("gptq", 8, True, -1, "compressed-tensors-fp8", "e4m3"),
+    "NF4": Scheme("gptq", 4, True, 64, "bitsandbytes", "nf4"),
+    "MXFP4A16": Scheme("gptq", 4, True, 32, "compressed-tensors-mxfp4", "e2m1"),
+    "NVFP4A16": Scheme("gptq", 4, True, 16, "compressed-tensors-nvfp4", "e2m1"),
 }
 
 
@@ -70,7 +77,7 @@ def choose(
             f"scheme is '{scheme}', and method an object, which has all options; give one of them, "
             f"or the method by name: method='{type(method).method}', scheme='{scheme}'."
         )
-    for option in ("bits", "symmetric"):
+    for option in ("bits", "symmetric", "numbers"):
         own = getattr(found, option)
         if options.get(option, own) != own:
             raise ValueError(
@@ -82,5 +89,11 @@ def choose(
             f"scheme is '{scheme}', which only the format '{found.format}' holds, but format is "
             f"'{format}'; leave one of them out."
         )
-    grid = {"bits": found.bits, "group_size": found.group_size, "symmetric": found.symmetric}
+    grid: dict[str, Any] = {
+        "bits": found.bits,
+        "group_size": found.group_size,
+        "symmetric": found.symmetric,
+    }
+    if found.numbers != "integer":
+        grid["numbers"] = found.numbers
     return method or found.method, grid | dict(options), format or found.format or _FORMAT

@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from mlcalib import _core
-from mlcalib._core import AwqOptions, GridSpec, LinearGroup
+from mlcalib._core import AwqOptions, LinearGroup
 from mlcalib.quantizers import Quantizer, quantizers
 from mlcalib.quantizers.base import (
     ChannelScales,
@@ -67,9 +67,7 @@ class AwqQuantizer(Quantizer):
         self._options = options
         self._search = AwqOptions(self.spec, points=options.points)
         if options.clip:
-            self.spec = GridSpec(
-                options.bits, options.group_size, options.symmetric, "gram_block", scale_dtype
-            )
+            self.spec = options.grid(scale_dtype, "gram_block")
 
     @property
     def fisher_tokens(self) -> int:

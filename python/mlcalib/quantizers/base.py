@@ -15,6 +15,9 @@ from mlcalib.common.config import Config
 from mlcalib.common.registry import unknown
 from mlcalib.statistics import StatisticSet
 
+if TYPE_CHECKING:
+    from mlcalib._core import Range
+
 
 class QuantizerOptions(Config):
     """The options that every quantizer has; those of one quantizer are a class of their own.
@@ -29,6 +32,9 @@ class QuantizerOptions(Config):
         symmetric: whether the zero point is fixed at the middle of the range.
         range: how the range of each group is chosen: its extremes (``minmax``), the least squared
             error of the weights (``mse``), or the least error weighted by the Gram (``gram``).
+        numbers: what scales multiply: ``integer`` (codes less a zero point), ``nf4`` (the 16
+            numbers of NormalFloat), or floats of 4 (``e2m1``) or 8 bits (``e4m3``). All but
+            integers have bits of their own and no zero point: ``bits`` and ``symmetric`` follow.
     """
 
     method: ClassVar[str] = ""
@@ -37,6 +43,7 @@ class QuantizerOptions(Config):
     group_size: int = 128
     symmetric: bool = False
     range: Literal["minmax", "mse", "gram"] = "minmax"
+    numbers: Literal["integer", "nf4", "e2m1", "e4m3"] = "integer"
 
     if not TYPE_CHECKING:  # type checkers take the arguments from the fields
 
@@ -56,10 +63,36 @@ class QuantizerOptions(Config):
             except ValidationError as error:
                 raise ValueError(problems(error)) from None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _follow(cls, given: dict[str, Any]) -> dict[str, Any]:
+        if (numbers := given.get("numbers", "integer")) == "integer":
+            return given
+        return {"bits": 8 if numbers == "e4m3" else 4, "symmetric": True, **given}
+
     @model_validator(mode="after")
     def _possible(self) -> "QuantizerOptions":
-        GridSpec(self.bits, self.group_size, self.symmetric)
+        self.grid(torch.float32)
         return self
+
+    def grid(self, scale_dtype: torch.dtype, range: "Range | None" = None) -> GridSpec:  # noqa: A002
+        """Return the grids that these options ask for.
+
+        Args:
+            scale_dtype: the dtype in which the checkpoint stores scales.
+            range: another range than the options' own.
+
+        Raises:
+            ValueError: values that are not possible, or not together.
+        """
+        return GridSpec(
+            self.bits,
+            self.group_size,
+            self.symmetric,
+            self.range if range is None else range,
+            scale_dtype,
+            self.numbers,
+        )
 
 
 @dataclass(frozen=True)
@@ -160,9 +193,7 @@ class Quantizer:
             ValueError: ``bits`` or ``group_size`` has a value that is not possible.
         """
         self.options = options
-        self.spec = GridSpec(
-            options.bits, options.group_size, options.symmetric, options.range, scale_dtype
-        )
+        self.spec = options.grid(scale_dtype)
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -233,7 +264,8 @@ class Quantizer:
         gram = None if statistics is None else statistics.gram()
         if gram is not None and sensitivity is not None:
             (gram,) = felt_grams([gram], [sensitivity.saliency])
-        return [self.fitted(weight, self.spec, gram) for weight in weights]
+        spec = _core.with_global_scale(self.spec, weights)
+        return [self.fitted(weight, spec, gram) for weight in weights]
 
     def round(self, weights: Sequence[Tensor]) -> list[QuantizedLinear]:
         """Round linears whose input no token has reached, so that there are no statistics.
@@ -241,9 +273,10 @@ class Quantizer:
         The grids weigh all channels equally. For arguments and errors see ``solve``.
         """
         results = []
+        spec = _core.with_global_scale(self.spec, weights)
         for weight in weights:
             alike = torch.eye(weight.shape[1], device=weight.device)
-            grid = _core.fit_grid(weight, self.spec, alike)  # read where range is "gram"
+            grid = _core.fit_grid(weight, spec, alike)  # read where range is "gram"
             results.append(self.on_grid(weight, grid))
         return results
 

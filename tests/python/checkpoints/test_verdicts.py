@@ -128,7 +128,7 @@ def test_other_files_and_keys_with_sections(folder):
 
 @pytest.mark.parametrize(
     "section",
-    [{"quant_method": "fp8"}, {"quant_method": "compressed-tensors", "format": "float-quantized"}],
+    [{"quant_method": "fp8"}, {"quant_method": "compressed-tensors", "format": "naive-quantized"}],
 )
 def test_what_is_dequantized_when_read_is_a_note(plain, section):
     edit(plain, quantization_config=section)

@@ -48,8 +48,12 @@ def random_linear(spec, rows, columns, seed=0):
 def test_names():
     assert formats.names() == [
         "awq",
+        "bitsandbytes",
         "compressed-tensors",
+        "compressed-tensors-fp8",
         "compressed-tensors-int8",
+        "compressed-tensors-mxfp4",
+        "compressed-tensors-nvfp4",
         "dense",
         "gguf",
         "gptq",

@@ -118,11 +118,13 @@ __global__ void __launch_bounds__(kThreads) round_scaled_kernel(RoundScaled g, N
         const Level level = best_level(weight, columns, g.shape, [&](Level each) {
           return diagonal_loss(weight, importance, columns, each, numbers);
         });
+        // Offsets from what the search held anyway: registers are few beside a division.
+        const int64_t corner = weight.weight - g.weight, column = weight.factor - g.factor;
         float sum = 0;
         for (int c = Lanes::lane(); c < columns; c += kLanes) {
-          const float error = scaled_error(weight(c), level, g.inverse[first + c], numbers);
-          g.error[row * g.columns + first + c] = error;
-          sum += error * error * g.square[first + c];
+          const float error = scaled_error(weight(c), level, g.inverse[column + c], numbers);
+          g.error[corner + c] = error;
+          sum += error * error * g.square[column + c];
         }
         sum = Lanes::sum(sum);
         if (Lanes::lane() == 0) g.sum[row * groups + group] = sum;

@@ -114,7 +114,7 @@ def _check_shapes(config: Mapping[str, Any], shapes: Shapes) -> Iterator[Problem
 
 def _fits(shape: tuple[int, ...], expected: tuple[int, int]) -> bool:
     rows, columns = expected
-    return len(shape) == 2 and shape[0] == rows and shape[1] in (-1, columns)
+    return len(shape) == 2 and shape[0] in (-1, rows) and shape[1] in (-1, columns)
 
 
 def _expected(config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:

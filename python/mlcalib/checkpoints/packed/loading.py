@@ -13,7 +13,7 @@ from mlcalib.checkpoints.stored_weights import StoredWeights
 from mlcalib.common import compat
 from mlcalib.common.hub import model_folder
 from mlcalib.common.safetensors_read import read_json
-from mlcalib.formats import stored_section
+from mlcalib.formats import find_format, stored_section
 from mlcalib.models.device import CPU, choose_device
 from mlcalib.models.loading import (
     architecture,
@@ -39,7 +39,8 @@ def load(folder: str | Path, dtype: str = "auto", device: str = "auto") -> "PreT
     They are ``PackedLinear``, filled one after the other, so that loading takes little more memory
     than the model itself. Embeddings, norms and linears that are not quantized are as stored. The
     model is for inference; to save or quantize it again, use the folder. Packed weights run on the
-    CPU only, so on a GPU the linears hold dequantized weights, which a warning says.
+    CPU only, so on a GPU the linears hold dequantized weights, which a warning says; and so they do
+    everywhere where the format has NF4 or FP4 numbers.
 
     Args:
         folder: a checkpoint in a format that keeps codes (``compressed-tensors``, ``gptq``,
@@ -67,6 +68,13 @@ def load(folder: str | Path, dtype: str = "auto", device: str = "auto") -> "PreT
     if isinstance(checkpoint, FileCheckpoint):
         return _on(_load_file(checkpoint, dtype), place)
     config = model_config(str(folder))
+    if checkpoint.format.dequantizes:
+        _log.warning(
+            "%s: mlcalib has no product of packed weights of its format; its linears hold "
+            "dequantized ones",
+            folder,
+        )
+        return _load_dequantized(Path(folder), config, dtype, place)
     config.quantization_config = PackedConfig().to_dict()
     model: PreTrainedModel = model_loader(config).from_pretrained(
         folder, config=config, dtype=dtype, use_safetensors=True
@@ -80,7 +88,8 @@ def load_to_run(
     """Load a model as ``load_model`` does, but on packed weights where it has them.
 
     So a quantized checkpoint is evaluated within its own memory. W8A8 ones round activations as
-    transformers does; what cannot be held packed is read by transformers. Packed weights run on the
+    transformers does; what cannot be held packed is read by transformers, but for NF4 and FP4, which
+    are dequantized. Packed weights run on the
     CPU only: elsewhere they are dequantized when they are there, which a warning says.
 
     Args:
@@ -111,7 +120,9 @@ def load_to_run(
     if section is not None:
         config.quantization_config = section
         return _on(load_model(source, dtype, None, config), device or CPU)
-    if stored.get("quant_method") not in compat.quantization_methods():
+    form = find_format(stored)
+    dequantizes = form is not None and form.dequantizes
+    if dequantizes or stored.get("quant_method") not in compat.quantization_methods():
         return _load_dequantized(folder, config, dtype, device)
     return load_model(source, dtype, device, config)
 

@@ -13,7 +13,7 @@ if [ ! -e "$venv/ready" ]; then
   pip install --constraint "$venv/constraints.txt" setuptools wheel ninja packaging
   # No kernels to compile: its torch linears are what reads here.
   BUILD_CUDA_EXT=0 pip install --constraint "$venv/constraints.txt" --no-build-isolation \
-    gptqmodel optimum accelerate transformers compressed-tensors gguf safetensors
+    gptqmodel optimum accelerate transformers compressed-tensors bitsandbytes gguf safetensors
   # The version of compressed-tensors before zero points changed, beside the newest.
   pip install --no-deps --target "$venv/compressed-tensors-0.17" 'compressed-tensors==0.17.*'
   # llama.cpp is compiled: seven minutes of one core, without its tools and at a low optimization.

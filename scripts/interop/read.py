@@ -19,7 +19,8 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
-INT8 = "compressed-tensors-int8"
+INT8, FP8 = "compressed-tensors-int8", "compressed-tensors-fp8"
+FP4 = ("compressed-tensors-mxfp4", "compressed-tensors-nvfp4")
 IDS = torch.arange(24)[None] * 7 % 300
 Difference = tuple[float | None, float | None]  # of weights, of logits
 
@@ -51,8 +52,8 @@ def read_transformers(case: dict[str, Any], folder: Path, expected: Any) -> Diff
     if case["format"] == "gguf":
         options["gguf_file"] = "model.gguf"
     loaded = AutoModelForCausalLM.from_pretrained(folder / "checkpoint", **options)
-    if case["format"] == INT8:
-        return read_int8(case, loaded, expected)
+    if case["format"] in (INT8, FP8):
+        return read_rounding(case, loaded, expected, ROUND[case["format"]])
     # First the logits: compressed-tensors decompresses in the model's first forward.
     apart = largest(logits(loaded), logits(expected))
     if case["format"] in ("gptq", "gptq-v2", "awq"):
@@ -64,11 +65,12 @@ def read_transformers(case: dict[str, Any], folder: Path, expected: Any) -> Diff
     return max(weights), apart
 
 
-def read_int8(case: dict[str, Any], loaded: Any, expected: Any) -> Difference:
+def read_rounding(
+    case: dict[str, Any], loaded: Any, expected: Any, rounding: Callable[..., Any]
+) -> Difference:
     """Compare weights as they are; logits with those of rounded activations, like the reader's."""
     handles = [
-        expected.get_submodule(name).register_forward_pre_hook(round_tokens)
-        for name in case["linears"]
+        expected.get_submodule(name).register_forward_pre_hook(rounding) for name in case["linears"]
     ]
     # First the logits: compressed-tensors decompresses in the model's first forward.
     apart = largest(logits(loaded), logits(expected))
@@ -91,6 +93,31 @@ def round_tokens(_: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor
     scale = torch.where(scale == 0, torch.finfo(x.dtype).eps, scale)
     codes = torch.clamp((x / scale), -128, 127).round()
     return (codes * scale,)
+
+
+def round_tokens_to_fp8(_: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """Round to FP8 with a scale for each token, max |x| / 448, in x's dtype."""
+    (x,) = inputs
+    scale = x.abs().amax(-1, keepdim=True) / torch.tensor(448.0, dtype=x.dtype)
+    scale = torch.where(scale == 0, torch.finfo(x.dtype).eps, scale)
+    codes = (x / scale).clamp(-448, 448).to(torch.float8_e4m3fn).to(x.dtype)
+    return (codes * scale,)
+
+
+ROUND = {INT8: round_tokens, FP8: round_tokens_to_fp8}
+
+
+def read_bitsandbytes(case: dict[str, Any], folder: Path, expected: Any) -> Difference:
+    """Load as any user does; weights as bitsandbytes dequantizes them, not as its kernels round."""
+    from bitsandbytes.functional import dequantize_4bit
+
+    loaded = AutoModelForCausalLM.from_pretrained(folder / "checkpoint", dtype=expected.dtype)
+    apart = []
+    for name in case["linears"]:
+        weight = loaded.get_submodule(name).weight
+        found = dequantize_4bit(weight.data, weight.quant_state)
+        apart.append(largest(found, expected.get_submodule(name).weight))
+    return max(apart), largest(logits(loaded), logits(expected))
 
 
 def read_gptqmodel(case: dict[str, Any], folder: Path, expected: Any) -> Difference:
@@ -172,12 +199,13 @@ def read_llama_cpp(case: dict[str, Any], folder: Path, expected: Any) -> Differe
 Reader = Callable[[dict[str, Any], Path, Any], Difference]
 READERS: dict[str, tuple[tuple[str, ...], str, Reader]] = {
     "transformers, compressed-tensors": (
-        ("compressed-tensors", INT8),
+        ("compressed-tensors", INT8, FP8, *FP4),
         "compressed-tensors",
         read_transformers,
     ),
     "transformers, GPTQModel": (("gptq", "gptq-v2", "awq"), "gptqmodel", read_transformers),
     "GPTQModel torch linear": (("gptq", "gptq-v2", "awq"), "gptqmodel", read_gptqmodel),
+    "transformers, bitsandbytes": (("bitsandbytes",), "bitsandbytes", read_bitsandbytes),
     "gguf": (("gguf",), "gguf", read_gguf),
     "transformers": (("gguf",), "transformers", read_transformers),
     "llama-cpp-python": (("gguf",), "llama_cpp_python", read_llama_cpp),
@@ -197,6 +225,12 @@ def main() -> None:
             out.flush()
 
 
+def too_old(case: dict[str, Any], installed: str) -> bool:
+    """Return whether compressed-tensors packed a case otherwise, or had no such format yet."""
+    new = case["format"] in FP4 or case["bits"] in (3, 5, 6, 7)
+    return new and tuple(map(int, installed.split(".")[:2])) < (0, 18)
+
+
 def read_all(cases: Path, only: list[str] | None) -> Iterator[dict[str, Any]]:
     """Yield a row for each case and reader."""
     for folder in sorted(cases.iterdir()):
@@ -204,6 +238,8 @@ def read_all(cases: Path, only: list[str] | None) -> Iterator[dict[str, Any]]:
         expected = AutoModelForCausalLM.from_pretrained(folder / "expected").eval()
         for name, (formats, package, read) in READERS.items():
             if case["format"] not in formats or (only and name not in only):
+                continue
+            if package == "compressed-tensors" and too_old(case, version(package)):
                 continue
             row = {key: case[key] for key in ("model", "format", "bits", "symmetric", "group")}
             try:

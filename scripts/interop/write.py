@@ -24,9 +24,24 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tests/python"))
 from small_models import tiny_llama
 from small_tokenizer import make_tokenizer
 
-HALF, FLOAT = torch.float16, torch.float32
+HALF, FLOAT, BFLOAT = torch.float16, torch.float32, torch.bfloat16
 INT8 = "compressed-tensors-int8"
-BITS = {"compressed-tensors": tuple(range(2, 9)), "gptq": (2, 3, 4, 8), "gptq-v2": (4, 8), "awq": (4,)}
+BITS = {
+    "compressed-tensors": tuple(range(2, 9)),
+    "gptq": (2, 3, 4, 8),
+    "gptq-v2": (4, 8),
+    "awq": (4,),
+}
+FLOATS = {
+    "compressed-tensors-fp8": GridSpec(8, -1, True, scale_dtype=BFLOAT, numbers="e4m3"),
+    "compressed-tensors-mxfp4": GridSpec(
+        4, 32, True, scale_dtype=torch.float8_e8m0fnu, numbers="e2m1"
+    ),
+    "compressed-tensors-nvfp4": GridSpec(
+        4, 16, True, scale_dtype=torch.float8_e4m3fn, numbers="e2m1"
+    ),
+    "bitsandbytes": GridSpec(4, 32, True, scale_dtype=BFLOAT, numbers="nf4"),
+}
 GGUF = {"Q4_0": (4, True), "Q4_1": (4, False), "Q8_0": (8, True)}
 
 
@@ -39,6 +54,9 @@ def cases() -> Iterator[tuple[str, str, GridSpec]]:
     for bits, symmetric in GGUF.values():
         yield "random", "gguf", GridSpec(bits, 32, symmetric, scale_dtype=HALF)
     yield "random", INT8, GridSpec(8, -1, True, scale_dtype=HALF)
+    for model in ("random", "SmolLM2"):
+        for form, spec in FLOATS.items():
+            yield model, form, spec
     for form, bits, size, symmetric in (
         ("compressed-tensors", 4, 64, True),
         ("compressed-tensors", 4, 64, False),
@@ -94,7 +112,8 @@ def main() -> None:
     for model_name, form, spec in cases():
         if arguments.small and model_name != "random":
             continue
-        model, tokenizer = open_model(model_name, FLOAT if form == "gguf" else HALF)
+        dtype = FLOAT if form == "gguf" else BFLOAT if form in FLOATS else HALF
+        model, tokenizer = open_model(model_name, dtype)
         kind = "sym" if spec.symmetric else "asym"
         case = f"{model_name}-{form}-{spec.bits}-{kind}-{spec.group_size}"
         write(arguments.out / case, model, tokenizer, form, spec)

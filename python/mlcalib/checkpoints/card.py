@@ -139,6 +139,8 @@ def _summary(record: Mapping[str, Any]) -> str:
     options = {**recipe["options"]}
     bits, size = options.pop("bits"), options.pop("group_size")
     kind = "symmetric" if options.pop("symmetric") else "asymmetric"
+    if (numbers := options.pop("numbers", "integer")) != "integer":
+        kind = f"numbers {numbers}"
     groups = "one scale for each row" if size == -1 else f"groups of {size} input channels"
     lines = [
         f"- Base model: `{recipe['model']}`, quantized in {recipe['dtype']}",

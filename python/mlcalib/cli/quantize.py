@@ -34,9 +34,10 @@ def quantize(
     scheme: Annotated[
         str | None,
         typer.Option(
-            help="The bits of weights and activations by name: W4A16, W4A16_ASYM, W8A16 (all with "
-            "gptq) or W8A8 (with smoothquant, in compressed-tensors-int8). It stands for --bits, "
-            "--symmetric and a --group-size; --method and --group-size can be given too."
+            help="The numbers of weights and activations by name: W4A16, W4A16_ASYM, W8A16, "
+            "FP8_DYNAMIC, NF4, MXFP4A16, NVFP4A16 (all with gptq) or W8A8 (with smoothquant, in "
+            "compressed-tensors-int8). It stands for --bits, --symmetric and a --group-size; "
+            "--method and --group-size can be given too."
         ),
     ] = None,
     bits: Annotated[

@@ -1,4 +1,4 @@
-"""compressed-tensors ``float-quantized``: FP8 weights, and activations rounded to FP8 while running.
+"""compressed-tensors ``float-quantized``: FP8 weights, and activations rounded while running.
 
 Checked against compressed-tensors 0.20 (``compressors/naive_quantized/base.py``; the preset
 ``FP8_DYNAMIC``) and vLLM (``schemes/compressed_tensors_w8a8_fp8.py``, compute capability 8.9; below

@@ -139,8 +139,8 @@ class CompressedTensorsMxfp4(CompressedTensors):
             )
             if found != wanted:
                 raise CannotReadError(
-                    f"expected weights {wanted} (bits, type, strategy, group_size) in "
-                    f"quantization_config, found {found}"
+                    f"expected {self.layout_name} weights {wanted} (bits, type, strategy, "
+                    f"group_size) in quantization_config, found {found}"
                 )
         spec = GridSpec(4, self.size, True, scale_dtype=self.scales, numbers="e2m1")
         return dict.fromkeys(linears, spec)

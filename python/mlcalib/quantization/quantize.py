@@ -59,10 +59,11 @@ def quantize(  # noqa: PLR0913 - what a quantization is made of
             ``mlcalib.AWQ(...)``, ``mlcalib.SmoothQuant(...)`` or ``mlcalib.RTN(...)`` (rounding to
             nearest). Or its name (``gptq``, ``awq``, ``smoothquant``, ``rtn`` or a plug-in), with
             options by keyword. The default is ``gptq``, or what ``scheme`` says.
-        scheme: the bits of weights and activations: ``W4A16``, ``W4A16_ASYM``, ``W8A16`` (all with
-            ``gptq``) or ``W8A8`` (with ``smoothquant`` and the format
-            ``compressed-tensors-int8``). It stands for ``bits``, ``symmetric`` and a
-            ``group_size``; ``method`` by name, ``group_size`` and other options can be given too.
+        scheme: the numbers of weights and activations: ``W4A16``, ``W4A16_ASYM``, ``W8A16``,
+            ``FP8_DYNAMIC``, ``NF4``, ``MXFP4A16``, ``NVFP4A16`` (all with ``gptq``) or ``W8A8``
+            (with ``smoothquant`` and the format ``compressed-tensors-int8``). It stands for
+            ``bits``, ``symmetric`` and a ``group_size``; ``method`` by name, ``group_size`` and
+            other options can be given too.
         propagate: ``quantized`` calibrates each block on the already quantized model, which runs
             the text through each block twice; ``float`` calibrates it on the float model.
         format: the checkpoint format to save. Grids that it cannot hold are refused now. The

@@ -25,9 +25,11 @@ class AWQ(QuantizerOptions):
     The options of the quantizer ``awq``. Source: arXiv 2306.00978.
 
     Attributes:
-        bits: the bits of a code, from 2 to 8.
+        bits: the bits of a code, from 2 to 8; of other numbers than integers, 4 or 8.
         group_size: how many input channels share a scale; -1 is the whole row.
         symmetric: whether the zero point is fixed at the middle of the range.
+        numbers: what scales multiply: ``integer``, ``nf4``, or floats of 4 (``e2m1``) or 8 bits
+            (``e4m3``); see ``QuantizerOptions``.
         range: how ranges are chosen while scales are searched; without ``clip`` also at the end.
         points: how many scales are tried for each scale group: the powers 0, 1/points, … of the
             mean |x|.

@@ -20,9 +20,11 @@ class GPTQ(QuantizerOptions):
     The options of the quantizer ``gptq``. Source: arXiv 2210.17323.
 
     Attributes:
-        bits: the bits of a code, from 2 to 8.
+        bits: the bits of a code, from 2 to 8; of other numbers than integers, 4 or 8.
         group_size: how many input channels share a scale; -1 is the whole row.
         symmetric: whether the zero point is fixed at the middle of the range.
+        numbers: what scales multiply: ``integer``, ``nf4``, or floats of 4 (``e2m1``) or 8 bits
+            (``e4m3``); see ``QuantizerOptions``.
         range: how the range of each group is chosen; ``gram`` weights errors by the diagonal of
             the Gram.
         damp: what is added to the diagonal of the Gram, as a fraction of its mean.

@@ -23,9 +23,11 @@ class SmoothQuant(QuantizerOptions):
     ``format="compressed-tensors-int8"``. Source: arXiv 2211.10438.
 
     Attributes:
-        bits: the bits of a code, from 2 to 8.
+        bits: the bits of a code, from 2 to 8; of other numbers than integers, 4 or 8.
         group_size: how many input channels share a scale; -1 is the whole row.
         symmetric: whether the zero point is fixed at the middle of the range.
+        numbers: what scales multiply: ``integer``, ``nf4``, or floats of 4 (``e2m1``) or 8 bits
+            (``e4m3``); see ``QuantizerOptions``.
         range: how the range of each group is chosen: its extremes (``minmax``), or the least
             squared error of the weights (``mse``).
         alpha: the exponent that shares the outliers between activations and weights. 0 leaves

@@ -63,7 +63,7 @@ def test_the_same_is_made_block_by_block(made, folder, text, tmp_path):
 
 
 def test_converting_keeps_all_of_it(made, tmp_path):
-    scheme, quantized, out = made
+    _, quantized, out = made
     form = json.loads((out / "mlcalib.json").read_text())["recipe"]["format"]
     mlcalib.convert(out, tmp_path / "same", form)
     assert all_same(load_quantized(tmp_path / "same"), quantized.linears)

@@ -13,7 +13,7 @@ from compressed_tensors.quantization.utils import calculate_qparams, generate_gp
 from core_data import random_gram, random_weight
 
 from mlcalib import _core
-from mlcalib._core import GridSpec, GptqOptions
+from mlcalib._core import GptqOptions, GridSpec
 from mlcalib.formats import formats
 
 NAMES = ("mxfp4", "nvfp4", "fp8")
@@ -103,9 +103,11 @@ def test_rounding_is_that_of_the_compressed_tensors_library(form):
     ],
 )
 def test_grids_that_do_not_fit_are_refused(form, spec, message):
+    check = (
+        form.check if spec.numbers in form.numbers else lambda specs, _: form.check_numbers(specs)
+    )
     with pytest.raises(ValueError, match=message):
-        form.check_numbers({"a": spec})
-        form.check({"a": spec}, {"a": (8, 128)})
+        check({"a": spec}, {"a": (8, 128)})
 
 
 def test_nf4_that_is_damaged_is_told():

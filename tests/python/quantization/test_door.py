@@ -183,8 +183,8 @@ def test_settings_in_a_file_of_their_own_count(folder, tmp_path):
 def test_codes_that_nothing_explains_are_refused(folder, tmp_path):
     change(folder, fp8(by_row, "weight_scale"))
     refused(folder, tmp_path, r"_proj.weight is F8_E4M3, and nothing says which numbers")
-    change(folder, quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
-    refused(folder, tmp_path, "quantized with 'bitsandbytes'", NotImplementedError)
+    change(folder, quantization_config={"quant_method": "quanto"})
+    refused(folder, tmp_path, "quantized with 'quanto'", NotImplementedError)
     change(folder, lambda held: {k: v for k, v in held.items() if "scale" not in k})
     change(folder, quantization_config=BLOCKS)
     refused(folder, tmp_path, r"without a scale that says what it stands for")

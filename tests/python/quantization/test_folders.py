@@ -125,7 +125,7 @@ REFUSED = {
     ),
     "bitsandbytes": (
         codes(torch.uint8, **section(quant_method="bitsandbytes", load_in_4bit=True)),
-        "'bitsandbytes'", "unread",
+        "kind 'fp4'", "unread",
     ),
     "a section without a method": (
         lambda folder: change(folder, **section(bits=4)), "no quant_method", "damaged",

@@ -146,7 +146,7 @@ def test_schemes_are_recipes(folder, text):
     asked = {"group_size": 32, "progress": False}
     four = mlcalib.quantize(folder, text, scheme="W4A16", method="rtn", format="gptq", **asked)
     assert four.recipe["options"] == {
-        "bits": 4, "group_size": 32, "symmetric": True, "range": "minmax"
+        "bits": 4, "group_size": 32, "symmetric": True, "range": "minmax", "numbers": "integer"
     }  # fmt: skip
     assert (four.recipe["method"], four.recipe["format"]) == ("rtn", "gptq")
 

@@ -109,7 +109,8 @@ __global__ void __launch_bounds__(kThreads) fit_by_block(FitGrid fit, NumberSet 
 }
 
 template <class NumberSet>
-__global__ void __launch_bounds__(kThreads) round_scaled_kernel(RoundScaled g, NumberSet numbers) {
+__global__ void __launch_bounds__(kThreads, 8)
+    round_scaled_kernel(RoundScaled g, NumberSet numbers) {
   const int64_t groups = divide_up(g.columns, g.width);
   for_each_group(
       g.rows, g.columns, g.width, [&](int64_t row, int64_t group, int64_t first, int columns) {
@@ -118,13 +119,11 @@ __global__ void __launch_bounds__(kThreads) round_scaled_kernel(RoundScaled g, N
         const Level level = best_level(weight, columns, g.shape, [&](Level each) {
           return diagonal_loss(weight, importance, columns, each, numbers);
         });
-        // Offsets from what the search held anyway: registers are few beside a division.
-        const int64_t corner = weight.weight - g.weight, column = weight.factor - g.factor;
         float sum = 0;
         for (int c = Lanes::lane(); c < columns; c += kLanes) {
-          const float error = scaled_error(weight(c), level, g.inverse[column + c], numbers);
-          g.error[corner + c] = error;
-          sum += error * error * g.square[column + c];
+          const float error = scaled_error(weight(c), level, g.inverse[first + c], numbers);
+          g.error[row * g.columns + first + c] = error;
+          sum += error * error * g.square[first + c];
         }
         sum = Lanes::sum(sum);
         if (Lanes::lane() == 0) g.sum[row * groups + group] = sum;

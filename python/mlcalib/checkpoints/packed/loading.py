@@ -88,9 +88,9 @@ def load_to_run(
     """Load a model as ``load_model`` does, but on packed weights where it has them.
 
     So a quantized checkpoint is evaluated within its own memory. W8A8 ones round activations as
-    transformers does; what cannot be held packed is read by transformers, but for NF4 and FP4, which
-    are dequantized. Packed weights run on the
-    CPU only: elsewhere they are dequantized when they are there, which a warning says.
+    transformers does; what cannot be held packed is read by transformers, but NF4 and FP4 are
+    dequantized. Packed weights run on the CPU only: elsewhere they are dequantized when they are
+    there, which a warning says.
 
     Args:
         source: a folder, a hub name or a GGUF file (whose weights are dequantized).

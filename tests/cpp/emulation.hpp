@@ -13,7 +13,7 @@
 #define __device__
 #define __host__
 #define __shared__ static  // blocks do not overlap
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 
 typedef struct CUstream_st* cudaStream_t;
 

@@ -10,6 +10,8 @@ namespace {
 constexpr int kThreads = 128;
 constexpr int kLanes = 16;  // the 14 ranges of a search in one go
 constexpr int kTeams = kThreads / kLanes;
+// Of an SM; without being told, ptxas takes fewer registers than these leave it, and spills.
+constexpr int kBlocks = 8;
 using Lanes = Team<kLanes>;
 
 struct Plain {
@@ -70,7 +72,8 @@ __device__ void for_each_group(int64_t rows, int64_t columns, int64_t width, con
 }
 
 template <class NumberSet>
-__global__ void __launch_bounds__(kThreads) fit_by_diagonal(FitGrid fit, NumberSet numbers) {
+__global__ void __launch_bounds__(kThreads, kBlocks)
+    fit_by_diagonal(FitGrid fit, NumberSet numbers) {
   const int64_t groups = divide_up(fit.columns, fit.width);
   for_each_group(fit.rows, fit.columns, fit.width,
                  [&](int64_t row, int64_t group, int64_t first, int columns) {
@@ -109,7 +112,7 @@ __global__ void __launch_bounds__(kThreads) fit_by_block(FitGrid fit, NumberSet 
 }
 
 template <class NumberSet>
-__global__ void __launch_bounds__(kThreads, 8)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     round_scaled_kernel(RoundScaled g, NumberSet numbers) {
   const int64_t groups = divide_up(g.columns, g.width);
   for_each_group(

@@ -19,16 +19,16 @@ namespace {
 using reference::random_gram;
 using reference::random_weight;
 
-int asked = 0, allowed = 0;
+int checks = 0, free_checks = 0;
 
 void count_down() {
-  if (++asked > allowed) throw std::runtime_error("enough");
+  if (++checks > free_checks) throw std::runtime_error("enough");
 }
 
-// Runs with a check that throws when it is asked for the (calls + 1)th time.
+// Runs with a check that throws when it is made for the (calls + 1)th time.
 bool is_ended(const std::function<void()>& work, int calls) {
-  asked = 0;
-  allowed = calls;
+  checks = 0;
+  free_checks = calls;
   set_interrupt_check(&count_down);
   bool ended = false;
   try {
@@ -60,11 +60,11 @@ TEST(Interrupt, EndsLongWorkWhereverItIs) {
   };
   for (const auto& [name, work] : works) {
     EXPECT_FALSE(is_ended(work, 1 << 30)) << name;
-    const int pieces = asked;
+    const int pieces = checks;
     EXPECT_GE(pieces, 8) << name;
     for (const int calls : {0, 1, pieces / 2, pieces - 1}) {
       EXPECT_TRUE(is_ended(work, calls)) << name << " after " << calls;
-      EXPECT_EQ(asked, calls + 1) << name;
+      EXPECT_EQ(checks, calls + 1) << name;
     }
     EXPECT_FALSE(is_ended(work, pieces)) << name;
   }

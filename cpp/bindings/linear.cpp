@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <mlcalib/linear.hpp>
+#include <optional>
 
 #include "module.hpp"
 
@@ -7,10 +8,16 @@ namespace mlcalib {
 
 void register_linear(py::module_& m) {
   py::class_<QuantizedLinear>(m, "QuantizedLinear", "What every solver returns.")
-      .def(py::init([](at::Tensor codes, Grid grid) {
-             return QuantizedLinear{.codes = std::move(codes), .grid = std::move(grid), .loss = {}};
+      .def(py::init([](at::Tensor codes, Grid grid, std::optional<double> loss, double damp,
+                       int64_t dead_channels) {
+             return QuantizedLinear{.codes = std::move(codes),
+                                    .grid = std::move(grid),
+                                    .loss = loss,
+                                    .damp = damp,
+                                    .dead_channels = dead_channels};
            }),
-           py::arg("codes"), py::arg("grid"))
+           py::arg("codes"), py::arg("grid"), py::kw_only(), py::arg("loss") = py::none(),
+           py::arg("damp") = 0.0, py::arg("dead_channels") = 0)
       .def_readonly("codes", &QuantizedLinear::codes)
       .def_readonly("grid", &QuantizedLinear::grid)
       .def_readonly("loss", &QuantizedLinear::loss)

@@ -6,6 +6,21 @@
 
 namespace mlcalib {
 
+namespace {
+
+std::map<std::string, std::string> adds_of(const Statistic& statistic) {
+  static const std::map<Statistic::Part::Adds, std::string> names = {
+      {Statistic::Part::Adds::kSum, "sum"},
+      {Statistic::Part::Adds::kLeast, "least"},
+      {Statistic::Part::Adds::kGreatest, "greatest"},
+      {Statistic::Part::Adds::kAlike, "alike"}};
+  std::map<std::string, std::string> found;
+  for (const Statistic::Part& part : statistic.parts()) found[part.name] = names.at(part.adds);
+  return found;
+}
+
+}  // namespace
+
 void register_statistic(py::module_& m) {
   py::class_<Statistic>(
       m, "Statistic",
@@ -33,7 +48,13 @@ void register_statistic(py::module_& m) {
       .def("view", &Statistic::view, NoGil(),
            "As state(), without a copy of tensors that are kept so: good until the statistic "
            "changes; not to be written to.")
-      .def("load", &Statistic::load, py::arg("state"), NoGil(), "Replaces the state.");
+      .def("load", &Statistic::load, py::arg("state"), NoGil(), "Replaces the state.")
+      .def("packed", &Statistic::packed, py::arg("device"), NoGil(),
+           "The tensors as they are kept, with 'tokens', to be added up over processes.")
+      .def("load_packed", &Statistic::load_packed, py::arg("packed"), NoGil(),
+           "Replaces what is kept by tensors as of packed(), without a copy.")
+      .def_property_readonly("adds", &adds_of,
+                             "Part → how two of them become one: sum, least, greatest or alike.");
   m.def(
       "make_statistic",
       [](const std::string& name, int64_t channels) { return make_statistic(name, channels); },

@@ -352,4 +352,40 @@ void Statistic::load(const TensorMap& state) {
   known_finite_ = true;
 }
 
+TensorMap Statistic::packed(at::Device device) {
+  const LeaveInferenceMode leave;
+  {
+    const std::unique_lock lock(mutex_);
+    settle(device);
+  }
+  const std::shared_lock lock = reading();
+  TensorMap result;
+  for (size_t i = 0; i < parts_.size(); ++i) result[parts_[i].name] = kept_[i];
+  result["tokens"] = at::scalar_tensor(tokens_, at::TensorOptions(at::kDouble));
+  return result;
+}
+
+void Statistic::load_packed(const TensorMap& packed) {
+  const LeaveInferenceMode leave;
+  const std::unique_lock lock(mutex_);
+  std::vector<at::Tensor> loaded;
+  for (size_t i = 0; i < parts_.size(); ++i) {
+    const auto found = packed.find(parts_[i].name);
+    TORCH_CHECK_VALUE(begun() && found != packed.end() &&
+                          found->second.sizes() == kept_[i].sizes() &&
+                          found->second.scalar_type() == kept_[i].scalar_type() &&
+                          found->second.device() == kept_[i].device(),
+                      "'", parts_[i].name, "' of ", name_,
+                      " is missing or unlike what packed() gave; expected its tensors.");
+    loaded.push_back(found->second);
+  }
+  const auto tokens = packed.find("tokens");
+  TORCH_CHECK_VALUE(tokens != packed.end() && tokens->second.numel() == 1, "what is kept of ",
+                    name_, " needs 'tokens', one number.");
+  tokens_ = tokens->second.item<double>();
+  kept_ = std::move(loaded);
+  nonfinite_.reset();
+  known_finite_ = true;
+}
+
 }  // namespace mlcalib

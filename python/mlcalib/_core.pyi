@@ -95,7 +95,15 @@ class QuantizedLinear(metaclass=_Extension):
     channels that no calibration token excited (they are rounded).
     """
 
-    def __init__(self, codes: Tensor, grid: Grid) -> None: ...
+    def __init__(
+        self,
+        codes: Tensor,
+        grid: Grid,
+        *,
+        loss: float | None = None,
+        damp: float = 0.0,
+        dead_channels: int = 0,
+    ) -> None: ...
     @property
     def codes(self) -> Tensor: ...
     @property
@@ -278,6 +286,19 @@ class Statistic(metaclass=_Extension):
     def state(self) -> dict[str, Tensor]: ...
     def view(self) -> dict[str, Tensor]: ...
     def load(self, state: Mapping[str, Tensor]) -> None: ...
+    def packed(self, device: torch.device) -> dict[str, Tensor]:
+        """The tensors as they are kept, of a Gram one triangle, and ``tokens``.
+
+        For what adds them up over processes. They share memory with the statistic; those of an
+        empty one are made on ``device``. Raises as ``check_finite`` does.
+        """
+
+    def load_packed(self, packed: Mapping[str, Tensor]) -> None:
+        """Replace what is kept by tensors as of ``packed``, without a copy."""
+
+    @property
+    def adds(self) -> dict[str, Literal["sum", "least", "greatest", "alike"]]:
+        """Part → how those of two statistics become one."""
 
 def make_statistic(name: str, channels: int) -> Statistic: ...
 def update(statistics: Sequence[Statistic], x: Tensor, reference: Tensor | None = None) -> None: ...

@@ -75,6 +75,14 @@ class Statistic {
   /// Replaces the state; the statistic is then where its tensors are. Throws ValueError for
   /// missing, foreign or misshapen tensors, and for tensors on several devices.
   void load(const TensorMap& state);
+  /// The tensors as they are kept, of a symmetric one a triangle in the device's own layout, and
+  /// "tokens": for what adds them up over processes on devices of one type, where they have one
+  /// size. Those of an empty statistic are made on `device`. They share memory with the statistic.
+  /// Throws ValueError as check_finite does, and for tokens on another device.
+  TensorMap packed(at::Device device);
+  /// Replaces what is kept by tensors as of packed(), without a copy. Throws ValueError for others.
+  void load_packed(const TensorMap& packed);
+  const std::vector<Part>& parts() const { return parts_; }
 
  protected:
   Statistic(std::string name, int64_t channels, std::vector<Part> parts);

@@ -70,13 +70,17 @@ void gram_update_cpu(const at::Tensor& sums, const at::Tensor& x) {
   }
 }
 
-// Calls run(tile, row, rows, column, columns) for each tile of the upper triangle.
+// Calls run(tile, row, rows, column, columns) for each tile of the upper triangle. Threads get equal
+// shares of the tiles, not of the columns, of which the last holds twice the mean.
 template <class Run>
 void for_each_tile(int64_t channels, const Run& run) {
-  at::parallel_for(0, tiles_of(channels), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t j = begin; j < end; ++j) {
+  const int64_t tiles = tiles_of(channels);
+  at::parallel_for(0, tiles * (tiles + 1) / 2, 1, [&](int64_t begin, int64_t end) {
+    int64_t start = 0;  // of the column, in the count
+    for (int64_t j = 0; start < end; start += ++j) {
       const int64_t column = j * kGramTile, columns = std::min(kGramTile, channels - column);
-      for (int64_t i = 0; i <= j; ++i) {
+      const int64_t last = std::min(j + 1, end - start);
+      for (int64_t i = std::max<int64_t>(begin - start, 0); i < last; ++i) {
         run(cpu::gram_tile(i, j), i * kGramTile, std::min(kGramTile, channels - i * kGramTile),
             column, columns);
       }
@@ -123,9 +127,9 @@ at::Tensor gram_unpack_cpu(const at::Tensor& sums, int64_t channels) {
 double gram_dot(const at::Tensor& a, const at::Tensor& b, int64_t channels) {
   const float* left = a.const_data_ptr<float>();
   const float* right = b.const_data_ptr<float>();
-  std::vector<double> sums(tiles_of(channels));
+  std::vector<double> sums(cpu::gram_tile(0, tiles_of(channels)) / (kGramTile * kGramTile));
   for_each_tile(channels, [&](int64_t tile, int64_t row, int64_t, int64_t column, int64_t) {
-    double& sum = sums[column / kGramTile];
+    double& sum = sums[tile / (kGramTile * kGramTile)];
     if (row != column) {
       sum += 2 * cpu::kernels().dot(left + tile, right + tile, kGramTile * kGramTile);
       return;

@@ -12,6 +12,7 @@ from mlcalib import _core
 from mlcalib._core import QuantizedLinear
 from mlcalib.calibration_sets import CalibrationSet
 from mlcalib.common.checked import as_type
+from mlcalib.common.ranks import Ranks
 from mlcalib.common.safetensors_read import read_json
 
 
@@ -62,6 +63,11 @@ def layer_record(
     }
 
 
+def resources(ranks: Ranks) -> dict[str, int]:
+    """Return what decides the last bits of sums beside the machine: how they are split."""
+    return {"ranks": ranks.size, "threads": torch.get_num_threads()}
+
+
 def checkpoint_record(
     recipe: Mapping[str, Any],
     calibration: CalibrationSet | None,
@@ -70,6 +76,7 @@ def checkpoint_record(
     expert_tokens: Mapping[str, Mapping[str, int]],
     seconds: Mapping[str, float],
     device: str,
+    made_with: Mapping[str, Mapping[str, int]] | None = None,
 ) -> dict[str, Any]:
     """Return the content of ``mlcalib.json``; JSON types.
 
@@ -81,6 +88,8 @@ def checkpoint_record(
         expert_tokens: expert → language → calibration tokens that were routed to it.
         seconds: phase → time.
         device: what blocks ran on: ``cpu``, or the name of a GPU.
+        made_with: block → ``resources``, where they were not all made by one process with the
+            threads that there are now.
     """
     record = {
         "mlcalib": _core.build_info()["version"],
@@ -91,6 +100,7 @@ def checkpoint_record(
         "isa": _core.isa(),
         "threads": torch.get_num_threads(),
         "device": device,
+        **({"made_with": dict(made_with)} if made_with else {}),
         "recipe": dict(recipe),
         "calibration": None if calibration is None else calibration.describe(),
         "layers": dict(layers),

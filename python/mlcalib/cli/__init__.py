@@ -73,7 +73,10 @@ def main() -> None:
 def _fail(error: Exception) -> None:
     if os.environ.get("MLCALIB_TRACEBACK"):
         raise error
-    console.print(f"[bold red]{type(error).__name__}:[/] {escape(_said(error))}", soft_wrap=True)
+    rank = f"rank {own}: " if (own := os.environ.get("RANK")) else ""  # of torchrun
+    console.print(
+        f"{rank}[bold red]{type(error).__name__}:[/] {escape(_said(error))}", soft_wrap=True
+    )
     sys.exit(1)
 
 

@@ -1,7 +1,7 @@
 """``mlcalib evaluate``."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -26,8 +26,13 @@ from mlcalib.cli.benchmarks import (
     check_needs,
     write_generations,
 )
+from mlcalib.cli.shared import over_ranks
+
+if TYPE_CHECKING:
+    from mlcalib.common.ranks import Ranks
 
 
+@over_ranks
 def evaluate(
     models: Annotated[list[str], typer.Argument(help=f"{MODEL} All are compared with the first.")],
     languages: Languages = "multi10",
@@ -97,6 +102,8 @@ def evaluate(
             "of each checkpoint that mlcalib made.",
         ),
     ] = False,
+    *,
+    ranks: "Ranks",
 ) -> None:
     """Measure what models lose in each language: perplexity, fidelity and benchmark tasks.
 
@@ -104,7 +111,6 @@ def evaluate(
     --out rows.jsonl
     """
     import mlcalib
-    from mlcalib.common.files import check_file, check_folder
     from mlcalib.evaluation import definition, evaluation_dtype, evaluation_seq_len
     from mlcalib.evaluation.batching import plan_evaluation
     from mlcalib.evaluation.fidelity import DEFINITION
@@ -124,10 +130,8 @@ def evaluate(
         for model in models:
             typer.echo(plan_evaluation(model, computed, place, length))
         return
-    if out is not None:
-        check_file(out)
-    for kept in filter(None, (cache, generations)):
-        check_folder(kept)
+    if ranks.writes:
+        _check_places(out, [cache, generations])
     separator = unescape(separator)
     needing = [name for name, on in (("--fidelity", fidelity), ("--card", card)) if on]
     perplexity = check_needs(tasks, needing=needing)
@@ -148,7 +152,10 @@ def evaluate(
         sentencepiece=sentencepiece,
         cache=cache,
         device=device,
+        ranks=ranks,
     )
+    if not ranks.writes:
+        return
     if generations is not None:
         write_generations(rows, generations)
     if out is not None:
@@ -200,3 +207,12 @@ def _carded(models: list[str]) -> list[str]:
     for folder in folders:
         check_card(folder)
     return folders
+
+
+def _check_places(out: Path | None, folders: list[Path | None]) -> None:
+    from mlcalib.common.files import check_file, check_folder
+
+    if out is not None:
+        check_file(out)
+    for folder in filter(None, folders):
+        check_folder(folder)

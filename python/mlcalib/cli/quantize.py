@@ -1,7 +1,7 @@
 """``mlcalib quantize``."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,8 +19,13 @@ from mlcalib.cli.arguments import (
     say_device,
     unescape,
 )
+from mlcalib.cli.shared import over_ranks
+
+if TYPE_CHECKING:
+    from mlcalib.common.ranks import Ranks
 
 
+@over_ranks
 def quantize(
     model: Annotated[str, typer.Argument(help=MODEL)],
     out: Annotated[Path, typer.Option(help="The folder to write. It must not exist yet.")],
@@ -145,11 +150,21 @@ def quantize(
             "times."
         ),
     ] = None,
+    other_threads: Annotated[
+        bool,
+        typer.Option(
+            "--other-threads",
+            help="Let an interrupted run continue with another number of threads. Blocks that are "
+            "finished stay; the last bits of others may differ, and the record says so.",
+        ),
+    ] = False,
+    *,
+    ranks: "Ranks",
 ) -> None:
     """Quantize a model and write a checkpoint that other programs can load.
 
     The model is read one block at a time. If the command is interrupted, the same command continues
-    where it stopped.
+    where it stopped. Started by torchrun, its processes share the work.
 
     Example: mlcalib quantize MODEL --out OUT --group-size 64 --languages multi10
     --corpus files:TEXT --tokens 40960
@@ -162,7 +177,7 @@ def quantize(
     from mlcalib.quantization.scheme import choose
     from mlcalib.quantizers import quantizers
 
-    if not (plan or parts_folder(out).is_dir()):  # an unfinished run may be there
+    if ranks.writes and not (plan or parts_folder(out).is_dir()):  # an unfinished run may be there
         check_output(out)
     say_device(device)
     width, overrides = parse_bits(bits or [])
@@ -210,10 +225,14 @@ def quantize(
         **options,
     }
     if plan:
-        typer.echo(plan_checkpoint(model, text, **asked).table())
+        typer.echo(plan_checkpoint(model, text, ranks=ranks, **asked).table())
         return
-    record = mlcalib.quantize_checkpoint(model, out, text, **asked)
+    record = mlcalib.quantize_checkpoint(
+        model, out, text, ranks=ranks, other_threads=other_threads, progress=ranks.writes, **asked
+    )
     typer.echo(summary(record))
+    if not ranks.alone:
+        typer.echo(f"{ranks.size} ranks; rank 0 sent and received {ranks.traffic / 1e6:,.1f} MB")
     typer.echo(f"written to {out}")
 
 

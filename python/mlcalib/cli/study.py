@@ -1,13 +1,18 @@
 """``mlcalib study``."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mlcalib.cli.arguments import CORPUS, DEVICE, DTYPE, Memory
+from mlcalib.cli.shared import over_ranks
+
+if TYPE_CHECKING:
+    from mlcalib.common.ranks import Ranks
 
 
+@over_ranks
 def study(
     spec: Annotated[
         str,
@@ -47,6 +52,8 @@ def study(
             help="Where the activations of the text are kept between two blocks: memory or disk."
         ),
     ] = None,
+    *,
+    ranks: "Ranks",
 ) -> None:
     """Quantize and evaluate models in every combination of calibration settings and quantizers.
 
@@ -65,4 +72,12 @@ def study(
         "hidden_states": hidden_states,
     }
     changes = {key: value for key, value in given.items() if value is not None}
-    run(spec, out, plan_only=plan, echo=typer.echo, **changes)
+    run(
+        spec,
+        out,
+        plan_only=plan,
+        progress=ranks.writes,
+        echo=typer.echo,
+        ranks=ranks,
+        **changes,
+    )

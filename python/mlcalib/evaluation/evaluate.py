@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +12,11 @@ from mlcalib.calibration_sets import (
     tokenizer_fingerprint,
 )
 from mlcalib.common.progress import progress_bar
-from mlcalib.evaluation.cache import Cache
+from mlcalib.common.ranks import Ranks
 from mlcalib.evaluation.fidelity import fidelity_rows
 from mlcalib.evaluation.perplexity import DEFAULT_TOKENS, items_of, rows_of
 from mlcalib.evaluation.scorer import Scorer
+from mlcalib.evaluation.sharing import measure_together, shared_cache
 from mlcalib.evaluation.subject import (
     Model,
     Subject,
@@ -27,8 +29,9 @@ from mlcalib.evaluation.tasks.kept import run_subject
 from mlcalib.evaluation.text import eval_text
 from mlcalib.languages import LanguageSet, language_set
 from mlcalib.models.context import DEFAULT_SEQ_LEN
-from mlcalib.models.device import choose_device
-from mlcalib.results.rows import Results, joined
+from mlcalib.models.device import choose_device, own_device
+from mlcalib.models.identity import file_sizes
+from mlcalib.results.rows import Results, joined, versions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -72,6 +75,7 @@ def evaluate(  # noqa: PLR0913 - options of one thing
     cache: str | Path | None = None,
     device: str = "auto",
     progress: bool = True,
+    ranks: Ranks | None = None,
 ) -> Evaluation:
     """Measure perplexity, fidelity to a float model, and benchmark tasks per language.
 
@@ -109,6 +113,9 @@ def evaluate(  # noqa: PLR0913 - options of one thing
             GPU, where there is one and mlcalib was built for it). On a GPU as many windows run at
             once as fit into its memory; see docs/evaluation.md.
         progress: whether to show progress bars.
+        ranks: the processes that do this together, from ``joined_ranks``; each calls this with the
+            same arguments, and all get the same results. They share ``cache``, which on several
+            machines must be a folder that all of them see.
 
     Returns:
         Rows for the metrics ``perplexity``, ``bits_per_byte`` and ``token_loss`` (nats), whose
@@ -138,7 +145,8 @@ def evaluate(  # noqa: PLR0913 - options of one thing
     codes = list(languages.weights)
     options: dict[str, Any] = {"data": data, "limit": limit, "sentencepiece": sentencepiece}
     check_data(benchmarks, codes, data)
-    place = choose_device(device)
+    ranks = Ranks() if ranks is None else ranks
+    place = choose_device(own_device(device, ranks))
     computed = evaluation_dtype(models, dtype, place)
     subjects = [
         Subject(each, computed, tokenizer, name, place)
@@ -149,36 +157,64 @@ def evaluate(  # noqa: PLR0913 - options of one thing
     context = evaluation_seq_len(models, seq_len) if perplexity else DEFAULT_SEQ_LEN
     if perplexity and seq_len is None and context < DEFAULT_SEQ_LEN:
         _log.warning("windows have %d tokens, the context of the models", context)
-    kept = None if cache is None else Cache(cache)
-    scorer = Scorer(
-        tokens=DEFAULT_TOKENS if tokens is None else tokens,
-        seq_len=context,
-        fidelity=fidelity,
-        allow_short=tokens is None,
-        cache=kept,
-    )
+    _check_same(subjects, ranks, dtype=computed, device=place.type, tasks=wanted)
     texts: dict[str, dict[str, Stream]] = {}  # a tokenizer's fingerprint → language → text
-    results = Results()
-    found: list[TaskResults] = []
-    count = len(models) * len(codes)
-    with progress_bar(total=count, desc="evaluating", disable=not (progress and perplexity)) as bar:
-        for subject in subjects:
-            if perplexity:
-                key = tokenizer_fingerprint(subject.tokenizer)
-                if key not in texts:
-                    texts[key] = _texts(
-                        subject.tokenizer, languages, corpus, separator, tokens, window_bos
+
+    def texts_of(subject: Subject) -> Mapping[str, Stream]:
+        if not perplexity:
+            return {}
+        key = tokenizer_fingerprint(subject.tokenizer)
+        if key not in texts:
+            texts[key] = _texts(subject.tokenizer, languages, corpus, separator, tokens, window_bos)
+        return texts[key]
+
+    with shared_cache(cache, ranks) as kept:
+        scoring = partial(
+            Scorer,
+            tokens=DEFAULT_TOKENS if tokens is None else tokens,
+            seq_len=context,
+            fidelity=fidelity,
+            allow_short=tokens is None,
+            cache=kept,
+        )
+        if not ranks.alone and kept is not None:
+            measure_together(
+                subjects, texts_of, scoring(), kept, benchmarks, codes, ranks, **options
+            )
+        results, found = Results(), list[TaskResults]()
+        scorer, count = scoring(), len(models) * len(codes)
+        told = progress and ranks.writes
+        with progress_bar(total=count, desc="evaluating", disable=not (told and perplexity)) as bar:
+            for subject in subjects:
+                if own := texts_of(subject):
+                    bar.set_postfix_str(subject.method)
+                    windows = describe_windows(subject.tokenizer, window_bos)
+                    scored = _scored(subject, scorer, own, fidelity, windows, bar)
+                    results = joined([results, scored])
+                if benchmarks:
+                    found.append(
+                        run_subject(subject, kept, benchmarks, codes, progress=told, **options)
                     )
-                bar.set_postfix_str(subject.method)
-                windows = describe_windows(subject.tokenizer, window_bos)
-                scored = _scored(subject, scorer, texts[key], fidelity, windows, bar)
-                results = joined([results, scored])
-            if benchmarks:
-                found.append(
-                    run_subject(subject, kept, benchmarks, codes, progress=progress, **options)
-                )
-            scorer.release(subject)
+                scorer.release(subject)
+        ranks.wait()  # nobody needs the cache any more
     return Evaluation(results, found)
+
+
+def _check_same(subjects: Sequence[Subject], ranks: Ranks, **options: Any) -> None:
+    """Make sure that all ranks evaluate the same; collective.
+
+    Raises:
+        ValueError: they do not, or a model is in memory, of which each has its own.
+    """
+    if ranks.alone:
+        return
+    for each in subjects:
+        if not isinstance(each.given, str | Path):
+            raise ValueError(
+                f"{each.name} is a model in memory; over ranks give the folder of each model."
+            )
+    files = {each.name: file_sizes(str(each.given)) for each in subjects}
+    ranks.check_same({"the versions": versions(), **options, **files})
 
 
 def _named(
@@ -226,7 +262,7 @@ def _texts(
 def _scored(
     subject: Subject,
     scorer: Scorer,
-    texts: dict[str, Stream],
+    texts: Mapping[str, Stream],
     fidelity: bool,
     windows: str,
     bar: "Bar",

@@ -57,6 +57,7 @@ class Scorer:
 
     Attributes:
         first: language → the scores of the first model.
+        fidelity: see above.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class Scorer:
     ) -> None:
         self.first: dict[str, Scores] = {}
         self._tokens, self._seq_len = tokens, seq_len
-        self._fidelity = fidelity
+        self.fidelity = fidelity
         self._allow_short = allow_short
         self._cache = cache
         self._batches = Batches()
@@ -86,16 +87,16 @@ class Scorer:
             ValueError: see ``score``; or, with ``fidelity``, the model has other tokens than the
                 first. The message names language and model.
         """
-        if self._fidelity and self._reference is None:
+        if self.fidelity and self._reference is None:
             self._reference = subject
-        compared = self._fidelity and subject is not self._reference
+        compared = self.fidelity and subject is not self._reference
         if compared:
             self._prepare(subject, texts)
         for code, text in texts.items():
             with named(f"language '{code}', model {subject.name}"):
                 if compared:
                     found = self._compared(subject, code, text)
-                elif self._fidelity:
+                elif self.fidelity:
                     found = self.first[code] = self._recorded(subject, code, text)
                 else:
                     found = self._plain(subject, code, text)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mlcalib import _core
+from mlcalib.common.ranks import Ranks
 
 CPU = torch.device("cpu")
 
@@ -57,6 +58,28 @@ def choose_device(asked: str) -> torch.device:
     if number >= count:
         raise ValueError(f"device is '{asked}', but there are {count} GPUs, counted from 0.")
     return torch.device(kind, number)
+
+
+def own_device(asked: str, ranks: Ranks) -> str:
+    """Return which device a rank runs on: where GPUs are meant, each on a machine its own.
+
+    Args:
+        asked: see ``choose_device``.
+        ranks: the processes of the run.
+
+    Raises:
+        ValueError: see ``choose_device``; or one GPU for several ranks.
+    """
+    chosen = choose_device(asked)
+    if chosen.type == "cpu" or ranks.local_size == 1:
+        return asked
+    if ":" in asked:
+        raise ValueError(
+            f"device is '{asked}', one GPU for {ranks.local_size} ranks; give '{chosen.type}' or "
+            "'auto', and each has its own."
+        )
+    choose_device(own := f"{chosen.type}:{ranks.local}")
+    return own
 
 
 def device_name(device: torch.device) -> str:

@@ -42,6 +42,13 @@ def identity(model: str) -> str:
     return f"{model} {digest.hexdigest()}"
 
 
+def file_sizes(model: str) -> dict[str, int]:
+    """Return name → bytes of a model's files; nothing of a hub name that is no folder."""
+    path = Path(model)
+    files = [path] if path.is_file() else list(path.glob("*"))
+    return {file.name: file.stat().st_size for file in sorted(files) if file.is_file()}
+
+
 def content(
     model: "str | PreTrainedModel", sha256: Callable[[Path], str] = file_sha256
 ) -> dict[str, Any]:

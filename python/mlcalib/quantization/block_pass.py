@@ -11,6 +11,7 @@ from torch import nn
 
 from mlcalib.calibration_sets import CalibrationSet
 from mlcalib.common.progress import progress_bar
+from mlcalib.common.ranks import Ranks
 from mlcalib.common.stopwatch import Stopwatch
 from mlcalib.models import Adapter
 from mlcalib.models.device import short_of_memory
@@ -30,9 +31,10 @@ from mlcalib.quantization.places import Places, gather_places
 from mlcalib.quantization.probe import Probe
 from mlcalib.quantization.propagation import Flow, Prefix
 from mlcalib.quantization.read_ahead import Blocks
-from mlcalib.quantization.solve import References, check_block, check_finite, check_shared
+from mlcalib.quantization.solve import References
 from mlcalib.quantization.source import Source, copied
 from mlcalib.quantization.text_check import check_text
+from mlcalib.quantization.weight_check import check_block, check_finite, check_shared
 from mlcalib.statistics import compares
 
 _log = logging.getLogger(__name__)
@@ -54,6 +56,7 @@ def run_pass(  # noqa: PLR0913 - what a pass is made of
     description: str | None,
     device: str = "cpu",
     memory: float | None = None,
+    ranks: Ranks | None = None,
 ) -> None:
     """Let every job do its work on every block; a block is kept before the next is begun.
 
@@ -74,6 +77,9 @@ def run_pass(  # noqa: PLR0913 - what a pass is made of
             ``Source.places``.
         memory: GB that the pass may take there; None for nine tenths of what is free. Where that
             is too little, warnings say what is done without; results are the same.
+        ranks: the processes of the run: each takes its share of the text through the blocks, and
+            solves its share of their linears. All of this is then collective, and jobs, measure and
+            what they keep agree on what is done.
 
     Raises:
         ValueError: NaN or Inf in weights or activations, or a weight that two linears share; names
@@ -83,6 +89,7 @@ def run_pass(  # noqa: PLR0913 - what a pass is made of
         torch.OutOfMemoryError: names the block, what was held, and what takes less.
     """
     adapter, prefixes = source.adapter, list(prefixes)
+    ranks = Ranks() if ranks is None else ranks
     check_shared(source.model, adapter)
     names = [name for name, _ in adapter.named_blocks(source.model)]
     waiting = {name: [job for job in jobs if not job.has(name)] for name in names}
@@ -102,7 +109,15 @@ def run_pass(  # noqa: PLR0913 - what a pass is made of
         other = OtherText(len(measure.text.ids), tokens_of(measure.text), tuple(measure.kinds))
         kinds = tuple(dict.fromkeys([*kinds, *measure.kinds]))
     plan = plan_pass(
-        source, jobs, text, places, prefixes, other=other, on_disk=on_disk, memory=memory
+        source,
+        jobs,
+        text,
+        places,
+        prefixes,
+        other=other,
+        on_disk=on_disk,
+        memory=memory,
+        ranks=ranks,
     )
     for step in plan.steps:
         _log.warning("%s", step)
@@ -121,7 +136,7 @@ def run_pass(  # noqa: PLR0913 - what a pass is made of
             )
         several = len(set(places.values())) > 1
         hidden = hidden or (PinnedHiddenStates(wait=several) if plan.on_host else HiddenStates())
-        if hidden.position > first:
+        if max(positions := ranks.gathered(hidden.position)) > first or len(set(positions)) > 1:
             hidden.restart()
         with source.embedding():
             flow = Flow(
@@ -133,6 +148,7 @@ def run_pass(  # noqa: PLR0913 - what a pass is made of
                 hidden=hidden,
                 comparing=any(compares(job.kinds) for job in jobs),
                 devices=places,
+                ranks=ranks,
             )
         gatherer = Gatherer(flow, jobs, kinds, plan.groups, propagate == "float", stopwatch)
     # Text that is behind moves through blocks that are done.

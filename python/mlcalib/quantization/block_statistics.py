@@ -8,8 +8,11 @@ import torch
 from torch import Tensor
 
 from mlcalib.common.errors import named
+from mlcalib.common.ranks import Ranks
 from mlcalib.statistics import StatisticSet
 from mlcalib.statistics.joined import JoinedUpdates, tokens_at_once
+from mlcalib.statistics.pairwise import Node, PairwiseSum
+from mlcalib.statistics.summed import sum_over_ranks
 
 if TYPE_CHECKING:
     from mlcalib.quantization.propagation import BlockStatistics, Observe, Prefix
@@ -18,7 +21,8 @@ if TYPE_CHECKING:
 class Gathering:
     """Keeps the statistics of every input of a block and every prefix of the text.
 
-    Languages come one after another, and each of them sequence by sequence.
+    Languages come one after another, and each of them sequence by sequence. Sums are made as
+    ``PairwiseSum`` makes them, so that they are the same bits over any number of ranks.
 
     Attributes:
         seconds: spent on statistics; on a GPU, on asking for them.
@@ -31,6 +35,8 @@ class Gathering:
         place: Callable[[str, str], str],
         device: torch.device,
         observe: "Observe | None",
+        ranks: Ranks,
+        of_leaf: int,
     ) -> None:
         """Begin a block.
 
@@ -40,33 +46,50 @@ class Gathering:
             place: what errors call an input and a language.
             device: where activations are.
             observe: sees what the statistics of whole texts see.
+            ranks: the processes of the run; each gathers its share of every text.
+            of_leaf: sequences of a leaf, see ``PairwiseSum``.
         """
-        self._channels, self._kinds, self._place = channels, tuple(kinds), place
-        self._at_once, self._observe = tokens_at_once(device), observe
+        kinds = tuple(kinds)
+        self._empty = {name: StatisticSet(kinds, size) for name, size in channels.items()}
+        self._place, self._device, self._observe = place, device, observe
+        self._ranks, self._of_leaf = ranks, of_leaf
+        self._at_once = tokens_at_once(device)
         self._found: BlockStatistics = {name: {} for name in channels}
         self._language = ""
-        self._running: dict[str, JoinedUpdates] = {}
-        self._ending: Sequence[tuple[int, Prefix]] = ()
+        self._sums: dict[str, PairwiseSum] = {}  # of the leaves that are full
+        self._leaf = -1
+        self._running: dict[str, JoinedUpdates] = {}  # of this leaf
         self._length: int | None = None
         self._whole: Prefix | None = None
+        self._ending: Sequence[tuple[int, Prefix]] = ()
         self._ends: dict[tuple[str, Prefix], JoinedUpdates] = {}  # input, prefix that ends
+        self._ended: dict[tuple[str, Prefix], PairwiseSum] = {}
         self.seconds = 0.0
 
     def begin_text(self, language: str, whole: "Prefix") -> None:
         """Go on to the text of a language, all of which is the prefix ``whole``."""
         self._language, self._whole = language, whole
-        self._running = {
-            name: JoinedUpdates(StatisticSet(self._kinds, size), self._at_once)
-            for name, size in self._channels.items()
-        }
+        self._sums = {name: PairwiseSum() for name in self._empty}
+        self._leaf, self._running = -1, {}
 
-    def begin_sequence(self, ending: "Sequence[tuple[int, Prefix]]", length: int | None) -> None:
+    def begin_sequence(
+        self, index: int, ending: "Sequence[tuple[int, Prefix]]", length: int | None
+    ) -> None:
         """Go on to a sequence.
 
         Args:
+            index: of the sequence in its text.
             ending: how many of its tokens the prefixes hold that end in it.
             length: how many of its tokens are text, from the first on; None for all.
         """
+        start = time.perf_counter()
+        if index // self._of_leaf != self._leaf:
+            self._end_leaf()
+            self._leaf = index // self._of_leaf
+            self._running = {
+                name: JoinedUpdates(each.empty_like(), self._at_once)
+                for name, each in self._empty.items()
+            }
         self._ending, self._length = ending, length
         for name, each in self._running.items():
             for _, prefix in ending:
@@ -74,6 +97,7 @@ class Gathering:
                 self._ends[name, prefix] = each if prefix == self._whole else each.copy()
         if any(prefix == self._whole for _, prefix in ending):
             self._running = {}
+        self.seconds += time.perf_counter() - start
 
     def see(self, name: str, x: Tensor, positions: Tensor | None, reference: Tensor | None) -> None:
         """Add x [tokens, channels] of an input; see ``watching``."""
@@ -101,9 +125,38 @@ class Gathering:
         start = time.perf_counter()
         for (name, prefix), each in self._ends.items():
             with named(self._place(name, self._language)):
-                self._found[name][prefix] = each.finish()
+                sums = self._so_far(name, prefix)
+                sums.push(Node(0, self._leaf, each.finish()))
+                self._end(name, prefix, sums)
         self._ends = {}
         self.seconds += time.perf_counter() - start
+
+    def pass_sequence(self, ending: "Sequence[tuple[int, Prefix]]") -> None:
+        """Pass a sequence of another rank: here the prefixes that end in it have all they get."""
+        start = time.perf_counter()
+        self._end_leaf()
+        for _, prefix in ending:
+            for name in self._empty:
+                self._end(name, prefix, self._so_far(name, prefix))
+        self.seconds += time.perf_counter() - start
+
+    def end_text(self) -> None:
+        """Finish the text of a language."""
+        self._end_leaf()
+        self._sums = {}
+
+    def together(self) -> None:
+        """Add up what all ranks have, language by language; collective.
+
+        Only when all texts have run: a rank may have no share of some of them.
+        """
+        for language in dict.fromkeys(prefix.language for _, prefix in self._ended):
+            keys = [key for key in self._ended if key[1].language == language]
+            found = {key: self._ended.pop(key) for key in keys}
+            like = {key: self._empty[key[0]] for key in keys}
+            sums = sum_over_ranks(found, like, self._ranks, self._device)
+            for (name, prefix), statistics in sums.items():
+                self._found[name][prefix] = statistics
 
     def finished(self) -> "BlockStatistics":
         """Return the statistics.
@@ -118,3 +171,19 @@ class Gathering:
                 with named(self._place(name, prefix.language)):
                     statistics.check_finite()
         return self._found
+
+    def _end_leaf(self) -> None:
+        for name, each in self._running.items():
+            with named(self._place(name, self._language)):
+                self._sums[name].push(Node(0, self._leaf, each.finish()))
+        self._leaf, self._running = -1, {}
+
+    def _so_far(self, name: str, prefix: "Prefix") -> PairwiseSum:
+        """Return the sum of the leaves before this one, which a prefix can change."""
+        return self._sums[name] if prefix == self._whole else self._sums[name].copy()
+
+    def _end(self, name: str, prefix: "Prefix", sums: PairwiseSum) -> None:
+        if self._ranks.alone:
+            self._found[name][prefix] = sums.total()  # before more of the text takes memory
+        else:
+            self._ended[name, prefix] = sums

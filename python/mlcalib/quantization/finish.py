@@ -10,9 +10,10 @@ from mlcalib._core import GridSpec
 from mlcalib.calibration_sets import CalibrationSet
 from mlcalib.checkpoints import quantization_section, write_checkpoint, write_file_checkpoint
 from mlcalib.checkpoints.card import model_card
-from mlcalib.checkpoints.record import checkpoint_record
+from mlcalib.checkpoints.record import checkpoint_record, resources
 from mlcalib.checkpoints.source_files import with_source_card
 from mlcalib.common import compat
+from mlcalib.common.ranks import Ranks
 from mlcalib.common.safetensors_write import Piece
 from mlcalib.models.device import device_name
 from mlcalib.quantization.sink import Content, Sink
@@ -51,8 +52,18 @@ def finish_record(
 ) -> dict[str, Any]:
     """Return what ``mlcalib.json`` records of a checkpoint whose blocks a device has finished."""
     layers, scales, expert_tokens = merged(source, sink, "layers", "scales", "expert_tokens")
+    blocks = [name for name, _ in source.adapter.named_blocks(source.model)]
+    made_with = {name: sink.record(name).get("made_with", resources(Ranks())) for name in blocks}
+    usual = all(each == resources(Ranks()) for each in made_with.values())
     return checkpoint_record(
-        description, calibration, layers, scales, expert_tokens, seconds, device_name(device)
+        description,
+        calibration,
+        layers,
+        scales,
+        expert_tokens,
+        seconds,
+        device_name(device),
+        None if usual else made_with,
     )
 
 

@@ -17,13 +17,17 @@ from mlcalib.models.device import device_name
 from mlcalib.quantization.recipe import Recipe
 
 
-def claim(folder: Path, what: str, inputs: Mapping[str, Any]) -> bool:
+def claim(
+    folder: Path, what: str, inputs: Mapping[str, Any], *, other_threads: bool = False
+) -> bool:
     """Write down what a run is made from, or check that it is what an earlier run began with.
 
     Args:
         folder: where the run keeps what is done.
         what: the run, for messages.
         inputs: all that changes its result; JSON types.
+        other_threads: whether it may go on with another number of threads. Blocks that are finished
+            stay as they are.
 
     Returns:
         Whether there was an earlier run.
@@ -37,7 +41,16 @@ def claim(folder: Path, what: str, inputs: Mapping[str, Any]) -> bool:
         with atomic_file(path) as file:
             json.dump(wanted, file, indent=2, ensure_ascii=False)
         return False
-    changed = list(_differences(read_json(path), wanted, ""))
+    begun = read_json(path)
+    changed = list(_differences(begun, wanted, ""))
+    if changed and _without_threads(begun) == _without_threads(wanted):
+        if other_threads:
+            return True
+        raise ValueError(
+            f"{what} was begun in {folder} with other threads: {changed[0]}. Go on with as "
+            "many, or give --other-threads: blocks that are finished stay, the last bits of others "
+            "may differ from those of a run that was not interrupted, and the record says so."
+        )
     if changed:
         raise ValueError(
             f"{what} was begun in {folder} from other inputs: {'; '.join(changed[:5])}"
@@ -55,6 +68,10 @@ def _differences(old: Any, new: Any, where: str) -> list[str]:
             for line in _differences(old.get(key), new.get(key), f"{where}.{key}".strip("."))
         ]
     return [] if old == new else [f"{printable(where)} was {_short(old)} and is {_short(new)}"]
+
+
+def _without_threads(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in inputs.items() if name != "threads"}
 
 
 def _short(value: Any) -> str:

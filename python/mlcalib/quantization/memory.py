@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 
 from mlcalib.calibration_sets import CalibrationSet
+from mlcalib.common.ranks import Ranks
 from mlcalib.models.device import CPU, free_memory
 from mlcalib.notebook import html
 from mlcalib.quantization.memory_needs import (
@@ -42,6 +43,7 @@ class MemoryPlan:
             runs through each block once more for what is solved, because losses need the
             statistics again.
         steps: what was fallen back to, in whole sentences.
+        ranks: processes that do the run together; all else is of each of them.
     """
 
     device: torch.device
@@ -52,6 +54,17 @@ class MemoryPlan:
     fisher_by_text: bool
     groups: list[list[str]]
     steps: list[str] = field(default_factory=list)
+    ranks: int = 1
+
+    @property
+    def traffic(self) -> int:
+        """Bytes that each rank sends, and receives, in its largest block.
+
+        Nodes go to who puts them together, and sums come back, all but a rank's own; codes once.
+        """
+        sums = sum(self.needs.statistics.values())
+        again = 2 if len(self.groups) > 1 and self.needs.solve else 1
+        return (2 * sums * again + self.needs.codes) * (self.ranks - 1) // self.ranks
 
     @property
     def total(self) -> int:
@@ -75,6 +88,8 @@ class MemoryPlan:
         of_one = f"(of one text: {self._inputs()})"
         for code, size in self.needs.statistics.items():
             lines.append(f"  {size / 1e9:8.3f}  statistics of {code} {of_one}")
+        if self.ranks > 1:
+            lines.append(f"  {self.traffic / 1e9:8.3f}  sent by each rank in a block, and received")
         lines += [f"  {step}" for step in self.steps]
         return "\n".join(lines)
 
@@ -95,9 +110,10 @@ class MemoryPlan:
         )
 
     def _headline(self) -> str:
+        each = f", for each of {self.ranks} ranks" if self.ranks > 1 else ""
         return (
-            f"memory on {self.device}: about {_gb(self.total)} of {_gb(self.budget)} that may be "
-            "taken"
+            f"memory on {self.device}{each}: about {_gb(self.total)} of {_gb(self.budget)} that "
+            "may be taken"
         )
 
     def _inputs(self) -> str:
@@ -114,6 +130,7 @@ class MemoryPlan:
             "activations of a sequence (estimate)": needs.forward,
             "solving: new weights, codes, mixture, factor": needs.solve,
             f"hidden states of all text{host}": needs.hidden,
+            "sums of parts of the text that runs": needs.sums,
             "other text that is measured": needs.other,
             "statistics of the loss": needs.fisher + self._texts,
             "other variants, until losses are measured": self._further,
@@ -134,6 +151,7 @@ def plan_memory(  # noqa: PLR0913 - what decides it
     other: OtherText | None = None,
     on_disk: bool = False,
     budget: int | None = None,
+    ranks: Ranks | None = None,
 ) -> MemoryPlan:
     """Find out what a pass takes, and what it must do without; nothing runs.
 
@@ -153,12 +171,28 @@ def plan_memory(  # noqa: PLR0913 - what decides it
         other: text that is measured beside.
         on_disk: whether hidden states lie on disk.
         budget: bytes that may be taken; None for nine tenths of what is free.
+        ranks: processes that do the run together, on the CPU of a machine in the same memory. This
+            is collective, and they all plan for the one that has least.
     """
+    ranks = Ranks() if ranks is None else ranks
     places = dict.fromkeys(devices)
     free = {place: free_memory(place)[0] for place in places}
     device = min(free, key=lambda place: free[place], default=CPU)
-    allowed = int(_KEPT_FREE * free.get(device, 0)) if budget is None else budget
-    needs = needs_of(source, device, text, prefixes, kinds, solving, fisher, other, on_disk=on_disk)
+    shared = ranks.local_size if device.type == "cpu" else 1
+    found = int(_KEPT_FREE * free.get(device, 0)) // shared if budget is None else budget
+    allowed = min(ranks.gathered(found))
+    needs = needs_of(
+        source,
+        device,
+        text,
+        prefixes,
+        kinds,
+        solving,
+        fisher,
+        other,
+        on_disk=on_disk,
+        ranks=ranks.size,
+    )
     elsewhere = device.type != "cpu"
     steps: list[str] = []
     on_host, ahead = False, elsewhere
@@ -191,7 +225,7 @@ def plan_memory(  # noqa: PLR0913 - what decides it
             f"Statistics of at most {most} of {len(needs.statistics)} languages are held at a "
             f"time, in {len(groups)} turns{again}."
         )
-    plan = MemoryPlan(device, needs, allowed, on_host, ahead, texts, groups, steps)
+    plan = MemoryPlan(device, needs, allowed, on_host, ahead, texts, groups, steps, ranks.size)
     if plan.total > allowed:
         steps.append(
             f"Even so the pass needs about {_gb(plan.total)}, and may take {_gb(allowed)}: memory "
@@ -220,4 +254,5 @@ def _groups(sizes: Mapping[str, int], left: int) -> list[list[str]]:
 def _total(needs: Needs, ahead: bool, on_host: bool) -> int:
     """Return the bytes of all but the statistics of the languages."""
     fixed = needs.model + needs.block + needs.forward + needs.solve + needs.other + needs.fisher
+    fixed += needs.sums
     return fixed + (needs.block if ahead else 0) + (0 if on_host else needs.hidden)

@@ -7,8 +7,10 @@ import torch
 from torch import nn
 
 from mlcalib.calibration_sets import CalibrationSet
+from mlcalib.quantization.dealing import dealt
 from mlcalib.quantization.source import Source
 from mlcalib.statistics import compares, statistic_bytes
+from mlcalib.statistics.pairwise import leaf_sequences, nodes_of
 
 _FLOAT = 4
 
@@ -32,6 +34,8 @@ class Needs:
         fisher_texts: those of each text by itself.
         statistics: language → statistics of the inputs of its text.
         inputs: input → its share in the statistics of one text.
+        sums: of parts of the text that is running, before they are added to each other.
+        codes: codes of a block, as ranks send them.
     """
 
     model: int
@@ -45,6 +49,8 @@ class Needs:
     fisher_texts: int
     statistics: Mapping[str, int]
     inputs: Mapping[str, int]
+    sums: int = 0
+    codes: int = 0
 
 
 @dataclass(frozen=True)
@@ -80,7 +86,7 @@ class BackwardText:
 NOTHING_BACKWARD = BackwardText()
 
 
-def needs_of(
+def needs_of(  # noqa: PLR0913 - what decides it
     source: Source,
     device: torch.device,
     text: CalibrationSet | None,
@@ -91,6 +97,7 @@ def needs_of(
     other: OtherText | None,
     *,
     on_disk: bool,
+    ranks: int,
 ) -> Needs:
     """Work out what a pass takes; nothing runs. For arguments see ``plan_memory``."""
     adapter, size = source.adapter, source.dtype.itemsize
@@ -126,7 +133,7 @@ def needs_of(
             for found in inputs.values()
             for kind in other.kinds
         )
-        beside = other.languages * each + other.tokens * token
+        beside = other.languages * each + other.tokens * token // ranks
     felt = sum(
         statistic_bytes("saliency_gram", weights[0].shape[1], device)
         + sum(statistic_bytes("output_gram", weight.shape[0], device) for weight in weights)
@@ -136,18 +143,21 @@ def needs_of(
     kept = 2 * max(fisher.tokens, default=0) * width * size * blocks if device.type == "cpu" else 0
     wide = sum(weight.shape[0] for found in inputs.values() for weight in found)
     there = next(block.parameters()).device
+    models = 2 if compares(kinds) else 1
     return Needs(
         model=source.resident if device.type == "cpu" and there.type == "meta" else 0,
         block=0 if there == device else weights * size,
         forward=0 if text is None else 2 * text.seq_len * (wide + 4 * width) * size,
         solve=solve,
         turns=max(solving - 1, 0) * max(mixed, solved + weights * size),
-        hidden=0 if text is None else tokens_of(text) * token * (2 if compares(kinds) else 1),
+        hidden=0 if text is None else _tokens_of_rank(text, ranks) * token * models,
         other=beside,
         fisher=(len(fisher.tokens) + 1) * felt + kept if fisher.tokens else 0,
         fisher_texts=fisher.texts * felt,
         statistics={code: count * sum(of_input.values()) for code, count in prefixes.items()},
         inputs=of_input,
+        sums=0 if text is None else _nodes(text, ranks) * sum(of_input.values()),
+        codes=weights if solving else 0,
     )
 
 
@@ -158,3 +168,32 @@ def _weights(block: nn.Module) -> int:
 def tokens_of(text: CalibrationSet) -> int:
     """Return the tokens that run through the model: those of whole sequences."""
     return sum(each.numel() for each in text.ids.values())
+
+
+def _tokens_of_rank(text: CalibrationSet, ranks: int) -> int:
+    """Return the tokens of the rank that has most."""
+    counts = {code: len(ids) for code, ids in text.ids.items()}
+    shares = [dealt(counts, text.seq_len, rank, ranks) for rank in range(ranks)]
+    return max(sum(map(len, each.values())) for each in shares) * text.seq_len
+
+
+def _nodes(text: CalibrationSet, ranks: int) -> int:
+    """Return how many sums are held beside those that texts end with: parts of the text that runs.
+
+    Over ranks also the parts of all texts, until they are put together, and one of another rank.
+    """
+    counts = {code: len(ids) for code, ids in text.ids.items()}
+    of_leaf = leaf_sequences(text.seq_len)
+    longest = -(-max(counts.values(), default=0) // of_leaf)
+    running = max(longest, 1).bit_length() - 1
+    if ranks == 1:
+        return running
+    shares = [dealt(counts, text.seq_len, rank, ranks) for rank in range(ranks)]
+    parts = [
+        sum(
+            max(nodes_of(range(part.start // of_leaf, -(-part.stop // of_leaf))) - 1, 0)
+            for part in share.values()
+        )
+        for share in shares
+    ]
+    return running + 1 + max(parts)

@@ -102,6 +102,21 @@ class ModelFiles:
             json.dump(self._large, file, indent=2)
 
 
+def outline(model: str) -> dict[str, str]:
+    """Return what can be said quickly of a model's files, wherever a copy of them lies.
+
+    Of small files the sha256; of large ones the size, and the sha256 of where they begin, which is
+    the header of weights.
+    """
+    found = {}
+    for path in _files(model):
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            begin = hashlib.sha256(file.read(_SMALL if size <= _SMALL else _CHUNK)).hexdigest()
+        found[path.name] = f"{size} bytes, {begin}"
+    return found
+
+
 def _entry(file: Path, known: dict[str, Any] | None, *, begun: bool) -> dict[str, Any]:
     """Return what a run calls a large file.
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 
 from mlcalib.calibration_sets import CalibrationSet
+from mlcalib.common.ranks import Ranks
 from mlcalib.quantization.gathering import kinds_of
 from mlcalib.quantization.job import Wants
 from mlcalib.quantization.memory import MemoryPlan, plan_memory
@@ -23,6 +24,7 @@ def plan_pass(
     other: OtherText | None = None,
     on_disk: bool = False,
     memory: float | None = None,
+    ranks: Ranks | None = None,
 ) -> MemoryPlan:
     """Return what a pass takes of its device's memory, and how it uses it; nothing runs.
 
@@ -35,6 +37,7 @@ def plan_pass(
         other: text that is measured beside.
         on_disk: whether hidden states lie on disk.
         memory: see there.
+        ranks: see there; this is collective too, and they all plan the same.
 
     Raises:
         ValueError: ``memory`` is not above 0.
@@ -63,4 +66,5 @@ def plan_pass(
         other=other,
         on_disk=on_disk,
         budget=None if memory is None else int(memory * 1e9),
+        ranks=ranks,
     )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mlcalib.calibration_sets import CalibrationSet
+from mlcalib.common.ranks import Ranks
 from mlcalib.common.stopwatch import Stopwatch
 from mlcalib.models import Adapter
 from mlcalib.models.arguments import Arguments
@@ -22,9 +23,11 @@ from mlcalib.models.running import (
     watching,
 )
 from mlcalib.quantization.block_statistics import Gathering
+from mlcalib.quantization.dealing import dealt
 from mlcalib.quantization.hidden_states import HiddenStates
 from mlcalib.quantization.probe import Probe
 from mlcalib.statistics import StatisticSet, compares
+from mlcalib.statistics.pairwise import leaf_sequences
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -69,6 +72,7 @@ class Flow:
         hidden: HiddenStates | None = None,
         comparing: bool = False,
         devices: Mapping[str, torch.device] = MappingProxyType({}),
+        ranks: Ranks | None = None,
     ) -> None:
         """Embed every sequence: the hidden states that the first block reads.
 
@@ -83,6 +87,9 @@ class Flow:
             comparing: whether the float model's hidden states move beside, for statistics that
                 compare with them.
             devices: block → where it runs; by default the CPU. Hidden states are brought there.
+            ranks: the processes of the run, each of which has the hidden states of its share of
+                the sequences; statistics are those of all. What takes or gives statistics or
+                probes is collective.
 
         Raises:
             NotImplementedError: ``comparing`` with experts: the two models route tokens apart.
@@ -106,6 +113,9 @@ class Flow:
         if self._hidden.position > 0 and (adapter.handed_over or adapter.filled):
             self._hidden.restart()  # what blocks made for later ones is in no file
         self._devices = devices
+        self._ranks = Ranks() if ranks is None else ranks
+        counts = {code: self._sequences(each[-1]) for code, each in self._prefixes.items()}
+        self._own = dealt(counts, calibration.seq_len, self._ranks.rank, self._ranks.size)
         self._arguments = Arguments(adapter, self._device)
         first = adapter.named_blocks(model)[0][0]
         fresh = self._hidden.position < 0
@@ -113,6 +123,8 @@ class Flow:
             for language in calibration.ids:
                 images = calibration.inputs.get(language, {})
                 for index, (ids, _) in enumerate(calibration.sequences(language)):
+                    if not self._has(language, index):
+                        continue
                     state, inputs = embed(model, adapter, ids, images.get(index, {}))
                     self._arguments.catch((language, index), inputs)
                     if comparing:
@@ -144,10 +156,12 @@ class Flow:
         in_turn = [at for row in rounds for at in row if at is not None]
         count = max(-(-tokens // self._calibration.seq_len), len(counts))
         return Probe(
-            [
-                (self._read(block_name, *at), self._arguments.of(block_name, at, keeps=True))
-                for at in in_turn[:count]
-            ]
+            {
+                place: (self._read(block_name, *at), self._arguments.of(block_name, at, keeps=True))
+                for place, at in enumerate(in_turn[:count])
+                if self._has(*at)
+            },
+            self._ranks,
         )
 
     def collect(
@@ -181,7 +195,9 @@ class Flow:
         def place(name: str, language: str) -> str:
             return f"input of {block_name}.{linears[name][0]}, text in '{language}'"
 
-        found = Gathering(kept, kinds, place, self._device(block_name), observe)
+        of_leaf = leaf_sequences(self._calibration.seq_len)
+        device = self._device(block_name)
+        found = Gathering(kept, kinds, place, device, observe, self._ranks, of_leaf)
         reference: dict[str, Tensor] = {}  # input → the float model's activations
 
         def see(name: str, x: Tensor, positions: Tensor | None) -> None:
@@ -193,9 +209,14 @@ class Flow:
                 continue
             found.begin_text(language, prefixes[-1])
             for index in range(self._sequences(prefixes[-1])):
+                if not self._has(language, index):
+                    found.pass_sequence(self._ending(language, index))
+                    continue
                 length = self._lengths[language][index]
                 whole = length == self._calibration.seq_len
-                found.begin_sequence(self._ending(language, index), None if whole else length)
+                found.begin_sequence(
+                    index, self._ending(language, index), None if whole else length
+                )
                 if comparing:
                     reference = self._run_float(block_name, block, language, index)
                 with watching(self._adapter, block, see):
@@ -206,9 +227,14 @@ class Flow:
                         inputs = self._arguments.of(block_name, (language, index), keeps=True)
                         run_to_last_input(self._adapter, block, state, inputs)
                 found.end_sequence()
+            found.end_text()
+        run = time.perf_counter()
+        if not self._ranks.alone:
+            found.together()
+            self._stopwatch.add("sum", time.perf_counter() - run)
         statistics = found.finished()
         self._stopwatch.add("gram", found.seconds)
-        self._stopwatch.add("forward", time.perf_counter() - start - found.seconds)
+        self._stopwatch.add("forward", run - start - found.seconds)
         return statistics
 
     def advance(self, block_name: str, block: nn.Module) -> None:
@@ -252,10 +278,15 @@ class Flow:
         return self._devices.get(block_name, CPU)
 
     def _all(self) -> Iterator[tuple[str, int]]:
-        """Give every sequence: language and index."""
+        """Give every sequence of this rank: language and index."""
         for language, prefixes in self._prefixes.items():
             for index in range(self._sequences(prefixes[-1])):
-                yield language, index
+                if self._has(language, index):
+                    yield language, index
+
+    def _has(self, language: str, index: int) -> bool:
+        """Return whether a sequence is this rank's."""
+        return index in self._own[language]
 
     def _sequences(self, prefix: Prefix) -> int:
         """Return how many sequences of its language hold a prefix."""

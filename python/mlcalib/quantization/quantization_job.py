@@ -8,7 +8,8 @@ from typing import Any
 from torch import nn
 
 from mlcalib._core import QuantizedLinear
-from mlcalib.checkpoints.record import layer_record
+from mlcalib.checkpoints.record import layer_record, resources
+from mlcalib.common.ranks import Ranks
 from mlcalib.common.stopwatch import Stopwatch
 from mlcalib.models import Adapter
 from mlcalib.quantization.fisher import BlockFisher
@@ -31,6 +32,7 @@ class QuantizationJob:
         variant: what solves, and on what.
         sink: keeps the finished blocks.
         stopwatch: time spent on it alone.
+        ranks: the processes of the run, each of which has this job.
         loss: of the last block, per token.
         lent: what was made of weights that blocks share (``Adapter.places``), by the linear's name
             at the first of their places.
@@ -39,6 +41,7 @@ class QuantizationJob:
     variant: Variant
     sink: Sink
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
+    ranks: Ranks = field(default_factory=Ranks)
     loss: float = 0.0
     lent: dict[str, QuantizedLinear] = field(default_factory=dict)
     _costs: dict[str, dict[str, float]] = field(default_factory=dict, repr=False)
@@ -118,6 +121,7 @@ class QuantizationJob:
             self.stopwatch,
             fisher=fisher,
             measured_later=block.in_turns,
+            ranks=self.ranks,
         )
         solved.linears |= later
         solved.losses |= {name: {} for name in later}
@@ -170,6 +174,7 @@ class QuantizationJob:
                 ),
                 "scales": solved.scales,
                 "expert_tokens": expert_tokens(adapter, name, own, own_text),
+                "made_with": resources(self.ranks),
             }
             self.sink.keep(name, own, solved.linears, record)
 

@@ -18,9 +18,9 @@ from mlcalib.quantization.quantized_model import QuantizedModel
 from mlcalib.quantization.recipe import check_method, make_recipe
 from mlcalib.quantization.scheme import choose
 from mlcalib.quantization.sink import MemorySink
-from mlcalib.quantization.solve import check_block
 from mlcalib.quantization.text_check import check_text
 from mlcalib.quantization.variant import Variant
+from mlcalib.quantization.weight_check import check_block
 from mlcalib.quantizers.base import QuantizerOptions
 
 if TYPE_CHECKING:

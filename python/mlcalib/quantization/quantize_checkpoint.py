@@ -2,15 +2,17 @@
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mlcalib.calibration_sets import CalibrationSet
 from mlcalib.common.files import check_output, full_path, locked, parts_folder, remove_partial
+from mlcalib.common.ranks import Ranks
 from mlcalib.common.safetensors_read import read_json
 from mlcalib.common.stopwatch import Stopwatch
-from mlcalib.models.device import choose_device
+from mlcalib.models.device import choose_device, own_device
 from mlcalib.models.loading import load_tokenizer
 from mlcalib.quantization.block_files import BlockFiles
 from mlcalib.quantization.block_pass import Propagate, run_pass
@@ -18,14 +20,15 @@ from mlcalib.quantization.finish import finish, finish_record
 from mlcalib.quantization.hidden_states import HiddenStatesOnDisk
 from mlcalib.quantization.manifest import claim, machine, recipe_inputs
 from mlcalib.quantization.memory import MemoryPlan
-from mlcalib.quantization.model_files import ModelFiles
+from mlcalib.quantization.model_files import ModelFiles, outline
 from mlcalib.quantization.open_source import open_source
 from mlcalib.quantization.pass_plan import plan_pass
 from mlcalib.quantization.propagation import mixture_of
 from mlcalib.quantization.quantization_job import QuantizationJob
-from mlcalib.quantization.recipe import Recipe, check_method, make_recipe
+from mlcalib.quantization.recipe import Recipe, check_method, check_ranks, make_recipe
 from mlcalib.quantization.scheme import choose
-from mlcalib.quantization.sink import FileSink
+from mlcalib.quantization.shared_sink import shared_sink
+from mlcalib.quantization.sink import FileSink, Sink
 from mlcalib.quantization.source import Source
 from mlcalib.quantization.text_check import check_text
 from mlcalib.quantization.variant import Variant
@@ -51,6 +54,8 @@ def quantize_checkpoint(  # noqa: PLR0913 - what a quantization is made of
     progress: bool = True,
     skip: Sequence[str] = (),
     overrides: Mapping[str, Mapping[str, Any]] | None = None,
+    ranks: Ranks | None = None,
+    other_threads: bool = False,
     **options: Any,
 ) -> dict[str, Any]:
     """Quantize a model and write its checkpoint, with one block in memory at a time.
@@ -77,6 +82,12 @@ def quantize_checkpoint(  # noqa: PLR0913 - what a quantization is made of
         progress: show a bar.
         skip: see ``mlcalib.quantize``.
         overrides: see ``mlcalib.quantize``.
+        ranks: the processes that do this together, from ``joined_ranks``; each calls this with the
+            same arguments, and rank 0 writes. On the CPU any number of them gives the same codes,
+            and an unfinished run goes on with any; the record says which blocks were made by how
+            many.
+        other_threads: let an unfinished run go on with another number of threads, which moves the
+            last bits of the blocks that are still to be made; the record says which.
         options: of the quantizer, see ``mlcalib.quantize``.
 
     Returns:
@@ -87,49 +98,90 @@ def quantize_checkpoint(  # noqa: PLR0913 - what a quantization is made of
         OSError: the disk is full; what is finished is kept.
         ValueError: see ``mlcalib.quantize``; or an unfinished run that began with other inputs.
         NotImplementedError, torch.linalg.LinAlgError: see ``mlcalib.quantize``.
+        RankLostError: another rank has ended; what is finished is kept.
     """
+    ranks = Ranks() if ranks is None else ranks
+    device = own_device(device, ranks)
     method, options, format = choose(method, scheme, format, options)  # noqa: A001
     asked = _Asked(model, calibration, method, propagate, format, dtype, skip, overrides, options)
     _check_place(hidden_states)
     place = choose_device(device)
     out = full_path(out)
     folder = parts_folder(out)
-    if not folder.is_dir():
+    if ranks.writes and not folder.is_dir():
         check_output(out)
     stopwatch = Stopwatch()
     with stopwatch.timed("load"):
         source, tokenizer = asked.open()
     recipe = asked.recipe(source, tokenizer)
+    check_ranks(recipe.quantizer, ranks)
     text = asked.text(source, tokenizer)
     with stopwatch.timed("load"):
         source = source.ready()
-    with locked(folder):
-        files = ModelFiles(source.name, folder)
-        called = {"model": files.identities()}
-        inputs = machine(place) | called | recipe_inputs(recipe, text)
-        if claim(folder, f"The quantization to {out}", inputs):
-            remove_partial(out)
-            if (out / "mlcalib.json").is_file():  # it was killed when all was written
-                shutil.rmtree(folder)
-                return read_json(out / "mlcalib.json")
-        blocks = BlockFiles(folder / "blocks")
-        sink = FileSink(blocks, source.adapter, recipe.checkpoint_format, recipe.specs)
-        job = QuantizationJob(_variant(recipe, text), sink)
-        with files.hashed(to_the_end=False):
+    inputs = machine(place) | recipe_inputs(recipe, text)
+    if not ranks.alone:
+        recipe_apart = {**recipe.description, "model": outline(source.name)}  # wherever it lies
+        ranks.check_same({**inputs, "recipe": recipe_apart})
+    with locked(folder) if ranks.writes else nullcontext():
+        files = ModelFiles(source.name, folder) if ranks.writes else None
+        done = False
+        if files is not None:
+            what = f"The quantization to {out}"
+            inputs |= {"model": files.identities()}
+            if claim(folder, what, inputs, other_threads=other_threads):
+                remove_partial(out)
+                done = (out / "mlcalib.json").is_file()  # it was killed when all was written
+        if ranks.of_first(done):
+            return _finished(folder, out, ranks)
+        sink = _sink(folder, source, recipe, ranks)
+        job = QuantizationJob(_variant(recipe, text), sink, ranks=ranks)
+        states = _hidden(folder, ranks) if hidden_states == "disk" else None
+        with nullcontext() if files is None else files.hashed(to_the_end=False):
             run_pass(
                 source,
                 [job],
                 text,
                 propagate=propagate,
-                hidden=HiddenStatesOnDisk(folder / "hidden") if hidden_states == "disk" else None,
+                hidden=states,
                 stopwatch=stopwatch,
-                description="quantizing" if progress else None,
+                description="quantizing" if progress and ranks.writes else None,
                 device=device,
                 memory=memory,
+                ranks=ranks,
             )
-        seconds = stopwatch.seconds | job.stopwatch.seconds
-        record = finish_record(source, sink, recipe.description, text, seconds, place)
-        finish(source, sink, recipe.specs, recipe.quantizer.order, tokenizer, out, record)
+        if ranks.writes:
+            seconds = stopwatch.seconds | job.stopwatch.seconds
+            record = finish_record(source, sink, recipe.description, text, seconds, place)
+            finish(source, sink, recipe.specs, recipe.quantizer.order, tokenizer, out, record)
+        return _finished(folder, out, ranks)
+
+
+def _sink(folder: Path, source: Source, recipe: Recipe, ranks: Ranks) -> Sink:
+    """Return what keeps the blocks, in files of rank 0."""
+    own = None
+    if ranks.writes:
+        blocks = BlockFiles(folder / "blocks")
+        own = FileSink(blocks, source.adapter, recipe.checkpoint_format, recipe.specs)
+    names = [name for name, _ in source.adapter.named_blocks(source.model)]
+    return shared_sink(own, names, ranks)
+
+
+def _hidden(folder: Path, ranks: Ranks) -> HiddenStatesOnDisk:
+    """Return where the text of this rank lies; another number of ranks shares it out anew."""
+    own = "hidden" if ranks.alone else f"hidden-{ranks.rank}-of-{ranks.size}"
+    return HiddenStatesOnDisk(folder / own)
+
+
+def _finished(folder: Path, out: Path, ranks: Ranks) -> dict[str, Any]:
+    """Remove what a run kept that is written, and return its record; collective."""
+    if not ranks.writes:
+        shutil.rmtree(folder / f"hidden-{ranks.rank}-of-{ranks.size}", ignore_errors=True)
+        with suppress(OSError):  # rank 0 may keep its own there
+            folder.rmdir()
+    record: dict[str, Any] = ranks.of_first(
+        read_json(out / "mlcalib.json") if ranks.writes else None
+    )
+    if ranks.writes:
         shutil.rmtree(folder)
     return record
 
@@ -148,12 +200,17 @@ def plan_checkpoint(  # noqa: PLR0913 - what a quantization is made of
     hidden_states: Literal["memory", "disk"] = "memory",
     skip: Sequence[str] = (),
     overrides: Mapping[str, Mapping[str, Any]] | None = None,
+    ranks: Ranks | None = None,
     **options: Any,
 ) -> MemoryPlan:
     """Return what ``quantize_checkpoint`` takes of its device's memory; no weight is read.
 
+    With ``ranks`` it is that of each of them.
+
     The arguments are those of ``quantize_checkpoint``, and so are the errors.
     """
+    ranks = Ranks() if ranks is None else ranks
+    device = own_device(device, ranks)
     method, options, format = choose(method, scheme, format, options)  # noqa: A001
     asked = _Asked(model, calibration, method, propagate, format, dtype, skip, overrides, options)
     _check_place(hidden_states)
@@ -167,6 +224,7 @@ def plan_checkpoint(  # noqa: PLR0913 - what a quantization is made of
         source.places(device),
         on_disk=hidden_states == "disk",
         memory=memory,
+        ranks=ranks,
     )
 
 

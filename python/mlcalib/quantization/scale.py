@@ -1,6 +1,6 @@
 """Scale the channels of a block before its linears are solved."""
 
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -8,12 +8,13 @@ from functools import partial
 from torch import Tensor, nn
 
 from mlcalib.common.errors import named
-from mlcalib.models import Adapter
+from mlcalib.common.ranks import Ranks, balanced
+from mlcalib.models import Adapter, ScaleGroup
 from mlcalib.models.folding import fold, source_channels
 from mlcalib.quantization.fisher import BlockFisher
 from mlcalib.quantization.probe import Probe
 from mlcalib.quantizers import Quantizer
-from mlcalib.quantizers.base import ScaledInput
+from mlcalib.quantizers.base import ChannelScales, ScaledInput
 from mlcalib.statistics import StatisticSet
 
 
@@ -50,8 +51,9 @@ def scale_block(
     skipped: Container[str],
     probe: Probe | None,
     fisher: BlockFisher | None = None,
+    ranks: Ranks | None = None,
 ) -> ScaledBlock:
-    """Let the quantizer choose scales for each scale group, and fold them into the block.
+    """Let the quantizer choose scales for each scale group, and fold them in; collective.
 
     Args:
         adapter: the model's family.
@@ -64,12 +66,55 @@ def scale_block(
         probe: hidden states to run the block on, where the quantizer asks for that.
         fisher: what the loss feels of the block, where the quantizer asks for that; that of inputs
             becomes that of the scaled inputs.
+        ranks: the processes of the run, which share the groups.
     """
+    ranks = Ranks() if ranks is None else ranks
     felt = {} if fisher is None else fisher.inputs
     result = ScaledBlock()
+    for searches in _rounds(_searches(adapter, block_name, block, mixed, skipped, probe)):
+        found = _found(adapter, block, mixed, felt, quantizer, searches, ranks)
+        for search, scales in zip(searches, found, strict=True):
+            _take(adapter, block, search, scales, result)
+            for name in search.group.inputs:
+                result.scales[name] = scales.values
+                for statistics in (mixed, felt):
+                    if name in statistics:
+                        statistics[name].rescale(1 / scales.values)
+    return result
+
+
+@dataclass(frozen=True)
+class _Search:
+    """What scales are searched for.
+
+    Attributes:
+        group: the scale group.
+        source: its source, by the name in the model.
+        read: input → linears that are quantized.
+        probe: what the error of the module that they are part of is measured with, or None.
+    """
+
+    group: ScaleGroup
+    source: str
+    read: Mapping[str, Sequence[str]]
+    probe: Probe | None
+
+    @property
+    def names(self) -> list[str]:
+        """The linears of all inputs."""
+        return [each for members in self.read.values() for each in members]
+
+
+def _searches(
+    adapter: Adapter,
+    block_name: str,
+    block: nn.Module,
+    mixed: Mapping[str, StatisticSet],
+    skipped: Container[str],
+    probe: Probe | None,
+) -> Iterator[_Search]:
     linears = adapter.linears_of(block)
     for group in adapter.scale_groups_of(block):
-        source = f"{block_name}.{group.source}"
         read = {
             name: [each for each in linears[name] if f"{block_name}.{each}" not in skipped]
             for name in group.inputs
@@ -77,33 +122,93 @@ def scale_block(
         }
         if not any(read.values()):  # nothing of it is quantized, or no token ever reached it
             continue
-        inputs = [
-            ScaledInput(
-                [adapter.linear(block, each).weight.detach() for each in members],
-                mixed[name],
-                felt.get(name),
-            )
-            for name, members in read.items()
-        ]
-        names = [each for members in read.values() for each in members]
-        loss_of = None
         # After a linear the authors judge the one linear that reads it: its Gram says as much.
-        if probe is not None and not isinstance(adapter.module(block, group.source), nn.Linear):
-            measure = probe.output_loss(block, _common_module([*names, *group.readers]))
-            loss_of = partial(_loss, measure, adapter, block, names)
-        with named(f"scales after {source}"):
-            scales = quantizer.prepare(inputs, source_channels(adapter, block, group), loss_of)
-            made = fold(adapter, block, group, scales.values)
-        if isinstance(adapter.module(block, group.source), nn.Linear):
-            result.made[group.source] = made * result.made.get(group.source, 1.0)
-        for name in group.inputs:
-            result.scales[name] = scales.values
-            for statistics in (mixed, felt):
-                if name in statistics:
-                    statistics[name].rescale(1 / scales.values)
-        rows = "" if group.rows is None else f" ({group.rows})"
-        result.found[source + rows] = dict(scales.summary)
-    return result
+        alone = isinstance(adapter.module(block, group.source), nn.Linear)
+        yield _Search(group, f"{block_name}.{group.source}", read, None if alone else probe)
+
+
+def _rounds(searches: Iterable[_Search]) -> Iterator[list[_Search]]:
+    """Put together searches that do not wait for each other.
+
+    A search waits for those before it whose scales change a linear that it looks at, and where it
+    runs the block for all of them.
+    """
+    together: list[_Search] = []
+    for search in searches:
+        changed = {each.group.source for each in together}
+        if together and (search.probe or together[-1].probe or changed & set(search.names)):
+            yield together
+            together = []
+        together.append(search)
+    if together:
+        yield together
+
+
+def _found(
+    adapter: Adapter,
+    block: nn.Module,
+    mixed: Mapping[str, StatisticSet],
+    felt: Mapping[str, StatisticSet],
+    quantizer: Quantizer,
+    searches: Sequence[_Search],
+    ranks: Ranks,
+) -> list[ChannelScales]:
+    """Return the scales of searches, each of which one rank makes, or with a probe every rank."""
+    if ranks.alone or searches[0].probe is not None:
+        return [_search(adapter, block, mixed, felt, quantizer, each) for each in searches]
+    costs = [
+        sum(adapter.linear(block, name).weight.numel() for name in each.names) for each in searches
+    ]
+    owners = balanced(costs, ranks.size)
+    own = {
+        index: _search(adapter, block, mixed, felt, quantizer, searches[index])
+        for index, owner in enumerate(owners)
+        if owner == ranks.rank
+    }
+    device = next(block.parameters()).device
+    told = ranks.gathered({index: (each.values.cpu(), each.summary) for index, each in own.items()})
+    return [
+        ChannelScales(told[owner][index][0].to(device), told[owner][index][1])
+        for index, owner in enumerate(owners)
+    ]
+
+
+def _search(
+    adapter: Adapter,
+    block: nn.Module,
+    mixed: Mapping[str, StatisticSet],
+    felt: Mapping[str, StatisticSet],
+    quantizer: Quantizer,
+    search: _Search,
+) -> ChannelScales:
+    inputs = [
+        ScaledInput(
+            [adapter.linear(block, each).weight.detach() for each in members],
+            mixed[name],
+            felt.get(name),
+        )
+        for name, members in search.read.items()
+    ]
+    loss_of = None
+    if search.probe is not None:
+        module = _common_module([*search.names, *search.group.readers])
+        measure = search.probe.output_loss(block, module)
+        loss_of = partial(_loss, measure, adapter, block, search.names)
+    with named(f"scales after {search.source}"):
+        return quantizer.prepare(inputs, source_channels(adapter, block, search.group), loss_of)
+
+
+def _take(
+    adapter: Adapter, block: nn.Module, search: _Search, scales: ChannelScales, result: ScaledBlock
+) -> None:
+    """Fold scales into a block, and note what that changed."""
+    group = search.group
+    with named(f"scales after {search.source}"):
+        made = fold(adapter, block, group, scales.values)
+    if isinstance(adapter.module(block, group.source), nn.Linear):
+        result.made[group.source] = made * result.made.get(group.source, 1.0)
+    rows = "" if group.rows is None else f" ({group.rows})"
+    result.found[search.source + rows] = dict(scales.summary)
 
 
 def _common_module(names: Sequence[str]) -> str:

@@ -1,50 +1,27 @@
-"""Solve the linears of a block, and find beforehand what would spoil it."""
+"""Solve the linears of a block."""
 
 import logging
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import Generic
 
-import torch
 from torch import Tensor, nn
 
 from mlcalib._core import QuantizedLinear
 from mlcalib.common.errors import named
+from mlcalib.common.ranks import Ranks
 from mlcalib.common.stopwatch import Stopwatch
 from mlcalib.models import Adapter
 from mlcalib.quantization.fisher import BlockFisher
+from mlcalib.quantization.pieces import Change, Key, Piece, added, joined, shared
 from mlcalib.quantization.propagation import BlockStatistics, Mixture, Prefix
 from mlcalib.quantization.scale import ScaledBlock
+from mlcalib.quantization.shares import Part, parts_of
 from mlcalib.quantizers import Quantizer
 from mlcalib.quantizers.base import Sensitivity
 from mlcalib.statistics import StatisticSet, losses, mix
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
 _log = logging.getLogger(__name__)
-
-Key = TypeVar("Key", bound=Hashable)
-
-
-@dataclass(frozen=True)
-class Change:
-    """What solving changes of a linear, made when it is asked for: it is as large as the weight.
-
-    Attributes:
-        weight: before.
-        result: after.
-        scales: what the channels of its input were divided by, or None.
-    """
-
-    weight: Tensor
-    result: QuantizedLinear
-    scales: Tensor | None
-
-    def __call__(self) -> Tensor:
-        """Return D, float32 [out, in], for inputs without scales."""
-        change = self.weight.float() - self.result.dequantize()
-        return change if self.scales is None else change.div_(self.scales)
 
 
 @dataclass
@@ -56,23 +33,30 @@ class SolvedBlock(Generic[Key]):
         losses: name → whose text → tr(D G Dᵀ) per token; without calibration none, nor of a text of
             which an expert saw no token.
         loss: sum of the losses per token on the mixture.
-        changes: input → linear → its change; where losses are measured later.
+        changes: input → linear → what was changed by this rank, in rows; where losses are measured
+            later.
         divergence: linear → language → what it costs the model, in nats per token; where what the
             loss feels of each language is known (see ``BlockFisher.divergence``).
+        ranks: the processes of the run.
     """
 
     linears: dict[str, QuantizedLinear] = field(default_factory=dict)
     losses: dict[str, dict[Key, float]] = field(default_factory=dict)
     loss: float = 0.0
-    changes: dict[str, dict[str, Change]] = field(default_factory=dict)
+    changes: dict[str, dict[str, list[Change]]] = field(default_factory=dict)
     divergence: dict[str, dict[str, float]] = field(default_factory=dict)
+    ranks: Ranks = field(default_factory=Ranks)
 
     def measure(self, measured: "References[Key]") -> None:
-        """Add the losses on further text."""
+        """Add the losses on further text; collective."""
+        own: dict[str, dict[Key, float]] = {}
         for name, changes in self.changes.items():
             if grams := measured.get(name):
-                for layer, change in changes.items():
-                    self.losses[layer] |= losses_per_token(change(), grams)
+                for layer, rows in changes.items():
+                    own[layer] = added(losses_per_token(change(), grams) for change in rows)
+        every = self.ranks.gathered(own)
+        for layer in dict.fromkeys(layer for each in every for layer in each):
+            self.losses[layer] |= added(each[layer] for each in every if layer in each)
 
 
 References = dict[str, dict[Key, StatisticSet]]
@@ -120,6 +104,48 @@ def mix_block(statistics: BlockStatistics, mixture: Mixture) -> dict[str, Statis
     return {name: mix(by_prefix, mixture) for name, by_prefix in statistics.items()}
 
 
+@dataclass(frozen=True)
+class _Task:
+    """Linears of one input that are solved with one quantizer.
+
+    Attributes:
+        name: of the input.
+        members: names of the linears in the block.
+        layers: names of the linears in the model.
+        linears: they themselves.
+        solver: the quantizer.
+        mixed: statistics of the input; None without calibration.
+        felt: what the loss feels of them, where the quantizer asks for it and it is known.
+    """
+
+    name: str
+    members: list[str]
+    layers: list[str]
+    linears: list[nn.Linear]
+    solver: Quantizer
+    mixed: StatisticSet | None
+    felt: Sensitivity | None
+
+    @property
+    def rows(self) -> list[int]:
+        """Outputs of each linear."""
+        return [linear.weight.shape[0] for linear in self.linears]
+
+    @property
+    def unfelt(self) -> bool:
+        """Whether the quantizer asked what the loss feels, and nothing came."""
+        return self.solver.fisher_tokens > 0 and self.felt is None and self.mixed is not None
+
+    def solve(self, weights: Sequence[Tensor]) -> list[QuantizedLinear]:
+        """Solve weights, all rows of the linears or some."""
+        with named(self.layers[0]):
+            if self.mixed is not None and self.mixed.tokens == 0:
+                return self.solver.round(weights)
+            if self.felt is not None:  # else left out: a plug-in need not know of it
+                return self.solver.solve(weights, self.mixed, self.felt)
+            return self.solver.solve(weights, self.mixed)
+
+
 def solve_block(  # noqa: PLR0913 - what a solution is made of
     adapter: Adapter,
     block_name: str,
@@ -133,8 +159,9 @@ def solve_block(  # noqa: PLR0913 - what a solution is made of
     *,
     fisher: BlockFisher | None = None,
     measured_later: bool = False,
+    ranks: Ranks | None = None,
 ) -> SolvedBlock[Key]:
-    """Solve the linears of a block and replace their weights by the dequantized ones.
+    """Solve the linears of a block and replace their weights by the dequantized ones; collective.
 
     Args:
         adapter: the model's family.
@@ -148,63 +175,97 @@ def solve_block(  # noqa: PLR0913 - what a solution is made of
         scaled: what ``scale_block`` did before.
         fisher: what the loss feels of the block, where a quantizer asks for it.
         measured_later: keep the changes, for losses on further text.
+        ranks: the processes of the run, which share the work; each gets all that comes of it.
     """
-    solved = SolvedBlock[Key]()
-    unfelt: list[str] = []
-    for name, members in adapter.linears_of(block).items():
-        together = _by_quantizer(block_name, members, quantizer, exceptions)
-        own, grams = mixed.get(name), measured.get(name, {})
-        for solver, alike in together:
-            linears = [adapter.linear(block, member) for member in alike]
-            weights = [linear.weight.detach() for linear in linears]
-            felt = sensitivity(fisher, name, alike) if solver.fisher_tokens else None
-            if felt is None and solver.fisher_tokens and own is not None:
-                unfelt += alike
-            with stopwatch.timed("solve"), named(f"{block_name}.{alike[0]}"):
-                results = _solve(solver, weights, own, felt)
-            for member, linear, weight, result in zip(
-                alike, linears, weights, results, strict=True
-            ):
-                layer = f"{block_name}.{member}"
-                solved.linears[layer] = result
-                dequantized = result.dequantize()
-                with stopwatch.timed("losses"):
-                    change = scaled.unscaled(name, weight.float() - dequantized)
-                    solved.losses[layer] = losses_per_token(change, grams)
-                    if fisher is not None and fisher.languages:
-                        change = scaled.unscaled_output(member, change)
-                        solved.divergence[layer] = fisher.divergences(name, member, change)
+    tasks = [
+        _Task(
+            name,
+            alike,
+            [f"{block_name}.{member}" for member in alike],
+            [adapter.linear(block, member) for member in alike],
+            solver,
+            mixed.get(name),
+            sensitivity(fisher, name, alike) if solver.fisher_tokens else None,
+        )
+        for name, members in adapter.linears_of(block).items()
+        for solver, alike in _by_quantizer(block_name, members, quantizer, exceptions)
+    ]
+    solved = SolvedBlock[Key](ranks=Ranks() if ranks is None else ranks)
+    shapes = [(sum(task.rows), task.linears[0].in_features) for task in tasks]
+    own: list[Piece[Key]] = []
+    for part in parts_of(shapes, solved.ranks.size):
+        if part.owner == solved.ranks.rank:
+            task = tasks[part.task]
+            grams = measured.get(task.name, {})
+            for piece, change in _solve_part(task, part, grams, scaled, fisher, stopwatch):
+                own.append(piece)
                 if measured_later:
-                    kept = Change(weight, result, scaled.scales.get(name))
-                    solved.changes.setdefault(name, {})[layer] = kept
-                if own is not None and own.tokens:
-                    known = result.loss if felt is None else None  # else of weighted tokens
-                    loss = losses(dequantized.sub(weight), [own])[0] if known is None else known
-                    solved.loss += loss / own.tokens
-                linear.weight = nn.Parameter(dequantized.to(weight.dtype), requires_grad=False)
-    if unfelt:
+                    of_input = solved.changes.setdefault(task.name, {})
+                    of_input.setdefault(piece.layer, []).append(change)
+    with stopwatch.timed("share"):
+        pieces = shared(own, solved.ranks, next(block.parameters()).device)
+    for task in tasks:
+        for layer, linear in zip(task.layers, task.linears, strict=True):
+            _take(solved, layer, linear, pieces[layer], task.mixed)
+    _say_unfelt(block_name, [layer for task in tasks if task.unfelt for layer in task.layers])
+    return solved
+
+
+def _solve_part(
+    task: _Task,
+    part: Part,
+    grams: Mapping[Key, StatisticSet],
+    scaled: ScaledBlock,
+    fisher: BlockFisher | None,
+    stopwatch: Stopwatch,
+) -> Iterator[tuple[Piece[Key], Change]]:
+    """Solve some rows of linears of one input, and measure what that costs."""
+    rows = part.rows_of(task.rows)
+    weights = [task.linears[index].weight.detach()[first:last] for index, first, last in rows]
+    with stopwatch.timed("solve"):
+        results = task.solve(weights)
+    for (index, first, _), weight, result in zip(rows, weights, results, strict=True):
+        change, member = Change(weight, result, scaled.scales.get(task.name)), task.members[index]
+        divergence: dict[str, float] = {}
+        with stopwatch.timed("losses"):
+            if fisher is not None and fisher.languages:  # whole linears: gradients are not shared
+                moved = scaled.unscaled_output(member, change())
+                divergence = fisher.divergences(task.name, member, moved)
+            measured = losses_per_token(change(), grams) if grams else {}
+        loss = result.loss if task.felt is None else None  # else of weighted tokens
+        if loss is None and task.mixed is not None and task.mixed.tokens:
+            loss = losses(result.dequantize().sub(weight), [task.mixed])[0]
+        yield Piece(task.layers[index], first, result, loss, measured, divergence), change
+
+
+def _take(
+    solved: SolvedBlock[Key],
+    layer: str,
+    linear: nn.Linear,
+    pieces: Sequence[Piece[Key]],
+    mixed: StatisticSet | None,
+) -> None:
+    """Give a linear the weights of its pieces, and note what they cost."""
+    result = joined(pieces)
+    solved.linears[layer] = result
+    solved.losses[layer] = added(each.losses for each in pieces)
+    if pieces[0].divergence:
+        solved.divergence[layer] = pieces[0].divergence
+    if mixed is not None and mixed.tokens:
+        solved.loss += sum(each.loss or 0.0 for each in pieces) / mixed.tokens
+    weight = result.dequantize().to(linear.weight.dtype)
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+
+
+def _say_unfelt(block_name: str, layers: Sequence[str]) -> None:
+    if layers:
         _log.warning(
             "%s: no gradient of the loss came through %d linears, such as %s; they are solved "
             "without. More fisher_tokens reach more experts.",
             block_name,
-            len(unfelt),
-            unfelt[0],
+            len(layers),
+            layers[0].removeprefix(f"{block_name}."),
         )
-    return solved
-
-
-def _solve(
-    solver: Quantizer,
-    weights: Sequence[Tensor],
-    own: StatisticSet | None,
-    felt: Sensitivity | None,
-) -> list[QuantizedLinear]:
-    """Solve linears of one input, which without any token is rounded."""
-    if own is not None and own.tokens == 0:
-        return solver.round(weights)
-    if felt is not None:  # else left out: a plug-in need not know of it
-        return solver.solve(weights, own, felt)
-    return solver.solve(weights, own)
 
 
 def sensitivity(
@@ -253,57 +314,3 @@ def _by_quantizer(
         if (solver := exceptions.get(f"{block_name}.{member}", quantizer)) is not None:
             together.setdefault(id(solver), (solver, []))[1].append(member)
     return list(together.values())
-
-
-def check_shared(model: "PreTrainedModel", adapter: Adapter) -> None:
-    """Find linears that share a weight, with each other or with an embedding.
-
-    Args:
-        model: its weights are compared by identity, and may be on the meta device.
-        adapter: its family.
-
-    Raises:
-        ValueError: there are some; names the layers.
-    """
-    names = {
-        id(module.weight): name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Embedding)
-    }
-    for name, linear in adapter.named_linears(model):
-        if name in adapter.places:
-            continue  # solved at the first of its places
-        other = names.setdefault(id(linear.weight), name)
-        if other != name:
-            raise ValueError(
-                f"{name} and {other} share one weight; quantizing one would change the other. "
-                "Untie them first."
-            )
-
-
-def check_block(adapter: Adapter, block_name: str, block: nn.Module) -> None:
-    """Find NaN or Inf in the weights of a block: of its linears, norms and all else.
-
-    Raises:
-        ValueError: there are some; names the layer.
-    """
-    named = {
-        f"{member}.weight": f"{block_name}.{member}"
-        for members in adapter.linears_of(block).values()
-        for member in members
-    }
-    for name, parameter in block.named_parameters():
-        check_finite(named.get(name, f"{block_name}.{name}"), parameter)
-
-
-def check_finite(name: str, tensor: Tensor) -> None:
-    """Refuse a tensor of a model with NaN or Inf in it.
-
-    Raises:
-        ValueError: names it.
-    """
-    if tensor.is_floating_point() and not (finite := torch.isfinite(tensor)).all():
-        raise ValueError(
-            f"{name}: the weight holds {int((~finite).sum())} NaN or Inf; the model is damaged, or "
-            f"its dtype ({tensor.dtype}) cannot hold it. Get it again, or load it as float32."
-        )

@@ -6,14 +6,16 @@ from typing import Generic
 
 from torch import nn
 
+from mlcalib.common.ranks import Ranks
 from mlcalib.common.stopwatch import Stopwatch
 from mlcalib.models import Adapter
 from mlcalib.quantization.fisher import BlockFisher
+from mlcalib.quantization.pieces import Key
 from mlcalib.quantization.probe import Probe
 from mlcalib.quantization.propagation import Flow, Mixture
 from mlcalib.quantization.rare_experts import shrink_experts
 from mlcalib.quantization.scale import ScaledBlock, scale_block
-from mlcalib.quantization.solve import Key, References, SolvedBlock, solve_block
+from mlcalib.quantization.solve import References, SolvedBlock, solve_block
 from mlcalib.quantizers import Quantizer
 from mlcalib.statistics import StatisticSet
 
@@ -80,7 +82,7 @@ class Variant:
             return None
         return flow.probe(block_name, wanted, self.mixture)
 
-    def solve(
+    def solve(  # noqa: PLR0913 - what a solution is made of
         self,
         adapter: Adapter,
         block_name: str,
@@ -92,6 +94,7 @@ class Variant:
         *,
         fisher: BlockFisher | None = None,
         measured_later: bool = False,
+        ranks: Ranks | None = None,
     ) -> VariantBlock[Key]:
         """Quantize a block; its linears get the dequantized weights.
 
@@ -106,6 +109,7 @@ class Variant:
             stopwatch: gets the times.
             fisher: what the loss feels of the block, where gradients were asked for.
             measured_later: keep what ``measure`` of the result needs.
+            ranks: the processes of the run, which share the work; this is then collective.
         """
         scaled, shrinkage = ScaledBlock(), {}
         if mixed and "gram" in self.quantizer.kinds:
@@ -114,7 +118,15 @@ class Variant:
         if mixed and self.quantizer.scales:
             with stopwatch.timed("scale"):
                 scaled = scale_block(
-                    adapter, block_name, block, mixed, self.quantizer, self.skipped, probe, fisher
+                    adapter,
+                    block_name,
+                    block,
+                    mixed,
+                    self.quantizer,
+                    self.skipped,
+                    probe,
+                    fisher,
+                    ranks,
                 )
         solved = solve_block(
             adapter,
@@ -128,6 +140,7 @@ class Variant:
             scaled,
             fisher=fisher,
             measured_later=measured_later,
+            ranks=ranks,
         )
         known = {each.name: getattr(solved, each.name) for each in fields(solved)}
         return VariantBlock(**known, scales=scaled.found, shrinkage=shrinkage)

@@ -244,6 +244,8 @@ class Quantizer:
         """Quantize the linears that read one input. The base class rounds to nearest.
 
         If the quantizer scales, the scales are already folded into the weights and the statistics.
+        Where several processes share the work, each call gets some rows of the weights: a row must
+        be solved alike whatever the others are.
 
         Args:
             weights: [out, in] each, float32, bfloat16 or float16, all with the same ``in``.

@@ -76,6 +76,10 @@ class StatisticSet:
         for statistic in self._statistics.values():
             statistic.check_finite()
 
+    def each(self) -> list[_core.Statistic]:
+        """Return the statistics, in the order of their kinds."""
+        return list(self._statistics.values())
+
     def merge(
         self, other: "StatisticSet", weight: float = 1.0, kinds: Iterable[str] | None = None
     ) -> None:

@@ -5,12 +5,14 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mlcalib.calibration_sets import Stream, describe_windows
 from mlcalib.common.files import atomic_file
 from mlcalib.common.progress import progress_bar
+from mlcalib.common.ranks import Ranks
 from mlcalib.common.safetensors_read import read_json
 from mlcalib.evaluation import (
     Cache,
@@ -23,11 +25,12 @@ from mlcalib.evaluation import (
     rows_of,
 )
 from mlcalib.evaluation.scorer import STATES
+from mlcalib.evaluation.sharing import measure_together
 from mlcalib.evaluation.tasks import PERPLEXITY, check_data
 from mlcalib.evaluation.tasks.kept import run_subject
 from mlcalib.formats import find_file
 from mlcalib.languages import language_set
-from mlcalib.models.device import choose_device
+from mlcalib.models.device import choose_device, own_device
 from mlcalib.studies.run import ModelStudy, model_path
 from mlcalib.studies.spec import EvaluationSpec, StudySpec
 
@@ -45,8 +48,8 @@ def check_evaluation(spec: StudySpec) -> None:
         check_data(_benchmarks(asked), list(language_set(asked.languages).weights), asked.data)
 
 
-def evaluate_model(study: ModelStudy, name: str, *, progress: bool) -> None:
-    """Evaluate the float model and its finished checkpoints.
+def evaluate_model(study: ModelStudy, name: str, ranks: Ranks, *, progress: bool) -> None:
+    """Evaluate the float model and its finished checkpoints; collective.
 
     Scores are kept under ``scores`` as soon as they are known. So another task or language, or a
     run after an interruption, costs only what is new. With fidelity the hidden states of the float
@@ -55,6 +58,7 @@ def evaluate_model(study: ModelStudy, name: str, *, progress: bool) -> None:
     Args:
         study: a study on one model.
         name: the name of the model in the study.
+        ranks: the processes of the run, which all see the study's folder.
         progress: whether to show a progress bar.
 
     Raises:
@@ -74,31 +78,38 @@ def evaluate_model(study: ModelStudy, name: str, *, progress: bool) -> None:
             spec.tokens,
             window_bos=study.spec.window_bos,
         )
-    inputs = _inputs(study, spec, texts)
     models = {FLOAT: Path(model_path(name))}
     models |= {each: study.checkpoint(each) for each in study.variants if study.finished(each)}
-    todo = {}
-    for variant in models:
-        wanted = inputs | {"checkpoint": _checkpoint(study, variant)}
-        file = evaluation_file(study, variant)
-        if not file.is_file() or read_json(file).get("inputs") != wanted:
-            todo[variant] = wanted
+    todo = ranks.of_first(_todo(study, spec, texts, models) if ranks.writes else {})
     windows = describe_windows(study.tokenizer, study.spec.window_bos)
     cache = Cache(study.folder / "scores")
-    scorer = Scorer(
+    scoring = partial(
+        Scorer,
         tokens=spec.tokens,
         seq_len=study.spec.seq_len,
         fidelity=spec.fidelity,
         allow_short=study.spec.allow_short,
         cache=cache,
     )
-    for variant, path in progress_bar(models.items(), desc="evaluating", disable=not progress):
-        # The others are compared with the float model, which comes first.
-        if variant not in todo and not (variant == FLOAT and todo and spec.fidelity):
-            continue
-        whole = find_file(path)
-        given = path if whole is None else whole[1]
-        subject = Subject(given, study.spec.dtype, device=choose_device(study.spec.device))
+    # The others are compared with the float model, which comes first.
+    needed = [each for each in models if each in todo or (each == FLOAT and todo and spec.fidelity)]
+    subjects = {each: _subject(study, models[each], ranks) for each in needed}
+    if not ranks.alone:
+        measure_together(
+            list(subjects.values()),
+            lambda _: texts,
+            scoring(),
+            cache,
+            _benchmarks(spec),
+            list(language_set(spec.languages).weights),
+            ranks,
+            **_benchmark_options(study, spec),
+        )
+        if not ranks.writes:
+            ranks.wait()
+            return
+    scorer = scoring()
+    for variant, subject in progress_bar(subjects.items(), desc="evaluating", disable=not progress):
         start = time.perf_counter()
         scores = dict(scorer.scores(subject, texts))
         if variant in todo:
@@ -111,7 +122,32 @@ def evaluate_model(study: ModelStudy, name: str, *, progress: bool) -> None:
                 content = found | {"inputs": todo[variant]}
                 json.dump(content, opened, ensure_ascii=False, allow_nan=False)
         scorer.release(subject)
+    ranks.wait()
     cache.drop(STATES)
+
+
+def _todo(
+    study: ModelStudy, spec: EvaluationSpec, texts: Mapping[str, Stream], models: Mapping[str, Path]
+) -> dict[str, Any]:
+    """Return variant → what decides its evaluation, of those that are not evaluated so."""
+    inputs = _inputs(study, spec, texts)
+    todo = {}
+    for variant in models:
+        wanted = inputs | {"checkpoint": _checkpoint(study, variant)}
+        file = evaluation_file(study, variant)
+        if not file.is_file() or read_json(file).get("inputs") != wanted:
+            todo[variant] = wanted
+    return todo
+
+
+def _subject(study: ModelStudy, path: Path, ranks: Ranks) -> Subject:
+    whole = find_file(path)
+    device = choose_device(own_device(study.spec.device, ranks))
+    return Subject(path if whole is None else whole[1], study.spec.dtype, device=device)
+
+
+def _benchmark_options(study: ModelStudy, spec: EvaluationSpec) -> dict[str, Any]:
+    return {"data": spec.data, "limit": spec.limit, "seed": study.spec.seed}
 
 
 def described(study: ModelStudy) -> dict[str, Any]:
@@ -187,9 +223,7 @@ def _add_benchmarks(
         cache,
         _benchmarks(spec),
         list(language_set(spec.languages).weights),
-        data=spec.data,
-        limit=spec.limit,
-        seed=study.spec.seed,
+        **_benchmark_options(study, spec),
         name=name,
         method=method,
         calibration=calibration,

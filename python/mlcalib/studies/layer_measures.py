@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mlcalib.calibration_sets import CalibrationSet
 from mlcalib.common.checked import as_type
 from mlcalib.common.files import atomic_file
+from mlcalib.common.ranks import Ranks
 from mlcalib.common.safetensors_read import read_json
 from mlcalib.common.stopwatch import Stopwatch
 from mlcalib.quantization.hidden_states import HiddenStates
@@ -52,6 +53,7 @@ class LayerMeasures:
         hidden: HiddenStates | None,
         stopwatch: Stopwatch,
         device: str,
+        ranks: Ranks,
     ) -> None:
         """Make the measure of one model.
 
@@ -63,12 +65,19 @@ class LayerMeasures:
             hidden: where hidden states are kept; by default in memory.
             stopwatch: the time is added to it.
             device: where blocks run, as for ``run_pass``.
+            ranks: the processes of the run, which share the text; rank 0 writes.
         """
         self._source, self._adapter, self.text = source, source.adapter, text
         self._mixtures = mixtures
         self._folder = folder
         self._stopwatch, self._device = stopwatch, device
-        folder.mkdir(parents=True, exist_ok=True)
+        self._ranks = ranks
+        done: list[str] = []
+        if ranks.writes:
+            folder.mkdir(parents=True, exist_ok=True)
+            names = [name for name, _ in source.adapter.named_blocks(source.model)]
+            done = [name for name in names if self._file(name).is_file()]
+        self._done = set(ranks.of_first(done))
         self._hidden = hidden or HiddenStates()
         self._flow: Flow | None = None
         self._record: dict[str, Any] = {}
@@ -80,7 +89,8 @@ class LayerMeasures:
 
     def start(self, index: int) -> None:
         """See ``Measure``."""
-        if self._hidden.position > index:
+        positions = self._ranks.gathered(self._hidden.position)
+        if max(positions) > index or len(set(positions)) > 1:
             self._hidden.restart()
         with self._stopwatch.timed("heldout"), self._source.embedding():
             self._flow = Flow(
@@ -90,11 +100,12 @@ class LayerMeasures:
                 Stopwatch(),
                 hidden=self._hidden,
                 devices=self._source.places(self._device),
+                ranks=self._ranks,
             )
 
     def has(self, block_name: str) -> bool:
         """See ``Measure``."""
-        return self._file(block_name).is_file()
+        return block_name in self._done
 
     def skip(self, block_name: str, block: nn.Module) -> None:
         """See ``Measure``."""
@@ -122,14 +133,16 @@ class LayerMeasures:
                 "power": self._power(block_name, block, measured),
                 "ranges": input_ranges(self._adapter, block_name, block, statistics),
                 "heldout_ranges": input_ranges(self._adapter, block_name, block, held),
-                "outside": self._by_linear(block_name, block, outside.shares()),
+                "outside": self._by_linear(block_name, block, outside.shares(self._ranks)),
             }
         return measured
 
     def end(self, block_name: str) -> None:
         """See ``Measure``."""
-        with atomic_file(self._file(block_name)) as file:
-            json.dump(self._record, file, allow_nan=False)
+        if self._ranks.writes:
+            with atomic_file(self._file(block_name)) as file:
+                json.dump(self._record, file, allow_nan=False)
+        self._done.add(block_name)
         self._moving().turn()
 
     def merged(self, blocks: list[str]) -> dict[str, Any]:
@@ -203,8 +216,26 @@ class _Outside:
                 key = setting, name, language
                 self._counts[key] = self._counts.get(key, torch.zeros_like(found)) + found
 
-    def shares(self) -> dict[str, dict[str, Any]]:
-        """Return setting → input → language → share, and the worst channels' own shares."""
+    def _add(self, ranks: Ranks) -> None:
+        """Take in what other ranks have counted."""
+        if ranks.alone:
+            return
+        every = ranks.gathered(
+            ({key: counts.cpu() for key, counts in self._counts.items()}, self._tokens)
+        )
+        self._counts, self._tokens = {}, {}
+        for of_rank, tokens in every:
+            for key, counts in of_rank.items():
+                self._counts[key] = self._counts.get(key, 0) + counts
+            for at, count in tokens.items():
+                self._tokens[at] = self._tokens.get(at, 0) + count
+
+    def shares(self, ranks: Ranks) -> dict[str, dict[str, Any]]:
+        """Return setting → input → language → share, and those of the worst channels; collective.
+
+        They are of what all ranks have seen.
+        """
+        self._add(ranks)
         found: dict[str, dict[str, Any]] = {setting: {} for setting in self._bounds}
         for (setting, name, language), counts in self._counts.items():
             tokens = self._tokens[name, language]

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from mlcalib.common.ranks import Ranks
 from mlcalib.formats import formats
 from mlcalib.languages import language_set
+from mlcalib.models.device import own_device
 from mlcalib.notebook import html
 from mlcalib.quantization.memory import MemoryPlan
 from mlcalib.quantization.memory_needs import OtherText
@@ -94,11 +96,12 @@ class Plans(list[Plan]):
         return html.page(*(Markup(each._repr_html_()) for each in self))
 
 
-def plan(study: ModelStudy) -> Plan:
-    """Return what is left to do, without running anything.
+def plan(study: ModelStudy, ranks: Ranks) -> Plan:
+    """Return what is left to do, without running anything; collective.
 
     Args:
         study: a study on one model.
+        ranks: the processes of the run; memory is that of each of them.
     """
     variants = study.variants
     done = [name for name in variants if study.finished(name)]
@@ -114,7 +117,7 @@ def plan(study: ModelStudy) -> Plan:
         tokens = sum(text.union.tokens.values()) if shared else 0
         settings = [text.settings[variants[name].setting or ""] for name in own]
         tokens += sum(sum(each.tokens.values()) for each in settings)
-    passes = _passes(study, todo)
+    passes = _passes(study, todo, ranks)
     texts: dict[str, dict[str, int]] = {}
     for name, variant in variants.items():
         setting = variant.setting
@@ -125,7 +128,7 @@ def plan(study: ModelStudy) -> Plan:
     )
 
 
-def _passes(study: ModelStudy, todo: Sequence[str]) -> MemoryPlan:
+def _passes(study: ModelStudy, todo: Sequence[str], ranks: Ranks) -> MemoryPlan:
     """Return how the pass that variants share uses memory; a pass of one variant takes less."""
     spec, text = study.spec, study.text
     variants = []
@@ -142,11 +145,12 @@ def _passes(study: ModelStudy, todo: Sequence[str]) -> MemoryPlan:
         study.source,
         variants,
         text.union if text else None,
-        study.source.places(spec.device),
+        study.source.places(own_device(spec.device, ranks)),
         text.prefixes if text else (),
         other=other,
         on_disk=spec.hidden_states == "disk",
         memory=spec.memory,
+        ranks=ranks,
     )
 
 

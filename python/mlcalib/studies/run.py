@@ -4,6 +4,7 @@ import json
 import resource
 import shutil
 from collections.abc import Mapping
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,23 +12,25 @@ from typing import TYPE_CHECKING, Any
 
 from mlcalib.common.checked import as_type
 from mlcalib.common.files import atomic_file, locked, remove_partial
+from mlcalib.common.ranks import Ranks
 from mlcalib.common.safetensors_read import read_json
 from mlcalib.common.stopwatch import Stopwatch
 from mlcalib.evaluation import eval_sequences
 from mlcalib.languages import language_set
 from mlcalib.models.context import check_context
-from mlcalib.models.device import choose_device
+from mlcalib.models.device import choose_device, own_device
 from mlcalib.models.loading import find_smollm2, load_tokenizer
 from mlcalib.quantization.block_files import BlockFiles
 from mlcalib.quantization.block_pass import run_pass
 from mlcalib.quantization.finish import finish, finish_record, merged
 from mlcalib.quantization.hidden_states import HiddenStates, HiddenStatesOnDisk
 from mlcalib.quantization.manifest import claim, machine, recipe_inputs
-from mlcalib.quantization.model_files import ModelFiles
+from mlcalib.quantization.model_files import ModelFiles, outline
 from mlcalib.quantization.open_source import open_source
 from mlcalib.quantization.propagation import Mixture, mixture_of
 from mlcalib.quantization.quantization_job import QuantizationJob
-from mlcalib.quantization.recipe import Recipe, make_recipe
+from mlcalib.quantization.recipe import Recipe, check_ranks, make_recipe
+from mlcalib.quantization.shared_sink import shared_sink
 from mlcalib.quantization.sink import FileSink
 from mlcalib.quantization.source import Source
 from mlcalib.quantization.text_check import check_text
@@ -110,8 +113,8 @@ class ModelStudy:
         return mixture_of(self.text.settings[variant.setting])
 
 
-def open_model(spec: StudySpec, name: str, out: Path) -> ModelStudy:
-    """Open a model, tokenise the text, and check every variant before any forward.
+def open_model(spec: StudySpec, name: str, out: Path, ranks: Ranks) -> ModelStudy:
+    """Open a model, tokenise the text, and check every variant before any forward; collective.
 
     Raises:
         FileNotFoundError, ValueError, NotImplementedError: see ``mlcalib.study``.
@@ -132,12 +135,25 @@ def open_model(spec: StudySpec, name: str, out: Path) -> ModelStudy:
         )
         for variant in variants_of(spec).values()
     }
+    for recipe in recipes.values():
+        check_ranks(recipe.quantizer, ranks)
     slug = slug_of(name)
     if spec.settings or spec.evaluation or spec.layers:
         check_context(name, source.model.config.to_dict(), spec.seq_len)
     text = study_text(spec, tokenizer)
     if text is not None:
         check_text(source.model, text.union, tokenizer)
+    if not ranks.alone:
+        ranks.check_same(
+            {
+                **machine(choose_device(own_device(spec.device, ranks))),
+                "model": outline(source.name),
+                "text": None if text is None else text.union.fingerprint,
+                "recipes": {
+                    name: {**recipe.description, "model": None} for name, recipe in recipes.items()
+                },
+            }
+        )
     return ModelStudy(spec, slug, out / slug, source, tokenizer, text, recipes)
 
 
@@ -153,8 +169,10 @@ def slug_of(name: str) -> str:
     return last.replace("/", "--")
 
 
-def quantize_model(study: ModelStudy, *, progress: bool) -> None:
-    """Make every checkpoint of a model that is not finished yet, and measure its layers.
+def quantize_model(study: ModelStudy, ranks: Ranks, *, progress: bool) -> None:
+    """Make all checkpoints of a model that are not there, and measure its layers; collective.
+
+    Rank 0 alone writes, and keeps other runs from it.
 
     Raises:
         ValueError: a variant was begun with other inputs, or a layer has NaN or Inf; the message
@@ -162,25 +180,28 @@ def quantize_model(study: ModelStudy, *, progress: bool) -> None:
         OSError: the disk is full. What is finished is kept.
         torch.linalg.LinAlgError: a Gram is not positive definite; the message names the layer.
     """
-    with locked(study.folder):
-        jobs = _jobs(study)
-        stopwatch, bar = Stopwatch(), "quantizing" if progress else None
-        device = study.spec.device
+    with ExitStack() as stack:
+        if ranks.writes:
+            stack.enter_context(locked(study.folder))
+        jobs = _jobs(study, ranks)
+        stopwatch, bar = Stopwatch(), "quantizing" if progress and ranks.writes else None
+        device = own_device(study.spec.device, ranks)
         shared = {name: job for name, job in jobs.items() if _mode(study, name) == "float"}
-        measure = _measure(study, stopwatch)
-        with study.files.hashed(to_the_end=True):
+        measure = _measure(study, stopwatch, ranks)
+        with study.files.hashed(to_the_end=True) if ranks.writes else nullcontext():
             run_pass(
                 study.source,
                 list(shared.values()),
                 study.text.union if study.text else None,
                 prefixes=study.text.prefixes if study.text else (),
                 propagate="float",
-                hidden=_hidden(study, "calibration"),
+                hidden=_hidden(study, "calibration", ranks),
                 measure=measure,
                 stopwatch=stopwatch,
                 description=bar,
                 device=device,
                 memory=study.spec.memory,
+                ranks=ranks,
             )
             for name, job in jobs.items():
                 if name not in shared and study.text is not None:
@@ -190,49 +211,62 @@ def quantize_model(study: ModelStudy, *, progress: bool) -> None:
                         [job],
                         setting,
                         propagate="quantized",
-                        hidden=_hidden(study, name),
+                        hidden=_hidden(study, name, ranks),
                         stopwatch=job.stopwatch,
                         description=bar,
                         device=device,
                         memory=study.spec.memory,
+                        ranks=ranks,
                     )
-        if measure is not None:
-            _write(study.folder / "layers.json", measure.merged(study.blocks()))
-        for name, job in jobs.items():
-            _finish(study, name, job)
-        _add_costs(study, stopwatch.seconds)
-        shutil.rmtree(study.folder / "hidden", ignore_errors=True)
+        if ranks.writes:
+            if measure is not None:
+                _write(study.folder / "layers.json", measure.merged(study.blocks()))
+            for name, job in jobs.items():
+                _finish(study, name, job)
+            _add_costs(study, stopwatch.seconds)
+        ranks.wait()  # others may still read what hidden states they have
+        if ranks.writes:
+            shutil.rmtree(study.folder / "hidden", ignore_errors=True)
 
 
 def _mode(study: ModelStudy, name: str) -> str:
     return study.variants[name].propagate
 
 
-def _jobs(study: ModelStudy) -> dict[str, QuantizationJob]:
+def _jobs(study: ModelStudy, ranks: Ranks) -> dict[str, QuantizationJob]:
     """Return the variants that are not finished; each has claimed its folder."""
-    inputs = machine(choose_device(study.spec.device)) | {"model": study.called}
+    names = ranks.of_first(_claimed(study) if ranks.writes else [])
     jobs = {}
-    for name, variant in study.variants.items():
-        folder = study.folder / "parts" / name
+    for name in names:
         recipe = study.recipes[name]
-        setting = None
-        if variant.setting is not None and study.text is not None:
-            setting = study.text.settings[variant.setting]
-        claim(folder, f"The variant {name}", inputs | recipe_inputs(recipe, setting))
-        remove_partial(study.checkpoint(name))
-        if not study.finished(name):
-            mixture = study.mixture(variant)
-            files = BlockFiles(folder / "blocks")
-            sink = FileSink(files, study.source.adapter, recipe.checkpoint_format, recipe.specs)
-            jobs[name] = QuantizationJob(
-                Variant(recipe.quantizer, recipe.exceptions, mixture), sink
-            )
-        elif (folder / "blocks").is_dir():  # killed when all was written
-            shutil.rmtree(folder / "blocks")
+        variant = Variant(recipe.quantizer, recipe.exceptions, study.mixture(study.variants[name]))
+        own = None
+        if ranks.writes:
+            files = BlockFiles(study.folder / "parts" / name / "blocks")
+            own = FileSink(files, study.source.adapter, recipe.checkpoint_format, recipe.specs)
+        sink = shared_sink(own, study.blocks(), ranks)
+        jobs[name] = QuantizationJob(variant, sink, ranks=ranks)
     return jobs
 
 
-def _measure(study: ModelStudy, stopwatch: Stopwatch) -> LayerMeasures | None:
+def _claimed(study: ModelStudy) -> list[str]:
+    inputs = machine(choose_device(study.spec.device)) | {"model": study.called}
+    names = []
+    for name, variant in study.variants.items():
+        folder = study.folder / "parts" / name
+        setting = None
+        if variant.setting is not None and study.text is not None:
+            setting = study.text.settings[variant.setting]
+        claim(folder, f"The variant {name}", inputs | recipe_inputs(study.recipes[name], setting))
+        remove_partial(study.checkpoint(name))
+        if not study.finished(name):
+            names.append(name)
+        elif (folder / "blocks").is_dir():  # killed when all was written
+            shutil.rmtree(folder / "blocks")
+    return names
+
+
+def _measure(study: ModelStudy, stopwatch: Stopwatch, ranks: Ranks) -> LayerMeasures | None:
     spec = study.spec
     if spec.layers is None:
         return None
@@ -250,25 +284,28 @@ def _measure(study: ModelStudy, stopwatch: Stopwatch) -> LayerMeasures | None:
     if study.text is not None:
         mixtures = {name: mixture_of(each) for name, each in study.text.settings.items()}
     folder = study.folder / "parts" / "layers"
-    inputs = {
-        "model": study.called,
-        "text": text.fingerprint,
-        "settings": {
-            name: each.fingerprint
-            for name, each in (study.text.settings if study.text else {}).items()
-        },
-    }
-    if (folder / "manifest.json").is_file() and read_json(folder / "manifest.json") != inputs:
-        shutil.rmtree(folder)  # of other settings or another text: measured anew, never mixed
-    claim(folder, "The layers", inputs)
-    hidden = _hidden(study, "heldout")
-    return LayerMeasures(study.source, text, mixtures, folder, hidden, stopwatch, spec.device)
+    if ranks.writes:
+        inputs = {
+            "model": study.called,
+            "text": text.fingerprint,
+            "settings": {
+                name: each.fingerprint
+                for name, each in (study.text.settings if study.text else {}).items()
+            },
+        }
+        if (folder / "manifest.json").is_file() and read_json(folder / "manifest.json") != inputs:
+            shutil.rmtree(folder)  # of other settings or another text: measured anew, never mixed
+        claim(folder, "The layers", inputs)
+    hidden = _hidden(study, "heldout", ranks)
+    device = own_device(study.spec.device, ranks)
+    return LayerMeasures(study.source, text, mixtures, folder, hidden, stopwatch, device, ranks)
 
 
-def _hidden(study: ModelStudy, name: str) -> HiddenStates | None:
+def _hidden(study: ModelStudy, name: str, ranks: Ranks) -> HiddenStates | None:
     if study.spec.hidden_states == "memory":
         return None
-    return HiddenStatesOnDisk(study.folder / "hidden" / name)
+    own = name if ranks.alone else f"{name}-{ranks.rank}-of-{ranks.size}"
+    return HiddenStatesOnDisk(study.folder / "hidden" / own)
 
 
 def _finish(study: ModelStudy, name: str, job: QuantizationJob) -> None:

@@ -9,6 +9,8 @@ import torch
 
 from mlcalib import _core
 from mlcalib.common.files import atomic_file, check_folder, full_path
+from mlcalib.common.ranks import Ranks
+from mlcalib.evaluation.sharing import check_seen
 from mlcalib.models.device import choose_device, device_name, explain
 from mlcalib.quantization.manifest import machine
 from mlcalib.studies.evaluate import check_evaluation, described, evaluate_model
@@ -26,6 +28,7 @@ def study(
     plan_only: bool = False,
     progress: bool = True,
     echo: Callable[[str], None] = print,
+    ranks: Ranks | None = None,
     **changes: Any,
 ) -> Study:
     """Quantize and evaluate models in every combination of settings and quantizers.
@@ -43,6 +46,8 @@ def study(
         plan_only: only print what would be done.
         progress: whether to show progress bars.
         echo: is called with each piece of text that is printed.
+        ranks: the processes that do this together, from ``joined_ranks``; each calls this with the
+            same arguments, and all see the folder of the study.
         changes: new values of single keys of the study, e.g. ``corpus`` or ``tokens``.
 
     Returns:
@@ -55,6 +60,7 @@ def study(
             holds a variant that was made from other inputs; the message names it.
         OSError: the disk is full. What is finished is kept.
     """
+    ranks = Ranks() if ranks is None else ranks
     if isinstance(spec, StudySpec):
         spec = spec.model_dump(exclude_defaults=True)
     found = read_study(spec, **changes)
@@ -64,12 +70,14 @@ def study(
     echo(explain(found.device, choose_device(found.device)))
     plans = Plans()
     opened = []
-    if not plan_only:
+    if not plan_only and ranks.alone:
         check_folder(out)
+    elif not plan_only:
+        check_seen(out, ranks)
     for name in found.models:
-        model = open_model(found, name, out)
+        model = open_model(found, name, out, ranks)
         opened.append((name, model))
-        planned = plan(model)
+        planned = plan(model, ranks)
         plans.append(planned)
         echo(planned.table())
         for code, report in (model.text.union.report if model.text else {}).items():
@@ -79,11 +87,12 @@ def study(
             echo(f"  warning: {warning}")
     if plan_only:
         return Study(out, plans)
-    _write_study(found, opened, out)
+    if ranks.writes:
+        _write_study(found, opened, out)
     for _, model in opened:
-        quantize_model(model, progress=progress)
+        quantize_model(model, ranks, progress=progress)
     for name, model in opened:
-        evaluate_model(model, name, progress=progress)
+        evaluate_model(model, name, ranks, progress=progress)
     echo(f"written to {out}; mlcalib report {out} shows it")
     return Study(out, plans)
 

@@ -510,3 +510,30 @@ def test_a_million_tokens_do_not_drift():
     # 3e-6 when this was written, a third less than adding up batches by addmm.
     assert ((gram.state()["gram"] - wanted).abs() / wanted).max() < 1e-5
     assert ((moments.state()["sum"] - total).abs() / total).max() < 1e-6
+
+
+@pytest.mark.parametrize("name", core.statistic_names())
+def test_what_is_packed_shares_memory_and_can_be_given_back(name):
+    cpu = torch.device("cpu")
+    one, other = (statistic_of(name, activations(20, 200, seed)) for seed in (1, 2))
+    whole = core.make_statistic(name, 200)
+    whole.merge(one)
+    whole.merge(other)
+    packed, theirs = one.packed(cpu), other.packed(cpu)
+    assert packed.keys() == {*one.adds, "tokens"}
+    for part, adds in one.adds.items():
+        combine = {"sum": torch.add, "least": torch.minimum, "greatest": torch.maximum}.get(adds)
+        if combine is not None:
+            packed[part].copy_(combine(packed[part], theirs[part]))
+    packed["tokens"] += theirs["tokens"]
+    one.load_packed(packed)
+    assert_same(one, whole)
+    assert one.tokens == 40
+    empty = core.make_statistic(name, 200)
+    assert {part: kept.shape for part, kept in empty.packed(cpu).items()} == {
+        part: kept.shape for part, kept in packed.items()
+    }
+    with pytest.raises(ValueError, match="unlike what packed"):
+        core.make_statistic(name, 200).load_packed(packed)
+    with pytest.raises(ValueError, match="unlike what packed"):
+        one.load_packed({**packed, next(iter(one.adds)): torch.zeros(3)})

@@ -85,6 +85,7 @@ def test_custom_languages(model):
 
 
 SBATCH = EXAMPLES / "slurm" / "quantize.sbatch"
+RANKS_SBATCH = EXAMPLES / "slurm" / "ranks.sbatch"
 
 
 @pytest.fixture
@@ -152,9 +153,24 @@ def test_slurm_task_without_a_set_or_a_model(cluster):
     assert not cluster["OUT"].exists()
 
 
-def test_slurm_options_are_read_before_the_first_command():
+def test_slurm_ranks_meet_on_the_first_node(cluster):
+    folder = cluster["SRUN_LOG"].parent / "bin"
+    for name, line in {"srun": 'echo "$@" >> "$SRUN_LOG"', "scontrol": "echo n3; echo n4"}.items():
+        (folder / name).write_text(f"#!/usr/bin/env bash\n{line}\n")
+        (folder / name).chmod(0o755)
+    given = cluster | {"SLURM_NNODES": 2, "SLURM_JOB_NODELIST": "n[3-4]", "RANKS": 4}
+    done = run("bash", RANKS_SBATCH, **given)
+    assert done.returncode == 0, done.stderr
+    [step] = cluster["SRUN_LOG"].read_text().splitlines()
+    assert step.startswith("torchrun --nnodes=2 --nproc-per-node=4 --rdzv-id=7 ")
+    assert "--rdzv-endpoint=n3:29400 -m mlcalib quantize" in step
+    assert step.endswith("--hidden-states disk --method gptq --group-size 32")
+
+
+@pytest.mark.parametrize("script", [SBATCH, RANKS_SBATCH])
+def test_slurm_options_are_read_before_the_first_command(script):
     """sbatch stops reading #SBATCH lines at the first command."""
-    lines = SBATCH.read_text().splitlines()
+    lines = script.read_text().splitlines()
     assert lines[0] == "#!/usr/bin/env bash"
     first = next(at for at, line in enumerate(lines) if line and not line.startswith("#"))
     options = [at for at, line in enumerate(lines) if line.startswith("#SBATCH ")]

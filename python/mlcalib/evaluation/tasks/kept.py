@@ -110,7 +110,7 @@ def _values(
         code: kept for code, key in keys.items() if (kept := cache.get(key, KEPT)) is not None
     }
     unknown = [code for code in languages if code not in values]
-    size = _together(task, options.get("limit"))
+    size = measured_together(task, options.get("limit"))
     for start in range(0, len(unknown), size):
         found = _measured(subject, task, unknown[start : start + size], options)
         for code, value in found.items():
@@ -120,7 +120,7 @@ def _values(
     return {code: values[code] for code in languages}
 
 
-def _together(task: str, limit: int | None) -> int:
+def measured_together(task: str, limit: int | None) -> int:
     """Return how many languages are measured at once: where texts are generated, few fill no batch.
 
     What is measured at once is lost at once if the evaluation is stopped.

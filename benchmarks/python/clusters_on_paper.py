@@ -14,7 +14,7 @@ import torch
 from mlcalib.quantization.dealing import dealt
 from mlcalib.quantization.shares import parts_of
 from mlcalib.statistics import statistic_bytes
-from mlcalib.statistics.pairwise import leaf_sequences
+from mlcalib.statistics.pairwise import leaf_sequences, nodes_of
 
 GPU = torch.device("cuda")
 LANGUAGES, SEQUENCES, SEQ_LEN = 10, 50, 2048
@@ -78,12 +78,19 @@ def row(model: Model, ranks: int) -> str:
     language = sum(
         count * statistic_bytes("gram", channels, GPU) for channels, _, count, _ in model.inputs
     )
-    leaves = -(-SEQUENCES // leaf_sequences(SEQ_LEN))
+    of_leaf = leaf_sequences(SEQ_LEN)
+    running = (-(-SEQUENCES // of_leaf)).bit_length() - 1
+    parts = max(  # of texts, until they are put together, beyond one for each
+        sum(max(nodes_of(range(at.start // of_leaf, -(-at.stop // of_leaf))) - 1, 0) for at in each)
+        for each in (share.values() for share in shares)
+    )
     weights = sum(channels * rows * count for channels, rows, count, _ in model.inputs)
     hidden = own * model.hidden * 2
-    running = (leaves.bit_length() - 1) * language
-    fixed = 2 * 2 * weights + 2 * weights + language + hidden + running
-    whole, turns = fixed + LANGUAGES * language, fixed + language
+    sums = running + (1 if ranks > 1 else 0)
+    parts = parts if ranks > 1 else 0
+    fixed = 2 * 2 * weights + 2 * weights + language + hidden
+    whole = fixed + (LANGUAGES + sums + parts) * language
+    turns = fixed + (1 + sums + -(-parts // LANGUAGES)) * language
     active = sum(channels * rows * n * share for channels, rows, n, share in model.inputs)
     forward = 2 * 2 * own * active / FORWARD
     gram = own * sum(c * c * n * share for c, _, n, share in model.inputs) / GRAM

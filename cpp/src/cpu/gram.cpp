@@ -70,8 +70,8 @@ void gram_update_cpu(const at::Tensor& sums, const at::Tensor& x) {
   }
 }
 
-// Calls run(tile, row, rows, column, columns) for each tile of the upper triangle. Threads get equal
-// shares of the tiles, not of the columns, of which the last holds twice the mean.
+// Calls run(tile, row, rows, column, columns) for each tile of the upper triangle. Threads get
+// equal shares of the tiles, not of the columns, of which the last holds twice the mean.
 template <class Run>
 void for_each_tile(int64_t channels, const Run& run) {
   const int64_t tiles = tiles_of(channels);

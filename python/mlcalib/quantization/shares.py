@@ -1,6 +1,6 @@
 """How ranks share what is solved of a block: whole inputs, or rows of their linears."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 from mlcalib.common.ranks import balanced
@@ -40,7 +40,9 @@ class Part:
         return found
 
 
-def parts_of(shapes: Sequence[tuple[int, int]], size: int) -> list[Part]:
+def parts_of(
+    shapes: Sequence[tuple[int, int]], size: int, whole: Container[int] = ()
+) -> list[Part]:
     """Share out the linears of inputs, so that the rank with most to do has as little as possible.
 
     Every input is given to one rank at first. While that makes the longest share shorter, the
@@ -49,13 +51,14 @@ def parts_of(shapes: Sequence[tuple[int, int]], size: int) -> list[Part]:
     Args:
         shapes: of each input the rows of all its linears together, and its channels.
         size: number of ranks.
+        whole: indexes of inputs whose rows must not be split.
     """
     counts = [1] * len(shapes)
     best = _assigned(shapes, counts, size)
     while size > 1 and shapes:
         costs = [_cost(shape, count) for shape, count in zip(shapes, counts, strict=True)]
         task = max(range(len(costs)), key=costs.__getitem__)
-        if counts[task] == min(size, -(-shapes[task][0] // ROWS)):
+        if task in whole or counts[task] == min(size, -(-shapes[task][0] // ROWS)):
             break
         counts[task] += 1
         found = _assigned(shapes, counts, size)

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic
 
+import torch
 from torch import Tensor, nn
 
 from mlcalib._core import QuantizedLinear
@@ -192,8 +193,14 @@ def solve_block(  # noqa: PLR0913 - what a solution is made of
     ]
     solved = SolvedBlock[Key](ranks=Ranks() if ranks is None else ranks)
     shapes = [(sum(task.rows), task.linears[0].in_features) for task in tasks]
+    # Scales of FP8 are divided by a number that all rows decide together.
+    whole = {
+        index
+        for index, task in enumerate(tasks)
+        if task.solver.spec.scale_dtype == torch.float8_e4m3fn
+    }
     own: list[Piece[Key]] = []
-    for part in parts_of(shapes, solved.ranks.size):
+    for part in parts_of(shapes, solved.ranks.size, whole):
         if part.owner == solved.ranks.rank:
             task = tasks[part.task]
             grams = measured.get(task.name, {})

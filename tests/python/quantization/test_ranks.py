@@ -230,6 +230,12 @@ def test_every_row_is_solved_once(shapes, size):
         assert all(part.first < part.last for part in own)
 
 
+def test_what_must_stay_whole_is_not_split():
+    shapes = [(960, 576), (576, 1536)]
+    assert len(parts_of(shapes, 8)) > 2
+    assert [part.task for part in parts_of(shapes, 8, {0, 1})] == [0, 1]
+
+
 def test_shares_are_even():
     shapes = [(6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336)]
     alone = sum(c**3 / 3 + r * c**2 for r, c in shapes)

@@ -148,7 +148,7 @@ class QuantizationJob:
             if name not in self._costs:
                 layers = self.sink.record(name)["layers"]
                 self._costs[name] = _by_language(
-                    {layer: each["divergence"] for layer, each in layers.items()}
+                    {layer: each.get("divergence", {}) for layer, each in layers.items()}
                 )
         return _by_language(self._costs)
 

@@ -4,7 +4,7 @@
 set -euo pipefail
 dist=$1
 raw=$(ls "$dist"/*-linux_x86_64.whl)
-auditwheel --quiet repair --only-plat --exclude 'libtorch*' --exclude 'libc10*' --exclude 'libcu*' --exclude libgomp.so.1 \
+auditwheel repair --only-plat --exclude 'libtorch*' --exclude 'libc10*' --exclude 'libcu*' --exclude libgomp.so.1 \
   --wheel-dir "$dist" "$raw"
 rm "$raw"
 ls "$dist"/*-manylinux_*.whl

@@ -7,7 +7,7 @@ fail() { echo "test_wheel: $*" >&2 && exit 1; }
 
 [ "$(ls "$dist"/*.whl "$dist"/*.tar.gz | wc -l)" = 2 ] || fail "expected one wheel and one sdist in $dist"
 "$python" -m zipfile --list "$dist"/*.whl >"$dist/contents"
-grep -E 'torch|gomp|libmlcalib|\.hpp' "$dist/contents" && fail "the wheel holds what is not Python's"
+grep -E 'libtorch|libc10|gomp|libmlcalib|\.hpp' "$dist/contents" && fail "the wheel holds what is not Python's"
 
 # The sdist lies as a clone would, with its environment beside it: ccache then knows its objects.
 rm -rf "$work" && mkdir -p "$work"

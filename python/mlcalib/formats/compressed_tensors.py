@@ -31,6 +31,7 @@ from mlcalib import _core
 from mlcalib._core import Grid, GridSpec, QuantizedLinear
 from mlcalib.common.errors import CannotReadError
 from mlcalib.common.layer_names import patterns
+from mlcalib.formats._config_groups import section_of, stated_weights
 from mlcalib.formats._layout import (
     by_grid,
     check_groups,
@@ -84,7 +85,8 @@ class CompressedTensors(Format):
         """
         form = config.get("format") or "pack-quantized"
         if form in _OTHERS and not (
-            form == "float-quantized" and _strategies(config) - {"channel"}
+            form == "float-quantized"
+            and any(found != ("channel",) for found in stated_weights(config, "strategy"))
         ):
             return formats.get(_OTHERS[form])()
         if form not in ("pack-quantized", "mixed-precision"):  # of which each group is checked
@@ -124,20 +126,13 @@ class CompressedTensors(Format):
     ) -> dict[str, Any]:
         """Return the section, the same for transformers and vLLM; a config group for each grid."""
         groups = by_grid(specs)
-        config: dict[str, Any] = {
-            "quant_method": "compressed-tensors",
-            "format": "pack-quantized",
-            "quantization_status": "compressed",
-            "config_groups": {
-                f"group_{index}": _config_group(
-                    spec, order, _targets(names, [*specs, *ignore]) if groups[1:] else ["Linear"]
-                )
-                for index, (spec, names) in enumerate(groups)
-            },
-            "kv_cache_scheme": None,
-            "global_compression_ratio": None,
-            "ignore": ignore,
-        }
+        schemes = [
+            _config_group(
+                spec, order, _targets(names, [*specs, *ignore]) if groups[1:] else ["Linear"]
+            )
+            for spec, names in groups
+        ]
+        config = section_of("pack-quantized", schemes, ignore)
         if not groups[0][0].symmetric:
             # transformers 5.23 with compressed-tensors 0.18 to 0.20 prepares an unpacked parameter
             # for packed zero points and fails; with this key it dequantizes while loading, every
@@ -264,13 +259,6 @@ def _humming(bits: int, group_size: int, symmetric: bool) -> bool:
     if bits in (4, 8):
         return marlin(bits, group_size, zero_points=not symmetric) is None
     return symmetric
-
-
-def _strategies(config: Mapping[str, Any]) -> set[Any]:
-    """Return what shares a scale, in all groups of a section."""
-    groups = config.get("config_groups")
-    parts = groups.values() if isinstance(groups, dict) else ()
-    return {(group.get("weights") or {}).get("strategy") for group in parts} or {None}
 
 
 def _check_experts(specs: Mapping[str, GridSpec], linears: Iterable[str]) -> None:

@@ -20,11 +20,12 @@ from torch import Tensor
 
 from mlcalib._core import Grid, GridSpec, QuantizedLinear
 from mlcalib.common.errors import CannotReadError
-from mlcalib.formats._layout import describe, stored_scale, tensor
+from mlcalib.formats._config_groups import stated_weights
+from mlcalib.formats._layout import describe, stored_scale
 from mlcalib.formats._loading import by_transformers
 from mlcalib.formats._readers import Facts, Verdict, Verdicts, of_folder
 from mlcalib.formats.base import formats
-from mlcalib.formats.compressed_tensors_int8 import CompressedTensorsInt8
+from mlcalib.formats.compressed_tensors_int8 import CompressedTensorsInt8, rows_of
 
 if TYPE_CHECKING:
     from mlcalib._core import Order
@@ -70,25 +71,17 @@ class CompressedTensorsFp8(CompressedTensorsInt8):
 
     def unpack(self, name: str, tensors: Mapping[str, Tensor], spec: GridSpec) -> QuantizedLinear:
         """Return codes and grid, exactly as packed."""
-        weight = tensors.get(f"{name}.weight")
-        if weight is None or weight.dim() != 2:
-            raise ValueError(f"the checkpoint has no matrix {name}.weight")
-        rows, columns = weight.shape
-        tensor(tensors, f"{name}.weight", torch.float8_e4m3fn, (rows, columns))
+        weight, scale = rows_of(name, tensors, torch.float8_e4m3fn, spec)
         if weight.float().isnan().any():
             raise ValueError(f"{name}.weight has NaN")
-        scale = tensor(tensors, f"{name}.weight_scale", spec.scale_dtype, (rows, 1))
-        zero = torch.zeros(rows, 1, dtype=torch.uint8)
-        return QuantizedLinear(weight.view(torch.uint8), Grid(scale.float(), zero, spec))
+        zero = torch.zeros_like(scale, dtype=torch.uint8)
+        return QuantizedLinear(weight.view(torch.uint8), Grid(scale, zero, spec))
 
     def read_specs(
         self, config: Mapping[str, Any], linears: Iterable[str], scale_dtype: torch.dtype
     ) -> dict[str, GridSpec]:
         """Return the grids of a section of mlcalib or llm-compressor."""
-        groups = config.get("config_groups")
-        for group in groups.values() if isinstance(groups, dict) else [{}]:
-            weights = group.get("weights") or {}
-            found = tuple(weights.get(key) for key in ("num_bits", "type", "strategy"))
+        for found in stated_weights(config, "num_bits", "type", "strategy"):
             if found != (8, "float", "channel"):
                 raise CannotReadError(
                     "expected FP8 weights with a scale for each channel in quantization_config, "

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from mlcalib._core import Grid, GridSpec, QuantizedLinear
 from mlcalib.common.errors import CannotReadError
+from mlcalib.formats._config_groups import section_of, stated_weights
 from mlcalib.formats._layout import check_zeros, describe, stored_scale, tensor
 from mlcalib.formats._loading import by_transformers
 from mlcalib.formats._readers import Facts, Verdict, Verdicts, of_folder
@@ -61,15 +62,7 @@ class CompressedTensorsInt8(CompressedTensors):
             "output_activations": None,
             "format": "int-quantized",
         }
-        return {
-            "quant_method": "compressed-tensors",
-            "format": "int-quantized",
-            "quantization_status": "compressed",
-            "config_groups": {"group_0": group},
-            "kv_cache_scheme": None,
-            "global_compression_ratio": None,
-            "ignore": ignore,
-        }
+        return section_of("int-quantized", [group], ignore)
 
     def pack(self, name: str, quantized: QuantizedLinear) -> dict[str, Tensor]:
         """Return weight and weight_scale."""
@@ -83,23 +76,15 @@ class CompressedTensorsInt8(CompressedTensors):
 
     def unpack(self, name: str, tensors: Mapping[str, Tensor], spec: GridSpec) -> QuantizedLinear:
         """Return codes and grid, exactly as packed."""
-        weight = tensors.get(f"{name}.weight")
-        if weight is None or weight.dim() != 2:
-            raise ValueError(f"the checkpoint has no matrix {name}.weight")
-        rows, columns = weight.shape
-        tensor(tensors, f"{name}.weight", torch.int8, (rows, columns))
-        scale = tensor(tensors, f"{name}.weight_scale", spec.scale_dtype, (rows, 1))
-        zero = torch.full((rows, 1), 128, dtype=torch.uint8)
-        return QuantizedLinear(weight.view(torch.uint8) ^ 128, Grid(scale.float(), zero, spec))
+        weight, scale = rows_of(name, tensors, torch.int8, spec)
+        zero = torch.full(scale.shape, 128, dtype=torch.uint8)
+        return QuantizedLinear(weight.view(torch.uint8) ^ 128, Grid(scale, zero, spec))
 
     def read_specs(
         self, config: Mapping[str, Any], linears: Iterable[str], scale_dtype: torch.dtype
     ) -> dict[str, GridSpec]:
         """Return the grids of a section of mlcalib or llm-compressor."""
-        groups = config.get("config_groups")
-        for group in groups.values() if isinstance(groups, dict) else [{}]:
-            weights = group.get("weights") or {}
-            found = tuple(weights.get(key) for key in ("num_bits", "strategy", "symmetric"))
+        for found in stated_weights(config, "num_bits", "strategy", "symmetric"):
             if found != (8, "channel", True):
                 raise CannotReadError(
                     "expected symmetric weights of 8 bits with a scale for each channel in "
@@ -120,3 +105,20 @@ class CompressedTensorsInt8(CompressedTensors):
             Verdict(True, (f"by a slower Triton kernel: {want}",) if odd else ()),
             Verdict(not odd, (want,) if odd else ()),
         )
+
+
+def rows_of(
+    name: str, tensors: Mapping[str, Tensor], dtype: torch.dtype, spec: GridSpec
+) -> tuple[Tensor, Tensor]:
+    """Return weight [out, in] and weight_scale, float32 [out, 1].
+
+    Raises:
+        ValueError: one of them is missing, or has another shape or dtype.
+    """
+    weight = tensors.get(f"{name}.weight")
+    if weight is None or weight.dim() != 2:
+        raise ValueError(f"the checkpoint has no matrix {name}.weight")
+    rows, columns = weight.shape
+    tensor(tensors, f"{name}.weight", dtype, (rows, columns))
+    scale = tensor(tensors, f"{name}.weight_scale", spec.scale_dtype, (rows, 1))
+    return weight, scale.float()

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mlcalib._core import Grid, GridSpec, QuantizedLinear
 from mlcalib.common.errors import CannotReadError
+from mlcalib.formats._config_groups import section_of, stated_weights
 from mlcalib.formats._layout import by_grid, check_groups, describe, stored_scale, tensor
 from mlcalib.formats._loading import by_transformers
 from mlcalib.formats._readers import Facts, Verdict, Verdicts, of_folder
@@ -82,15 +83,7 @@ class CompressedTensorsMxfp4(CompressedTensors):
             "output_activations": None,
             "format": self.layout_name,
         }
-        return {
-            "quant_method": "compressed-tensors",
-            "format": self.layout_name,
-            "quantization_status": "compressed",
-            "config_groups": {"group_0": group},
-            "kv_cache_scheme": None,
-            "global_compression_ratio": None,
-            "ignore": ignore,
-        }
+        return section_of(self.layout_name, [group], ignore)
 
     def pack(self, name: str, quantized: QuantizedLinear) -> dict[str, Tensor]:
         """Return weight_packed and weight_scale."""
@@ -131,12 +124,7 @@ class CompressedTensorsMxfp4(CompressedTensors):
     ) -> dict[str, GridSpec]:
         """Return the grids of a section of mlcalib or llm-compressor."""
         wanted = (4, "float", self.strategy, self.size)
-        groups = config.get("config_groups")
-        for group in groups.values() if isinstance(groups, dict) else [{}]:
-            weights = group.get("weights") or {}
-            found = tuple(
-                weights.get(key) for key in ("num_bits", "type", "strategy", "group_size")
-            )
+        for found in stated_weights(config, "num_bits", "type", "strategy", "group_size"):
             if found != wanted:
                 raise CannotReadError(
                     f"expected {self.layout_name} weights {wanted} (bits, type, strategy, "

@@ -162,12 +162,22 @@ def run_pass(  # noqa: PLR0913 - what a pass is made of
         closing(Blocks(source, taken, places, ahead=plan.ahead)) as blocks,
     ):
         one = _Pass(
-            source, blocks, jobs, flow, gatherer, propagate, measure, stopwatch, fisher, shared
+            source,
+            names,
+            blocks,
+            jobs,
+            flow,
+            gatherer,
+            propagate,
+            measure,
+            stopwatch,
+            fisher,
+            shared,
         )
         for name in taken:
             held = f"block {name} at work:\n{plan.table()}\n"
             with short_of_memory(places[name], held, REMEDIES):
-                one.run(names.index(name), name, waiting[name])
+                one.run(name, waiting[name])
             if len(jobs) == 1:
                 bar.set_postfix_str(jobs[0].note(), refresh=False)
             bar.update()
@@ -228,6 +238,7 @@ class _Pass:
     """What ``run_pass`` was given."""
 
     source: Source
+    names: Sequence[str]
     blocks: Blocks
     jobs: Sequence[Job]
     flow: Flow | None
@@ -238,8 +249,9 @@ class _Pass:
     fisher: Fisher | None
     shared: Places
 
-    def run(self, index: int, name: str, waiting: Sequence[Job]) -> None:
+    def run(self, name: str, waiting: Sequence[Job]) -> None:
         """Take a block: solve it for the jobs that wait for it, and move the text through it."""
+        index = self.names.index(name)
         adapter, flow, measure = self.source.adapter, self.flow, self.measure
         with ExitStack() as stack:
             with self.stopwatch.timed("load"):
@@ -278,14 +290,13 @@ class _Pass:
         if self.fisher is not None and waiting:
             with self.stopwatch.timed("gradients"):
                 felt = self.fisher.gather(name, block)
-        names = [each for each, _ in self.source.adapter.named_blocks(self.source.model)]
         view = BlockView(
             self.source.adapter,
             name,
             block,
             found.statistics,
             found.measured,
-            earlier=names[: names.index(name)],
+            earlier=self.names[: self.names.index(name)],
             languages=felt.languages,
             in_turns=found.in_turns,
         )

@@ -13,7 +13,7 @@ from mlcalib.common.errors import named
 from mlcalib.common.stopwatch import Stopwatch
 from mlcalib.models import Adapter
 from mlcalib.quantization.backward import LossGradients
-from mlcalib.quantization.propagation import Mixture, Prefix
+from mlcalib.quantization.propagation import Mixture, Prefix, longest_texts
 from mlcalib.quantization.source import Source
 from mlcalib.statistics import StatisticSet
 
@@ -108,10 +108,7 @@ class Felt:
     def languages(self) -> dict[Prefix, BlockFisher]:
         """The longest text of each language, of all that anyone asked for."""
         texts = {prefix: each for found in self.texts.values() for prefix, each in found.items()}
-        longest = {
-            prefix.language: prefix for prefix in sorted(texts, key=lambda each: each.tokens)
-        }
-        return {prefix: texts[prefix] for prefix in longest.values()}
+        return {prefix: texts[prefix] for prefix in longest_texts(texts).values()}
 
 
 def sequences_of(mixture: Mixture, tokens: int, seq_len: int) -> dict[Prefix, int]:

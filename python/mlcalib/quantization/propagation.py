@@ -50,6 +50,12 @@ Observe = Callable[[str, str, Tensor], None]
 """Called with the key of an input, a language and activations [tokens, channels]."""
 
 
+def longest_texts(prefixes: Iterable[Prefix]) -> dict[str, Prefix]:
+    """Return language → the longest of its prefixes."""
+    ordered = sorted(prefixes, key=lambda prefix: prefix.tokens)
+    return {prefix.language: prefix for prefix in ordered}
+
+
 def mixture_of(calibration: CalibrationSet) -> Mixture:
     """Return what a calibration set mixes: all its text."""
     return {

@@ -33,10 +33,6 @@ class ScaledBlock:
     scales: dict[str, Tensor] = field(default_factory=dict)
     made: dict[str, Tensor] = field(default_factory=dict)
 
-    def unscaled(self, name: str, change: Tensor) -> Tensor:
-        """Return a change of weights [out, in] as it is for an input without scales."""
-        return change / self.scales[name] if name in self.scales else change
-
     def unscaled_output(self, member: str, change: Tensor) -> Tensor:
         """Return a change of weights [out, in] as it is for outputs without scales."""
         return change * self.made[member][:, None] if member in self.made else change

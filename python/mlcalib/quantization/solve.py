@@ -15,7 +15,7 @@ from mlcalib.common.stopwatch import Stopwatch
 from mlcalib.models import Adapter
 from mlcalib.quantization.fisher import BlockFisher
 from mlcalib.quantization.pieces import Change, Key, Piece, added, joined, shared
-from mlcalib.quantization.propagation import BlockStatistics, Mixture, Prefix
+from mlcalib.quantization.propagation import BlockStatistics, Mixture, Prefix, longest_texts
 from mlcalib.quantization.scale import ScaledBlock
 from mlcalib.quantization.shares import Part, parts_of
 from mlcalib.quantizers import Quantizer
@@ -85,8 +85,7 @@ def input_ranges(
 
 def longest(by_prefix: Mapping[Prefix, StatisticSet]) -> dict[str, StatisticSet]:
     """Return language → the statistics of the longest of its prefixes."""
-    ordered = sorted(by_prefix, key=lambda prefix: prefix.tokens)
-    return {prefix.language: by_prefix[prefix] for prefix in ordered}
+    return {language: by_prefix[prefix] for language, prefix in longest_texts(by_prefix).items()}
 
 
 def references(statistics: BlockStatistics) -> References[str]:
@@ -234,11 +233,14 @@ def _solve_part(
     for (index, first, _), weight, result in zip(rows, weights, results, strict=True):
         change, member = Change(weight, result, scaled.scales.get(task.name)), task.members[index]
         divergence: dict[str, float] = {}
+        measured: dict[Key, float] = {}
         with stopwatch.timed("losses"):
-            if fisher is not None and fisher.languages:  # whole linears: gradients are not shared
-                moved = scaled.unscaled_output(member, change())
-                divergence = fisher.divergences(task.name, member, moved)
-            measured = losses_per_token(change(), grams) if grams else {}
+            if grams or (fisher is not None and fisher.languages):
+                moved = change()
+                measured = losses_per_token(moved, grams)
+                if fisher is not None:  # whole linears: gradients are not shared over ranks
+                    moved = scaled.unscaled_output(member, moved)
+                    divergence = fisher.divergences(task.name, member, moved)
         loss = result.loss if task.felt is None else None  # else of weighted tokens
         if loss is None and task.mixed is not None and task.mixed.tokens:
             loss = losses(result.dequantize().sub(weight), [task.mixed])[0]

@@ -12,7 +12,7 @@ from mlcalib.common.optional import optional
 from mlcalib.notebook import html
 from mlcalib.report import study_report
 from mlcalib.report.page import inline
-from mlcalib.report.page.canvas import Drawing, style, svg
+from mlcalib.report.page.canvas import Drawing, Records, style, svg
 from mlcalib.report.page.words import signed
 from mlcalib.report.study_report.answer import ranked
 from mlcalib.report.study_report.results import ModelReport, results
@@ -98,7 +98,7 @@ class Study:
     @property
     def tables(self) -> list[str]:
         """The names that ``table`` takes: what the report writes as CSV."""
-        return list(tables(self._computed))
+        return list(self._tables)
 
     def table(self, name: str) -> "DataFrame":
         """Return a table of the report, e.g. ``settings`` or ``rises``.
@@ -108,7 +108,7 @@ class Study:
             ValueError: there is no such table; says which ones there are.
         """
         pandas = optional("pandas", "report", "A table of a study")
-        found = tables(self._computed)
+        found = self._tables
         if name not in found:
             raise ValueError(
                 f"There is no table '{name}'; there are: {', '.join(found) or 'none'}."
@@ -183,6 +183,10 @@ class Study:
     @cached_property
     def _computed(self) -> Computed:
         return results(self.folder, resamples=self._resamples, seed=self._seed)
+
+    @cached_property
+    def _tables(self) -> dict[str, Records]:
+        return tables(self._computed)
 
     @cached_property
     def _drawings(self) -> dict[str, Drawing]:

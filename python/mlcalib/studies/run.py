@@ -315,9 +315,10 @@ def _finish(study: ModelStudy, name: str, job: QuantizationJob) -> None:
     if setting is not None and study.text is not None:
         calibration = study.text.settings[setting]
     source, sink, recipe = study.source, job.sink, study.recipes[name]
-    losses, heldout, scales = merged(source, sink, "calibration", "heldout", "scales")
+    losses, heldout, scales, layers = merged(
+        source, sink, "calibration", "heldout", "scales", "layers"
+    )
     known: dict[str, Any] = {"losses": losses, "heldout": heldout, "scales": scales}
-    (layers,) = merged(source, sink, "layers")
     known["divergence"] = {
         layer: each["divergence"] for layer, each in layers.items() if "divergence" in each
     }

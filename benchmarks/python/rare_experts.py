@@ -185,7 +185,7 @@ def measure(seed: int) -> dict[str, dict[str, dict[str, float]]]:
             with shrinking(shrink):
                 quantized = mlcalib.quantize(
                     model, text, tokenizer=tokenizer, group_size=32, propagate="float",
-                    format="dense", skip=["self_attn"], progress=False,
+                    format="dense", ignore=["self_attn"], progress=False,
                 )  # fmt: skip
             result = divergence(model, quantized.model, held)
             result = {f"KL {code}": each for code, each in result.items()}

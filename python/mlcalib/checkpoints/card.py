@@ -209,13 +209,13 @@ def _again(record: Mapping[str, Any]) -> str:
     if calibration is not None:
         lines.append(f"assert calibration.fingerprint == {calibration['fingerprint']!r}")
     keywords = {key: recipe[key] for key in ("method", "propagate", "format", "dtype")}
-    skip = [each["pattern"] for each in recipe["overrides"] if each["options"] is None]
+    ignore = [each["pattern"] for each in recipe["overrides"] if each["options"] is None]
     own = {
         each["pattern"]: each["options"]
         for each in recipe["overrides"]
         if each["options"] is not None
     }
-    keywords |= {"skip": skip} if skip else {}
+    keywords |= {"ignore": ignore} if ignore else {}
     keywords |= {"overrides": own} if own else {}
     keywords |= recipe["options"]
     if calibration is None:

@@ -129,7 +129,7 @@ def quantize(
             "Use disk for much text or a large model; an interrupted run then continues at once."
         ),
     ] = "memory",
-    skip: Annotated[
+    ignore: Annotated[
         list[str] | None,
         typer.Option(
             help="A regular expression. Linears whose name it matches stay in floating point. "
@@ -220,7 +220,7 @@ def quantize(
         "device": device,
         "memory": memory,
         "hidden_states": hidden_states,
-        "skip": skip or (),
+        "ignore": ignore or (),
         "overrides": overrides,
         **options,
     }

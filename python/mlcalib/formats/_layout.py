@@ -94,7 +94,7 @@ def check_words(
             if channels % multiple:
                 raise ValueError(
                     f"{form} packs {spec.bits}-bit codes into whole words of {multiple} {side} "
-                    f"channels, but {name} has {channels}; leave it out (--skip), or save with "
+                    f"channels, but {name} has {channels}; leave it out (--ignore), or save with "
                     "--format compressed-tensors or dense."
                 )
 

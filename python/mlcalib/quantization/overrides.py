@@ -35,7 +35,7 @@ class Override:
 def resolve(
     quantizer: type[Quantizer],
     options: Mapping[str, Any],
-    skip: Sequence[str],
+    ignore: Sequence[str],
     overrides: Mapping[str, Mapping[str, Any]],
     names: Sequence[str],
 ) -> list[Override]:
@@ -47,7 +47,7 @@ def resolve(
     Args:
         quantizer: its class.
         options: as given for all linears.
-        skip: patterns of linears that stay in floating point.
+        ignore: patterns of linears that stay in floating point.
         overrides: pattern → ``bits``, ``group_size``, ``symmetric``.
         names: of every linear that would be quantized.
 
@@ -56,9 +56,9 @@ def resolve(
             not exist or cannot differ between linears; linears that readers fuse and that would
             differ; nothing left to quantize.
     """
-    if isinstance(skip, str):
-        raise ValueError(f"skip is one string; give a list of patterns, such as [{skip!r}].")
-    wanted: list[tuple[str, QuantizerOptions | None]] = [(pattern, None) for pattern in skip]
+    if isinstance(ignore, str):
+        raise ValueError(f"ignore is one string; give a list of patterns, such as [{ignore!r}].")
+    wanted: list[tuple[str, QuantizerOptions | None]] = [(pattern, None) for pattern in ignore]
     wanted += [
         (pattern, _options(quantizer, options, pattern, given))
         for pattern, given in overrides.items()

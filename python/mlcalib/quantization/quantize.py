@@ -21,7 +21,7 @@ from mlcalib.quantization.sink import MemorySink
 from mlcalib.quantization.text_check import check_text
 from mlcalib.quantization.variant import Variant
 from mlcalib.quantization.weight_check import check_block
-from mlcalib.quantizers.base import QuantizerOptions
+from mlcalib.quantizers import Method
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -31,7 +31,7 @@ def quantize(  # noqa: PLR0913 - what a quantization is made of
     model: "str | Path | PreTrainedModel",
     calibration: CalibrationSet | None = None,
     *,
-    method: str | QuantizerOptions | None = None,
+    method: Method | None = None,
     scheme: str | None = None,
     propagate: Propagate = "quantized",
     format: str | None = None,  # noqa: A002
@@ -40,7 +40,7 @@ def quantize(  # noqa: PLR0913 - what a quantization is made of
     device: str = "auto",
     memory: float | None = None,
     progress: bool = True,
-    skip: Sequence[str] = (),
+    ignore: Sequence[str] = (),
     overrides: Mapping[str, Mapping[str, Any]] | None = None,
     **options: Any,
 ) -> QuantizedModel:
@@ -58,7 +58,9 @@ def quantize(  # noqa: PLR0913 - what a quantization is made of
         method: a quantizer with its options, e.g. ``mlcalib.GPTQ(bits=4, group_size=64)``,
             ``mlcalib.AWQ(...)``, ``mlcalib.SmoothQuant(...)`` or ``mlcalib.RTN(...)`` (rounding to
             nearest). Or its name (``gptq``, ``awq``, ``smoothquant``, ``rtn`` or a plug-in), with
-            options by keyword. The default is ``gptq``, or what ``scheme`` says.
+            options by keyword. A list of two is a composition: ``["awq", "gptq"]`` and
+            ``[mlcalib.SmoothQuant(), mlcalib.GPTQ(bits=8)]`` scale channels by the first and solve
+            by the second. The default is ``gptq``, or what ``scheme`` says.
         scheme: the numbers of weights and activations: ``W4A16``, ``W4A16_ASYM``, ``W8A16``,
             ``FP8_DYNAMIC``, ``NF4``, ``MXFP4A16``, ``NVFP4A16`` (all with ``gptq``) or ``W8A8``
             (with ``smoothquant`` and the format ``compressed-tensors-int8``). It stands for
@@ -79,11 +81,11 @@ def quantize(  # noqa: PLR0913 - what a quantization is made of
         memory: GB that the run may take on its device; by default nine tenths of what is free.
             Where that is too little, warnings say what is done without; results are the same.
         progress: show a bar.
-        skip: patterns (``re.search``) of linears that stay in floating point, e.g.
+        ignore: patterns (``re.search``) of linears that stay in floating point, e.g.
             ``r"layers\.0\."``.
         overrides: pattern → ``bits``, ``group_size`` or ``symmetric`` of the linears it matches,
-            e.g. ``{"down_proj": {"bits": 8}}``. What ``skip`` matches is skipped; otherwise the
-            first pattern that matches counts. Several grids in one ``compressed-tensors``
+            e.g. ``{"down_proj": {"bits": 8}}``. What ``ignore`` matches stays as it is; otherwise
+            the first pattern that matches counts. Several grids in one ``compressed-tensors``
             checkpoint must all be symmetric.
         options: of a quantizer that ``method`` or ``scheme`` names: ``bits`` (of a weight),
             ``group_size`` (input channels that share a scale), ``symmetric``, ``range``, …
@@ -92,7 +94,7 @@ def quantize(  # noqa: PLR0913 - what a quantization is made of
         The quantized model, with the loss of each linear in each calibration language.
 
     Raises:
-        TypeError: ``method`` is neither a name nor options.
+        TypeError: ``method`` is neither a name, nor options, nor a list of these.
         ValueError: an unknown method, scheme, format or option, or options beside an object that
             has them; a value that an option cannot have; a format that cannot hold the grids; a
             pattern that takes no linear, or only some of those that vLLM and SGLang fuse (q, k and
@@ -123,7 +125,7 @@ def quantize(  # noqa: PLR0913 - what a quantization is made of
         method=method,
         propagate=propagate if calibration is not None else None,
         format=format,
-        skip=skip,
+        ignore=ignore,
         overrides=overrides,
         options=options,
     )

@@ -32,7 +32,7 @@ from mlcalib.quantization.sink import FileSink, Sink
 from mlcalib.quantization.source import Source
 from mlcalib.quantization.text_check import check_text
 from mlcalib.quantization.variant import Variant
-from mlcalib.quantizers.base import QuantizerOptions
+from mlcalib.quantizers import Method
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -43,7 +43,7 @@ def quantize_checkpoint(  # noqa: PLR0913 - what a quantization is made of
     out: str | Path,
     calibration: CalibrationSet | Callable[[], CalibrationSet] | None = None,
     *,
-    method: str | QuantizerOptions | None = None,
+    method: Method | None = None,
     scheme: str | None = None,
     propagate: Propagate = "quantized",
     format: str | None = None,  # noqa: A002
@@ -52,7 +52,7 @@ def quantize_checkpoint(  # noqa: PLR0913 - what a quantization is made of
     memory: float | None = None,
     hidden_states: Literal["memory", "disk"] = "memory",
     progress: bool = True,
-    skip: Sequence[str] = (),
+    ignore: Sequence[str] = (),
     overrides: Mapping[str, Mapping[str, Any]] | None = None,
     ranks: Ranks | None = None,
     other_threads: bool = False,
@@ -80,7 +80,7 @@ def quantize_checkpoint(  # noqa: PLR0913 - what a quantization is made of
         hidden_states: where the text lives between two blocks: ``memory``, or ``disk``, from where
             a killed run goes on at once; otherwise it takes the text through the finished blocks.
         progress: show a bar.
-        skip: see ``mlcalib.quantize``.
+        ignore: see ``mlcalib.quantize``.
         overrides: see ``mlcalib.quantize``.
         ranks: the processes that do this together, from ``joined_ranks``; each calls this with the
             same arguments, and rank 0 writes. On the CPU any number of them gives the same codes,
@@ -103,7 +103,7 @@ def quantize_checkpoint(  # noqa: PLR0913 - what a quantization is made of
     ranks = Ranks() if ranks is None else ranks
     device = own_device(device, ranks)
     method, options, format = choose(method, scheme, format, options)  # noqa: A001
-    asked = _Asked(model, calibration, method, propagate, format, dtype, skip, overrides, options)
+    asked = _Asked(model, calibration, method, propagate, format, dtype, ignore, overrides, options)
     _check_place(hidden_states)
     place = choose_device(device)
     out = full_path(out)
@@ -190,7 +190,7 @@ def plan_checkpoint(  # noqa: PLR0913 - what a quantization is made of
     model: str | Path,
     calibration: CalibrationSet | Callable[[], CalibrationSet] | None = None,
     *,
-    method: str | QuantizerOptions | None = None,
+    method: Method | None = None,
     scheme: str | None = None,
     propagate: Propagate = "quantized",
     format: str | None = None,  # noqa: A002
@@ -198,7 +198,7 @@ def plan_checkpoint(  # noqa: PLR0913 - what a quantization is made of
     device: str = "auto",
     memory: float | None = None,
     hidden_states: Literal["memory", "disk"] = "memory",
-    skip: Sequence[str] = (),
+    ignore: Sequence[str] = (),
     overrides: Mapping[str, Mapping[str, Any]] | None = None,
     ranks: Ranks | None = None,
     **options: Any,
@@ -212,7 +212,7 @@ def plan_checkpoint(  # noqa: PLR0913 - what a quantization is made of
     ranks = Ranks() if ranks is None else ranks
     device = own_device(device, ranks)
     method, options, format = choose(method, scheme, format, options)  # noqa: A001
-    asked = _Asked(model, calibration, method, propagate, format, dtype, skip, overrides, options)
+    asked = _Asked(model, calibration, method, propagate, format, dtype, ignore, overrides, options)
     _check_place(hidden_states)
     source, tokenizer = asked.open()
     recipe = asked.recipe(source, tokenizer)
@@ -238,7 +238,7 @@ class _Asked:
     propagate: Propagate
     format: str
     dtype: str
-    skip: Sequence[str]
+    ignore: Sequence[str]
     overrides: Mapping[str, Mapping[str, Any]] | None
     options: Mapping[str, Any]
 
@@ -260,7 +260,7 @@ class _Asked:
             method=self.method,
             propagate=self.propagate if self.calibration is not None else None,
             format=self.format,
-            skip=self.skip,
+            ignore=self.ignore,
             overrides=self.overrides,
             options=self.options,
         )

@@ -49,7 +49,7 @@ def make_recipe(  # noqa: PLR0913 - what a quantization is made of
     method: str,
     propagate: str | None,
     format: str,  # noqa: A002
-    skip: Sequence[str] = (),
+    ignore: Sequence[str] = (),
     overrides: Mapping[str, Mapping[str, Any]] | None = None,
     options: Mapping[str, Any],
 ) -> Recipe:
@@ -64,7 +64,7 @@ def make_recipe(  # noqa: PLR0913 - what a quantization is made of
         method: name of a quantizer.
         propagate: ``quantized`` or ``float``; None without calibration.
         format: the checkpoint format.
-        skip: patterns of linears that stay in floating point.
+        ignore: patterns of linears that stay in floating point.
         overrides: pattern → options of the linears that it matches.
         options: of the quantizer.
 
@@ -79,8 +79,8 @@ def make_recipe(  # noqa: PLR0913 - what a quantization is made of
         for layer, linear in adapter.named_linears(model)
     }
     found: list[Override] = []
-    if skip or overrides:
-        found = resolve(kind, options, skip, overrides or {}, list(shapes))
+    if ignore or overrides:
+        found = resolve(kind, options, ignore, overrides or {}, list(shapes))
     quantizer = kind(checked, checkpoint_format.scale_dtype(dtype))
     exceptions: dict[str, Quantizer | None] = {}
     for override in found:

@@ -61,7 +61,7 @@ def scale_block(
             not matter to the choice.
         probe: hidden states to run the block on, where the quantizer asks for that.
         fisher: what the loss feels of the block, where the quantizer asks for that; that of inputs
-            becomes that of the scaled inputs.
+            and outputs becomes that of the scaled ones.
         ranks: the processes of the run, which share the groups.
     """
     ranks = Ranks() if ranks is None else ranks
@@ -76,6 +76,10 @@ def scale_block(
                 for statistics in (mixed, felt):
                     if name in statistics:
                         statistics[name].rescale(1 / scales.values)
+    if fisher is not None:
+        for name, divided in result.made.items():
+            if name in fisher.outputs:  # outputs are divided, so gradients at them are multiplied
+                fisher.outputs[name].rescale(divided)
     return result
 
 

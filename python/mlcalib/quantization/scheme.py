@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlcalib.common.registry import unknown
-from mlcalib.quantizers import chosen
-from mlcalib.quantizers.base import QuantizerOptions
+from mlcalib.quantizers import Method, chosen
 
 _METHOD = "gptq"
 _FORMAT = "compressed-tensors"
@@ -49,7 +48,7 @@ SCHEMES = {
 
 
 def choose(
-    method: str | QuantizerOptions | None,
+    method: Method | None,
     scheme: str | None,
     format: str | None,  # noqa: A002
     options: Mapping[str, Any],
@@ -57,7 +56,8 @@ def choose(
     """Return the name of the quantizer, its options, and the checkpoint format.
 
     Args:
-        method: a name, an object with options, or None for the default.
+        method: a name, an object with options, a list of two of these (see ``chosen``), or None
+            for the default.
         scheme: one of ``SCHEMES``, or None.
         format: the checkpoint format, or None for the default.
         options: of the quantizer, as given.
@@ -72,10 +72,12 @@ def choose(
     if scheme not in SCHEMES:
         raise ValueError(unknown("scheme", str(scheme), SCHEMES))
     found = SCHEMES[scheme]
+    if isinstance(method, list | tuple) and isinstance(method[-1], str):
+        method, options = chosen(method, options)
     if not (method is None or isinstance(method, str)):
         raise ValueError(
-            f"scheme is '{scheme}', and method an object, which has all options; give one of them, "
-            f"or the method by name: method='{type(method).method}', scheme='{scheme}'."
+            f"scheme is '{scheme}', and method is {method!r}, an object, which has all options; "
+            f"give one of them, or the method by name: method='{found.method}', scheme='{scheme}'."
         )
     for option in ("bits", "symmetric", "numbers"):
         own = getattr(found, option)

@@ -179,7 +179,7 @@ class Quantizer:
     """
 
     needs: ClassVar[tuple[str, ...]] = ()
-    scales: ClassVar[bool] = False
+    scales: bool = False
     Options: ClassVar[type[QuantizerOptions]] = QuantizerOptions
 
     def __init__(self, options: QuantizerOptions, scale_dtype: torch.dtype) -> None:

@@ -10,7 +10,15 @@ from torch import Tensor
 from mlcalib import _core
 from mlcalib._core import CorrectionOptions, GptqOptions, GridSpec, QuantizedLinear
 from mlcalib.quantizers import Quantizer, quantizers
-from mlcalib.quantizers.base import QuantizerOptions, Sensitivity, felt_grams
+from mlcalib.quantizers._composition import Scales, for_solver
+from mlcalib.quantizers.base import (
+    ChannelScales,
+    OutputLoss,
+    QuantizerOptions,
+    ScaledInput,
+    Sensitivity,
+    felt_grams,
+)
 from mlcalib.statistics import StatisticSet
 
 
@@ -44,6 +52,10 @@ class GPTQ(QuantizerOptions):
         objective: ``mean`` weighs the calibration text as it comes. ``worst`` gives languages more
             weight the more they have lost in the blocks before, by what the loss feels
             (``fisher_tokens``), so that none is left far behind.
+        scales: a quantizer that scales the channels of inputs before: ``"awq"``,
+            ``mlcalib.SmoothQuant(alpha=0.4)``, or None. It searches for the grids that are solved:
+            they and ``fisher_tokens`` are given here alone. ``method=[scales, solver]`` is the
+            same.
         static_grid: whether the grids are fitted before solving. False, which needs the natural
             order, fits the grid of a group when the group is reached.
     """
@@ -59,6 +71,7 @@ class GPTQ(QuantizerOptions):
     fisher_tokens: int = Field(default=0, ge=0)
     output_damp: float = Field(default=1.0, gt=0)
     objective: Literal["mean", "worst"] = "mean"
+    scales: Scales = None
 
     def solver(self, spec: GridSpec) -> GptqOptions:
         """Return what the core takes.
@@ -78,6 +91,8 @@ class GPTQ(QuantizerOptions):
     @model_validator(mode="after")
     def _solvable(self) -> "GPTQ":
         self.solver(GridSpec())
+        if self.scales is not None:
+            for_solver(self.scales, self)
         if self.objective == "worst" and not self.fisher_tokens:
             raise ValueError(
                 "objective 'worst' weighs languages by what the loss feels of each: it needs "
@@ -100,11 +115,31 @@ class GptqQuantizer(Quantizer):
         self._fisher_tokens = options.fisher_tokens
         self._worst_off = options.objective == "worst"
         self._correction = CorrectionOptions(options.correction) if options.correction else None
+        self._scaler: Quantizer | None = None
+        if options.scales is not None:
+            kind = quantizers.get(options.scales.method)
+            self._scaler = kind(for_solver(options.scales, options), scale_dtype)
+            self.scales = True
 
     @property
     def kinds(self) -> tuple[str, ...]:
         """See ``Quantizer.kinds``."""
-        return self.needs if self._correction is None else (*self.needs, "deviation")
+        deviation = () if self._correction is None else ("deviation",)
+        further = () if self._scaler is None else self._scaler.kinds
+        return tuple(dict.fromkeys((*self.needs, *deviation, *further)))
+
+    @property
+    def probe_tokens(self) -> int:
+        """See ``Quantizer.probe_tokens``."""
+        return 0 if self._scaler is None else self._scaler.probe_tokens
+
+    def prepare(
+        self, inputs: Sequence[ScaledInput], source_of: Tensor | None, loss_of: OutputLoss | None
+    ) -> ChannelScales:
+        """See ``Quantizer.prepare``."""
+        if self._scaler is None:
+            return super().prepare(inputs, source_of, loss_of)
+        return self._scaler.prepare(inputs, source_of, loss_of)
 
     @property
     def fisher_tokens(self) -> int:

@@ -125,7 +125,11 @@ def _label(method: str, options: Mapping[str, Any]) -> str:
     left = dict(options)
     defaults = quantizers.get(method).Options()
     bits, size = (left.pop(key, getattr(defaults, key)) for key in ("bits", "group_size"))
-    parts = [method, f"w{bits}", "channel" if size == -1 else f"g{size}"]
+    scales = left.pop("scales", None)
+    if isinstance(scales, Mapping):
+        scales = "_".join(str(value) for value in scales.values())
+    parts = [method if scales is None else f"{scales}+{method}"]
+    parts += [f"w{bits}", "channel" if size == -1 else f"g{size}"]
     if left.pop("symmetric", False):
         parts.append("sym")
     return "-".join([*parts, *(f"{key}_{value}" for key, value in left.items())])

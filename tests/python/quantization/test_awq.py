@@ -129,7 +129,7 @@ def test_the_block_objective_takes_the_least_error_of_the_attention(quantize, mo
 
 def test_skipped_linears_are_scaled_but_not_rounded(quantize, model):
     before = logits(model)
-    quantized = quantize(bits=8, group_size=8, skip=["self_attn", "down_proj"])
+    quantized = quantize(bits=8, group_size=8, ignore=["self_attn", "down_proj"])
     assert set(quantized.scales) == {
         f"model.layers.{block}.post_attention_layernorm" for block in (0, 1)
     }

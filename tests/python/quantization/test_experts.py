@@ -297,7 +297,7 @@ def test_a_model_that_was_quantized_once_is_taken_again(quantize):
 @pytest.mark.parametrize(
     ("options", "found"),
     [
-        ({"skip": ["experts"]}, "mlp.experts.0.w1: floating point"),
+        ({"ignore": ["experts"]}, "mlp.experts.0.w1: floating point"),
         ({"overrides": {r"layers\.1\..*experts": {"bits": 8}}}, "8 bits, group_size 32"),
     ],
 )
@@ -312,7 +312,7 @@ def test_experts_that_transformers_would_misread_are_refused(quantize, options, 
 @pytest.mark.parametrize(
     "options",
     [
-        {"skip": ["self_attn"]},
+        {"ignore": ["self_attn"]},
         {"overrides": {"experts": {"bits": 8}}},
         {"overrides": {"self_attn": {"bits": 8}}},
     ],

@@ -36,8 +36,8 @@ EXPERTS = [
 IDS = {"en": [[(7 * i + j * j) % 360 for j in range(80)] for i in range(3)], "sw": [[5] * 40]}
 
 
-def found(skip=(), overrides=None, names=NAMES, **options):
-    return resolve(RTN, options, skip, overrides or {}, names)
+def found(ignore=(), overrides=None, names=NAMES, **options):
+    return resolve(RTN, options, ignore, overrides or {}, names)
 
 
 def endings(names, *ends):
@@ -48,7 +48,7 @@ def test_a_pattern_is_searched_for_anywhere():
     (down,) = found(overrides={"down_proj": {"bits": 8}}, group_size=64)
     assert down.linears == endings(NAMES, "down_proj")
     assert (down.options.bits, down.options.group_size) == (8, 64)
-    (first,) = found(skip=[r"layers\.1\."])
+    (first,) = found(ignore=[r"layers\.1\."])
     assert first.options is None
     assert first.linears == tuple(f"model.layers.1.{name}" for name in BLOCK)
 
@@ -62,7 +62,7 @@ def test_skips_come_first_then_the_first_that_matches():
 
 
 @pytest.mark.parametrize(
-    ("skip", "overrides", "message"),
+    ("ignore", "overrides", "message"),
     [
         (["dwon"], {}, r"'dwon' matches none of the 84 linears; .*layers\.0\.self_attn\.q_proj, "),
         (["dwon"], {}, r"layers\.0\.mlp\.down_proj, model\.layers\.11\.mlp\.down_proj\.$"),
@@ -76,16 +76,16 @@ def test_skips_come_first_then_the_first_that_matches():
         ([], {"down": {"bits": "many"}}, "'down': .*valid integer"),
     ],
 )
-def test_what_is_refused(skip, overrides, message):
+def test_what_is_refused(ignore, overrides, message):
     with pytest.raises(ValueError, match=re.compile(message, re.DOTALL)):
-        found(skip, overrides)
+        found(ignore, overrides)
 
 
 @pytest.mark.parametrize("names", [NAMES, EXPERTS + NAMES[:4]], ids=["dense", "experts"])
 @pytest.mark.parametrize(
     "pattern", ["q_proj", "[qk]_proj", r"layers\.1\..*up_proj", "gate", r"\.1\.gate_proj", "down"]
 )
-@pytest.mark.parametrize("change", [None, {"bits": 8}], ids=["skip", "bits"])
+@pytest.mark.parametrize("change", [None, {"bits": 8}], ids=["ignore", "bits"])
 def test_fused_layers_stay_together_and_the_pattern_that_is_proposed_fits(change, pattern, names):
     """q, k, v and gate, up and the experts of a block, by an independent list of what is fused."""
 
@@ -195,7 +195,7 @@ def quantize(model, tokenizer):
 
 
 MIXED = {
-    "skip": [r"layers\.0\.self_attn\.[qkv]_proj", r"layers\.1\.mlp\.down_proj"],
+    "ignore": [r"layers\.0\.self_attn\.[qkv]_proj", r"layers\.1\.mlp\.down_proj"],
     "overrides": {r"[qkv]_proj": {"bits": 8}, "o_proj": {"group_size": 16}},
     "symmetric": True,
 }
@@ -230,7 +230,7 @@ def test_a_mixed_checkpoint_is_the_model_in_memory(quantize, tmp_path, method, d
 
 
 def test_skipped_linears_need_no_symmetric_grid(quantize, tmp_path):
-    quantized = quantize(skip=MIXED["skip"])
+    quantized = quantize(ignore=MIXED["ignore"])
     quantized.save(tmp_path / "out")
     loaded = from_transformers(tmp_path / "out")
     assert torch.equal(logits(loaded), logits(quantized.model))
@@ -292,14 +292,14 @@ def test_inputs_that_only_skipped_linears_read_have_no_statistics(quantize, monk
             super().__init__(names, channels)
 
     monkeypatch.setattr(flow, "StatisticSet", Counted)
-    quantized = quantize(propagate=propagate, skip=[r"layers\.0\.self_attn", r"layers\.1\."])
+    quantized = quantize(propagate=propagate, ignore=[r"layers\.0\.self_attn", r"layers\.1\."])
     assert made == [64, 128]  # the two inputs of the first block's MLP
     assert len(quantized.linears) == 3
 
 
 def test_quantized_propagation_goes_through_skipped_blocks(quantize, model):
     """The last block sees the same, whether the one before is skipped or quantized to itself."""
-    skipped = quantize(skip=[r"layers\.0\."])
+    skipped = quantize(ignore=[r"layers\.0\."])
     alone = quantize(propagate="float")
     name = "model.layers.1.mlp.down_proj"
     assert not torch.equal(skipped.linears[name].codes, quantize().linears[name].codes)
@@ -321,7 +321,7 @@ def folder(model, tokenizer, tmp_path):
 def test_torn_fused_layers_are_refused_before_weights_are_read(quantize, folder, monkeypatch):
     monkeypatch.setattr(StoredWeights, "read", None)
     with pytest.raises(ValueError, match=r"'q_proj' takes model\.layers\.0\.self_attn\.q"):
-        quantize(folder, skip=["q_proj"])
+        quantize(folder, ignore=["q_proj"])
 
 
 @pytest.mark.parametrize(
@@ -391,7 +391,7 @@ def vllm_group(section, layer, kind):
     return found[0]
 
 
-@pytest.mark.parametrize("options", [MIXED, {"symmetric": True}, {"skip": MIXED["skip"]}])
+@pytest.mark.parametrize("options", [MIXED, {"symmetric": True}, {"ignore": MIXED["ignore"]}])
 def test_vllm_finds_the_grid_of_each_layer(quantize, tmp_path, options):
     quantized = quantize(**options)
     quantized.save(tmp_path / "out")

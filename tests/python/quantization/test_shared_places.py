@@ -81,7 +81,7 @@ def test_an_override_takes_all_places_or_none():
             **OPTIONS,
         )
     ours = mlcalib.quantize(
-        shared_llama(), method="rtn", tokenizer=make_tokenizer(), skip=["mlp"], **OPTIONS
+        shared_llama(), method="rtn", tokenizer=make_tokenizer(), ignore=["mlp"], **OPTIONS
     )
     assert not any("mlp" in name for name in ours.linears)
 

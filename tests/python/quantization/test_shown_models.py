@@ -22,8 +22,8 @@ def text(folder):
 @pytest.fixture(scope="module")
 def quantized(folder, text):
     method = mlcalib.GPTQ(group_size=32, symmetric=True)
-    skip = ["layers.0.self_attn.o_proj"]
-    return mlcalib.quantize(folder, text, method=method, skip=skip, progress=False)
+    ignore = ["layers.0.self_attn.o_proj"]
+    return mlcalib.quantize(folder, text, method=method, ignore=ignore, progress=False)
 
 
 def test_a_quantized_model(quantized, folder):

@@ -11,12 +11,13 @@ from mlcalib.checkpoints import Checkpoint, open_checkpoint, save_tensors
 from mlcalib.checkpoints.card import CARD, converted_card
 from mlcalib.checkpoints.config_check import known_family
 from mlcalib.checkpoints.expected import check_model
+from mlcalib.checkpoints.held import held_dtype, with_scales
 from mlcalib.checkpoints.source_files import changed_config, copy_files, save_json
 from mlcalib.checkpoints.stored_weights import StoredWeights
 from mlcalib.common import compat
 from mlcalib.common.files import atomic_folder, check_output
 from mlcalib.common.safetensors_read import read_json
-from mlcalib.formats import Format, find_file, formats, held_scale
+from mlcalib.formats import Format, find_file, formats
 from mlcalib.models.loading import load_tokenizer
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -79,40 +80,14 @@ def convert(source: str | Path, out: str | Path, format: str, *, dtype: str = "a
 def _specs(checkpoint: Checkpoint, form: Format, dtype: torch.dtype) -> dict[str, GridSpec]:
     """Return the grids as the other format holds them, after a look at all scales and zeros."""
     form.check_numbers(checkpoint.specs)
-    scale_dtypes = [form.scale_dtype(dtype)]
-    if form.half_scales:
-        scale_dtypes.append(torch.float16)
-    specs, centred = {}, True
+    found, centred = {}, True
     for name in checkpoint.linears:
         grid = checkpoint.linear(name).grid
-        spec = grid.spec
-        exact = [
-            each
-            for each in scale_dtypes
-            if form.codes is None or held_scale(grid, each) is not None
-        ]
-        if not exact:
-            remedy = "no dtype changes that: give another format, such as compressed-tensors"
-            if form.scale_dtype(spec.scale_dtype) == spec.scale_dtype:
-                wanted = str(spec.scale_dtype).removeprefix("torch.")
-                remedy = f"convert with another dtype (--dtype {wanted})"
-            raise ValueError(
-                f"{name}: its {spec.scale_dtype} scales are not exact in {scale_dtypes[0]}, in "
-                f"which {type(form).__name__} holds those of a model in {dtype}; {remedy}"
-            )
-        centred = centred and bool((grid.zero == 1 << (spec.bits - 1)).all())
-        specs[name] = (spec, exact[0])
+        found[name] = (grid.spec, held_dtype(name, grid, form, dtype))
+        centred = centred and bool((grid.zero == 1 << (grid.spec.bits - 1)).all())
     return {
-        name: GridSpec(
-            spec.bits,
-            spec.group_size,
-            spec.symmetric or centred,
-            spec.range,
-            scale,
-            spec.numbers,
-            spec.global_scale if scale == torch.float8_e4m3fn else 0.0,
-        )
-        for name, (spec, scale) in specs.items()
+        name: with_scales(spec, scale, symmetric=spec.symmetric or centred)
+        for name, (spec, scale) in found.items()
     }
 
 

@@ -34,7 +34,7 @@ def quantize(  # noqa: PLR0913 - what a quantization is made of
     method: Method | None = None,
     scheme: str | None = None,
     propagate: Propagate = "quantized",
-    format: str | None = None,  # noqa: A002
+    format: str | Sequence[str] | None = None,  # noqa: A002
     tokenizer: "PreTrainedTokenizerBase | None" = None,
     dtype: str = "auto",
     device: str = "auto",
@@ -68,8 +68,9 @@ def quantize(  # noqa: PLR0913 - what a quantization is made of
             other options can be given too.
         propagate: ``quantized`` calibrates each block on the already quantized model, which runs
             the text through each block twice; ``float`` calibrates it on the float model.
-        format: the checkpoint format to save. Grids that it cannot hold are refused now. The
-            default is ``compressed-tensors``, or what ``scheme`` says.
+        format: the checkpoint format to save, or several, e.g. ``["compressed-tensors", "gguf"]``:
+            scales are then rounded so that each holds them exactly. Grids that one cannot hold are
+            refused now. The default is ``compressed-tensors``, or what ``scheme`` says.
         tokenizer: of a transformers model, saved with it. With a folder or a hub name it replaces
             the model's own.
         dtype: of the weights while they are quantized, and of those that are not: ``auto`` (as they
@@ -104,9 +105,12 @@ def quantize(  # noqa: PLR0913 - what a quantization is made of
             read.
         torch.linalg.LinAlgError: a Gram that is not positive definite.
     """
-    method, options, format = choose(method, scheme, format, options)  # noqa: A001
+    asked = [format] if isinstance(format, str) else list(format or ())
+    method, options, first = choose(method, scheme, asked[0] if asked else None, options)
+    further = asked[1:]
     check_method(method, propagate, calibrated=calibration is not None, options=options)
-    formats.get(format)
+    for name in (first, *further):
+        formats.get(name)
     place = choose_device(device)
     stopwatch = Stopwatch()
     with stopwatch.timed("load"):
@@ -124,7 +128,8 @@ def quantize(  # noqa: PLR0913 - what a quantization is made of
         dtype=opened.dtype,
         method=method,
         propagate=propagate if calibration is not None else None,
-        format=format,
+        format=first,
+        further=further,
         ignore=ignore,
         overrides=overrides,
         options=options,

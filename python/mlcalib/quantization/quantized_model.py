@@ -7,8 +7,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from mlcalib._core import GridSpec, QuantizedLinear
+from mlcalib._core import Grid, QuantizedLinear
 from mlcalib.calibration_sets import CalibrationSet
+from mlcalib.checkpoints.held import held_dtype, with_scales
 from mlcalib.checkpoints.record import checkpoint_record, layer_record, summary
 from mlcalib.formats import Format, formats
 from mlcalib.models import Adapter
@@ -75,18 +76,21 @@ class QuantizedModel:
         Args:
             out: a folder that does not exist.
             format: ``compressed-tensors``, ``gptq``, ``gptq-v2``, ``awq``, ``gguf`` or ``dense``;
-                None for the one that ``quantize`` was asked for.
+                None for the (first) one that ``quantize`` was asked for. Codes and scales are the
+                same in each, so several checkpoints can be saved one after the other.
 
         Raises:
             FileExistsError: ``out`` exists.
-            ValueError: the format cannot hold these grids.
+            ValueError: the format cannot hold these grids, or not exactly.
         """
         start = time.perf_counter()
         format = format or str(self.recipe["format"])  # noqa: A001
         record = self.metadata(format)
         model, adapter = self.model, self.adapter
-        sink = MemorySink(model, adapter, formats.get(format)(), self.linears)
-        specs = self._specs(sink.checkpoint_format)
+        form = formats.get(format)()
+        linears = self._held(form)
+        sink = MemorySink(model, adapter, form, linears)
+        specs = {name: linear.grid.spec for name, linear in linears.items()}
         name, order = self.recipe["model"], self.recipe["order"]
         source = Source(name, model, adapter, model.dtype, self.folder, self.extra)
         finish(
@@ -141,21 +145,20 @@ class QuantizedModel:
             )
         return str(commit.commit_url)
 
-    def _specs(self, checkpoint_format: Format) -> dict[str, GridSpec]:
-        """Return the grid of each linear; refuse a format that cannot hold them."""
-        scale_dtype = checkpoint_format.scale_dtype(self.model.dtype)
-        specs = {name: linear.grid.spec for name, linear in self.linears.items()}
-        for name, spec in specs.items():
-            if spec.scale_dtype != scale_dtype:
-                raise ValueError(
-                    f"{name}: the grid has scale_dtype {spec.scale_dtype}, but a model in "
-                    f"{self.model.dtype} is saved with {scale_dtype}; quantize with that"
-                )
-        codes = {name: linear.codes for name, linear in self.linears.items()}
-        shapes = {name: (each.shape[0], each.shape[1]) for name, each in codes.items()}
-        checkpoint_format.check_numbers(specs)
-        checkpoint_format.check(specs, shapes)
-        return specs
+    def _held(self, form: Format) -> dict[str, QuantizedLinear]:
+        """Return the linears with grids as a format holds them; refuse one that cannot."""
+        form.check_numbers({name: linear.grid.spec for name, linear in self.linears.items()})
+        found = {}
+        for name, linear in self.linears.items():
+            grid = linear.grid
+            dtype = held_dtype(name, grid, form, self.model.dtype)
+            if grid.spec.scale_dtype != dtype:
+                grid = Grid(grid.scale, grid.zero, with_scales(grid.spec, dtype))
+            found[name] = QuantizedLinear(linear.codes, grid)
+        specs = {name: linear.grid.spec for name, linear in found.items()}
+        codes = {name: linear.codes for name, linear in found.items()}
+        form.check(specs, {name: (each.shape[0], each.shape[1]) for name, each in codes.items()})
+        return found
 
     def metadata(self, format: str) -> dict[str, Any]:  # noqa: A002
         """Return what ``mlcalib.json`` records of the checkpoint."""

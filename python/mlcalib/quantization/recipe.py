@@ -8,6 +8,7 @@ import torch
 
 from mlcalib._core import GridSpec
 from mlcalib.checkpoints.check import foresee
+from mlcalib.checkpoints.held import common_dtype
 from mlcalib.common.ranks import Ranks
 from mlcalib.formats import Format, formats
 from mlcalib.models import Adapter
@@ -49,6 +50,7 @@ def make_recipe(  # noqa: PLR0913 - what a quantization is made of
     method: str,
     propagate: str | None,
     format: str,  # noqa: A002
+    further: Sequence[str] = (),
     ignore: Sequence[str] = (),
     overrides: Mapping[str, Mapping[str, Any]] | None = None,
     options: Mapping[str, Any],
@@ -64,6 +66,7 @@ def make_recipe(  # noqa: PLR0913 - what a quantization is made of
         method: name of a quantizer.
         propagate: ``quantized`` or ``float``; None without calibration.
         format: the checkpoint format.
+        further: others that are to hold the same grids.
         ignore: patterns of linears that stay in floating point.
         overrides: pattern → options of the linears that it matches.
         options: of the quantizer.
@@ -73,7 +76,8 @@ def make_recipe(  # noqa: PLR0913 - what a quantization is made of
     """
     kind = quantizers.get(method)
     checked = kind.Options(**options)
-    checkpoint_format = formats.get(format)()
+    forms = {each: formats.get(each)() for each in (format, *further)}
+    scale_dtype = common_dtype(list(forms.values()), dtype)
     shapes = {
         layer: (linear.out_features, linear.in_features)
         for layer, linear in adapter.named_linears(model)
@@ -81,12 +85,12 @@ def make_recipe(  # noqa: PLR0913 - what a quantization is made of
     found: list[Override] = []
     if ignore or overrides:
         found = resolve(kind, options, ignore, overrides or {}, list(shapes))
-    quantizer = kind(checked, checkpoint_format.scale_dtype(dtype))
+    quantizer = kind(checked, scale_dtype)
     exceptions: dict[str, Quantizer | None] = {}
     for override in found:
         own = None
         if override.options is not None:
-            own = kind(override.options, quantizer.spec.scale_dtype)
+            own = kind(override.options, scale_dtype)
         exceptions.update(dict.fromkeys(override.linears, own))
     for layer, first in adapter.places.items():
         if exceptions.get(layer, quantizer) is not exceptions.get(first, quantizer):
@@ -97,12 +101,13 @@ def make_recipe(  # noqa: PLR0913 - what a quantization is made of
     solvers = {layer: exceptions.get(layer, quantizer) for layer in shapes}
     exceptions |= dict.fromkeys(adapter.places)  # the first of their places is solved
     specs = {layer: solver.spec for layer, solver in solvers.items() if solver is not None}
-    _check_transposed(model, specs, format, checkpoint_format)
-    checkpoint_format.check_numbers(specs)
-    checkpoint_format.check(specs, shapes)
-    checkpoint_format.check_model(model.config, type(model).__name__, tokenizer)
     left = [layer for layer in shapes if layer not in specs]
-    foresee(checkpoint_format, specs, shapes, quantizer.order, left, dtype)
+    for called, form in forms.items():
+        _check_transposed(model, specs, called, form)
+        form.check_numbers(specs)
+        form.check(specs, shapes)
+        form.check_model(model.config, type(model).__name__, tokenizer)
+        foresee(form, specs, shapes, quantizer.order, left, dtype)
     description = {
         "model": name,
         "method": method,
@@ -113,7 +118,7 @@ def make_recipe(  # noqa: PLR0913 - what a quantization is made of
         "format": format,
         "dtype": str(dtype).removeprefix("torch."),
     }
-    return Recipe(quantizer, exceptions, checkpoint_format, specs, description)
+    return Recipe(quantizer, exceptions, forms[format], specs, description)
 
 
 def _check_transposed(

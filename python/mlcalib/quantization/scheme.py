@@ -63,9 +63,14 @@ def choose(
         options: of the quantizer, as given.
 
     Raises:
-        TypeError: ``method`` is neither a name nor options.
+        TypeError: ``method`` is neither a name nor options; ``format`` is no name.
         ValueError: the scheme is unknown, or says other things than the rest.
     """
+    if not (format is None or isinstance(format, str)):
+        raise TypeError(
+            f"format is {format!r}, expected the name of one; mlcalib.convert writes others from "
+            "the checkpoint."
+        )
     if scheme is None:
         name, given = chosen(_METHOD if method is None else method, options)
         return name, given, _FORMAT if format is None else format

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlcalib.calibration_sets import CalibrationSet, build, from_ids, weighted
 from mlcalib.calibration_sets.images import Processor
+from mlcalib.common.hub import hub_name, located
 from mlcalib.corpora import Document, Documents, open_corpus
 from mlcalib.languages import LanguageSet, language_set
 from mlcalib.languages.language_sets import check_spelling
@@ -36,6 +37,8 @@ def calibration(  # noqa: PLR0913 - what a calibration set is made of
     chat_template: bool | str | Path = False,
     allow_short: bool = False,
     window_bos: bool = True,
+    revision: str | None = None,
+    token: str | None = None,
 ) -> CalibrationSet:
     r"""Make a calibration set: the token ids, per language, that a model is calibrated on.
 
@@ -69,6 +72,9 @@ def calibration(  # noqa: PLR0913 - what a calibration set is made of
             error.
         window_bos: whether every sequence begins as the tokenizer begins a text: with BOS, if it
             adds one. Otherwise a sequence begins where the one before it ends.
+        revision: of a model on the hub: a branch, a tag or a commit; ``NAME@REVISION`` is the same.
+        token: of the hub, for a model that not everybody may read; None for the one that ``hf auth
+            login`` or ``HF_TOKEN`` set.
 
     Returns:
         The calibration set, with a report of what was asked for and found in each language.
@@ -79,6 +85,7 @@ def calibration(  # noqa: PLR0913 - what a calibration set is made of
         TypeError: ``languages`` are documents, or no text for another reason.
         ValueError: see ``mlcalib.calibration_sets.build``.
     """
+    tokenizer = located(tokenizer, revision, token)
     if languages is not None and not isinstance(languages, LanguageSet):
         check_spelling(languages)
     nothing: Mapping[str, Any] = {}
@@ -200,7 +207,7 @@ def from_documents(
     template = options["chat_template"]
     if spelled is None or not (tokenizer.name_or_path and isinstance(template, bool)):
         return built
-    where = {"tokenizer": tokenizer.name_or_path, "languages": spelled, "corpus": corpus}
+    where = {"tokenizer": hub_name(tokenizer.name_or_path), "languages": spelled, "corpus": corpus}
     said = {key: value for key, value in options.items() if (key, value) != ("window_bos", True)}
     return replace(built, arguments={**where, unit: count, **said})
 

@@ -27,8 +27,7 @@ def split_revision(source: str) -> tuple[str, dict[str, str]]:
     Raises:
         ValueError: nothing stands before or after the ``@``.
     """
-    here = source.startswith((".", "/", "~")) or Path(source).exists()
-    if here or "@" not in source:
+    if _is_here(source) or "@" not in source:
         return source, {}
     name, _, revision = source.partition("@")
     if not (name and revision):
@@ -36,7 +35,51 @@ def split_revision(source: str) -> tuple[str, dict[str, str]]:
     return name, {"revision": revision}
 
 
-def model_folder(name: str) -> Path:
+def located(source: Any, revision: str | None, token: str | None) -> Any:
+    """Return what a model is read from that is named together with a revision or a token.
+
+    Args:
+        source: a name on the hub; if neither is given anything, which is returned.
+        revision: a branch, a tag or a commit.
+        token: of the hub. The files are then fetched at once, so that it is needed no more.
+
+    Returns:
+        ``NAME@REVISION``, or with a token the folder of the files in the hub's cache.
+
+    Raises:
+        ValueError: the model is none of the hub, or has a revision already.
+        OSError: see ``model_folder``.
+    """
+    if revision is None and token is None:
+        return source
+    given = "revision=" if revision is not None else "token="
+    if not isinstance(source, str | Path) or _is_here(str(source)):
+        shown = f"'{source}' is on this machine"
+        if not isinstance(source, str | Path):
+            shown = f"{type(source).__name__} is in memory"
+        raise ValueError(f"{given} is for models of the hub, but {shown}; leave it out.")
+    name, options = split_revision(str(source))
+    if revision is not None and options:
+        raise ValueError(f"'{source}' has a revision, and revision= was given too; give one.")
+    revision = revision or options.get("revision")
+    name = name if revision is None else f"{name}@{revision}"
+    return name if token is None else str(model_folder(name, token))
+
+
+def hub_name(source: str) -> str:
+    """Return ``NAME@COMMIT`` of a folder in the hub's cache, and any other name as it is."""
+    snapshot = Path(source)
+    kind, _, name = snapshot.parent.parent.name.partition("--")
+    if snapshot.parent.name != "snapshots" or kind != "models" or not name:
+        return source
+    return f"{name.replace('--', '/')}@{snapshot.name}"
+
+
+def _is_here(source: str) -> bool:
+    return source.startswith((".", "/", "~")) or Path(source).exists()
+
+
+def model_folder(name: str, token: str | None = None) -> Path:
     """Return a model's folder on this machine; a hub name's files are fetched.
 
     They are configs, tokenizer and templates, and of the weights the files that the index names. A
@@ -44,6 +87,7 @@ def model_folder(name: str) -> Path:
 
     Args:
         name: a folder, or a hub name, with ``@REVISION`` where it is not the newest.
+        token: of the hub; None for the one that ``hf auth login`` or ``HF_TOKEN`` set.
 
     Raises:
         FileNotFoundError: there is no such folder, or the model is not in the cache and the hub
@@ -59,12 +103,12 @@ def model_folder(name: str) -> Path:
 
     name, options = split_revision(name)
     try:
-        folder = _snapshot(name, _SMALL, **options)
+        folder = _snapshot(name, _SMALL, token=token, **options)
         index = folder / INDEX
         weights = {SINGLE}
         if index.is_file():
             weights = {str(file) for file in read_json(index).get("weight_map", {}).values()}
-        return _snapshot(name, (*_SMALL, *sorted(weights)), revision=folder.name)
+        return _snapshot(name, (*_SMALL, *sorted(weights)), token=token, revision=folder.name)
     except LocalEntryNotFoundError as error:
         raise FileNotFoundError(
             f"'{name}' is neither a folder nor a model in the hub's cache on this machine"

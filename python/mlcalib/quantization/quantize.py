@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlcalib.calibration_sets import CalibrationSet
+from mlcalib.common.hub import located
 from mlcalib.common.stopwatch import Stopwatch
 from mlcalib.formats import formats
 from mlcalib.models.device import choose_device, device_name
@@ -42,6 +43,8 @@ def quantize(  # noqa: PLR0913 - what a quantization is made of
     progress: bool = True,
     ignore: Sequence[str] = (),
     overrides: Mapping[str, Mapping[str, Any]] | None = None,
+    revision: str | None = None,
+    token: str | None = None,
     **options: Any,
 ) -> QuantizedModel:
     r"""Quantize a model in memory: the weights of all linears in its blocks become codes.
@@ -88,6 +91,9 @@ def quantize(  # noqa: PLR0913 - what a quantization is made of
             e.g. ``{"down_proj": {"bits": 8}}``. What ``ignore`` matches stays as it is; otherwise
             the first pattern that matches counts. Several grids in one ``compressed-tensors``
             checkpoint must all be symmetric.
+        revision: of a model on the hub: a branch, a tag or a commit; ``NAME@REVISION`` is the same.
+        token: of the hub, for a model that not everybody may read; None for the one that ``hf auth
+            login`` or ``HF_TOKEN`` set.
         options: of a quantizer that ``method`` or ``scheme`` names: ``bits`` (of a weight),
             ``group_size`` (input channels that share a scale), ``symmetric``, ``range``, …
 
@@ -96,6 +102,7 @@ def quantize(  # noqa: PLR0913 - what a quantization is made of
 
     Raises:
         TypeError: ``method`` is neither a name, nor options, nor a list of these.
+        OSError: the hub has no such model, or gives no access to it.
         ValueError: an unknown method, scheme, format or option, or options beside an object that
             has them; a value that an option cannot have; a format that cannot hold the grids; a
             pattern that takes no linear, or only some of those that vLLM and SGLang fuse (q, k and
@@ -111,6 +118,7 @@ def quantize(  # noqa: PLR0913 - what a quantization is made of
     check_method(method, propagate, calibrated=calibration is not None, options=options)
     for name in (first, *further):
         formats.get(name)
+    model = located(model, revision, token)
     place = choose_device(device)
     stopwatch = Stopwatch()
     with stopwatch.timed("load"):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mlcalib.calibration_sets import CalibrationSet
 from mlcalib.common.files import check_output, full_path, locked, parts_folder, remove_partial
+from mlcalib.common.hub import located
 from mlcalib.common.ranks import Ranks
 from mlcalib.common.safetensors_read import read_json
 from mlcalib.common.stopwatch import Stopwatch
@@ -54,6 +55,8 @@ def quantize_checkpoint(  # noqa: PLR0913 - what a quantization is made of
     progress: bool = True,
     ignore: Sequence[str] = (),
     overrides: Mapping[str, Mapping[str, Any]] | None = None,
+    revision: str | None = None,
+    token: str | None = None,
     ranks: Ranks | None = None,
     other_threads: bool = False,
     **options: Any,
@@ -82,6 +85,8 @@ def quantize_checkpoint(  # noqa: PLR0913 - what a quantization is made of
         progress: show a bar.
         ignore: see ``mlcalib.quantize``.
         overrides: see ``mlcalib.quantize``.
+        revision: see ``mlcalib.quantize``.
+        token: see ``mlcalib.quantize``.
         ranks: the processes that do this together, from ``joined_ranks``; each calls this with the
             same arguments, and rank 0 writes. On the CPU any number of them gives the same codes,
             and an unfinished run goes on with any; the record says which blocks were made by how
@@ -103,6 +108,7 @@ def quantize_checkpoint(  # noqa: PLR0913 - what a quantization is made of
     ranks = Ranks() if ranks is None else ranks
     device = own_device(device, ranks)
     method, options, format = choose(method, scheme, format, options)  # noqa: A001
+    model = located(model, revision, token)
     asked = _Asked(model, calibration, method, propagate, format, dtype, ignore, overrides, options)
     _check_place(hidden_states)
     place = choose_device(device)

@@ -9,6 +9,7 @@ import torch
 from mlcalib._core import GridSpec
 from mlcalib.checkpoints.check import foresee
 from mlcalib.checkpoints.held import common_dtype
+from mlcalib.common.hub import hub_name
 from mlcalib.common.ranks import Ranks
 from mlcalib.formats import Format, formats
 from mlcalib.models import Adapter
@@ -109,7 +110,7 @@ def make_recipe(  # noqa: PLR0913 - what a quantization is made of
         form.check_model(model.config, type(model).__name__, tokenizer)
         foresee(form, specs, shapes, quantizer.order, left, dtype)
     description = {
-        "model": name,
+        "model": hub_name(name),
         "method": method,
         "options": checked.model_dump(),
         "overrides": [override.describe() for override in found],

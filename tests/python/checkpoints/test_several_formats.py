@@ -52,7 +52,7 @@ def test_scales_are_never_rounded_again(quantize, tmp_path):
 def test_a_second_format_is_looked_at_before_anything_runs(quantize):
     with pytest.raises(ValueError, match="nf4"):
         quantize(torch.bfloat16, format=["compressed-tensors", "bitsandbytes"])
-    with pytest.raises(ValueError, match="Unknown format 'guff'.*gguf"):
+    with pytest.raises(ValueError, match=r"Unknown format 'guff'.*gguf"):
         quantize(torch.bfloat16, format=["compressed-tensors", "guff"])
 
 

@@ -17,7 +17,7 @@ from test_conversion import HALF, saved
 import mlcalib
 from mlcalib._core import GridSpec
 from mlcalib.common.compat import hub_commit
-from mlcalib.common.hub import model_folder, split_revision
+from mlcalib.common.hub import hub_name, located, model_folder, split_revision
 from mlcalib.common.safetensors_read import validate_folder
 from mlcalib.evaluation.tasks.data import from_hub
 from mlcalib.models.context import read_config
@@ -42,6 +42,48 @@ def test_what_is_cached_needs_no_network(cache):
     assert model_folder("me/tiny").name == SHA
     logits = mlcalib.load("me/tiny")(torch.arange(4)[None]).logits
     assert logits.isfinite().all()
+
+
+def test_a_revision_and_a_token_are_options(cache, monkeypatch):
+    repository, seen = cache / "models--me--tiny", []
+    (repository / "refs/v2").write_text(SHA)
+    fetch = huggingface_hub.snapshot_download
+
+    def fetched(name, **options):
+        seen.append((name, options["token"], options.get("revision")))
+        return fetch(name, **options)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetched)
+    mlcalib.load("me/tiny", revision="v2", token="hf_secret")
+    assert seen == [("me/tiny", "hf_secret", "v2"), ("me/tiny", "hf_secret", SHA)]
+    seen.clear()
+    mlcalib.load("me/tiny", revision="v2")
+    assert seen == [("me/tiny", None, "v2"), ("me/tiny", None, SHA)]
+    assert located("me/tiny", "v2", None) == "me/tiny@v2"
+    assert located("me/tiny@v2", None, "hf_secret") == str(repository / "snapshots" / SHA)
+
+
+def test_records_name_the_hub_and_not_the_cache(cache, tokenizer):
+    model = tiny_llama(vocabulary=384)
+    folder = cache / "models--me--float-model" / "snapshots" / SHA
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    assert hub_name(str(folder)) == f"me/float-model@{SHA}"
+    options = {"revision": SHA, "token": "hf_secret"}
+    text = mlcalib.calibration("me/float-model", "en", "sample", tokens=64, seq_len=32, **options)
+    quantized = mlcalib.quantize("me/float-model", text, group_size=32, progress=False, **options)
+    assert quantized.recipe["model"] == f"me/float-model@{SHA}"
+    assert "hf_secret" not in json.dumps(quantized.metadata("dense"))
+    assert text.arguments["tokenizer"] == f"me/float-model@{SHA}"
+
+
+def test_a_revision_of_what_is_here_is_refused(cache, tmp_path, tokenizer):
+    with pytest.raises(ValueError, match=r"revision= is for models of the hub, but .* is on this"):
+        mlcalib.load(tmp_path, revision="v2")
+    with pytest.raises(ValueError, match=r"token= is for models of the hub, but .* is in memory"):
+        mlcalib.quantize(tiny_llama(), tokenizer=tokenizer, method="rtn", token="hf_secret")
+    with pytest.raises(ValueError, match=r"'me/tiny@v1' has a revision, and revision= was given"):
+        mlcalib.load("me/tiny@v1", revision="v2")
 
 
 def test_a_revision_is_part_of_the_name(cache, tokenizer):
@@ -86,7 +128,7 @@ def test_only_what_the_index_names_is_fetched(tmp_path, monkeypatch):
         **dict.fromkeys(("part-1.safetensors", "consolidated.safetensors", "x.bin"), "weights"),
     }
 
-    def fetch(name, allow_patterns, revision=None):
+    def fetch(name, allow_patterns, token=None, revision=None):
         assert revision in (None, SHA)
         folder = tmp_path / SHA
         folder.mkdir(exist_ok=True)

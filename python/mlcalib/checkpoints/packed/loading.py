@@ -11,7 +11,7 @@ from mlcalib.checkpoints.expected import check_model
 from mlcalib.checkpoints.packed.linear import PackedLinear
 from mlcalib.checkpoints.stored_weights import StoredWeights
 from mlcalib.common import compat
-from mlcalib.common.hub import model_folder
+from mlcalib.common.hub import located, model_folder
 from mlcalib.common.safetensors_read import read_json
 from mlcalib.formats import find_format, stored_section
 from mlcalib.models.device import CPU, choose_device
@@ -33,7 +33,14 @@ _log = logging.getLogger(__name__)
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
-def load(folder: str | Path, dtype: str = "auto", device: str = "auto") -> "PreTrainedModel":
+def load(
+    folder: str | Path,
+    dtype: str = "auto",
+    device: str = "auto",
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+) -> "PreTrainedModel":
     """Load a quantized checkpoint; on the CPU its quantized linears keep packed weights.
 
     They are ``PackedLinear``, filled one after the other, so that loading takes little more memory
@@ -49,6 +56,8 @@ def load(folder: str | Path, dtype: str = "auto", device: str = "auto") -> "PreT
             ``float32``, ``bfloat16`` or ``float16``. Scales stay what they are.
         device: where to: ``cpu``, ``cuda``, ``cuda:N``, or ``auto`` (a GPU, where there is one and
             mlcalib was built for it).
+        revision: see ``mlcalib.quantize``.
+        token: see ``mlcalib.quantize``.
 
     Raises:
         FileNotFoundError: no such folder, or a hub name that cannot be fetched and is not cached.
@@ -62,7 +71,7 @@ def load(folder: str | Path, dtype: str = "auto", device: str = "auto") -> "PreT
         raise ValueError(f"dtype is '{dtype}', expected one of: {', '.join(_DTYPES)}.")
     place = choose_device(device)
     if Path(folder).suffix != ".gguf":
-        folder = model_folder(str(folder))
+        folder = model_folder(str(located(folder, revision, token)))
     # transformers would name neither the folder nor what is wrong with it
     checkpoint = open_checkpoint(folder)
     if isinstance(checkpoint, FileCheckpoint):

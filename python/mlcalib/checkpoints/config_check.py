@@ -98,7 +98,7 @@ def _check_class(config: Mapping[str, Any]) -> Iterator[Problem]:
             yield (
                 "unread",
                 f"config.json has an auto_map, and transformers has no {name!r}: the model is code "
-                "of the checkpoint, which mlcalib does not run (trust_remote_code)",
+                "of the checkpoint, which only mlcalib.quantize(..., trust_remote_code=True) runs",
             )
 
 

@@ -99,7 +99,8 @@ def model_config(source: str) -> "PreTrainedConfig":
     kind = content.get("model_type")
     if isinstance(kind, str) and not compat.knows_type(kind):
         why = (
-            "its auto_map says that the model is code of the checkpoint, which mlcalib does not run"
+            "its auto_map says that the model is code of the checkpoint, which is run only with "
+            "mlcalib.quantize(..., trust_remote_code=True)"
             if content.get("auto_map")
             else "a newer release may (pip install -U transformers)"
         )

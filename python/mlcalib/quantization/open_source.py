@@ -1,5 +1,6 @@
 """From what a user names, a model as a pass takes it."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,14 +15,16 @@ from mlcalib.models.loading import (
     check_dtype,
     check_source,
     load_model,
+    load_tokenizer,
     shared_copy,
     skeleton,
 )
+from mlcalib.models.own_code import load_with_code
 from mlcalib.quantization.source import Source
 from mlcalib.quantization.streamed_source import StreamedSource
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def open_source(model: "str | Path | PreTrainedModel", dtype: str) -> Source:
@@ -47,6 +50,36 @@ def open_source(model: "str | Path | PreTrainedModel", dtype: str) -> Source:
     if name.endswith(".gguf"):
         return GgufSource(name, dtype)
     return StreamedSource(name, model_folder(name), dtype)
+
+
+def open_with_tokenizer(
+    model: "str | Path | PreTrainedModel",
+    dtype: str,
+    tokenizer: "PreTrainedTokenizerBase | None",
+    *,
+    trust_remote_code: bool,
+) -> "tuple[Source, PreTrainedTokenizerBase]":
+    """Open a model and its tokenizer.
+
+    Args:
+        model: see ``open_source``.
+        dtype: see ``open_source``.
+        tokenizer: of a model in memory, or one in place of the model's own.
+        trust_remote_code: whether code beside the weights may run; see ``load_with_code``.
+
+    Raises:
+        FileNotFoundError, ValueError, NotImplementedError: see ``open_source``; a model in memory
+            without a tokenizer.
+    """
+    if not isinstance(model, str | Path):
+        if tokenizer is None:
+            raise ValueError("A model was given without its tokenizer; pass tokenizer=.")
+        return live_source(model), tokenizer
+    if not trust_remote_code:
+        source = open_source(model, dtype)
+        return source, tokenizer or load_tokenizer(source.name)
+    loaded, tokenizer = load_with_code(model, dtype, tokenizer)
+    return replace(live_source(loaded), folder=model_folder(str(model))), tokenizer
 
 
 def live_source(model: "PreTrainedModel") -> Source:

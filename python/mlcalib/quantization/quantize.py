@@ -9,10 +9,9 @@ from mlcalib.common.hub import located
 from mlcalib.common.stopwatch import Stopwatch
 from mlcalib.formats import formats
 from mlcalib.models.device import choose_device, device_name
-from mlcalib.models.loading import load_tokenizer
 from mlcalib.quantization.block_pass import Propagate, run_pass
 from mlcalib.quantization.finish import merged
-from mlcalib.quantization.open_source import open_source
+from mlcalib.quantization.open_source import open_with_tokenizer
 from mlcalib.quantization.propagation import mixture_of
 from mlcalib.quantization.quantization_job import QuantizationJob
 from mlcalib.quantization.quantized_model import QuantizedModel
@@ -45,6 +44,7 @@ def quantize(  # noqa: PLR0913 - what a quantization is made of
     overrides: Mapping[str, Mapping[str, Any]] | None = None,
     revision: str | None = None,
     token: str | None = None,
+    trust_remote_code: bool = False,
     **options: Any,
 ) -> QuantizedModel:
     r"""Quantize a model in memory: the weights of all linears in its blocks become codes.
@@ -94,6 +94,9 @@ def quantize(  # noqa: PLR0913 - what a quantization is made of
         revision: of a model on the hub: a branch, a tag or a commit; ``NAME@REVISION`` is the same.
         token: of the hub, for a model that not everybody may read; None for the one that ``hf auth
             login`` or ``HF_TOKEN`` set.
+        trust_remote_code: run Python code that lies beside the weights, for a model that
+            transformers does not have. It can do what you can do: read it before. The model is then
+            held in memory, and the code is saved with the checkpoint. It is never run otherwise.
         options: of a quantizer that ``method`` or ``scheme`` names: ``bits`` (of a weight),
             ``group_size`` (input channels that share a scale), ``symmetric``, ``range``, …
 
@@ -122,10 +125,10 @@ def quantize(  # noqa: PLR0913 - what a quantization is made of
     place = choose_device(device)
     stopwatch = Stopwatch()
     with stopwatch.timed("load"):
-        if tokenizer is None and not isinstance(model, str | Path):
-            raise ValueError("A model was given without its tokenizer; pass tokenizer=.")
-        opened = open_source(model, dtype)
-        given, tokenizer = tokenizer is not None, tokenizer or load_tokenizer(opened.name)
+        given = tokenizer is not None
+        opened, tokenizer = open_with_tokenizer(
+            model, dtype, tokenizer, trust_remote_code=trust_remote_code
+        )
     if calibration is not None:
         check_text(opened.model, calibration, tokenizer)
     recipe = make_recipe(

@@ -107,14 +107,22 @@ def quantize(
             help="If a language has too little text, use what there is instead of stopping.",
         ),
     ] = False,
-    propagate: Annotated[
-        str,
+    quality: Annotated[
+        str | None,
         typer.Option(
-            help="'quantized' calibrates each block on the already quantized model, which runs the "
-            "text through each block twice. 'float' calibrates each block on the float model, "
-            "which runs it once."
+            help="How much is done with gptq: fast (float propagation), balanced (quantized "
+            "propagation and a correction) or best (gradients of the loss, too). It stands for "
+            "--propagate and options."
         ),
-    ] = "quantized",
+    ] = None,
+    propagate: Annotated[
+        str | None,
+        typer.Option(
+            help="'quantized' (the default unless --quality says otherwise) calibrates each block "
+            "on the already quantized model, which runs the text through each block twice. 'float' "
+            "calibrates each block on the float model, which runs it once."
+        ),
+    ] = None,
     format: Annotated[  # noqa: A002
         str | None,
         typer.Option(help=f"{FORMAT} The default is compressed-tensors, or what --scheme says."),
@@ -214,6 +222,7 @@ def quantize(
     text = read_text if kind.needs else None
     asked: dict[str, Any] = {
         "method": chosen,
+        "quality": quality,
         "propagate": propagate,
         "format": saved,
         "dtype": dtype,

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from mlcalib.calibration_sets import CalibrationSet
 from mlcalib.common.hub import located
@@ -13,6 +13,7 @@ from mlcalib.quantization.block_pass import Propagate, run_pass
 from mlcalib.quantization.finish import merged
 from mlcalib.quantization.open_source import open_with_tokenizer
 from mlcalib.quantization.propagation import mixture_of
+from mlcalib.quantization.quality import with_quality
 from mlcalib.quantization.quantization_job import QuantizationJob
 from mlcalib.quantization.quantized_model import QuantizedModel
 from mlcalib.quantization.recipe import check_method, make_recipe
@@ -33,7 +34,8 @@ def quantize(  # noqa: PLR0913 - what a quantization is made of
     *,
     method: Method | None = None,
     scheme: str | None = None,
-    propagate: Propagate = "quantized",
+    quality: Literal["fast", "balanced", "best"] | None = None,
+    propagate: Propagate | None = None,
     format: str | Sequence[str] | None = None,  # noqa: A002
     tokenizer: "PreTrainedTokenizerBase | None" = None,
     dtype: str = "auto",
@@ -69,8 +71,12 @@ def quantize(  # noqa: PLR0913 - what a quantization is made of
             (with ``smoothquant`` and the format ``compressed-tensors-int8``). It stands for
             ``bits``, ``symmetric`` and a ``group_size``; ``method`` by name, ``group_size`` and
             other options can be given too.
-        propagate: ``quantized`` calibrates each block on the already quantized model, which runs
-            the text through each block twice; ``float`` calibrates it on the float model.
+        quality: how much is done with ``gptq``, which it stands for with ``propagate`` and options:
+            ``fast`` (float propagation), ``balanced`` (quantized propagation and a ``correction``)
+            or ``best`` (gradients of the loss, too: ``fisher_tokens``).
+        propagate: ``quantized`` (the default, unless ``quality`` says otherwise) calibrates each
+            block on the already quantized model, which runs the text through each block twice;
+            ``float`` calibrates it on the float model.
         format: the checkpoint format to save, or several, e.g. ``["compressed-tensors", "gguf"]``:
             scales are then rounded so that each holds them exactly. Grids that one cannot hold are
             refused now. The default is ``compressed-tensors``, or what ``scheme`` says.
@@ -118,6 +124,7 @@ def quantize(  # noqa: PLR0913 - what a quantization is made of
     asked = [format] if isinstance(format, str) else list(format or ())
     method, options, first = choose(method, scheme, asked[0] if asked else None, options)
     further = asked[1:]
+    propagate, options = with_quality(quality, method, propagate, options)
     check_method(method, propagate, calibrated=calibration is not None, options=options)
     for name in (first, *further):
         formats.get(name)

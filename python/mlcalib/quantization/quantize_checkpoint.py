@@ -25,6 +25,7 @@ from mlcalib.quantization.model_files import ModelFiles, outline
 from mlcalib.quantization.open_source import open_source
 from mlcalib.quantization.pass_plan import plan_pass
 from mlcalib.quantization.propagation import mixture_of
+from mlcalib.quantization.quality import with_quality
 from mlcalib.quantization.quantization_job import QuantizationJob
 from mlcalib.quantization.recipe import Recipe, check_method, check_ranks, make_recipe
 from mlcalib.quantization.scheme import choose
@@ -46,7 +47,8 @@ def quantize_checkpoint(  # noqa: PLR0913 - what a quantization is made of
     *,
     method: Method | None = None,
     scheme: str | None = None,
-    propagate: Propagate = "quantized",
+    quality: Literal["fast", "balanced", "best"] | None = None,
+    propagate: Propagate | None = None,
     format: str | None = None,  # noqa: A002
     dtype: str = "auto",
     device: str = "auto",
@@ -75,6 +77,7 @@ def quantize_checkpoint(  # noqa: PLR0913 - what a quantization is made of
             makes it is called when all else has been checked.
         method: see ``mlcalib.quantize``.
         scheme: see ``mlcalib.quantize``.
+        quality: see ``mlcalib.quantize``.
         propagate: see ``mlcalib.quantize``.
         format: see ``mlcalib.quantize``.
         dtype: see ``mlcalib.quantize``.
@@ -108,6 +111,7 @@ def quantize_checkpoint(  # noqa: PLR0913 - what a quantization is made of
     ranks = Ranks() if ranks is None else ranks
     device = own_device(device, ranks)
     method, options, format = choose(method, scheme, format, options)  # noqa: A001
+    propagate, options = with_quality(quality, method, propagate, options)
     model = located(model, revision, token)
     asked = _Asked(model, calibration, method, propagate, format, dtype, ignore, overrides, options)
     _check_place(hidden_states)
@@ -198,7 +202,8 @@ def plan_checkpoint(  # noqa: PLR0913 - what a quantization is made of
     *,
     method: Method | None = None,
     scheme: str | None = None,
-    propagate: Propagate = "quantized",
+    quality: Literal["fast", "balanced", "best"] | None = None,
+    propagate: Propagate | None = None,
     format: str | None = None,  # noqa: A002
     dtype: str = "auto",
     device: str = "auto",
@@ -218,6 +223,7 @@ def plan_checkpoint(  # noqa: PLR0913 - what a quantization is made of
     ranks = Ranks() if ranks is None else ranks
     device = own_device(device, ranks)
     method, options, format = choose(method, scheme, format, options)  # noqa: A001
+    propagate, options = with_quality(quality, method, propagate, options)
     asked = _Asked(model, calibration, method, propagate, format, dtype, ignore, overrides, options)
     _check_place(hidden_states)
     source, tokenizer = asked.open()

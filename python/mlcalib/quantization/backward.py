@@ -8,6 +8,7 @@ from zlib import crc32
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 from torch.utils._pytree import keystr, tree_flatten_with_path, tree_map_with_path
 
 from mlcalib.calibration_sets import CalibrationSet
@@ -18,6 +19,7 @@ from mlcalib.models.device import CPU, moved
 from mlcalib.models.running import call_block, embed, first_output, logits_of
 from mlcalib.quantization.read_ahead import Blocks
 from mlcalib.quantization.source import Source
+from mlcalib.quantizers.base import Labels
 
 if TYPE_CHECKING:
     from mlcalib.common.progress import Bar
@@ -73,10 +75,11 @@ class Passed:
 class LossGradients:
     """What each block reads, and the gradient of the loss at what it returns.
 
-    The loss is that of labels drawn from the model's own predictions, summed over tokens: its
+    The loss, summed over tokens, is that of labels drawn from the model's own predictions: its
     gradients' products are the Fisher information of the model, whatever the text says (Kunstner et
-    al., arXiv 1905.12558). What blocks read and the gradients, two tensors of the size of a hidden
-    state for each block and sequence, are kept in the host's memory.
+    al., arXiv 1905.12558). Or it is that of the text's next tokens. What blocks read and the
+    gradients, two tensors of the size of a hidden state for each block and sequence, are kept in
+    the host's memory.
 
     Three runs of each sequence make them: forward, forward again for the graph of a block, and
     backward; no gradient of a weight is made.
@@ -88,6 +91,7 @@ class LossGradients:
         text: CalibrationSet,
         counts: Mapping[str, int],
         devices: Mapping[str, torch.device],
+        labels: Labels = "model",
     ) -> None:
         """Take what is to run; nothing does yet.
 
@@ -96,9 +100,11 @@ class LossGradients:
             text: the calibration text.
             counts: language → number of its sequences, from the first on.
             devices: block → where it runs.
+            labels: what is to be predicted.
         """
         adapter = source.adapter
         self._source, self._text, self._counts, self._devices = source, text, counts, devices
+        self._labels = labels
         self._names = [name for name, _ in adapter.named_blocks(source.model)]
         self._arguments = Arguments(adapter, self._device)
         self._read: dict[tuple[str, Place], Passed] = {}
@@ -192,7 +198,10 @@ class LossGradients:
                 with torch.enable_grad():
                     ids = self._ids(sequence)
                     logits = logits_of(source.model, source.adapter, ids, state)
-                    loss = own_loss(logits[0], crc32(f"{sequence}".encode()))
+                    if self._labels == "text":
+                        loss = cross_entropy(logits[0, :-1].float(), ids[0, 1:], reduction="sum")
+                    else:
+                        loss = own_loss(logits[0], crc32(f"{sequence}".encode()))
                     (gradient,) = torch.autograd.grad(loss, state)
                 if not torch.isfinite(gradient).all():
                     raise ValueError(

@@ -225,12 +225,22 @@ def _fisher(
         for key, job in jobs.items()
         if job.fisher_tokens
     }
+    labels = {job.fisher_labels for job in jobs.values() if job.fisher_tokens}
+    if len(labels) > 1:
+        raise ValueError(
+            "Some quantizers of this pass take gradients of the loss on the model's own labels, "
+            "others on the text's (fisher_labels); give all the same, or run them one by one."
+        )
     if asked and text.inputs:
         raise NotImplementedError(
             "The calibration text has images, and gradients are taken of text alone; leave out "
             "fisher_tokens, or conversations with images."
         )
-    return Fisher(source, text, asked, places, by_text=by_text) if asked else None
+    if not asked:
+        return None
+    (own,) = labels
+    by_text = by_text and own == "model"  # divergences are predicted from these alone
+    return Fisher(source, text, asked, places, labels=own, by_text=by_text)
 
 
 @dataclass

@@ -15,6 +15,7 @@ from mlcalib.models import Adapter
 from mlcalib.quantization.backward import LossGradients
 from mlcalib.quantization.propagation import Mixture, Prefix, longest_texts
 from mlcalib.quantization.source import Source
+from mlcalib.quantizers.base import Labels
 from mlcalib.statistics import StatisticSet
 
 SALIENCY, OUTPUT = "saliency_gram", "output_gram"
@@ -134,6 +135,7 @@ class Fisher:
         asked: Mapping[Any, tuple[Mixture, int]],
         devices: Mapping[str, torch.device],
         *,
+        labels: Labels = "model",
         by_text: bool = True,
     ) -> None:
         """Take what is wanted; nothing runs.
@@ -143,6 +145,7 @@ class Fisher:
             text: the calibration text.
             asked: for whom → a mixture, and how many tokens of it.
             devices: block → where it runs.
+            labels: whose loss is taken; see ``Quantizer.fisher_labels``.
             by_text: whether that of each text is kept, and not of mixtures alone.
         """
         self._by_text = by_text
@@ -156,7 +159,7 @@ class Fisher:
             for prefix, count in sequences.items():
                 before = self._counts.get(prefix.language, 0)
                 self._counts[prefix.language] = max(before, count)
-        self._gradients = LossGradients(source, text, self._counts, devices)
+        self._gradients = LossGradients(source, text, self._counts, devices, labels)
 
     def run(self, stopwatch: Stopwatch, description: str | None) -> None:
         """Run the text forward and backward; see ``LossGradients.run``."""

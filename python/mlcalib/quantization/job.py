@@ -12,6 +12,7 @@ from mlcalib.quantization.fisher import BlockFisher
 from mlcalib.quantization.probe import Probe
 from mlcalib.quantization.propagation import BlockStatistics, Flow, Mixture, Prefix
 from mlcalib.quantization.solve import References
+from mlcalib.quantizers.base import Labels
 from mlcalib.statistics import StatisticSet
 
 Text = tuple[str, str]
@@ -82,6 +83,10 @@ class Wants(Protocol):
         """Tokens of the mixture whose gradients are wanted; 0 for none."""
 
     @property
+    def fisher_labels(self) -> Labels:
+        """Whose loss these are the gradients of."""
+
+    @property
     def worst_off(self) -> bool:
         """Whether the weights of languages follow what the loss feels of each."""
 
@@ -121,6 +126,9 @@ class Observation:
 
     fisher_tokens = 0
     """See ``Job``: none."""
+
+    fisher_labels: Labels = "model"
+    """See ``Job``: of none."""
 
     worst_off = False
     """See ``Job``: there are no weights."""

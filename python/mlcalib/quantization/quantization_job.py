@@ -21,6 +21,7 @@ from mlcalib.quantization.solve import References, expert_tokens, input_ranges, 
 from mlcalib.quantization.source import copied
 from mlcalib.quantization.variant import Variant, VariantBlock
 from mlcalib.quantization.worst_off import weighed
+from mlcalib.quantizers.base import Labels
 from mlcalib.statistics import StatisticSet
 
 
@@ -75,6 +76,11 @@ class QuantizationJob:
     def fisher_tokens(self) -> int:
         """See ``Job``."""
         return self.variant.fisher_tokens
+
+    @property
+    def fisher_labels(self) -> Labels:
+        """See ``Job``."""
+        return self.variant.fisher_labels
 
     def has(self, block_name: str) -> bool:
         """See ``Job``."""

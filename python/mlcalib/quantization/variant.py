@@ -17,6 +17,7 @@ from mlcalib.quantization.rare_experts import shrink_experts
 from mlcalib.quantization.scale import ScaledBlock, scale_block
 from mlcalib.quantization.solve import References, SolvedBlock, solve_block
 from mlcalib.quantizers import Quantizer
+from mlcalib.quantizers.base import Labels
 from mlcalib.statistics import StatisticSet
 
 
@@ -74,6 +75,11 @@ class Variant:
     def fisher_tokens(self) -> int:
         """Tokens of the mixture whose gradients are wanted."""
         return self.quantizer.fisher_tokens if self.mixture else 0
+
+    @property
+    def fisher_labels(self) -> Labels:
+        """Whose loss these are the gradients of."""
+        return self.quantizer.fisher_labels
 
     def probe(self, flow: Flow | None, block_name: str) -> Probe | None:
         """Return hidden states to run a block on, where the quantizer asks for them."""

@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, PlainSerializer
 from mlcalib.quantizers import quantizers
 from mlcalib.quantizers.base import QuantizerOptions
 
-_SHARED = ("bits", "group_size", "symmetric", "numbers", "fisher_tokens")
+_SHARED = ("bits", "group_size", "symmetric", "numbers", "fisher_tokens", "fisher_labels")
 
 
 def _scaling(given: Any) -> Any:

@@ -12,6 +12,7 @@ from mlcalib._core import AwqOptions, LinearGroup
 from mlcalib.quantizers import Quantizer, quantizers
 from mlcalib.quantizers.base import (
     ChannelScales,
+    Labels,
     OutputLoss,
     QuantizerOptions,
     ScaledInput,
@@ -43,6 +44,9 @@ class AWQ(QuantizerOptions):
         fisher_tokens: 0, or on how many tokens of the calibration text the model is run backward
             to find out how much its loss feels each token. Scales and ranges then count tokens
             half alike, and half by the gradients that they meet (arXiv 2505.07004).
+        fisher_labels: whose loss is taken then: of labels drawn from the ``model``'s predictions,
+            which makes the true Fisher information, or of the ``text``'s next tokens. Divergences
+            are predicted only from the former.
     """
 
     method = "awq"
@@ -53,6 +57,7 @@ class AWQ(QuantizerOptions):
     clip: bool = True
     probe_tokens: int = Field(default=4096, ge=1)
     fisher_tokens: int = Field(default=0, ge=0)
+    fisher_labels: Labels = "model"
 
 
 @quantizers.register
@@ -75,6 +80,11 @@ class AwqQuantizer(Quantizer):
     def fisher_tokens(self) -> int:
         """See ``Quantizer.fisher_tokens``."""
         return self._options.fisher_tokens
+
+    @property
+    def fisher_labels(self) -> Labels:
+        """See ``Quantizer.fisher_labels``."""
+        return self._options.fisher_labels
 
     @property
     def probe_tokens(self) -> int:

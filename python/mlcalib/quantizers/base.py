@@ -163,6 +163,9 @@ def _mean_diagonal(grams: Sequence[Tensor]) -> float:
     return sum(found) / len(found) if any(found) else 1.0
 
 
+Labels = Literal["model", "text"]
+"""What a model is to predict where the gradients of its loss are taken."""
+
 OutputLoss = Callable[[Sequence[Tensor]], float]
 """Takes the weights of a scale group's linears in order, and returns the mean squared error of the
 output of the attention or MLP that they are part of."""
@@ -209,6 +212,11 @@ class Quantizer:
     def fisher_tokens(self) -> int:
         """Tokens of calibration text whose gradients make the ``Sensitivity``; 0 for none."""
         return 0
+
+    @property
+    def fisher_labels(self) -> "Labels":
+        """Whose loss is taken: of labels that the ``model`` draws, or of the ``text`` itself."""
+        return "model"
 
     @property
     def worst_off(self) -> bool:

@@ -13,6 +13,7 @@ from mlcalib.quantizers import Quantizer, quantizers
 from mlcalib.quantizers._composition import Scales, for_solver
 from mlcalib.quantizers.base import (
     ChannelScales,
+    Labels,
     OutputLoss,
     QuantizerOptions,
     ScaledInput,
@@ -47,6 +48,9 @@ class GPTQ(QuantizerOptions):
             to find out how much its loss feels each token and each output: inputs then weigh by the
             gradients that they meet (arXiv 2505.07004), and later outputs make up for errors of
             earlier ones (arXiv 2505.22988).
+        fisher_labels: whose loss is taken then: of labels drawn from the ``model``'s predictions,
+            which makes the true Fisher information, or of the ``text``'s next tokens. Divergences
+            are predicted only from the former.
         output_damp: what is added to the diagonal of the Gram of the outputs' gradients, as a
             fraction of its mean.
         objective: ``mean`` weighs the calibration text as it comes. ``worst`` gives languages more
@@ -69,6 +73,7 @@ class GPTQ(QuantizerOptions):
     refit: int = 0
     correction: float = Field(default=0.0, ge=0, le=1)
     fisher_tokens: int = Field(default=0, ge=0)
+    fisher_labels: Labels = "model"
     output_damp: float = Field(default=1.0, gt=0)
     objective: Literal["mean", "worst"] = "mean"
     scales: Scales = None
@@ -98,6 +103,11 @@ class GPTQ(QuantizerOptions):
                 "objective 'worst' weighs languages by what the loss feels of each: it needs "
                 "fisher_tokens above 0, for instance 10240."
             )
+        if self.objective == "worst" and self.fisher_labels != "model":
+            raise ValueError(
+                "objective 'worst' weighs languages by predicted divergences, which are those of "
+                "fisher_labels 'model'; leave fisher_labels out."
+            )
         return self
 
 
@@ -113,6 +123,7 @@ class GptqQuantizer(Quantizer):
         super().__init__(options, scale_dtype)
         self._gptq = options.solver(self.spec)
         self._fisher_tokens = options.fisher_tokens
+        self._fisher_labels = options.fisher_labels
         self._worst_off = options.objective == "worst"
         self._correction = CorrectionOptions(options.correction) if options.correction else None
         self._scaler: Quantizer | None = None
@@ -145,6 +156,11 @@ class GptqQuantizer(Quantizer):
     def fisher_tokens(self) -> int:
         """See ``Quantizer.fisher_tokens``."""
         return self._fisher_tokens
+
+    @property
+    def fisher_labels(self) -> Labels:
+        """See ``Quantizer.fisher_labels``."""
+        return self._fisher_labels
 
     @property
     def worst_off(self) -> bool:

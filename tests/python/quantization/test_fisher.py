@@ -23,10 +23,10 @@ from reference import oracle
 FAMILIES = ["llama", "llama-bias", "gemma2", "cohere", "qwen2_moe", "mixtral"]
 
 
-def gathered(source, calibration, tokens=10_000, mixture=None):
+def gathered(source, calibration, tokens=10_000, mixture=None, **options):
     """Block → what was gathered of it, on as many tokens as there are by default."""
     asked = {"one": (mixture or mixture_of(calibration), tokens)}
-    felt = felt_of(source, calibration, asked)
+    felt = felt_of(source, calibration, asked, **options)
     return {name: each.mixtures["one"] for name, each in felt.items()}
 
 
@@ -34,7 +34,7 @@ def start_here(_, __, output):
     return output.detach().requires_grad_()
 
 
-def wanted_of(model, calibration):
+def wanted_of(model, calibration, labels="model"):
     """The same by one backward pass of the whole model for each sequence."""
     source = live_source(model)
     model, adapter = source.model, source.adapter
@@ -63,7 +63,10 @@ def wanted_of(model, calibration):
             logits = model(input_ids=ids, use_cache=False).logits[0]
             for handle in handles:
                 handle.remove()
-            own_loss(logits, crc32(f"{(language, index)}".encode())).backward()
+            loss = own_loss(logits, crc32(f"{(language, index)}".encode()))
+            if labels == "text":
+                loss = -logits.log_softmax(-1)[:-1].gather(1, ids[0, 1:, None]).sum()
+            loss.backward()
             felt = {}
             for name, (x, output) in seen.items():
                 block, key, member = names[name]
@@ -115,6 +118,32 @@ def test_what_blocks_hand_over_has_gradients(name):
     assert {(block, key) for block in found for key in found[block].inputs} == inputs.keys()
     for (block, member), gram in outputs.items():
         assert close(found[block].outputs[member].view("output_gram")["gram"], gram)
+
+
+def test_labels_may_be_those_of_the_text(calibration):
+    model = tiny_llama(vocabulary=384)
+    found = gathered(live_source(model), calibration, labels="text")
+    _, outputs = wanted_of(model, calibration, "text")
+    for (block, member), gram in outputs.items():
+        assert close(found[block].outputs[member].view("output_gram")["gram"], gram)
+    _, others = wanted_of(model, calibration)
+    assert not any(close(others[key], outputs[key]) for key in outputs)
+
+
+def test_labels_are_an_option(calibration, tokenizer):
+    model = tiny_llama(vocabulary=384)
+    made = {}
+    for labels in ("model", "text"):
+        made[labels] = mlcalib.quantize(
+            model, calibration, tokenizer=tokenizer, progress=False, format="dense", bits=3,
+            group_size=32, fisher_tokens=256, fisher_labels=labels,
+        )  # fmt: skip
+    name = "model.layers.0.mlp.down_proj"
+    assert not torch.equal(*(each.linears[name].codes for each in made.values()))
+    assert made["model"].divergence
+    assert not made["text"].divergence  # which is not what these gradients tell
+    with pytest.raises(ValueError, match=r"objective 'worst'.*leave fisher_labels out"):
+        mlcalib.GPTQ(objective="worst", fisher_tokens=256, fisher_labels="text")
 
 
 @pytest.mark.parametrize("tied", [False, True])

@@ -75,7 +75,7 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 test-python: install
 	$(PYTEST)
 
-# The tests that need a GPU, on a device of torch that needs none: docs/cuda.md, "The stand-in device".
+# The tests that need a GPU, on a device of torch that needs none: docs/design/cuda.md, "The stand-in device".
 STANDIN = build/release/tests/cpp/standin/mlcalib_standin.so
 DEVICE_TESTS = tests/python/core/test_cuda.py tests/python/models/test_devices.py \
                tests/python/models/test_standin.py tests/python/quantization/test_runs_on_devices.py

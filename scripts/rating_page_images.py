@@ -1,5 +1,5 @@
 # ruff: noqa: E501, RUF001
-"""Screenshots of the rating page in three scripts, for docs/judging.md; needs chromium."""
+"""Screenshots of the rating page in three scripts, for docs/how-to/judge.md; needs chromium."""
 
 import shutil
 import tempfile

@@ -13,7 +13,7 @@ def cell(value: float | None) -> str:
 
 
 def main() -> None:
-    """Read the files named; what is known to fail, and why, is in docs/formats.md."""
+    """Read the files named; what is known to fail, and why, is in docs/reference/formats.md."""
     rows = [
         json.loads(line)
         for file in sys.argv[1:]

@@ -6,7 +6,7 @@ in a process of its own, so none can stop the sweep.
 
     python tests/sweep/run.py [--only Llama,Gemma3] [--jobs 2] [--seconds 120] [--out build/sweep]
 
-Writes OUT.json and OUT.md, the table of docs/models.md.
+Writes OUT.json and OUT.md, the table of docs/reference/models.md.
 """
 
 import argparse

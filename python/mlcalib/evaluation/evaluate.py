@@ -111,7 +111,7 @@ def evaluate(  # noqa: PLR0913 - options of one thing
             interrupted continues when it is repeated. None keeps nothing.
         device: where models that are loaded here run: ``cpu``, ``cuda``, ``cuda:N``, or ``auto`` (a
             GPU, where there is one and mlcalib was built for it). On a GPU as many windows run at
-            once as fit into its memory; see docs/evaluation.md.
+            once as fit into its memory; see docs/how-to/benchmarks.md.
         progress: whether to show progress bars.
         ranks: the processes that do this together, from ``joined_ranks``; each calls this with the
             same arguments, and all get the same results. They share ``cache``, which on several

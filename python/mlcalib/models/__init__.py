@@ -59,7 +59,7 @@ def find_adapter(architecture: str) -> Adapter:
     raise NotImplementedError(
         f"The architecture {architecture} has no family file; {', '.join(known)} have one. To add "
         "it, write a file with an Adapter literal, like that of Llama in "
-        "python/mlcalib/models/families/llama.py; docs/plugins.md shows how."
+        "python/mlcalib/models/families/llama.py; docs/how-to/add-a-model.md shows how."
     )
 
 

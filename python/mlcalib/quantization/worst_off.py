@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from mlcalib.quantization.propagation import Mixture
 
 POWER = 1.0
-"""How much a language that loses more weighs more; docs/studies.md has what others do."""
+"""How much a language that loses more weighs more; docs/results/methods.md has what others do."""
 
 
 def weighed(mixture: Mixture, lost: Mapping[str, float]) -> Mixture:

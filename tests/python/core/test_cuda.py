@@ -15,7 +15,7 @@ from mlcalib.models.device import free_memory
 from mlcalib.statistics import statistic_bytes
 
 if not DEVICES:
-    pytest.skip("no GPU that the core was built for (docs/cuda.md)", allow_module_level=True)
+    pytest.skip("no GPU that the core was built for (docs/design/cuda.md)", allow_module_level=True)
 
 DEVICE = DEVICES[0]
 on_cuda = pytest.mark.skipif(DEVICE != "cuda", reason="needs CUDA")

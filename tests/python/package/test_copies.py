@@ -1,7 +1,7 @@
 """Source folder against output folder, for every family: every key, every byte, every reason.
 
 ``-v`` names each pair that is compared; a difference without a reason fails with its file and key.
-docs/quantizing.md has the reasons too.
+docs/reference/checkpoints.md has the reasons too.
 """
 
 import json

@@ -8,7 +8,7 @@ import pytest
 from nbclient import NotebookClient
 from small_models import tiny_llama
 
-NOTEBOOKS = Path(__file__).parents[3] / "notebooks"
+NOTEBOOKS = Path(__file__).parents[3] / "docs/notebooks"
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 

@@ -249,7 +249,7 @@ def _blocks(model: "PreTrainedModel", calls: dict[str, list[Call]]) -> list[Call
     if not found:
         raise NotImplementedError(
             f"{type(model).__name__} has no list of blocks each of which reads what the one before "
-            "gave; write a family file (docs/plugins.md)."
+            "gave; write a family file (docs/how-to/add-a-model.md)."
         )
     chosen = calls[max(found, key=size)]
     if len({call.name for call in chosen}) < len(chosen):

@@ -16,7 +16,7 @@ CPP := $(shell find cpp tests/cpp benchmarks/cpp examples/cpp -name '*.[ch]pp' -
 export CCACHE_BASEDIR := $(CURDIR)
 
 .PHONY: help demo test test-cpp test-python test-standin test-isa test-asan test-clang test-oldest test-newest \
-        test-torch test-browser test-interop fuzz sweep example-cpp wheel wheels test-wheel lint tidy cuda-check bench lock install clean
+        test-docs docs notebooks test-docs-browser test-torch test-browser test-interop fuzz sweep example-cpp wheel wheels test-wheel lint tidy cuda-check bench lock install clean
 
 help:
 	@echo "make demo   quantize SmolLM2-135M three ways and compare per language (into demo/)"
@@ -30,6 +30,8 @@ help:
 	@echo "make test-interop  foreign readers on checkpoints in every format, as a table"
 	@echo "make fuzz MINUTES=10  fuzzers on all that reads files from outside"
 	@echo "make sweep  every class of transformers, as a tiny model: found, quantized and read again"
+	@echo "make docs   the documentation as a site, into build/docs/html; make test-docs runs its code"
+	@echo "make notebooks  run the notebooks of docs/notebooks again and keep their outputs (a quarter of an hour)"
 	@echo "make lint   formatters, linters, types, layers, stubs"
 	@echo "make tidy   clang-tidy over cpp/ (minutes)"
 	@echo "make wheel  a wheel and an sdist, into dist/; make test-wheel tries both in an empty environment"
@@ -103,6 +105,23 @@ test-torch: build/debian
 test-browser: install
 	scripts/install_debian.sh chromium chromium-driver
 	$(BIN)/python -m pytest -m browser
+
+# The site. Warnings are errors: links without a target, docstrings that cannot be read.
+docs: install
+	scripts/build_docs.sh $(PYTHON) $(VENV) .venv-docs build/docs
+
+# Every block of code on its pages; part of test-python too.
+test-docs: install
+	$(PYTEST) tests/python/pages
+
+# Five pages, wide and narrow, light and dark; pictures in build/docs/pictures.
+test-docs-browser: docs
+	scripts/install_debian.sh chromium chromium-driver
+	$(BIN)/python tests/python/pages/look_at_pages.py build/docs/html build/docs/pictures
+
+# With SmolLM2, whose outputs the site shows.
+notebooks: install
+	$(BIN)/python scripts/run_notebooks.py docs/notebooks/*.ipynb
 
 # What transformers, GPTQModel, gguf and others read from what mlcalib writes; its own environment.
 # INTEROP_SMALL=1 leaves SmolLM2 out, INTEROP_LLAMA_CPP=0 llama.cpp, which is compiled.

@@ -147,7 +147,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     if not torch.cuda.is_available() or _core.build_info()["cuda"] == "none":
-        sys.exit("This needs a GPU, and mlcalib built with MLCALIB_CUDA=ON: see docs/design/cuda.md.")
+        sys.exit(
+            "This needs a GPU, and mlcalib built with MLCALIB_CUDA=ON: see docs/design/cuda.md."
+        )
     print(
         f"{torch.cuda.get_device_name()}: one block of Llama-3.1-8B's shape, {arguments.sequences} "
         f"sequences of {LENGTH} tokens, {arguments.languages} languages; × {BLOCKS}; peak memory"

@@ -147,7 +147,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     if not torch.cuda.is_available() or _core.build_info()["cuda"] == "none":
-        sys.exit("This needs a GPU, and mlcalib built with MLCALIB_CUDA=ON: see docs/design/cuda.md.")
+        sys.exit(
+            "This needs a GPU, and mlcalib built with MLCALIB_CUDA=ON: see docs/design/cuda.md."
+        )
     peaks = {dtype: peak_of(dtype) for dtype in (torch.float32, torch.bfloat16)}
     rates = ", ".join(f"{peak / 1e12:.0f} TFLOP/s {dtype}" for dtype, peak in peaks.items())
     print(

@@ -85,7 +85,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     if not torch.cuda.is_available() or _core.build_info()["cuda"] == "none":
-        sys.exit("This needs a GPU, and mlcalib built with MLCALIB_CUDA=ON: see docs/design/cuda.md.")
+        sys.exit(
+            "This needs a GPU, and mlcalib built with MLCALIB_CUDA=ON: see docs/design/cuda.md."
+        )
     model, text = random_llama(arguments.blocks), random_text(arguments.sequences)
     print(
         f"{torch.cuda.get_device_name()}: {arguments.blocks} of 32 blocks of Llama-3.1-8B's shape"

@@ -70,5 +70,7 @@ def _block(line: int, language: str, code: str, said: dict[str, str]) -> Block:
             f"one that is shown ({', '.join(SHOWN)})"
         )
     if language in SHOWN and said:
-        raise ValueError(f"line {line}: a block of '{language}' is never run; leave the comment out")
+        raise ValueError(
+            f"line {line}: a block of '{language}' is never run; leave the comment out"
+        )
     return Block(line, language, code, said.get("not run", ""), said.get("given", ""))

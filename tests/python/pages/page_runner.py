@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import io
+import json
 import os
 import re
 import shlex
@@ -14,14 +15,38 @@ from pathlib import Path
 from typing import Any
 
 from page_blocks import Block
+from small_tasks import write_all
 
+import mlcalib
 from mlcalib.cli import main
+from mlcalib.models.loading import load_model, load_tokenizer
 
 BIN = Path(sys.executable).parent
 
 
+def checkpoint(folder: str, method: str = "gptq") -> None:
+    """Quantize MODEL into a folder."""
+    text = mlcalib.calibration("MODEL", "multi10", "files:TEXT", tokens=1280, seq_len=128)
+    mlcalib.quantize("MODEL", text, method=method, group_size=64, progress=False).save(folder)
+
+
+def loaded(model: str) -> tuple[Any, Any]:
+    """Return a model with dense weights, and its tokenizer."""
+    return load_model(model), load_tokenizer(model)
+
+
+def benchmark_files(folder: str) -> None:
+    """Write a small file of each benchmark task, for some languages."""
+    write_all(Path(folder))
+
+
+HELPERS = {"checkpoint": checkpoint, "loaded": loaded, "benchmark_files": benchmark_files}
+
+
 class PageRunner:
     """Runs blocks in the current folder.
+
+    What runs before a block (``given``) also has ``HELPERS``, ``json`` and ``Path``.
 
     Args:
         page: the page's name, for messages.
@@ -29,11 +54,10 @@ class PageRunner:
 
     def __init__(self, page: str) -> None:
         self.page = page
-        self.names: dict[str, Any] = {"__name__": page}
-        exec("import json\nfrom pathlib import Path", self.names)
+        self.names: dict[str, Any] = {"__name__": page, "json": json, "Path": Path, **HELPERS}
 
     def run(self, block: Block) -> None:
-        """Run a block.
+        """Run a block, on a 32nd of the tokens where it asks for 10,000 or more.
 
         Raises:
             AssertionError: it failed; the message has the page, the line, and what was printed.
@@ -42,7 +66,7 @@ class PageRunner:
         try:
             with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
                 exec(block.given, self.names)
-                getattr(self, f"_{block.language}")(block)
+                getattr(self, f"_{block.language}")(_shorter(block.code))
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt):
                 raise
@@ -51,9 +75,9 @@ class PageRunner:
                 f"{self.page}:{block.line}: {told}\n{block.code}\n{said.getvalue()[-3000:]}"
             ) from error
 
-    def _python(self, block: Block) -> None:
+    def _python(self, code: str) -> None:
         """Run statements; expressions on lines of their own are shown, as a notebook shows them."""
-        for node in ast.parse(block.code, self.page).body:
+        for node in ast.parse(code, self.page).body:
             if isinstance(node, ast.Expr):
                 value = eval(compile(ast.Expression(node.value), self.page, "eval"), self.names)
                 repr(value)
@@ -61,9 +85,9 @@ class PageRunner:
             else:
                 exec(compile(ast.Module([node], []), self.page, "exec"), self.names)
 
-    def _pycon(self, block: Block) -> None:
+    def _pycon(self, code: str) -> None:
         """Run what follows >>>, and compare what is printed; … stands for anything."""
-        for source, expected in re.findall(r"^>>> (.*)\n((?:(?!>>> ).*\n)*)", block.code, re.M):
+        for source, expected in re.findall(r"^>>> (.*)\n((?:(?!>>> ).*\n)*)", code, re.M):
             said = io.StringIO()
             with contextlib.redirect_stdout(said):
                 try:
@@ -75,9 +99,9 @@ class PageRunner:
                 f"expected {expected}, got {said.getvalue()}"
             )
 
-    def _bash(self, block: Block) -> None:
+    def _bash(self, code: str) -> None:
         """Run lines of mlcalib in this process, which has imported everything; others by bash."""
-        joined = block.code.replace("\\\n", " ").split("\n")
+        joined = code.replace("\\\n", " ").split("\n")
         commands = [words for line in joined if (words := shlex.split(line, comments=True))]
         for words in commands:
             if "--out" in words:
@@ -88,11 +112,15 @@ class PageRunner:
             return
         path = f"{BIN}:{os.environ['PATH']}"
         done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", block.code],
+            ["bash", "-euo", "pipefail", "-c", code],
             capture_output=True, text=True, check=False, env=os.environ | {"PATH": path},
         )  # fmt: skip
         print(done.stdout, done.stderr)
         assert done.returncode == 0, f"exit status {done.returncode}"
+
+
+def _shorter(code: str) -> str:
+    return re.sub(r"(?<=tokens[ =])\d{5,}", lambda found: str(int(found[0]) // 32), code)
 
 
 def _call(words: list[str]) -> None:

@@ -4,6 +4,7 @@ import json
 import random
 
 import pytest
+import torch
 from page_blocks import DOCS, RUN, Block, blocks, pages
 from page_runner import PageRunner
 from small_models import tiny_llama
@@ -17,7 +18,7 @@ CHARACTERS = {"zh": "市场在日出前开门第一批买家已经在路边等�
 def shelf(tokenizer, tmp_path_factory):
     """MODEL, a tiny random Llama with its tokenizer, and TEXT, random words in ten languages."""
     folder = tmp_path_factory.mktemp("pages")
-    model = tiny_llama(vocabulary=384)
+    model = tiny_llama(vocabulary=384, hidden=128, intermediate=256, dtype=torch.float16)
     model.config.max_position_embeddings = 4096
     model.save_pretrained(folder / "MODEL")
     tokenizer.save_pretrained(folder / "MODEL")

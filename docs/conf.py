@@ -16,6 +16,8 @@ extensions = [
 ]
 exclude_patterns = ["extensions"]
 
+smartquotes = False  # they would make a dash of the two hyphens of an option
+
 # Pages. Headings down to the fourth level can be linked to, by the names that GitHub gives them.
 myst_heading_anchors = 4
 myst_enable_extensions = ["colon_fence", "deflist"]
@@ -32,7 +34,7 @@ napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 
-# What is named but stands on no page: other libraries, whose pages cannot be reached from everywhere.
+# Links from docstrings have targets. Other libraries and private modules have no page here.
 nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(?!mlcalib).*"),

@@ -1,4 +1,4 @@
-"""Check who includes whom in cpp/ (the layers of docs/design/architecture.md), and what is exported."""
+"""Check who includes whom in cpp/ (layers: docs/design/architecture.md), and what is exported."""
 
 import re
 import sys

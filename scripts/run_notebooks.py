@@ -1,7 +1,7 @@
 """Run notebooks with SmolLM2 and keep their outputs, or count their lines of code.
 
-python scripts/run_notebooks.py docs/notebooks/*.ipynb            # into the files themselves
-python scripts/run_notebooks.py --count docs/notebooks/*.ipynb
+``python scripts/run_notebooks.py docs/notebooks/*.ipynb`` writes into the files themselves; with
+``--count`` before their names it only counts.
 """
 
 import argparse

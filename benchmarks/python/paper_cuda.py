@@ -3,8 +3,8 @@
     python benchmarks/python/paper_cuda.py [--languages 10] [--sequences 128]
 
 4 bits, group 128, sequences of 2,048 tokens, a Gram for each language and input. Rates are those of
-one H200 (docs/results/cuda.md); an H100 has its arithmetic, and 3.35 TB/s of memory where it has 4.8. Each
-function below is one row of the table "On paper" in docs/results/cuda.md. Needs no GPU.
+one H200 (docs/results/cuda.md); an H100 has its arithmetic, and 3.35 TB/s of memory where it has
+4.8. Each function below is one row of the table "On paper" in docs/results/cuda.md. Needs no GPU.
 """
 
 import argparse

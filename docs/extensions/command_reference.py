@@ -1,4 +1,4 @@
-"""The directive ``commands``: a reference of the command line, made from the commands themselves."""
+"""The directive ``commands``: a reference of the command line, made from the commands."""
 
 from typing import Any, ClassVar
 

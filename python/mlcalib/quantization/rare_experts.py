@@ -10,7 +10,7 @@ from mlcalib.quantization.propagation import Mixture
 from mlcalib.statistics import StatisticSet
 
 PSEUDO_TOKENS = 1 / 16
-"""Tokens that are added to each expert's own, per channel of the input; docs/reference/models.md."""
+"""Tokens that are added to each expert's own, per channel; docs/reference/models.md."""
 
 LEVELLED = 0.5
 """How much of what is added to the Gram of an expert's input is alike in all channels."""

@@ -2,9 +2,9 @@
 
     python look_at_pages.py build/docs/html build/docs/pictures
 
-Needs Debian's chromium and chromium-driver. Each page is opened at the width of a desk (1,280) and of a
-phone (390), in light and in dark. The exit status is 1 if a page of the site has to be scrolled sideways
-on a phone.
+Needs Debian's chromium and chromium-driver. Each page is opened at the width of a desk (1,280) and
+of a phone (390), in light and in dark. The exit status is 1 if a page has to be scrolled
+sideways on a phone.
 """
 
 import base64
@@ -25,12 +25,7 @@ def opened() -> webdriver.Chrome:
     """Start chromium."""
     options = webdriver.ChromeOptions()
     options.binary_location = "/usr/bin/chromium"
-    for each in (
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--allow-file-access-from-files",
-    ):
+    for each in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage"):
         options.add_argument(each)
     return webdriver.Chrome(options, webdriver.ChromeService("/usr/bin/chromedriver"))
 

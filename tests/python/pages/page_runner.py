@@ -125,13 +125,14 @@ def _shorter(code: str) -> str:
 
 def _call(words: list[str]) -> None:
     """Run one command as ``mlcalib`` does."""
-    before, sys.argv = sys.argv, words
+    before, sys.argv, status = sys.argv, words, None
     try:
         main()
     except SystemExit as end:
-        assert not end.code, f"{shlex.join(words)}: exit status {end.code}"
+        status = end.code
     finally:
         sys.argv = before
+    assert not status, f"{shlex.join(words)}: exit status {status}"
 
 
 def _remove(path: Path) -> None:

@@ -91,6 +91,6 @@ def from_hub(tasks: str) -> Iterator[None]:
             raise
         raise ConnectionError(
             f"The data of {tasks} is not in the hub's cache on this machine, and cannot be fetched "
-            f"({error}). Give a folder with local files (--data FOLDER; docs/how-to/benchmarks.md says "
-            "how they are laid out), or run the task once where there is a network."
+            f"({error}). Give a folder with local files (--data FOLDER; docs/how-to/benchmarks.md "
+            "says how they are laid out), or run the task once where there is a network."
         ) from error

@@ -68,7 +68,7 @@ def run_tasks(  # noqa: PLR0913 - options of an evaluation, all by name
             commas.
         languages: a set (``multi10``) or codes, in a list or separated by commas.
         data: a folder with local data, ``TASK/LANGUAGE/SPLIT.jsonl``, .json or .parquet (see
-            docs/how-to/benchmarks.md). The network is then not used. None reads the data from the hub.
+            docs/how-to/benchmarks.md). The network is then not used. None reads from the hub.
         limit: use only the first ``limit`` items of each task and language; if a task has subjects
             or sources, of each of these.
         seed: the seed of the bootstrap that gives the errors of BLEU and chrF++. Nothing else is

@@ -49,3 +49,13 @@ html_theme_options = {"navigation_with_keys": True}
 html_show_sphinx = False
 copybutton_prompt_text = r">>> |\.\.\. "
 copybutton_prompt_is_regexp = True
+
+
+def _keep_bars(_app, _what, _name, _object, _options, lines):
+    """Let |x| in a docstring be a magnitude, and no substitution of reStructuredText."""
+    lines[:] = [line if "`" in line else line.replace("|", r"\|") for line in lines]
+
+
+def setup(app):
+    """Register what runs between the steps of Sphinx."""
+    app.connect("autodoc-process-docstring", _keep_bars)

@@ -1,6 +1,7 @@
 """Every notebook runs from top to bottom."""
 
 import ast
+import runpy
 from pathlib import Path
 
 import nbformat
@@ -8,7 +9,9 @@ import pytest
 from nbclient import NotebookClient
 from small_models import tiny_llama
 
-NOTEBOOKS = Path(__file__).parents[3] / "docs/notebooks"
+ROOT = Path(__file__).parents[3]
+NOTEBOOKS = ROOT / "docs/notebooks"
+RUN = runpy.run_path(str(ROOT / "scripts/run_notebooks.py"))
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -93,3 +96,12 @@ def test_studies(model, tmp_path):
     assert "NaN" not in table
     (table,) = shown(outputs, 'table("settings")', "text/html")
     assert "<td>half</td>" in table
+
+
+@pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.name)
+def test_outputs_are_those_of_the_code(path):
+    """What the site shows was made by these cells; if it fails: make notebooks."""
+    notebook = nbformat.read(path, as_version=4)
+    assert notebook.metadata["executed"]["code"] == RUN["fingerprint"](notebook)
+    shown = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.outputs]
+    assert len(shown) > len(RUN["code"](notebook)) / 3

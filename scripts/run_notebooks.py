@@ -6,6 +6,7 @@
 
 import argparse
 import hashlib
+import json
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,10 +33,8 @@ def lines(notebook: nbformat.NotebookNode) -> int:
     return sum(1 for line in every if line and not line.startswith("#"))
 
 
-def run(notebook: nbformat.NotebookNode) -> None:
-    """Run all cells in an empty folder; say with what in the metadata."""
-    import mlcalib
-
+def run(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Run all cells in an empty folder; return the notebook with its outputs."""
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
     with tempfile.TemporaryDirectory() as folder:
@@ -51,6 +50,21 @@ def run(notebook: nbformat.NotebookNode) -> None:
                 if each.get("name") != "stderr" and WIDGET not in each.get("data", {})
             ]
     notebook.metadata.pop("widgets", None)
+    return _without_paths(notebook)
+
+
+def _without_paths(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Return the notebook with the model's file by its name alone, wherever it lies."""
+    from mlcalib.models.loading import find_smollm2
+
+    folder = json.dumps(f"{find_smollm2().parent}/")[1:-1]
+    return nbformat.reads(nbformat.writes(notebook).replace(folder, ""), as_version=4)
+
+
+def stamp(notebook: nbformat.NotebookNode) -> None:
+    """Say in the metadata what outputs belong to."""
+    import mlcalib
+
     notebook.metadata["executed"] = {
         "code": fingerprint(notebook),
         "date": datetime.now(UTC).date().isoformat(),
@@ -67,7 +81,8 @@ def main() -> None:
     for path in asked.notebooks:
         notebook = nbformat.read(path, as_version=4)
         if not asked.count:
-            run(notebook)
+            notebook = run(notebook)
+            stamp(notebook)
             nbformat.write(notebook, path)
         print(f"{path}: {lines(notebook)} lines of code", flush=True)
 

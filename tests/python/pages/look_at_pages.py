@@ -18,6 +18,19 @@ SHOWN = (
     *("index", "start", "notebooks/01_quickstart"),
     *("results/calibration-languages", "reference/commands"),
 )
+_BEYOND = """
+const scrolls = (element) => {
+  for (let each = element.parentElement; each; each = each.parentElement)
+    if (["auto", "scroll"].includes(getComputedStyle(each).overflowX)
+        && each.getBoundingClientRect().right <= innerWidth + 1) return true;
+  return false;
+};
+let most = document.documentElement.scrollWidth - innerWidth;
+const wide = "table, pre, img, svg";
+for (const each of document.querySelector("article").querySelectorAll(wide))
+  if (!scrolls(each)) most = Math.max(most, each.getBoundingClientRect().right - innerWidth);
+return Math.max(0, Math.floor(most));
+"""
 WIDTHS = {"wide": 1280, "phone": 390}
 
 
@@ -40,10 +53,8 @@ def show(browser: Any, page: Path, width: int, scheme: str) -> None:
 
 
 def beyond(browser: Any) -> int:
-    """Return by how many pixels the page is wider than its window."""
-    return browser.execute_script(
-        "const root = document.documentElement; return root.scrollWidth - root.clientWidth"
-    )
+    """Return by how many pixels something reaches beyond the window that does not scroll."""
+    return browser.execute_script(_BEYOND)
 
 
 def main() -> int:

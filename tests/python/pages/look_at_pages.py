@@ -19,16 +19,17 @@ SHOWN = (
     *("results/calibration-languages", "reference/commands"),
 )
 _BEYOND = """
+const width = arguments[0];
 const scrolls = (element) => {
   for (let each = element.parentElement; each; each = each.parentElement)
     if (["auto", "scroll"].includes(getComputedStyle(each).overflowX)
-        && each.getBoundingClientRect().right <= innerWidth + 1) return true;
+        && each.getBoundingClientRect().right <= width + 1) return true;
   return false;
 };
-let most = document.documentElement.scrollWidth - innerWidth;
+let most = document.documentElement.scrollWidth - width;
 const wide = "table, pre, img, svg";
 for (const each of document.querySelector("article").querySelectorAll(wide))
-  if (!scrolls(each)) most = Math.max(most, each.getBoundingClientRect().right - innerWidth);
+  if (!scrolls(each)) most = Math.max(most, each.getBoundingClientRect().right - width);
 return Math.max(0, Math.floor(most));
 """
 WIDTHS = {"wide": 1280, "phone": 390}
@@ -52,9 +53,9 @@ def show(browser: Any, page: Path, width: int, scheme: str) -> None:
     browser.get(page.resolve().as_uri())
 
 
-def beyond(browser: Any) -> int:
+def beyond(browser: Any, width: int) -> int:
     """Return by how many pixels something reaches beyond the window that does not scroll."""
-    return browser.execute_script(_BEYOND)
+    return browser.execute_script(_BEYOND, width)
 
 
 def main() -> int:
@@ -75,7 +76,7 @@ def main() -> int:
         every = [page for page in sorted(site.rglob("*.html")) if page.name not in left_out]
         for page in every:
             show(browser, page, WIDTHS["phone"], "light")
-            if pixels := beyond(browser):
+            if pixels := beyond(browser, WIDTHS["phone"]):
                 wide[page.relative_to(site)] = pixels
     finally:
         browser.quit()

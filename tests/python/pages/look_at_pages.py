@@ -21,7 +21,7 @@ SHOWN = (
 _BEYOND = """
 const width = arguments[0];
 const scrolls = (element) => {
-  for (let each = element.parentElement; each; each = each.parentElement)
+  for (let each = element.parentElement; each.tagName != "ARTICLE"; each = each.parentElement)
     if (["auto", "scroll"].includes(getComputedStyle(each).overflowX)
         && each.getBoundingClientRect().right <= width + 1) return true;
   return false;

@@ -29,10 +29,25 @@ OPTIONS = {
     "rtn": {"method": "rtn"},
     "turns": {"method": "awq", "memory": 1e-6},
     "mixtral": {"method": "gptq", "model": "mixtral", "format": "dense"},
+    "mixtral-awq": {"method": "awq", "model": "mixtral", "format": "dense"},
+    "mixtral-diagonal": {
+        "method": "gptq",
+        "model": "mixtral",
+        "format": "dense",
+        "memory": 1e-6,
+    },
+    "mixtral-awq-diagonal": {
+        "method": "awq",
+        "propagate": "float",
+        "model": "mixtral",
+        "format": "dense",
+        "memory": 1e-6,
+    },
 }
 
 
-SIZES = {name: (1, 2, 3) if name in ("gptq", "awq", "mixtral") else (1, 2) for name in OPTIONS}
+THREE = ("gptq", "awq", "mixtral", "mixtral-diagonal")
+SIZES = {name: (1, 2, 3) if name in THREE else (1, 2) for name in OPTIONS}
 
 
 class Stopped(Exception):  # noqa: N818 - not an error of ours

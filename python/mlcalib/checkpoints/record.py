@@ -40,6 +40,7 @@ def layer_record(
     ranges: Mapping[str, tuple[float, float]],
     shrinkage: float | None = None,
     divergence: Mapping[str, float] | None = None,
+    statistics: str | None = None,
 ) -> dict[str, Any]:
     """Return what is recorded of one linear.
 
@@ -51,8 +52,12 @@ def layer_record(
             tokens that are theirs; 1 where it has none of its own.
         divergence: language → what it costs the model by the loss's gradients, in nats per token;
             None where these are not known.
+        statistics: of a linear of an expert: ``gram``, or ``diagonal`` where the losses are those
+            of the diagonals of the languages' Grams. Either way it is solved with a whole Gram.
     """
     known: dict[str, Any] = {} if shrinkage is None else {"shrinkage": shrinkage}
+    if statistics is not None:
+        known["statistics"] = statistics
     if divergence is not None:
         known["divergence"] = dict(divergence)
     return known | {
@@ -156,6 +161,14 @@ def warnings(record: Mapping[str, Any]) -> list[str]:
         found.append(
             f"channels without any activation (rounded): {sum(dead.values())} in "
             f"{sum(map(bool, dead.values()))} linears, most in {worst}: {dead[worst]}"
+        )
+    diagonal = [
+        name for name, each in record["layers"].items() if each.get("statistics") == "diagonal"
+    ]
+    if diagonal:
+        found.append(
+            f"losses of languages in {len(diagonal)} linears of experts are those of the diagonals "
+            "of their Grams, because memory was short: they leave out what channels do together"
         )
     shares = {name: layer.get("shrinkage", 0.0) for name, layer in record["layers"].items()}
     return found + _unseen_experts(record["expert_tokens"], shares)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
@@ -234,12 +235,20 @@ def _apart(store: Any, name: str) -> Any:
     return dist.PrefixStore(name, store)  # type: ignore[attr-defined]  # public, not in its stub
 
 
-def balanced(costs: Sequence[float], size: int) -> list[int]:
-    """Return which rank does each task: the costliest first, to the rank that has least to do."""
+def balanced(
+    costs: Sequence[float], size: int, decided: Mapping[int, int] = MappingProxyType({})
+) -> list[int]:
+    """Return which rank does each task: the costliest first, to the rank that has least to do.
+
+    Args:
+        costs: of each task.
+        size: number of ranks.
+        decided: task → the rank that must do it.
+    """
     load = [0.0] * size
     owners = [0] * len(costs)
-    for task in sorted(range(len(costs)), key=lambda each: -costs[each]):
-        owners[task] = min(range(size), key=load.__getitem__)
+    for task in sorted(range(len(costs)), key=lambda each: (each not in decided, -costs[each])):
+        owners[task] = decided.get(task, min(range(size), key=load.__getitem__))
         load[owners[task]] += costs[task]
     return owners
 

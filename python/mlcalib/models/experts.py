@@ -10,10 +10,10 @@ from mlcalib.models.expert_list import Expert, ExpertList, apart, linear_of
 from mlcalib.models.fusion import Fusion
 from mlcalib.models.own_rules import by_own_rule
 
-__all__ = ["Expert", "ExpertList", "unfuse", "unfuse_all"]
+__all__ = ["Expert", "ExpertList", "experts_of_token", "unfuse", "unfuse_all"]
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 
 def unfuse(model: "PreTrainedModel", adapter: Adapter) -> None:
@@ -29,6 +29,19 @@ def unfuse(model: "PreTrainedModel", adapter: Adapter) -> None:
                 names = (family.gate, family.up, family.down)
                 block.set_submodule(family.path, _of_family(fused, names))
     unfuse_all(model)
+
+
+def experts_of_token(config: "PretrainedConfig", count: int) -> int:
+    """Return to how many of a block's experts a token goes; all where the config does not say.
+
+    Args:
+        config: of the model.
+        count: how many experts a block has.
+    """
+    text = config.get_text_config()
+    names = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_topk", "top_k")
+    found = [getattr(text, name, None) for name in (*names, "moe_top_k", "moe_num_active_experts")]
+    return min(next((each for each in found if isinstance(each, int) and each > 0), count), count)
 
 
 def unfuse_all(model: nn.Module) -> None:

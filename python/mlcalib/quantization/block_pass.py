@@ -150,7 +150,17 @@ def run_pass(  # noqa: PLR0913 - what a pass is made of
                 devices=places,
                 ranks=ranks,
             )
-        gatherer = Gatherer(flow, jobs, kinds, plan.groups, propagate == "float", stopwatch)
+        gatherer = Gatherer(
+            flow,
+            jobs,
+            kinds,
+            plan.groups,
+            propagate == "float",
+            stopwatch,
+            ranks=ranks,
+            apart=plan.apart,
+            diagonal=plan.diagonal,
+        )
     # Text that is behind moves through blocks that are done.
     start = min([first, *(each.position for each in (flow, measure) if each is not None)])
     taken = names[start : names.index(needed[-1]) + 1]
@@ -309,6 +319,8 @@ class _Pass:
             earlier=self.names[: self.names.index(name)],
             languages=felt.languages,
             in_turns=found.in_turns,
+            owners=found.owners,
+            diagonal=self.gatherer is not None and self.gatherer.diagonal,
         )
         own = block
         outcomes: list[Outcome] = []

@@ -5,7 +5,9 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from mlcalib.common.ranks import Ranks
 from mlcalib.common.stopwatch import Stopwatch
+from mlcalib.quantization.expert_rows import Taken, expert_owners
 from mlcalib.quantization.job import Job, Text, Wants
 from mlcalib.quantization.propagation import BlockStatistics, Flow, Prefix
 from mlcalib.quantization.solve import References, references
@@ -19,8 +21,10 @@ class Gathered:
     Attributes:
         statistics: of its inputs; where languages took turns, only those that are small.
         measured: Grams of the calibration text; none where languages took turns.
-        mixed: for each job its mixture, where languages took turns; else None.
+        mixed: for each job what is mixed already: all where languages took turns, and inputs of
+            experts where only their mixture is kept; else None.
         in_turns: whether they did: ``Gatherer.again`` gives their Grams.
+        owners: input of an expert → the rank that alone has its Grams; empty where all have them.
         advanced: whether the hidden states have moved on.
     """
 
@@ -29,6 +33,7 @@ class Gathered:
     mixed: list[dict[str, StatisticSet] | None] = field(default_factory=list)
     in_turns: bool = False
     advanced: bool = False
+    owners: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -42,6 +47,10 @@ class Gatherer:
         groups: languages whose statistics are held at the same time.
         advance: whether the hidden states may move on through the block as it is.
         stopwatch: gets the time that mixing takes.
+        ranks: the processes of the run.
+        apart: whether each expert is summed by the rank that solves it; see ``ExpertRows``.
+        diagonal: whether of experts only the mixture's Grams are kept, and of each language the
+            diagonals.
     """
 
     flow: Flow
@@ -50,65 +59,114 @@ class Gatherer:
     groups: Sequence[Sequence[str]]
     advance: bool
     stopwatch: Stopwatch
+    ranks: Ranks = field(default_factory=Ranks)
+    apart: bool = False
+    diagonal: bool = False
 
     def gather(self, name: str, block: nn.Module, waiting: Sequence[Job]) -> Gathered:
         """Return what the text shows of a block; ``waiting`` are the jobs that want to know."""
+        owners = self._owners(block)
+        mixing = _Mixing(waiting, self._kinds, self.stopwatch)
         if len(self.groups) > 1:
-            return self._in_turns(name, block, waiting)
-        statistics = self._collect(name, block, self.kinds, advance=self.advance)
+            return self._in_turns(name, block, mixing, owners)
+        taken = mixing.take if self.diagonal and owners else None
+        statistics = self._collect(name, block, self._kinds, owners, taken, advance=self.advance)
         measured = of_kind("calibration", references(statistics))
-        return Gathered(statistics, measured, [None] * len(waiting), advanced=self.advance)
+        mixed = [None if taken is None else sums for sums in mixing.mixed]
+        return Gathered(statistics, measured, mixed, advanced=self.advance, owners=owners)
 
-    def _in_turns(self, name: str, block: nn.Module, waiting: Sequence[Job]) -> Gathered:
+    def _in_turns(
+        self, name: str, block: nn.Module, mixing: "_Mixing", owners: Mapping[str, int]
+    ) -> Gathered:
         """Mix the statistics of a group of languages before those of the next are gathered."""
-        large = [kind for kind in self.kinds if grows_with_square(kind)]
         statistics: BlockStatistics = {}
-        mixed: list[dict[str, StatisticSet]] = [{} for _ in waiting]
-        if len(large) == len(self.kinds) and not any(job.mixture for job in waiting):
-            return Gathered(mixed=list(mixed), in_turns=True)  # nothing would be kept
+        if mixing.keeps_nothing:
+            return Gathered(mixed=list(mixing.mixed), in_turns=True)
+        taken = mixing.take if self.diagonal else None
         for group in self.groups:
-            found = self._collect(name, block, self.kinds, languages=group)
-            with self.stopwatch.timed("mix"):
-                for job, sums in zip(waiting, mixed, strict=True):
-                    _add_to_mixture(sums, found, job.mixture or {})
+            found = self._collect(name, block, self._kinds, owners, taken, languages=group)
             for key, by_prefix in found.items():
-                for each in by_prefix.values():
-                    each.drop(large)
+                if taken is None or key not in owners:
+                    mixing.take(key, by_prefix)
                 statistics.setdefault(key, {}).update(by_prefix)
-        return Gathered(statistics, {}, list(mixed), in_turns=True)
+        measured: References[Text] = {}
+        if taken is not None:
+            known = {key: statistics[key] for key in owners if key in statistics}
+            measured = of_kind("calibration", references(known))
+        return Gathered(statistics, measured, list(mixing.mixed), in_turns=True, owners=owners)
 
     def again(self, name: str, block: nn.Module) -> Iterator[References[Text]]:
         """Give the Grams of one group of languages after the other; the text runs once more.
 
-        With ``advance`` its hidden states move on.
+        Not those of experts of which diagonals are kept. With ``advance`` its hidden states move
+        on.
         """
+        owners = self._owners(block)
         for group in self.groups:
-            found = self._collect(name, block, ("gram",), languages=group, advance=self.advance)
+            found = self._collect(
+                name, block, ("gram",), owners, languages=group, advance=self.advance
+            )
             yield of_kind("calibration", references(found))
+
+    @property
+    def _kinds(self) -> tuple[str, ...]:
+        """Statistics of each input, with those that diagonals are taken from."""
+        return tuple(dict.fromkeys([*self.kinds, *(("moments",) if self.diagonal else ())]))
+
+    def _owners(self, block: nn.Module) -> dict[str, int]:
+        return expert_owners(self.flow.adapter, block, self.ranks.size) if self.apart else {}
 
     def _collect(
         self,
         name: str,
         block: nn.Module,
         kinds: Iterable[str],
+        owners: Mapping[str, int],
+        taken: Taken | None = None,
         *,
         languages: Sequence[str] | None = None,
         advance: bool = False,
     ) -> BlockStatistics:
         skipped = set.intersection(*(job.skipped for job in self.jobs)) if self.jobs else set()
+        if self.diagonal and taken is None:
+            linears = self.flow.adapter.linears_of(block)
+            skipped |= {f"{name}.{member}" for key in owners for member in linears[key]}
         return self.flow.collect(
-            name, block, kinds, skipped=skipped, advance=advance, languages=languages
+            name,
+            block,
+            kinds,
+            skipped=skipped,
+            advance=advance,
+            languages=languages,
+            experts=owners,
+            taken=taken,
         )
 
 
-def _add_to_mixture(
-    sums: dict[str, StatisticSet], found: BlockStatistics, mixture: Mapping[Prefix, float]
-) -> None:
-    """Add what was found of some languages to a mixture: input → its statistics."""
-    for key, by_prefix in found.items():
-        for prefix, weight in mixture.items():
-            if (each := by_prefix.get(prefix)) is not None:
-                sums.setdefault(key, each.empty_like()).merge(each, weight)
+class _Mixing:
+    """Adds up the mixtures of jobs while statistics come, which are then forgotten.
+
+    Attributes:
+        mixed: for each job input → its mixture so far.
+        keeps_nothing: whether no job mixes, and all kinds are forgotten.
+    """
+
+    def __init__(self, jobs: Sequence[Job], kinds: Sequence[str], stopwatch: Stopwatch) -> None:
+        self._mixtures = [job.mixture or {} for job in jobs]
+        self._large = [kind for kind in kinds if grows_with_square(kind)]
+        self._stopwatch = stopwatch
+        self.mixed: list[dict[str, StatisticSet]] = [{} for _ in jobs]
+        self.keeps_nothing = len(self._large) == len(kinds) and not any(self._mixtures)
+
+    def take(self, key: str, by_prefix: Mapping[Prefix, StatisticSet]) -> None:
+        """Add statistics of an input, and keep of them what does not grow with the square."""
+        with self._stopwatch.timed("mix"):
+            for mixture, sums in zip(self._mixtures, self.mixed, strict=True):
+                for prefix, weight in mixture.items():
+                    if (each := by_prefix.get(prefix)) is not None:
+                        sums.setdefault(key, each.empty_like()).merge(each, weight)
+        for each in by_prefix.values():
+            each.drop(self._large)
 
 
 def kinds_of(jobs: Sequence[Wants]) -> tuple[str, ...]:

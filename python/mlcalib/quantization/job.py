@@ -29,12 +29,14 @@ class BlockView:
         module: with its own weights, which other jobs see too: to be copied before it is changed.
         statistics: of its inputs; where languages take turns, only those that are small.
         measured: Grams to measure losses with.
-        mixed: input → the mixture of this job, where languages take turns; else None.
+        mixed: input → the mixture of this job, of inputs that are mixed already; see ``Gathered``.
         fisher: what the loss feels of the block on this job's mixture, where ``fisher_tokens`` asks
             for it.
         texts: text of that mixture → what the loss feels on the text by itself, if it is kept.
         languages: the same for the longest text of each language that any job asks for.
         earlier: the blocks before.
+        owners: input of an expert → the rank that alone has its Grams; empty where all have them.
+        diagonal: whether of experts each language has a diagonal, and the mixture alone a Gram.
         in_turns: whether the Grams of the calibration text are not in ``measured``, because all at
             once would not fit into memory, but given to ``Outcome.measure``.
     """
@@ -50,6 +52,8 @@ class BlockView:
     languages: Mapping[Prefix, BlockFisher] = field(default_factory=dict)
     earlier: Sequence[str] = ()
     in_turns: bool = False
+    owners: Mapping[str, int] = field(default_factory=dict)
+    diagonal: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,10 @@ class Wants(Protocol):
     def divisible(self) -> bool:
         """Whether it can do with the Grams of some languages at a time."""
 
+    @property
+    def looks_at_all(self) -> bool:
+        """Whether it looks at the Grams of all experts of a block at once."""
+
 
 class Job(Wants, Protocol):
     """What a pass does with each block."""
@@ -135,6 +143,9 @@ class Observation:
 
     divisible = False
     """See ``Job``; where it is, ``measure`` takes the Grams."""
+
+    looks_at_all = True
+    """See ``Job``."""
 
     def __init__(self) -> None:
         """Start with the first block."""

@@ -12,6 +12,7 @@ from mlcalib.notebook import html
 from mlcalib.quantization.memory_needs import (
     NOTHING_BACKWARD,
     BackwardText,
+    ExpertSums,
     Needs,
     OtherText,
     needs_of,
@@ -44,6 +45,8 @@ class MemoryPlan:
             statistics again.
         steps: what was fallen back to, in whole sentences.
         ranks: processes that do the run together; all else is of each of them.
+        apart: whether experts are summed one by one, each by the rank that solves it.
+        diagonal: whether of experts only the mixture has Grams, and each language diagonals.
     """
 
     device: torch.device
@@ -55,16 +58,19 @@ class MemoryPlan:
     groups: list[list[str]]
     steps: list[str] = field(default_factory=list)
     ranks: int = 1
+    apart: bool = False
+    diagonal: bool = False
 
     @property
     def traffic(self) -> int:
         """Bytes that each rank sends, and receives, in its largest block.
 
-        Nodes go to who puts them together, and sums come back, all but a rank's own; codes once.
+        Nodes go to who puts them together, and sums come back, all but a rank's own; what experts
+        read and codes once.
         """
-        sums = sum(self.needs.statistics.values())
+        sums = 2 * self.needs.everywhere + self.needs.sent
         again = 2 if len(self.groups) > 1 and self.needs.solve else 1
-        return (2 * sums * again + self.needs.codes) * (self.ranks - 1) // self.ranks
+        return (sums * again + self.needs.codes) * (self.ranks - 1) // self.ranks
 
     @property
     def total(self) -> int:
@@ -131,6 +137,7 @@ class MemoryPlan:
             "solving: new weights, codes, mixture, factor": needs.solve,
             f"hidden states of all text{host}": needs.hidden,
             "sums of parts of the text that runs": needs.sums,
+            "what experts read of a language": needs.rows,
             "other text that is measured": needs.other,
             "statistics of the loss": needs.fisher + self._texts,
             "other variants, until losses are measured": self._further,
@@ -147,6 +154,8 @@ def plan_memory(  # noqa: PLR0913 - what decides it
     *,
     solving: int,
     divisible: bool,
+    by_expert: bool = False,
+    looks_at_all: bool = False,
     fisher: BackwardText = NOTHING_BACKWARD,
     other: OtherText | None = None,
     on_disk: bool = False,
@@ -156,8 +165,8 @@ def plan_memory(  # noqa: PLR0913 - what decides it
     """Find out what a pass takes, and what it must do without; nothing runs.
 
     Where it is too much, these steps are taken until it fits: hidden states go to the host's
-    memory; the next block is not read ahead; no divergence is predicted; languages take turns.
-    Each is said in ``steps``.
+    memory; the next block is not read ahead; no divergence is predicted; languages take turns; of
+    experts the mixture alone has Grams, and each language diagonals. Each is said in ``steps``.
 
     Args:
         source: the model; it needs no weights yet.
@@ -167,6 +176,8 @@ def plan_memory(  # noqa: PLR0913 - what decides it
         kinds: statistics of each input.
         solving: number of jobs that mix statistics and solve.
         divisible: whether languages can take turns; see ``Job``.
+        by_expert: whether experts can be summed one by one, as they are over ranks.
+        looks_at_all: whether all experts' mixtures are looked at together; see ``Job``.
         fisher: text that runs backward.
         other: text that is measured beside.
         on_disk: whether hidden states lie on disk.
@@ -181,18 +192,47 @@ def plan_memory(  # noqa: PLR0913 - what decides it
     shared = ranks.local_size if device.type == "cpu" else 1
     found = int(_KEPT_FREE * free.get(device, 0)) // shared if budget is None else budget
     allowed = min(ranks.gathered(found))
-    needs = needs_of(
-        source,
-        device,
-        text,
-        prefixes,
-        kinds,
-        solving,
-        fisher,
-        other,
-        on_disk=on_disk,
-        ranks=ranks.size,
-    )
+
+    def planned(how: ExpertSums) -> MemoryPlan:
+        needs = needs_of(
+            source,
+            device,
+            text,
+            prefixes,
+            [*kinds, "moments"] if how.diagonal and "moments" not in kinds else kinds,
+            solving,
+            fisher,
+            other,
+            how=how,
+            on_disk=on_disk,
+            ranks=ranks.size,
+        )
+        return _plan(device, needs, allowed, how, fisher, solving, ranks.size, divisible=divisible)
+
+    plan = planned(ExpertSums(by_expert and ranks.size > 1, False, looks_at_all))
+    if plan.total > allowed and by_expert:
+        other_plan = planned(ExpertSums(True, True, looks_at_all))
+        plan = min(plan, other_plan, key=lambda each: each.total)
+    if plan.total > allowed:
+        plan.steps.append(
+            f"Even so the pass needs about {_gb(plan.total)}, and may take {_gb(allowed)}: memory "
+            "may run out. Fewer languages, a smaller --seq-len and --hidden-states disk take less."
+        )
+    return plan
+
+
+def _plan(
+    device: torch.device,
+    needs: Needs,
+    allowed: int,
+    how: ExpertSums,
+    fisher: BackwardText,
+    solving: int,
+    ranks: int,
+    *,
+    divisible: bool,
+) -> MemoryPlan:
+    """Return the first plan that fits, or the last; see ``plan_memory``."""
     elsewhere = device.type != "cpu"
     steps: list[str] = []
     on_host, ahead = False, elsewhere
@@ -225,13 +265,24 @@ def plan_memory(  # noqa: PLR0913 - what decides it
             f"Statistics of at most {most} of {len(needs.statistics)} languages are held at a "
             f"time, in {len(groups)} turns{again}."
         )
-    plan = MemoryPlan(device, needs, allowed, on_host, ahead, texts, groups, steps, ranks.size)
-    if plan.total > allowed:
+    if how.diagonal:
         steps.append(
-            f"Even so the pass needs about {_gb(plan.total)}, and may take {_gb(allowed)}: memory "
-            "may run out. Fewer languages, a smaller --seq-len and --hidden-states disk take less."
+            "Of experts only the mixture of the languages has Grams: losses of languages are those "
+            "of the diagonals, which leave out what channels do together. Codes are the same."
         )
-    return plan
+    return MemoryPlan(
+        device,
+        needs,
+        allowed,
+        on_host,
+        ahead,
+        texts,
+        groups,
+        steps,
+        ranks,
+        apart=how.apart,
+        diagonal=how.diagonal,
+    )
 
 
 def _gb(size: int) -> str:
@@ -254,5 +305,5 @@ def _groups(sizes: Mapping[str, int], left: int) -> list[list[str]]:
 def _total(needs: Needs, ahead: bool, on_host: bool) -> int:
     """Return the bytes of all but the statistics of the languages."""
     fixed = needs.model + needs.block + needs.forward + needs.solve + needs.other + needs.fisher
-    fixed += needs.sums
+    fixed += needs.sums + needs.rows
     return fixed + (needs.block if ahead else 0) + (0 if on_host else needs.hidden)

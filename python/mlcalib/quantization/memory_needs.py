@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 from mlcalib.calibration_sets import CalibrationSet
+from mlcalib.models.experts import experts_of_token
 from mlcalib.quantization.dealing import dealt
 from mlcalib.quantization.source import Source
-from mlcalib.statistics import compares, statistic_bytes
+from mlcalib.statistics import compares, grows_with_square, statistic_bytes
 from mlcalib.statistics.pairwise import leaf_sequences, nodes_of
 
 _FLOAT = 4
@@ -36,6 +37,9 @@ class Needs:
         inputs: input → its share in the statistics of one text.
         sums: of parts of the text that is running, before they are added to each other.
         codes: codes of a block, as ranks send them.
+        rows: what experts read of a language's text, where they are summed one by one.
+        everywhere: of the statistics of all texts those that every rank gets.
+        sent: what a rank sends of what experts read, of all text, and of their mixtures.
     """
 
     model: int
@@ -51,6 +55,9 @@ class Needs:
     inputs: Mapping[str, int]
     sums: int = 0
     codes: int = 0
+    rows: int = 0
+    everywhere: int = 0
+    sent: int = 0
 
 
 @dataclass(frozen=True)
@@ -86,6 +93,63 @@ class BackwardText:
 NOTHING_BACKWARD = BackwardText()
 
 
+@dataclass(frozen=True)
+class ExpertSums:
+    """How statistics of experts are made.
+
+    Attributes:
+        apart: whether one by one, each by the rank that solves it; see ``ExpertRows``.
+        diagonal: whether each language has diagonals alone, and the mixture has the Gram.
+        looks_at_all: whether every rank needs the mixtures of all experts.
+    """
+
+    apart: bool = False
+    diagonal: bool = False
+    looks_at_all: bool = False
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """Bytes of the statistics of a block's inputs: of all others, and of those of experts.
+
+    Attributes:
+        others: of inputs that are not experts'.
+        experts: of those of all experts.
+        largest: of the largest input of an expert.
+        small: of those of all experts what does not grow with the square.
+        share: the part of the experts that a rank has.
+        row: of what one expert reads of a token.
+    """
+
+    others: int
+    experts: int
+    largest: int
+    small: int
+    share: float
+    row: int
+
+    def of_text(self, how: ExpertSums) -> int:
+        """Return the bytes of a text's statistics on a rank."""
+        return self.others + (self.small if how.diagonal else int(self.experts * self.share))
+
+    def of_mixture(self, how: ExpertSums) -> int:
+        """Return the bytes of a mixture, and of what all experts lend each other."""
+        share = 1.0 if how.looks_at_all else self.share
+        return self.others + int(self.experts * share) + self.largest
+
+    def of_parts(self, how: ExpertSums, parts: int, of_one: int) -> int:
+        """Return the bytes of sums of parts of texts.
+
+        Args:
+            how: the statistics are made.
+            parts: how many a rank has of its share.
+            of_one: how many it has of the text of one expert, if that is summed by itself.
+        """
+        if how.apart:
+            return parts * self.others + of_one * self.largest
+        return parts * (self.others + self.experts)
+
+
 def needs_of(  # noqa: PLR0913 - what decides it
     source: Source,
     device: torch.device,
@@ -96,6 +160,7 @@ def needs_of(  # noqa: PLR0913 - what decides it
     fisher: BackwardText,
     other: OtherText | None,
     *,
+    how: ExpertSums = ExpertSums(),
     on_disk: bool,
     ranks: int,
 ) -> Needs:
@@ -116,12 +181,8 @@ def needs_of(  # noqa: PLR0913 - what decides it
         for weights in inputs.values()
     ]
     weights = _weights(block)
-    of_experts = [
-        of_input[key]
-        for key, members in linears.items()
-        if adapter.expert_of(members[0]) is not None
-    ]
-    mixed = sum(of_input.values()) + max(of_experts, default=0)  # what all experts lend
+    sizes_of = _inputs(source, block, kinds, device, of_input, ranks if how.apart else 1)
+    mixed = sizes_of.of_mixture(how)
     solved = weights * (size + 1)
     solve = solved + mixed + max(scratch) * _FLOAT if solving else 0
     width = source.model.get_input_embeddings().weight.shape[1]
@@ -144,6 +205,12 @@ def needs_of(  # noqa: PLR0913 - what decides it
     wide = sum(weight.shape[0] for found in inputs.values() for weight in found)
     there = next(block.parameters()).device
     models = 2 if compares(kinds) else 1
+    each = sizes_of.of_text(how)
+    everywhere = sizes_of.others + (0 if how.apart else sizes_of.experts)
+    sent = 0
+    if text is not None and how.apart:
+        sent = _tokens_of_rank(text, ranks) * sizes_of.row
+        sent += sizes_of.experts if how.looks_at_all else 0
     return Needs(
         model=source.resident if device.type == "cpu" and there.type == "meta" else 0,
         block=0 if there == device else weights * size,
@@ -154,10 +221,50 @@ def needs_of(  # noqa: PLR0913 - what decides it
         other=beside,
         fisher=(len(fisher.tokens) + 1) * felt + kept if fisher.tokens else 0,
         fisher_texts=fisher.texts * felt,
-        statistics={code: count * sum(of_input.values()) for code, count in prefixes.items()},
+        statistics={code: count * each for code, count in prefixes.items()},
         inputs=of_input,
-        sums=0 if text is None else _nodes(text, ranks) * sum(of_input.values()),
+        sums=0
+        if text is None
+        else sizes_of.of_parts(how, _nodes(text, ranks), 2 + _nodes(text, 1)),
         codes=weights if solving else 0,
+        rows=_longest_of_rank(text, ranks) * sizes_of.row if text and how.apart else 0,
+        everywhere=sum(prefixes.values()) * everywhere,
+        sent=sent,
+    )
+
+
+def _inputs(
+    source: Source,
+    block: nn.Module,
+    kinds: Sequence[str],
+    device: torch.device,
+    of_input: Mapping[str, int],
+    ranks: int,
+) -> _Inputs:
+    """Return what the statistics of a block's inputs take, for each of so many ranks."""
+    adapter = source.adapter
+    small = [kind for kind in kinds if not grows_with_square(kind)]
+    channels: dict[str, dict[str, int]] = {}  # expert → its inputs
+    for key, members in adapter.linears_of(block).items():
+        if (expert := adapter.expert_of(members[0])) is not None:
+            width = adapter.linear(block, members[0]).in_features
+            channels.setdefault(expert, {})[key] = width
+    sizes = {key: of_input[key] for inputs in channels.values() for key in inputs}
+    count = len(channels)
+    first = next(iter(channels.values()), {})
+    row = sum(first.values()) * source.dtype.itemsize
+    return _Inputs(
+        others=sum(of_input.values()) - sum(sizes.values()),
+        experts=sum(sizes.values()),
+        largest=max(sizes.values(), default=0),
+        small=sum(
+            statistic_bytes(kind, width, device)
+            for inputs in channels.values()
+            for width in inputs.values()
+            for kind in small
+        ),
+        share=-(-count // ranks) / count if count else 0.0,
+        row=row * experts_of_token(source.model.config, count),
     )
 
 
@@ -172,9 +279,19 @@ def tokens_of(text: CalibrationSet) -> int:
 
 def _tokens_of_rank(text: CalibrationSet, ranks: int) -> int:
     """Return the tokens of the rank that has most."""
+    return max(sum(map(len, each.values())) for each in _shares(text, ranks)) * text.seq_len
+
+
+def _longest_of_rank(text: CalibrationSet, ranks: int) -> int:
+    """Return the most tokens that a rank has of one language."""
+    shares = _shares(text, ranks)
+    return max(len(part) for each in shares for part in each.values()) * text.seq_len
+
+
+def _shares(text: CalibrationSet, ranks: int) -> list[dict[str, range]]:
+    """Return the sequences of each rank."""
     counts = {code: len(ids) for code, ids in text.ids.items()}
-    shares = [dealt(counts, text.seq_len, rank, ranks) for rank in range(ranks)]
-    return max(sum(map(len, each.values())) for each in shares) * text.seq_len
+    return [dealt(counts, text.seq_len, rank, ranks) for rank in range(ranks)]
 
 
 def _nodes(text: CalibrationSet, ranks: int) -> int:
@@ -188,12 +305,11 @@ def _nodes(text: CalibrationSet, ranks: int) -> int:
     running = max(longest, 1).bit_length() - 1
     if ranks == 1:
         return running
-    shares = [dealt(counts, text.seq_len, rank, ranks) for rank in range(ranks)]
     parts = [
         sum(
             max(nodes_of(range(part.start // of_leaf, -(-part.stop // of_leaf))) - 1, 0)
             for part in share.values()
         )
-        for share in shares
+        for share in _shares(text, ranks)
     ]
     return running + 1 + max(parts)

@@ -63,8 +63,22 @@ def plan_pass(
             by_text=any(job.worst_off for job in jobs),
         ),
         divisible=all(job.divisible for job in jobs),
+        by_expert=_by_expert(source, jobs),
+        looks_at_all=any(job.looks_at_all for job in jobs),
         other=other,
         on_disk=on_disk,
         budget=None if memory is None else int(memory * 1e9),
         ranks=ranks,
+    )
+
+
+def _by_expert(source: Source, jobs: Sequence[Wants]) -> bool:
+    """Return whether experts can be summed one by one, for jobs that mix and solve alone."""
+    adapter = source.adapter
+    blocks = (block for _, block in adapter.named_blocks(source.model))
+    return (
+        bool(jobs)
+        and not adapter.places
+        and all(job.divisible and job.mixture and not job.fisher_tokens for job in jobs)
+        and any(adapter.has_experts(block) for block in blocks)
     )

@@ -41,7 +41,8 @@ class Piece(Generic[Key]):
         layer: the linear's name in the model.
         first: the first of the rows.
         result: codes and grids of the rows.
-        loss: tr(D G Dᵀ) on the mixture; None without calibration, or where no token came.
+        loss: tr(D G Dᵀ) per token of the mixture; None without calibration, or where no token
+            came.
         losses: whose text → tr(D G Dᵀ) per token.
         divergence: language → what it costs the model, of a whole linear where that is known; not
             told to other ranks, over which gradients are not shared.

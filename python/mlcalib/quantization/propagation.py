@@ -24,6 +24,7 @@ from mlcalib.models.running import (
 )
 from mlcalib.quantization.block_statistics import Gathering
 from mlcalib.quantization.dealing import dealt
+from mlcalib.quantization.expert_rows import ExpertRows, Step, Taken
 from mlcalib.quantization.hidden_states import HiddenStates
 from mlcalib.quantization.probe import Probe
 from mlcalib.statistics import StatisticSet, compares
@@ -148,6 +149,11 @@ class Flow:
         """Blocks that the hidden states have come through."""
         return self._hidden.position
 
+    @property
+    def adapter(self) -> Adapter:
+        """The model's family."""
+        return self._adapter
+
     def turn(self) -> None:
         """Go on to the next block: what this one wrote is read from now on."""
         self._hidden.turn()
@@ -180,12 +186,15 @@ class Flow:
         advance: bool,
         observe: Observe | None = None,
         languages: Collection[str] | None = None,
+        experts: Mapping[str, int] = MappingProxyType({}),
+        taken: Taken | None = None,
     ) -> BlockStatistics:
         """Return the block's statistics; with ``advance`` its outputs are the next hidden states.
 
         Inputs that only ``skipped`` linears (names in the model) read have none. ``observe`` sees
         what the statistics of whole texts see. ``languages`` are those whose text runs, by default
-        all.
+        all. ``experts`` are inputs that are summed when a text has run, one after the other, each
+        by a rank that alone has its Grams; ``taken`` gets their statistics of each text.
         """
         kinds = tuple(kinds)
         comparing = self._compares and compares(kinds)
@@ -203,26 +212,30 @@ class Flow:
 
         of_leaf = leaf_sequences(self._calibration.seq_len)
         device = self._device(block_name)
-        found = Gathering(kept, kinds, place, device, observe, self._ranks, of_leaf)
+        apart = {name: rank for name, rank in experts.items() if name in kept}
+        at_once = {name: size for name, size in kept.items() if name not in apart}
+        found = Gathering(at_once, kinds, place, device, observe, self._ranks, of_leaf)
+        rows = ExpertRows(apart, kept, kinds, place, device, self._ranks, of_leaf, taken)
         reference: dict[str, Tensor] = {}  # input → the float model's activations
 
         def see(name: str, x: Tensor, positions: Tensor | None) -> None:
-            found.see(name, x, positions, reference.get(name))
+            if name in apart and positions is not None:
+                rows.see(name, x, positions)
+            else:
+                found.see(name, x, positions, reference.get(name))
 
         start = time.perf_counter()
         for language, prefixes in self._prefixes.items():
             if languages is not None and language not in languages:
                 continue
             found.begin_text(language, prefixes[-1])
-            for index in range(self._sequences(prefixes[-1])):
+            steps = self._steps(language)
+            for index, ending, length in steps:
                 if not self._has(language, index):
-                    found.pass_sequence(self._ending(language, index))
+                    found.pass_sequence(ending)
                     continue
-                length = self._lengths[language][index]
-                whole = length == self._calibration.seq_len
-                found.begin_sequence(
-                    index, self._ending(language, index), None if whole else length
-                )
+                found.begin_sequence(index, ending, length)
+                rows.begin_sequence(index, length)
                 if comparing:
                     reference = self._run_float(block_name, block, language, index)
                 with watching(self._adapter, block, see):
@@ -234,14 +247,17 @@ class Flow:
                         run_to_last_input(self._adapter, block, state, inputs)
                 found.end_sequence()
             found.end_text()
+            if apart:
+                rows.end_text(prefixes[-1], steps)
         run = time.perf_counter()
         if not self._ranks.alone:
             found.together()
-            self._stopwatch.add("sum", time.perf_counter() - run)
-        statistics = found.finished()
-        self._stopwatch.add("gram", found.seconds)
-        self._stopwatch.add("forward", run - start - found.seconds)
-        return statistics
+            self._stopwatch.add("sum", time.perf_counter() - run + rows.waited)
+        statistics = found.finished() | rows.found
+        summing = found.seconds + rows.seconds
+        self._stopwatch.add("gram", summing)
+        self._stopwatch.add("forward", run - start - summing - rows.waited)
+        return {name: statistics[name] for name in kept}
 
     def advance(self, block_name: str, block: nn.Module) -> None:
         """Make the next hidden states: the outputs of the block as it is now."""
@@ -298,6 +314,18 @@ class Flow:
         """Return how many sequences of its language hold a prefix."""
         ends = accumulate(self._lengths[prefix.language])
         return next(count for count, end in enumerate(ends, 1) if end >= prefix.tokens)
+
+    def _steps(self, language: str) -> list[Step]:
+        """Return all sequences of a text, those of other ranks too."""
+        lengths, whole = self._lengths[language], self._calibration.seq_len
+        return [
+            (
+                index,
+                self._ending(language, index),
+                None if lengths[index] == whole else lengths[index],
+            )
+            for index in range(self._sequences(self._prefixes[language][-1]))
+        ]
 
     def _ending(self, language: str, index: int) -> list[tuple[int, Prefix]]:
         """Return the prefixes that end in a sequence, and how many of its tokens they hold."""

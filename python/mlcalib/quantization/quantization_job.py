@@ -1,6 +1,6 @@
 """Quantizes each block of a pass one way."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -58,6 +58,11 @@ class QuantizationJob:
         return self.variant.divisible
 
     @property
+    def looks_at_all(self) -> bool:
+        """See ``Job``."""
+        return self.variant.looks_at_all
+
+    @property
     def kinds(self) -> tuple[str, ...]:
         """See ``Job``."""
         return self.variant.kinds
@@ -105,7 +110,7 @@ class QuantizationJob:
             for input_name, by_prefix in block.statistics.items()
             if mixture
         }
-        keep = partial(self._keep, block.adapter, block.name, own, solved, own_text)
+        keep = partial(self._keep, block, own, solved, own_text)
         return Outcome(own, partial(self._measure, solved), keep)
 
     def _solve(
@@ -128,6 +133,7 @@ class QuantizationJob:
             fisher=fisher,
             measured_later=block.in_turns,
             ranks=self.ranks,
+            owners=block.owners,
         )
         solved.linears |= later
         solved.losses |= {name: {} for name in later}
@@ -164,12 +170,12 @@ class QuantizationJob:
 
     def _keep(
         self,
-        adapter: Adapter,
-        name: str,
+        block: BlockView,
         own: nn.Module,
         solved: VariantBlock[Text],
         own_text: BlockStatistics,
     ) -> None:
+        adapter, name = block.adapter, block.name
         with self.stopwatch.timed("write"):
             record = {
                 **_losses(solved),
@@ -177,6 +183,9 @@ class QuantizationJob:
                     solved,
                     input_ranges(adapter, name, own, own_text),
                     _shrinkage(adapter, name, own, solved.shrinkage),
+                    _of_experts(
+                        adapter, name, own, own_text, "diagonal" if block.diagonal else "gram"
+                    ),
                 ),
                 "scales": solved.scales,
                 "expert_tokens": expert_tokens(adapter, name, own, own_text),
@@ -185,10 +194,10 @@ class QuantizationJob:
             self.sink.keep(name, own, solved.linears, record)
 
     def _mixed(self, block: BlockView, mixture: Mixture) -> dict[str, StatisticSet]:
-        if block.mixed is not None:
-            return block.mixed
+        known = block.mixed or {}
+        others = {name: each for name, each in block.statistics.items() if name not in known}
         with self.stopwatch.timed("mix"):
-            return mix_block(block.statistics, mixture) if mixture else {}
+            return (mix_block(others, mixture) if mixture else {}) | known
 
     def restore(self, block_name: str, block: nn.Module) -> None:
         """See ``Job``."""
@@ -203,6 +212,7 @@ class QuantizationJob:
         solved: VariantBlock[Text],
         ranges: Mapping[str, Mapping[str, tuple[float, float]]],
         shrinkage: Mapping[str, float],
+        statistics: Mapping[str, str],
     ) -> dict[str, Any]:
         languages = {prefix.language for prefix in self.variant.mixture}
         return {
@@ -216,9 +226,23 @@ class QuantizationJob:
                 ranges.get(layer, {}),
                 shrinkage.get(layer),
                 solved.divergence.get(layer),
+                statistics.get(layer),
             )
             for layer, linear in solved.linears.items()
         }
+
+
+def _of_experts(
+    adapter: Adapter, block_name: str, block: nn.Module, inputs: Container[str], statistic: str
+) -> dict[str, str]:
+    """Return linear of an expert (name in the model) → what losses of languages are taken from."""
+    return {
+        f"{block_name}.{member}": statistic
+        for name, members in adapter.linears_of(block).items()
+        if name in inputs
+        for member in members
+        if adapter.expert_of(member) is not None
+    }
 
 
 def _shrinkage(

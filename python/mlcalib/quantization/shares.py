@@ -1,7 +1,8 @@
 """How ranks share what is solved of a block: whole inputs, or rows of their linears."""
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from mlcalib.common.ranks import balanced
 
@@ -41,7 +42,10 @@ class Part:
 
 
 def parts_of(
-    shapes: Sequence[tuple[int, int]], size: int, whole: Container[int] = ()
+    shapes: Sequence[tuple[int, int]],
+    size: int,
+    whole: Container[int] = (),
+    owners: Mapping[int, int] = MappingProxyType({}),
 ) -> list[Part]:
     """Share out the linears of inputs, so that the rank with most to do has as little as possible.
 
@@ -52,16 +56,21 @@ def parts_of(
         shapes: of each input the rows of all its linears together, and its channels.
         size: number of ranks.
         whole: indexes of inputs whose rows must not be split.
+        owners: index of an input → the rank that must have all of it.
     """
     counts = [1] * len(shapes)
-    best = _assigned(shapes, counts, size)
+    best = _assigned(shapes, counts, size, owners)
     while size > 1 and shapes:
         costs = [_cost(shape, count) for shape, count in zip(shapes, counts, strict=True)]
         task = max(range(len(costs)), key=costs.__getitem__)
-        if task in whole or counts[task] == min(size, -(-shapes[task][0] // ROWS)):
+        if (
+            task in whole
+            or task in owners
+            or counts[task] == min(size, -(-shapes[task][0] // ROWS))
+        ):
             break
         counts[task] += 1
-        found = _assigned(shapes, counts, size)
+        found = _assigned(shapes, counts, size, owners)
         if found[0] < best[0]:
             best = found
     return best[1]
@@ -74,7 +83,10 @@ def _cost(shape: tuple[int, int], parts: int) -> float:
 
 
 def _assigned(
-    shapes: Sequence[tuple[int, int]], counts: Sequence[int], size: int
+    shapes: Sequence[tuple[int, int]],
+    counts: Sequence[int],
+    size: int,
+    given: Mapping[int, int],
 ) -> tuple[float, list[Part]]:
     """Return the cost of the longest share, and the parts, those of an input in order."""
     pieces = [
@@ -83,7 +95,8 @@ def _assigned(
         for part in range(1, count + 1)
     ]
     costs = [_cost(shapes[task], counts[task]) for task, _ in pieces]
-    owners = balanced(costs, size)
+    decided = {piece: given[task] for piece, (task, _) in enumerate(pieces) if task in given}
+    owners = balanced(costs, size, decided)
     load = [0.0] * size
     parts: list[Part] = []
     for (task, last), cost, owner in zip(pieces, costs, owners, strict=True):

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Generic
 
 import torch
@@ -91,10 +92,15 @@ def longest(by_prefix: Mapping[Prefix, StatisticSet]) -> dict[str, StatisticSet]
 def references(statistics: BlockStatistics) -> References[str]:
     """Return what losses per language are measured with: the longest text of each language.
 
-    A language of which no token reached an input is left out there.
+    A language of which no token reached an input is left out there, and all are where another rank
+    has what losses are measured with.
     """
     return {
-        name: {language: each for language, each in longest(by_prefix).items() if each.tokens}
+        name: {
+            language: each
+            for language, each in longest(by_prefix).items()
+            if each.tokens and {"gram", "moments"} & set(each.kinds)
+        }
         for name, by_prefix in statistics.items()
     }
 
@@ -160,6 +166,7 @@ def solve_block(  # noqa: PLR0913 - what a solution is made of
     fisher: BlockFisher | None = None,
     measured_later: bool = False,
     ranks: Ranks | None = None,
+    owners: Mapping[str, int] = MappingProxyType({}),
 ) -> SolvedBlock[Key]:
     """Solve the linears of a block and replace their weights by the dequantized ones; collective.
 
@@ -176,6 +183,7 @@ def solve_block(  # noqa: PLR0913 - what a solution is made of
         fisher: what the loss feels of the block, where a quantizer asks for it.
         measured_later: keep the changes, for losses on further text.
         ranks: the processes of the run, which share the work; each gets all that comes of it.
+        owners: input → the rank that alone can solve it, because it has the statistics.
     """
     tasks = [
         _Task(
@@ -199,7 +207,8 @@ def solve_block(  # noqa: PLR0913 - what a solution is made of
         if task.solver.spec.scale_dtype == torch.float8_e4m3fn
     }
     own: list[Piece[Key]] = []
-    for part in parts_of(shapes, solved.ranks.size, whole):
+    given = {index: owners[task.name] for index, task in enumerate(tasks) if task.name in owners}
+    for part in parts_of(shapes, solved.ranks.size, whole, given):
         if part.owner == solved.ranks.rank:
             task = tasks[part.task]
             grams = measured.get(task.name, {})
@@ -212,7 +221,7 @@ def solve_block(  # noqa: PLR0913 - what a solution is made of
         pieces = shared(own, solved.ranks, next(block.parameters()).device)
     for task in tasks:
         for layer, linear in zip(task.layers, task.linears, strict=True):
-            _take(solved, layer, linear, pieces[layer], task.mixed)
+            _take(solved, layer, linear, pieces[layer])
     _say_unfelt(block_name, [layer for task in tasks if task.unfelt for layer in task.layers])
     return solved
 
@@ -241,9 +250,12 @@ def _solve_part(
                 if fisher is not None:  # whole linears: gradients are not shared over ranks
                     moved = scaled.unscaled_output(member, moved)
                     divergence = fisher.divergences(task.name, member, moved)
-        loss = result.loss if task.felt is None else None  # else of weighted tokens
-        if loss is None and task.mixed is not None and task.mixed.tokens:
-            loss = losses(result.dequantize().sub(weight), [task.mixed])[0]
+        loss = None
+        if task.mixed is not None and task.mixed.tokens:
+            loss = result.loss if task.felt is None else None  # else of weighted tokens
+            if loss is None:
+                loss = losses(result.dequantize().sub(weight), [task.mixed])[0]
+            loss /= task.mixed.tokens
         yield Piece(task.layers[index], first, result, loss, measured, divergence), change
 
 
@@ -252,7 +264,6 @@ def _take(
     layer: str,
     linear: nn.Linear,
     pieces: Sequence[Piece[Key]],
-    mixed: StatisticSet | None,
 ) -> None:
     """Give a linear the weights of its pieces, and note what they cost."""
     result = joined(pieces)
@@ -260,8 +271,7 @@ def _take(
     solved.losses[layer] = added(each.losses for each in pieces)
     if pieces[0].divergence:
         solved.divergence[layer] = pieces[0].divergence
-    if mixed is not None and mixed.tokens:
-        solved.loss += sum(each.loss or 0.0 for each in pieces) / mixed.tokens
+    solved.loss += sum(each.loss or 0.0 for each in pieces)
     weight = result.dequantize().to(linear.weight.dtype)
     linear.weight = nn.Parameter(weight, requires_grad=False)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from types import MappingProxyType
 from typing import Generic
 
 from torch import nn
@@ -9,6 +10,7 @@ from torch import nn
 from mlcalib.common.ranks import Ranks
 from mlcalib.common.stopwatch import Stopwatch
 from mlcalib.models import Adapter
+from mlcalib.quantization.expert_rows import known_everywhere
 from mlcalib.quantization.fisher import BlockFisher
 from mlcalib.quantization.pieces import Key
 from mlcalib.quantization.probe import Probe
@@ -62,6 +64,11 @@ class Variant:
         return not self.worst_off
 
     @property
+    def looks_at_all(self) -> bool:
+        """Whether scales are searched: experts that read one norm have theirs together."""
+        return self.quantizer.scales
+
+    @property
     def kinds(self) -> tuple[str, ...]:
         """Statistics to be kept: losses need the Gram, records ranges, the rest the quantizer."""
         return tuple(dict.fromkeys(("gram", "range", *self.quantizer.kinds)))
@@ -101,6 +108,7 @@ class Variant:
         fisher: BlockFisher | None = None,
         measured_later: bool = False,
         ranks: Ranks | None = None,
+        owners: Mapping[str, int] = MappingProxyType({}),
     ) -> VariantBlock[Key]:
         """Quantize a block; its linears get the dequantized weights.
 
@@ -116,11 +124,18 @@ class Variant:
             fisher: what the loss feels of the block, where gradients were asked for.
             measured_later: keep what ``measure`` of the result needs.
             ranks: the processes of the run, which share the work; this is then collective.
+            owners: input of an expert → the rank that alone has the Gram of its mixture; empty
+                where all have them.
         """
+        ranks = Ranks() if ranks is None else ranks
         scaled, shrinkage = ScaledBlock(), {}
         if mixed and "gram" in self.quantizer.kinds:
             with stopwatch.timed("mix"):
-                shrinkage = shrink_experts(adapter, block, mixed, self.mixture)
+                shrinkage = shrink_experts(adapter, block, mixed, self.mixture, owners, ranks)
+        if mixed and self.looks_at_all and not ranks.alone:
+            with stopwatch.timed("share"):
+                device = next(block.parameters()).device
+                mixed |= known_everywhere(mixed, owners, ranks, device)
         if mixed and self.quantizer.scales:
             with stopwatch.timed("scale"):
                 scaled = scale_block(
@@ -147,6 +162,7 @@ class Variant:
             fisher=fisher,
             measured_later=measured_later,
             ranks=ranks,
+            owners=owners,
         )
         known = {each.name: getattr(solved, each.name) for each in fields(solved)}
         return VariantBlock(**known, scales=scaled.found, shrinkage=shrinkage)

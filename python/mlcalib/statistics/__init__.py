@@ -49,6 +49,11 @@ class StatisticSet:
         return self._channels
 
     @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of statistic."""
+        return tuple(self._statistics)
+
+    @property
     def tokens(self) -> float:
         """The number of tokens that were added, counted with their weights."""
         return max((statistic.tokens for statistic in self._statistics.values()), default=0.0)
@@ -97,6 +102,12 @@ class StatisticSet:
         copied.merge(self)
         return copied
 
+    def only(self, kinds: Iterable[str]) -> "StatisticSet":
+        """Return the set of some of the kinds, which are the same statistics and no copies."""
+        part = StatisticSet((), self._channels)
+        part._statistics = {name: self._statistics[name] for name in kinds}
+        return part
+
     def drop(self, names: Iterable[str]) -> None:
         """Forget the statistics of some kinds, if it has them."""
         for name in names:
@@ -140,14 +151,26 @@ class StatisticSet:
 def losses(change: Tensor, sets: Iterable[StatisticSet]) -> list[float]:
     """Return tr(D G Dᵀ) for the Gram G of each set, without unpacking it.
 
+    Of a set that has no Gram but ``moments``, only the diagonal of G is known; the channels are
+    then taken to have nothing to do with each other: Σ G_cc ‖D_c‖² over the channels c.
+
     Args:
         change: D [out, channels], float32.
-        sets: statistics with a Gram.
+        sets: statistics with a Gram or with moments.
 
     Raises:
         ValueError: a Gram has another number of channels than the change.
     """
-    return _core.losses(change, [each._statistics["gram"] for each in sets])
+    sets = list(sets)
+    whole = [each._statistics["gram"] for each in sets if "gram" in each.kinds]
+    exact = iter(_core.losses(change, whole) if whole else ())
+    if len(whole) == len(sets):
+        return list(exact)
+    squares = change.double().square().sum(0)
+    return [
+        next(exact) if "gram" in each.kinds else float(squares @ each.view("moments")["square"])
+        for each in sets
+    ]
 
 
 def compares(kinds: Iterable[str]) -> bool:

@@ -6,6 +6,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from mlcalib._core import Statistic
 from mlcalib.common.ranks import Ranks, balanced
 from mlcalib.statistics import StatisticSet
 from mlcalib.statistics.pairwise import Node, PairwiseSum
@@ -46,7 +47,7 @@ def sum_over_ranks(
         if owners[index] != ranks.rank:
             for node in found[key].nodes:
                 if node.statistics.tokens > 0:
-                    sending += ranks.send(owners[index], _tensors(node.statistics, device))
+                    sending += send_set(owners[index], node.statistics, ranks, device)
     sums = {
         key: _together(found[key], [each[index] for each in told], like[key], ranks, device)
         if owners[index] == ranks.rank
@@ -57,11 +58,36 @@ def sum_over_ranks(
         wait()
     for owner in range(ranks.size):
         own = [sums[key] for index, key in enumerate(keys) if owners[index] == owner]
-        kept = [(statistic, statistic.packed(device)) for each in own for statistic in each.each()]
-        ranks.broadcast(owner, [tensor for _, tensors in kept for tensor in tensors.values()])
-        for statistic, tensors in kept:
-            statistic.load_packed(tensors)
+        tell_all(owner, own, ranks, device)
     return sums
+
+
+def tell_all(owner: int, sets: Sequence[StatisticSet], ranks: Ranks, device: torch.device) -> None:
+    """Give all ranks the statistics of one of them; collective.
+
+    Args:
+        owner: the rank that has them.
+        sets: its own; elsewhere empty ones of the same kinds and channels, which are filled.
+        ranks: the processes of the run.
+        device: where tokens were added.
+    """
+    kept = _kept(sets, device)
+    ranks.broadcast(owner, [tensor for _, tensors in kept for tensor in tensors.values()])
+    _load(kept)
+
+
+def send_set(
+    to: int, statistics: StatisticSet, ranks: Ranks, device: torch.device
+) -> list[Callable[[], None]]:
+    """Begin to send a set to a rank, which calls ``receive_set``; see ``Ranks.send``."""
+    return ranks.send(to, _tensors(statistics, device))
+
+
+def receive_set(sender: int, statistics: StatisticSet, ranks: Ranks, device: torch.device) -> None:
+    """Fill an empty set with one of the same kinds and channels that a rank sends."""
+    kept = _kept([statistics], device)
+    ranks.receive(sender, [tensor for _, tensors in kept for tensor in tensors.values()])
+    _load(kept)
 
 
 def _together(
@@ -80,13 +106,21 @@ def _together(
                 continue
             statistics = like.empty_like()
             if some:
-                kept = [(each, each.packed(device)) for each in statistics.each()]
-                ranks.receive(rank, [tensor for _, found in kept for tensor in found.values()])
-                for statistic, tensors in kept:
-                    statistic.load_packed(tensors)
+                receive_set(rank, statistics, ranks, device)
             total.push(Node(level, position, statistics))
     return total.total() if total.nodes else like.empty_like()
 
 
 def _tensors(statistics: StatisticSet, device: torch.device) -> list[Tensor]:
-    return [tensor for each in statistics.each() for tensor in each.packed(device).values()]
+    return [tensor for _, found in _kept([statistics], device) for tensor in found.values()]
+
+
+def _kept(
+    sets: Sequence[StatisticSet], device: torch.device
+) -> list[tuple[Statistic, dict[str, Tensor]]]:
+    return [(each, each.packed(device)) for found in sets for each in found.each()]
+
+
+def _load(kept: Sequence[tuple[Statistic, dict[str, Tensor]]]) -> None:
+    for statistic, tensors in kept:
+        statistic.load_packed(tensors)

@@ -15,6 +15,9 @@ from small_models import tiny_llama, tiny_model
 
 import mlcalib
 from mlcalib.common.ranks import balanced
+from mlcalib.models import find_adapter
+from mlcalib.models.experts import unfuse
+from mlcalib.quantization.expert_rows import expert_owners
 from mlcalib.quantization.shares import parts_of
 
 HERE = Path(__file__).resolve().parent.parent
@@ -106,6 +109,18 @@ def test_codes_are_those_of_one_bit_for_bit(name, size, made):
         for key in ("seconds", "made_with"):
             each.pop(key, None)
     assert alone == together
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_diagonals_are_named_and_change_no_code(size, made):
+    whole, short = (made[0] / f"{name}-{size}" for name in ("mixtral", "mixtral-diagonal"))
+    assert same_weights(whole, short)
+    kept = [record(folder) for folder in (whole, short)]
+    for each, statistic in zip(kept, ("gram", "diagonal"), strict=True):
+        found = {name: layer.get("statistics") for name, layer in each["layers"].items()}
+        assert found == {name: statistic if "experts" in name else None for name in found}
+    assert not any("diagonals" in line for line in kept[0]["warnings"])
+    assert any("24 linears of experts are those of the diagonals" in w for w in kept[1]["warnings"])
 
 
 def test_as_many_ranks_give_the_same_bytes(made):
@@ -246,3 +261,24 @@ def test_shares_are_even():
     assert max(load) < alone / 2
     owners = balanced([1.0] * 256, 8)
     assert {owners.count(rank) for rank in range(8)} == {32}
+
+
+def test_experts_are_solved_by_who_has_their_statistics():
+    shapes = [(960, 576), *[(1024, 576), (576, 512)] * 4]
+    owners = {index: (index - 1) // 2 % 3 for index in range(1, len(shapes))}
+    parts = parts_of(shapes, 3, owners=owners)
+    experts = {part.task: part.owner for part in parts if part.task in owners}
+    assert experts == owners
+    assert sum(part.last - part.first for part in parts if part.task == 0) == 960
+
+
+def test_experts_are_shared_out_in_order():
+    model = tiny_model("mixtral", vocabulary=384)
+    adapter = find_adapter("MixtralForCausalLM")
+    unfuse(model, adapter)
+    block = model.model.layers[0]
+    names = [name for name in adapter.linears_of(block) if name.startswith("expert")]
+    assert list(expert_owners(adapter, block, 1).items()) == [(name, 0) for name in names]
+    of_three = expert_owners(adapter, block, 3)
+    assert list(of_three.values()) == [0, 0, 0, 0, 1, 1, 2, 2]
+    assert set(expert_owners(adapter, block, 9).values()) == {0, 2, 4, 6}

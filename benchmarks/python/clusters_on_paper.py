@@ -75,43 +75,60 @@ def row(model: Model, ranks: int) -> str:
     counts = dict.fromkeys(map(str, range(LANGUAGES)), SEQUENCES)
     shares = [dealt(counts, SEQ_LEN, rank, ranks) for rank in range(ranks)]
     own = max(sum(map(len, share.values())) for share in shares) * SEQ_LEN
-    language = sum(
-        count * statistic_bytes("gram", channels, GPU) for channels, _, count, _ in model.inputs
-    )
+    longest = max(len(part) for share in shares for part in share.values()) * SEQ_LEN
+    size = {c: statistic_bytes("gram", c, GPU) for c, _, _, _ in model.inputs}
+    others = sum(size[c] for c, _, count, _ in model.inputs if count == 1)
+    routed = [(c, count, share) for c, _, count, share in model.inputs if count > 1]
+    experts = sum(count * size[c] for c, count, _ in routed)
+    one = max((size[c] for c, _, _ in routed), default=0)
+    number = max((count for _, count, _ in routed), default=1)
+    part = -(-number // ranks) / number
+    read = 2 * sum(c * count * share for c, count, share in routed)  # bytes of a token
     of_leaf = leaf_sequences(SEQ_LEN)
     running = (-(-SEQUENCES // of_leaf)).bit_length() - 1
-    parts = max(  # of texts, until they are put together, beyond one for each
+    nodes = max(  # of texts, until they are put together, beyond one for each
         sum(max(nodes_of(range(at.start // of_leaf, -(-at.stop // of_leaf))) - 1, 0) for at in each)
         for each in (share.values() for share in shares)
     )
     weights = sum(channels * rows * count for channels, rows, count, _ in model.inputs)
-    hidden = own * model.hidden * 2
+    mixture = others + part * experts + one
+    fixed = 2 * 2 * weights + 2 * weights + own * model.hidden * 2 + mixture
+    # One process sums all experts at once, unless each language has diagonals alone.
+    apart = (running + 2) * one + longest * read
     sums = running + (1 if ranks > 1 else 0)
-    parts = parts if ranks > 1 else 0
-    fixed = 2 * 2 * weights + 2 * weights + language + hidden
-    whole = fixed + (LANGUAGES + sums + parts) * language
-    turns = fixed + (1 + sums + -(-parts // LANGUAGES)) * language
+    parts = nodes if ranks > 1 else 0
+    at_once = apart if ranks > 1 else running * experts
+    whole = (LANGUAGES + sums + parts) * others + LANGUAGES * part * experts + at_once
+    of_one = (1 + sums + -(-parts // LANGUAGES)) * others
+    kept = [whole, of_one + part * experts + at_once, *([of_one + apart] if routed else [])]
+    memory = [f"{(fixed + each) / 1e9:,.0f}" for each in kept] + [""] * (3 - len(kept))
     active = sum(channels * rows * n * share for channels, rows, n, share in model.inputs)
     forward = 2 * 2 * own * active / FORWARD
     gram = own * sum(c * c * n * share for c, _, n, share in model.inputs) / GRAM
-    shapes = [(rows, c) for c, rows, count, _ in model.inputs for _ in range(count)]
+    shapes, owners = [], {}
+    for c, rows, count, _ in model.inputs:
+        for index in range(count):
+            if count > 1:
+                owners[len(shapes)] = index * ranks // count
+            shapes.append((rows, c))
     load = [0.0] * ranks
-    for part in parts_of(shapes, ranks):
-        channels = shapes[part.task][1]
-        load[part.owner] += 2 * (channels**3 / 3 + (part.last - part.first) * channels**2)
+    for each in parts_of(shapes, ranks, owners=owners):
+        channels = shapes[each.task][1]
+        load[each.owner] += 2 * (channels**3 / 3 + (each.last - each.first) * channels**2)
     solve = max(load) / SOLVE
-    sent = 0.0 if ranks == 1 else 2 * LANGUAGES * language * (ranks - 1) / ranks + weights
+    sent = (2 * LANGUAGES * others + own * read + weights) * (ranks - 1) / ranks
     seconds = [model.blocks * each for each in (forward, gram, solve, sent / LINK[ranks])]
     return (
-        f"| {model.name} | {ranks} | {language / 1e9:.1f} | {whole / 1e9:,.0f} | "
-        f"{turns / 1e9:,.0f} | {sent / 1e9:.1f} | {' | '.join(f'{each:,.0f}' for each in seconds)} "
+        f"| {model.name} | {ranks} | {(others + experts) / 1e9:.1f} | {' | '.join(memory)} | "
+        f"{sent / 1e9:.1f} | {' | '.join(f'{each:,.0f}' for each in seconds)} "
         f"| {sum(seconds) / 60:.1f} | {tokens / 1e6:.1f} |"
     )
 
 
 def main() -> None:
     """Print the table."""
-    columns = ["model", "GPUs", "a language, GB", "memory, GB", "in turns, GB", "sent a block, GB"]
+    columns = ["model", "GPUs", "a language, GB", "memory, GB", "in turns, GB"]
+    columns += ["diagonals, GB", "sent a block, GB"]
     columns += ["forward, s", "Grams, s", "solving, s", "sending, s", "minutes", "Mtokens"]
     print(f"| {' | '.join(columns)} |\n| --- |{' --: |' * (len(columns) - 1)}")
     for model in MODELS:

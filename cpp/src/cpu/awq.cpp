@@ -18,8 +18,11 @@
 namespace mlcalib {
 namespace {
 
-// Rows whose errors are held at a time: a matrix product's worth, not the whole weight.
-constexpr int64_t kChunkTiles = 21;
+// Rows whose errors are held at a time, in tiles: not those of the whole weight.
+constexpr int64_t kChunkTiles = 64;
+// Columns that are summed one after the other; what they sum to is added up in float64. So a few
+// tiles of rows are work for many threads, and the bits do not depend on how many these are.
+constexpr int64_t kStripColumns = 1024;
 
 /// The scores of one weight's candidates.
 class Search {
@@ -30,7 +33,9 @@ class Search {
         columns_(problem.weight.size(1)),
         width_(group_width(problem.spec, columns_)),
         weight_(cpu::to_panel<float>(problem.weight)),
-        error_(at::empty({columns_, kChunkTiles * cpu::kRowTile}, weight_.options())) {}
+        strip_(std::max<int64_t>(kStripColumns / width_, 1) * width_),
+        error_(at::empty({columns_, std::min(kChunkTiles, weight_.size(0)) * cpu::kRowTile},
+                         weight_.options())) {}
 
   double score(const at::Tensor& factor) {
     factor_ = factor;
@@ -47,13 +52,16 @@ class Search {
 
  private:
   double score_chunk(int64_t first, int64_t tiles) {
-    const at::Tensor sums = at::zeros({tiles * cpu::kRowTile}, weight_.options());
-    at::parallel_for(0, tiles, 1, [&](int64_t begin, int64_t end) {
+    const int64_t strips = divide_up(columns_, strip_);
+    const at::Tensor sums = at::zeros({strips, tiles * cpu::kRowTile}, weight_.options());
+    at::parallel_for(0, tiles * strips, 1, [&](int64_t begin, int64_t end) {
       std::vector<float> scaled(std::min(width_, columns_) * cpu::kRowTile);
-      for (int64_t tile = begin; tile < end; ++tile) {
-        for (int64_t group = 0; group < columns_; group += width_) {
-          round_group(group, first + tile, tile * cpu::kRowTile, scaled.data(),
-                      sums.data_ptr<float>());
+      for (int64_t next = begin; next < end; ++next) {
+        const int64_t tile = next / strips, strip = next % strips;
+        float* sum = sums.data_ptr<float>() + strip * sums.size(1);
+        const int64_t last = std::min((strip + 1) * strip_, columns_);
+        for (int64_t group = strip * strip_; group < last; group += width_) {
+          round_group(group, first + tile, tile * cpu::kRowTile, scaled.data(), sum);
         }
       }
     });
@@ -84,7 +92,7 @@ class Search {
 
   const AwqProblem& problem_;
   GridShape shape_;
-  int64_t columns_, width_;
+  int64_t columns_, width_, strip_;
   at::Tensor weight_, error_, factor_, inverse_, importance_;
 };
 

@@ -49,10 +49,11 @@ class Tiles {
   /// False where the matrix is not positive definite.
   bool factorize() {
     const cpu::FactorKernels& kernels = *cpu::kernels().factor;
+    const int64_t strips = kRowTile / kernels.rows;
     for (int64_t tile = 0; tile < count_; ++tile) {
       check_interrupt();
       const int64_t row = tile * kRowTile;
-      at::parallel_for(tile, count_, 1,
+      at::parallel_for(tile * strips, count_ * strips, 1,
                        [&](int64_t begin, int64_t end) { subtract(tile, begin, end); });
       if (!kernels.factorize(at(row, row))) return false;
       at::parallel_for(tile + 1, count_, 1, [&](int64_t begin, int64_t end) {
@@ -84,17 +85,18 @@ class Tiles {
     return data_ + (column / kRowTile * count_ * kRowTile + row) * kRowTile + column % kRowTile;
   }
 
-  // The rows of `tile` less the products of all rows above, for the columns of tiles [first, last).
+  // The rows of `tile` less the products of all rows above, in strips of as many rows as a product
+  // has: the strips [first, last), counted through tiles of columns, so that even the last few
+  // tiles are work for many threads.
   void subtract(int64_t tile, int64_t first, int64_t last) const {
     const cpu::FactorKernels& kernels = *cpu::kernels().factor;
-    const int64_t row = tile * kRowTile;
+    const int64_t row = tile * kRowTile, strips = kRowTile / kernels.rows;
     for (int64_t step = 0; step < row; step += kFactorSteps) {
       const int64_t steps = std::min(kFactorSteps, row - step);
-      for (int64_t t = first; t < last; ++t) {
-        for (int64_t r = 0; r < kRowTile; r += kernels.rows) {
-          kernels.add_product(at(step, row + r), kRowTile, at(step, t * kRowTile), steps, -1,
-                              kernels.rows, at(row + r, t * kRowTile));
-        }
+      for (int64_t strip = first; strip < last; ++strip) {
+        const int64_t column = strip / strips * kRowTile, r = strip % strips * kernels.rows;
+        kernels.add_product(at(step, row + r), kRowTile, at(step, column), steps, -1, kernels.rows,
+                            at(row + r, column));
       }
     }
   }

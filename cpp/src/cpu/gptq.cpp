@@ -37,6 +37,7 @@ class Solve {
         padded_(cpu::row_tiles(columns_) * kRowTile),
         weight_(cpu::to_panel<float>(problem.weight)),
         error_(at::empty({weight_.size(0), padded_, kRowTile}, at::kFloat)),
+        target_(at::empty({weight_.size(0), std::min(problem.block, columns_), kRowTile}, at::kFloat)),
         codes_(at::empty(weight_.sizes(), at::kByte)),
         energy_(at::zeros({weight_.size(0) * kRowTile}, weight_.options().dtype(at::kDouble))),
         square_(at::zeros(energy_.sizes(), energy_.options())),
@@ -95,15 +96,31 @@ class Solve {
       const int64_t block_begin = std::max<int64_t>(last - problem_.block, 0);
       const int64_t first = running_ ? std::max(block_begin, group_begin) : block_begin;
       const Block block = make_block(first, last);
+      gather_all(block);
       at::parallel_for(0, weight_.size(0), 1, [&](int64_t begin, int64_t end) {
-        std::vector<float> target(block.count() * kRowTile);
-        for (int64_t tile = begin; tile < end; ++tile) {
-          gather(block, tile, target.data());
-          solve(block, tile, target.data());
-        }
+        for (int64_t tile = begin; tile < end; ++tile) solve(block, tile, target_of(tile));
       });
       last = first;
     }
+  }
+
+  float* target_of(int64_t tile) const {
+    return target_.data_ptr<float>() + tile * target_.stride(0);
+  }
+
+  // Most of the work, and its columns are independent: threads get equal shares, which may begin
+  // and end inside of a tile.
+  void gather_all(const Block& block) const {
+    const int64_t rows = kernels_.factor->rows, strips = divide_up(block.count(), rows);
+    at::parallel_for(0, weight_.size(0) * strips, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t next = begin; next < end;) {
+        const int64_t tile = next / strips, strip = next % strips;
+        const int64_t count = std::min(strips - strip, end - next);
+        gather(block, tile, strip * rows, std::min((strip + count) * rows, block.count()),
+               target_of(tile));
+        next += count;
+      }
+    });
   }
 
   // A tile needs all earlier tiles of the same columns, and its own earlier columns: what lies on
@@ -145,7 +162,7 @@ class Solve {
       float* column = weight + columns_of_[block.first + k] * kRowTile;
       for (int64_t i = 0; i < kRowTile; ++i) column[i] += moved[k * kRowTile + i];
     }
-    gather(block, tile, target.data());
+    gather(block, tile, 0, count, target.data());
     solve(block, tile, target.data());
     keep_changes(block, tile, moved.data());
   }
@@ -225,17 +242,18 @@ class Solve {
     }
   }
 
-  // out [last − first][kRowTile] += Σ_j (R_kj / R_kk) D_j of all columns j visited, for one tile.
-  void feed_back(const at::Tensor& packed, int64_t tile, int64_t first, int64_t last,
+  // out [k][kRowTile] += Σ_j (R_kj / R_kk) D_j of all columns j visited, those from `visited` on, for
+  // one tile and the columns k in [from, to) of the block; `from` begins rows of one product.
+  void feed_back(const at::Tensor& packed, int64_t tile, int64_t visited, int64_t from, int64_t to,
                  float* out) const {
-    const int64_t rows = kernels_.factor->rows, steps = padded_ - last;
+    const int64_t rows = kernels_.factor->rows, steps = padded_ - visited;
     const float* factors = packed.const_data_ptr<float>();
-    const float* errors = error_.const_data_ptr<float>() + (tile * padded_ + last) * kRowTile;
+    const float* errors = error_.const_data_ptr<float>() + (tile * padded_ + visited) * kRowTile;
     for (int64_t step = 0; step < steps; step += kErrorSteps) {
-      for (int64_t k = 0; k < last - first; k += rows) {
+      for (int64_t k = from; k < to; k += rows) {
         kernels_.factor->add_product(factors + k * steps + step * rows, rows,
                                      errors + step * kRowTile, std::min(kErrorSteps, steps - step),
-                                     1, std::min(rows, last - first - k), out + k * kRowTile);
+                                     1, std::min(rows, to - k), out + k * kRowTile);
       }
     }
   }
@@ -255,7 +273,7 @@ class Solve {
       const at::Tensor packed = pack_factor(first, last);
       at::parallel_for(0, weight_.size(0), 1, [&](int64_t begin, int64_t end) {
         for (int64_t tile = begin; tile < end; ++tile) {
-          feed_back(packed, tile, first, last, held[tile].data_ptr<float>());
+          feed_back(packed, tile, last, 0, count, held[tile].data_ptr<float>());
         }
       });
       held = at::linalg_solve_triangular(unit(first, last), held, /*upper=*/true, /*left=*/true,
@@ -268,14 +286,15 @@ class Solve {
     scale.copy_(round_grid(scale, zero_.select(1, group), spec_).scale);
   }
 
-  // The weights of a tile and the feedback of its columns before the block.
-  void gather(const Block& block, int64_t tile, float* target) const {
+  // The weights of a tile and the feedback of its columns before the block, for the columns
+  // [from, to) of the block.
+  void gather(const Block& block, int64_t tile, int64_t from, int64_t to, float* target) const {
     const float* weight = weight_.const_data_ptr<float>() + tile * columns_ * kRowTile;
-    for (int64_t k = 0; k < block.count(); ++k) {
+    for (int64_t k = from; k < to; ++k) {
       const float* column = weight + columns_of_[block.first + k] * kRowTile;
       std::copy(column, column + kRowTile, target + k * kRowTile);
     }
-    feed_back(block.packed, tile, block.first, block.last, target);
+    feed_back(block.packed, tile, block.last, from, to, target);
   }
 
   void solve(const Block& block, int64_t tile, const float* target) {
@@ -301,7 +320,7 @@ class Solve {
   const bool running_;
   const cpu::KernelTable& kernels_;
   int64_t rows_, columns_, padded_;
-  at::Tensor weight_, error_, codes_, energy_, square_, scale_, zero_, feed_;
+  at::Tensor weight_, error_, target_, codes_, energy_, square_, scale_, zero_, feed_;
   std::vector<float> diagonal_;
   std::vector<int64_t> columns_of_, groups_of_;
   const float* factor_ = problem_.factor.matrix.const_data_ptr<float>();

@@ -23,37 +23,53 @@ ErrorWeights ErrorWeights::narrow(int64_t column, int64_t count) const {
   return part;
 }
 
-void fit_panel(const at::Tensor& panel, const ErrorWeights& weights, const GridSpec& spec,
-               int64_t group, const at::Tensor& scale, const at::Tensor& zero) {
+namespace {
+
+// Fits the groups [first, last) to a panel whose columns begin with those of `first`, `width` of
+// them for each. Groups of a tile are independent: threads get equal shares of all of them.
+void fit(const at::Tensor& panel, const ErrorWeights& weights, const GridSpec& spec, int64_t width,
+         int64_t first, int64_t last, const at::Tensor& scale, const at::Tensor& zero) {
   const GridShape shape = grid_shape(spec);
-  const auto data = [](const at::Tensor& tensor) {
-    return tensor.defined() ? tensor.const_data_ptr<float>() : nullptr;
-  };
   const bool by_block = weights.gram.defined();
-  at::parallel_for(0, panel.size(0), 1, [&](int64_t begin, int64_t end) {
-    std::vector<float> scratch(by_block ? panel.size(1) * kRowTile : 0);
-    for (int64_t tile = begin; tile < end; ++tile) {
-      const int64_t at = (tile * scale.size(1) + group) * kRowTile;
-      kernels().fit_group({.weight = panel.const_data_ptr<float>() + tile * panel.stride(0),
-                           .importance = data(weights.importance),
-                           .gram = data(weights.gram),
-                           .gram_stride = by_block ? weights.gram.stride(0) : 0,
+  const int64_t stride = by_block ? weights.gram.stride(0) : 0, groups = last - first;
+  const auto from = [](const at::Tensor& tensor, int64_t place) {
+    return tensor.defined() ? tensor.const_data_ptr<float>() + place : nullptr;
+  };
+  at::parallel_for(0, panel.size(0) * groups, 1, [&](int64_t begin, int64_t end) {
+    std::vector<float> scratch(by_block ? std::min(width, panel.size(1)) * kRowTile : 0);
+    for (int64_t next = begin; next < end; ++next) {
+      const int64_t tile = next / groups, group = next % groups, column = group * width;
+      const int64_t at = (tile * scale.size(1) + first + group) * kRowTile;
+      kernels().fit_group({.weight = from(panel, tile * panel.stride(0) + column * kRowTile),
+                           .importance = from(weights.importance, column),
+                           .gram = from(weights.gram, column * (stride + 1)),
+                           .gram_stride = stride,
                            .scratch = scratch.data(),
-                           .columns = panel.size(1)},
+                           .columns = std::min(width, panel.size(1) - column)},
                           shape, scale.data_ptr<float>() + at, zero.data_ptr<float>() + at);
     }
   });
 }
 
+}  // namespace
+
+void fit_panel(const at::Tensor& panel, const ErrorWeights& weights, const GridSpec& spec,
+               int64_t group, const at::Tensor& scale, const at::Tensor& zero) {
+  fit(panel, weights, spec, panel.size(1), group, group + 1, scale, zero);
+}
+
 void fit_groups(const at::Tensor& panel, const ErrorWeights& weights, const GridSpec& spec,
                 const at::Tensor& scale, const at::Tensor& zero) {
-  const int64_t columns = panel.size(1);
+  // So many at once that a thread has several tiles of groups, and that an interrupt is heard.
+  const int64_t columns = panel.size(1), groups = scale.size(1);
   const int64_t width = group_width(spec, columns);
-  for (int64_t group = 0; group < scale.size(1); ++group) {
+  const int64_t at_once = divide_up(4 * at::get_num_threads(), panel.size(0));
+  for (int64_t group = 0; group < groups; group += at_once) {
     check_interrupt();
-    const int64_t column = group * width, count = std::min(width, columns - column);
-    fit_panel(panel.narrow(1, column, count), weights.narrow(column, count), spec, group, scale,
-              zero);
+    const int64_t last = std::min(group + at_once, groups), column = group * width;
+    const int64_t count = std::min(last * width, columns) - column;
+    fit(panel.narrow(1, column, count), weights.narrow(column, count), spec, width, group, last,
+        scale, zero);
   }
 }
 

@@ -22,6 +22,7 @@ from mlcalib.cli.listings import info, languages
 from mlcalib.cli.lm_eval import CONTEXT, lm_eval
 from mlcalib.cli.quantize import quantize
 from mlcalib.cli.report import report
+from mlcalib.cli.shared import alone
 from mlcalib.cli.study import study
 
 app = typer.Typer(
@@ -46,14 +47,11 @@ def demo(
     run(out, echo=typer.echo)
 
 
-COMMANDS = (
-    *(quantize, study, evaluate, report, convert, check, imatrix),
-    *(generate, judge, annotate),
-    *(demo, languages, info),
-)
-for command in COMMANDS:
+SHARED = (quantize, study, evaluate)
+ALONE = (report, convert, check, imatrix, generate, judge, annotate, demo, languages, info)
+for command in (*SHARED, *map(alone, ALONE)):
     app.command()(command)
-app.command(context_settings=CONTEXT)(lm_eval)
+app.command(context_settings=CONTEXT)(alone(lm_eval))
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 import functools
 import inspect
 import logging
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -27,3 +28,19 @@ def over_ranks(command: Callable[..., None]) -> Callable[..., None]:
     joined.__signature__ = signature.replace(parameters=kept)  # type: ignore[attr-defined]
     del joined.__annotations__["ranks"]
     return joined
+
+
+def alone(command: Callable[..., None]) -> Callable[..., None]:
+    """Refuse a command to several processes, each of which would do all of it."""
+
+    @functools.wraps(command)
+    def checked(*given: Any, **named: Any) -> None:
+        if (count := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+            raise ValueError(
+                f"mlcalib {command.__name__.replace('_', '-')} is done by one process, but torchrun "
+                f"started {count}, which would all do the same; start it without torchrun. "
+                "quantize, study and evaluate are shared."
+            )
+        command(*given, **named)
+
+    return checked

@@ -10,7 +10,7 @@ from small_models import tiny_llama
 from transformers import AutoModelForCausalLM
 
 import mlcalib
-from mlcalib.cli import COMMANDS, app, main
+from mlcalib.cli import ALONE, SHARED, app, main
 from mlcalib.languages import languages
 from mlcalib.results.rows import read_results, read_rows
 
@@ -176,7 +176,7 @@ def test_languages(run, monkeypatch):
     assert len(text.splitlines()[-1]) <= 100
 
 
-@pytest.mark.parametrize("command", [command.__name__ for command in COMMANDS])
+@pytest.mark.parametrize("command", [command.__name__ for command in (*SHARED, *ALONE)])
 def test_help_says_what_every_option_is(run, command):
     code, text, _ = run(command, "--help")
     assert code == 0
@@ -251,3 +251,14 @@ def test_a_torch_other_than_the_one_built_with():
     ) as e:
         _check_torch("2.12.1+cpu", "2.13.0+cpu")
     assert "pip install --no-build-isolation --force-reinstall" in str(e.value)
+
+
+@pytest.mark.parametrize("args", [["info"], ["check", "x"], ["lm-eval", "--model", "mlcalib"]])
+def test_what_one_process_does_is_refused_to_several(run, args, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert run("info")[0] == 0
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    code, _, said = run(*args)
+    assert code == 1
+    assert f"mlcalib {args[0]} is done by one process, but torchrun started 3" in said
+    assert "start it without torchrun" in said

@@ -179,6 +179,34 @@ def test_a_full_disk_loses_nothing(saved, calibration, tmp_path, monkeypatch):
     same_files(tmp_path / "a", tmp_path / "b", but=["mlcalib.json"])
 
 
+def test_another_number_of_threads_goes_on_when_asked(saved, tmp_path, monkeypatch):
+    source = saved(tiny_llama(vocabulary=384, layers=3))
+    text = mlcalib.calibration(None, corpus=IDS, seq_len=32)
+    options = {"group_size": 32, "progress": False}
+    write = BlockFiles.write
+
+    def failing(self, block, *rest):
+        write(self, block, *rest)
+        raise Killed
+
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(BlockFiles, "write", failing)
+    try:
+        torch.set_num_threads(1)
+        with pytest.raises(Killed):
+            mlcalib.quantize_checkpoint(source, tmp_path / "out", text, **options)
+        monkeypatch.undo()
+        torch.set_num_threads(2)
+        with pytest.raises(ValueError, match=r"other threads: threads was 1 and is 2.*--other-thr"):
+            mlcalib.quantize_checkpoint(source, tmp_path / "out", text, **options)
+        record = mlcalib.quantize_checkpoint(
+            source, tmp_path / "out", text, other_threads=True, **options
+        )
+    finally:
+        torch.set_num_threads(threads)
+    assert [each["threads"] for each in record["made_with"].values()] == [1, 2, 2]
+
+
 SCRIPT = """
 import sys, torch, mlcalib
 torch.set_num_threads(1)

@@ -37,7 +37,8 @@ class Solve {
         padded_(cpu::row_tiles(columns_) * kRowTile),
         weight_(cpu::to_panel<float>(problem.weight)),
         error_(at::empty({weight_.size(0), padded_, kRowTile}, at::kFloat)),
-        target_(at::empty({weight_.size(0), std::min(problem.block, columns_), kRowTile}, at::kFloat)),
+        target_(
+            at::empty({weight_.size(0), std::min(problem.block, columns_), kRowTile}, at::kFloat)),
         codes_(at::empty(weight_.sizes(), at::kByte)),
         energy_(at::zeros({weight_.size(0) * kRowTile}, weight_.options().dtype(at::kDouble))),
         square_(at::zeros(energy_.sizes(), energy_.options())),
@@ -242,8 +243,8 @@ class Solve {
     }
   }
 
-  // out [k][kRowTile] += Σ_j (R_kj / R_kk) D_j of all columns j visited, those from `visited` on, for
-  // one tile and the columns k in [from, to) of the block; `from` begins rows of one product.
+  // out [k][kRowTile] += Σ_j (R_kj / R_kk) D_j of all columns j visited, those from `visited` on,
+  // for one tile and the columns k in [from, to) of the block; `from` begins rows of one product.
   void feed_back(const at::Tensor& packed, int64_t tile, int64_t visited, int64_t from, int64_t to,
                  float* out) const {
     const int64_t rows = kernels_.factor->rows, steps = padded_ - visited;

@@ -12,6 +12,7 @@ rendezvous, and once more with the link between them cut. ``disk`` fills a small
 import argparse
 import contextlib
 import filecmp
+import json
 import os
 import random
 import shutil
@@ -86,6 +87,24 @@ def runs(process: int) -> bool:
     return state != "Z"
 
 
+def kill_at_random(
+    process: subprocess.Popen[str], victim: int, blocks: Path, chance: random.Random
+) -> bool:
+    """Kill a rank when some more blocks are finished, or after a while; False if all has ended."""
+    before = len(list(blocks.glob("*.safetensors")))
+    while (found := rank_of(process.pid, victim)) is None and process.poll() is None:
+        time.sleep(0.1)
+    wanted, limit = before + chance.randrange(3), time.monotonic() + chance.uniform(0, 60)
+    while process.poll() is None and time.monotonic() < limit:
+        if len(list(blocks.glob("*.safetensors"))) > wanted:
+            break
+        time.sleep(0.005)
+    if found is None or process.poll() is not None:
+        return False
+    os.kill(found, signal.SIGKILL)
+    return True
+
+
 def kills(folder: Path, count: int) -> None:
     """Kill random ranks until enough were killed, then let the run end, and compare."""
     model, chance = make_model(folder / "model"), random.Random(0)
@@ -99,28 +118,27 @@ def kills(folder: Path, count: int) -> None:
         starts += 1
         before = len(list(blocks.glob("*.safetensors")))
         victim = chance.randrange(ranks)
-        if killed < count:
-            while (found := rank_of(process.pid, victim)) is None and process.poll() is None:
-                time.sleep(0.1)
-            wanted, limit = before + chance.randrange(3), time.monotonic() + chance.uniform(0, 60)
-            while process.poll() is None and time.monotonic() < limit:
-                if len(list(blocks.glob("*.safetensors"))) > wanted:
-                    break
-                time.sleep(0.005)
-            if found is not None and process.poll() is None:
-                os.kill(found, signal.SIGKILL)
-                start, killed = time.monotonic(), killed + 1
-                process.wait(timeout=60)
-                longest = max(longest, time.monotonic() - start)
-        printed = process.communicate()[0]
+        if killed < count and kill_at_random(process, victim, blocks, chance):
+            start, killed = time.monotonic(), killed + 1
+            printed = process.communicate(timeout=60)[0]
+            longest = max(longest, time.monotonic() - start)
+            assert f"rank      : {victim} (" in printed, printed  # of torchrun's summary
+            assert "Signal 9 (SIGKILL)" in printed, printed
+        else:
+            printed = process.communicate()[0]
         print(
             f"start {starts}: {ranks} ranks, {before} blocks before, "
             f"{len(list(blocks.glob('*.safetensors')))} after, exit {process.returncode}",
             flush=True,
         )
+    made = json.loads((folder / "out/mlcalib.json").read_text())["made_with"]
+    of = {ranks: sum(each["ranks"] == ranks for each in made.values()) for ranks in (2, 3)}
     file = "model.safetensors"
     same = filecmp.cmp(folder / "whole" / file, folder / "out" / file, shallow=False)
-    print(f"{killed} kills in {starts} starts; others ended within {longest:.1f} s; same: {same}")
+    print(
+        f"{killed} kills in {starts} starts; others ended within {longest:.1f} s; blocks made by "
+        f"2 ranks {of[2]}, by 3 {of[3]}; same bytes as one undisturbed rank: {same}"
+    )
     assert same, printed
 
 

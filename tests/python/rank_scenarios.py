@@ -10,7 +10,7 @@ import torch.distributed as dist
 import mlcalib
 from mlcalib.common.ranks import Ranks
 from mlcalib.common.torchrun import joined_ranks
-from mlcalib.quantization.quantize_checkpoint import quantize_checkpoint
+from mlcalib.quantization.quantize_checkpoint import plan_checkpoint, quantize_checkpoint
 from mlcalib.quantization.shared_sink import SharedSink
 from mlcalib.statistics import pairwise
 
@@ -42,7 +42,9 @@ OPTIONS = {
         "model": "mixtral",
         "format": "dense",
         "memory": 1e-6,
+        "skip": ["*.experts.1.*"],
     },
+    "mixtral-turns": {"method": "gptq", "model": "mixtral", "format": "dense", "memory": "turns"},
 }
 
 
@@ -60,9 +62,14 @@ def quantize(folder, out, ranks, options):
     text = None
     if given["method"] != "rtn":
         text = mlcalib.calibration(None, corpus=LONG, seq_len=32)
-    quantize_checkpoint(
-        folder / given.pop("model"), folder / out, text, ranks=ranks, progress=False, **given
-    )
+    model = folder / given.pop("model")
+    if given.get("memory") == "turns":  # as much as one language at a time takes
+        del given["memory"]
+        plan = plan_checkpoint(model, text, ranks=ranks, **given)
+        given["memory"] = (plan.total - min(plan.needs.statistics.values()) + 1) / 1e9
+        plan = plan_checkpoint(model, text, ranks=ranks, **given)
+        assert (len(plan.groups), plan.diagonal) == (2, False), plan.table()
+    quantize_checkpoint(model, folder / out, text, ranks=ranks, progress=False, **given)
 
 
 def interrupted(folder, ranks):

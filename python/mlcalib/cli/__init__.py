@@ -49,7 +49,7 @@ def demo(
 
 SHARED = (quantize, study, evaluate)
 ALONE = (report, convert, check, imatrix, generate, judge, annotate, demo, languages, info)
-for command in (*SHARED, *map(alone, ALONE)):
+for command in (*SHARED, *(alone(each) for each in ALONE)):
     app.command()(command)
 app.command(context_settings=CONTEXT)(alone(lm_eval))
 

@@ -37,8 +37,8 @@ def alone(command: Callable[..., None]) -> Callable[..., None]:
     def checked(*given: Any, **named: Any) -> None:
         if (count := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
             raise ValueError(
-                f"mlcalib {command.__name__.replace('_', '-')} is done by one process, but torchrun "
-                f"started {count}, which would all do the same; start it without torchrun. "
+                f"mlcalib {command.__name__.replace('_', '-')} is done by one process, but "
+                f"torchrun started {count}, which would all do the same; start it without torchrun. "
                 "quantize, study and evaluate are shared."
             )
         command(*given, **named)

@@ -205,6 +205,7 @@ def known_everywhere(
         ranks: the processes of the run.
         device: where tokens were added.
     """
+    owners = {name: rank for name, rank in owners.items() if name in sets}
     own = next((sets[name].kinds for name, rank in owners.items() if rank == ranks.rank), None)
     kinds: tuple[str, ...] = next((each for each in ranks.gathered(own) if each is not None), ())
     found = {

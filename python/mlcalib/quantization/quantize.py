@@ -192,6 +192,9 @@ def quantize(  # noqa: PLR0913 - what a quantization is made of
         shrinkage={
             name: layer["shrinkage"] for name, layer in layers.items() if "shrinkage" in layer
         },
+        statistics={
+            name: layer["statistics"] for name, layer in layers.items() if "statistics" in layer
+        },
         divergence={
             name: layer["divergence"] for name, layer in layers.items() if "divergence" in layer
         },

@@ -48,6 +48,8 @@ class QuantizedModel:
         device: what blocks ran on: ``cpu``, or the name of a GPU.
         shrinkage: linears of experts whose Gram was shrunk towards that of all experts → the share
             of its tokens that are theirs.
+        statistics: linears of experts → ``gram``, or ``diagonal`` where memory was short and losses
+            of languages are those of the diagonals of their Grams.
         divergence: name → language → what it costs the model, KL(float ‖ quantized) to second
             order in nats per token; with ``fisher_tokens``. Over linears it adds up.
     """
@@ -68,6 +70,7 @@ class QuantizedModel:
     tokenizer_given: bool = False
     device: str = "cpu"
     shrinkage: dict[str, float] = field(default_factory=dict)
+    statistics: dict[str, str] = field(default_factory=dict)
     divergence: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def save(self, out: str | Path, format: str | None = None) -> None:  # noqa: A002
@@ -169,6 +172,7 @@ class QuantizedModel:
                 self.ranges.get(name, {}),
                 self.shrinkage.get(name),
                 self.divergence.get(name),
+                self.statistics.get(name),
             )
             for name, linear in self.linears.items()
         }

@@ -102,6 +102,12 @@ def test_diagonals_change_no_code(text, tokenizer, caplog, method):
         assert torch.equal(linear.grid.scale, short.linears[name].grid.scale)
         alike = whole.losses[name] == short.losses[name]
         assert alike == ("experts" not in name)
+    kept = {name: each.statistics for name, each in (("gram", whole), ("diagonal", short))}
+    for statistic, of_linears in kept.items():
+        assert set(of_linears.values()) == {statistic}
+        assert set(of_linears) == {name for name in whole.linears if "experts" in name}
+    assert any("those of the diagonals" in line for line in short.warnings())
+    assert not any("those of the diagonals" in line for line in whole.warnings())
     assert whole.ranges == short.ranges
     assert whole.expert_tokens == short.expert_tokens
 

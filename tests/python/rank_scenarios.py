@@ -42,7 +42,12 @@ OPTIONS = {
         "model": "mixtral",
         "format": "dense",
         "memory": 1e-6,
-        "skip": ["*.experts.1.*"],
+    },
+    "mixtral-skipped": {
+        "method": "awq",
+        "model": "mixtral",
+        "format": "dense",
+        "skip": [r"\.experts\."],
     },
     "mixtral-turns": {"method": "gptq", "model": "mixtral", "format": "dense", "memory": "turns"},
 }

@@ -38,8 +38,8 @@ def alone(command: Callable[..., None]) -> Callable[..., None]:
         if (count := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
             raise ValueError(
                 f"mlcalib {command.__name__.replace('_', '-')} is done by one process, but "
-                f"torchrun started {count}, which would all do the same; start it without torchrun. "
-                "quantize, study and evaluate are shared."
+                f"torchrun started {count}, which would all do the same; start it without "
+                "torchrun. quantize, study and evaluate are shared."
             )
         command(*given, **named)
 

@@ -47,7 +47,7 @@ OPTIONS = {
         "method": "awq",
         "model": "mixtral",
         "format": "dense",
-        "skip": [r"\.experts\."],
+        "ignore": [r"\.experts\."],
     },
     "mixtral-turns": {"method": "gptq", "model": "mixtral", "format": "dense", "memory": "turns"},
 }

@@ -118,7 +118,8 @@ class _Inputs:
         largest: of the largest input of an expert.
         small: of those of all experts what does not grow with the square.
         share: the part of the experts that a rank has.
-        row: of what one expert reads of a token.
+        chosen: the part of the experts that a token goes to.
+        row: of what experts read of a token.
     """
 
     others: int
@@ -126,6 +127,7 @@ class _Inputs:
     largest: int
     small: int
     share: float
+    chosen: float
     row: int
 
     def of_text(self, how: ExpertSums) -> int:
@@ -202,7 +204,12 @@ def needs_of(  # noqa: PLR0913 - what decides it
     )
     blocks = len(adapter.named_blocks(source.model))
     kept = 2 * max(fisher.tokens, default=0) * width * size * blocks if device.type == "cpu" else 0
-    wide = sum(weight.shape[0] for found in inputs.values() for weight in found)
+    # Of experts, a token has the outputs of a few.
+    wide = sum(
+        weight.shape[0] * (sizes_of.chosen if adapter.expert_of(linears[key][0]) else 1)
+        for key, found in inputs.items()
+        for weight in found
+    )
     there = next(block.parameters()).device
     models = 2 if compares(kinds) else 1
     each = sizes_of.of_text(how)
@@ -214,7 +221,7 @@ def needs_of(  # noqa: PLR0913 - what decides it
     return Needs(
         model=source.resident if device.type == "cpu" and there.type == "meta" else 0,
         block=0 if there == device else weights * size,
-        forward=0 if text is None else 2 * text.seq_len * (wide + 4 * width) * size,
+        forward=0 if text is None else int(2 * text.seq_len * (wide + 4 * width) * size),
         solve=solve,
         turns=max(solving - 1, 0) * max(mixed, solved + weights * size),
         hidden=0 if text is None else _tokens_of_rank(text, ranks) * token * models,
@@ -253,6 +260,7 @@ def _inputs(
     count = len(channels)
     first = next(iter(channels.values()), {})
     row = sum(first.values()) * source.dtype.itemsize
+    of_token = experts_of_token(source.model.config, count)
     return _Inputs(
         others=sum(of_input.values()) - sum(sizes.values()),
         experts=sum(sizes.values()),
@@ -264,7 +272,8 @@ def _inputs(
             for kind in small
         ),
         share=-(-count // ranks) / count if count else 0.0,
-        row=row * experts_of_token(source.model.config, count),
+        chosen=of_token / count if count else 0.0,
+        row=row * of_token,
     )
 
 

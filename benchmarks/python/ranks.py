@@ -4,8 +4,9 @@
 
 Quantizes a model with gptq and awq, with float and quantized propagation, one thread for each
 rank. With ``--weak`` the tokens are as many times ``--tokens`` as there are ranks. Results are
-compared with those of one rank; seconds are those of rank 0, by phase, and memory is that of the
-largest process.
+compared with those of one rank. Seconds by phase are those of rank 0; CPU seconds are those of all
+processes, with starting and loading, and change little where other work takes the processors.
+Memory is that of the largest process.
 """
 
 import argparse
@@ -27,7 +28,7 @@ PHASES = ("forward", "gram", "sum", "scale", "solve", "losses", "share")
 
 
 def run(model: str, out: Path, ranks: int, tokens: int, method: str, propagate: str) -> Any:
-    """Quantize over ranks; return seconds, bytes of the largest process, and what was printed."""
+    """Quantize over ranks; return seconds, those of all processors, the most bytes, the print."""
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={ranks}"]
     command += ["-m", "mlcalib", "quantize", model, "--out", str(out), "--group-size", "64"]
     command += ["--languages", "multi10", "--tokens", str(tokens), "--seq-len", "512"]
@@ -42,8 +43,9 @@ def run(model: str, out: Path, ranks: int, tokens: int, method: str, propagate: 
     )
     if done.returncode:
         raise RuntimeError(done.stdout + done.stderr)
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
-    return time.perf_counter() - start, peak, done.stdout
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    processors = used.ru_utime + used.ru_stime
+    return time.perf_counter() - start, processors, used.ru_maxrss * 1024, done.stdout
 
 
 def same_tensors(a: Path, b: Path) -> tuple[int, int]:
@@ -76,10 +78,10 @@ def main() -> None:
     given = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="ranks-"))
     print(
-        f"| method | ranks | tokens | equal | losses | seconds | {' | '.join(PHASES)} | MB | sent |"
+        f"| method | ranks | tokens | equal | losses | seconds | CPU s | {' | '.join(PHASES)} | MB | sent |"
     )
     print(
-        f"| --- | --: | --: | --: | --: | --: | {' | '.join('--:' for _ in PHASES)} | --: | --: |"
+        f"| --- | --: | --: | --: | --: | --: | --: | {' | '.join('--:' for _ in PHASES)} | --: | --: |"
     )
     for method in given.methods.split(","):
         for propagate in given.propagate.split(","):
@@ -88,7 +90,7 @@ def main() -> None:
                 out = folder / f"{method}-{propagate}-{ranks}"
                 asked = (given.model, out, ranks, tokens, method, propagate)
                 with get_context("spawn").Pool(1) as pool:  # its children's peak, and no others'
-                    seconds, peak, said = pool.apply(run, asked)
+                    seconds, processors, peak, said = pool.apply(run, asked)
                 spent = json.loads((out / "mlcalib.json").read_text())["seconds"]
                 first = folder / f"{method}-{propagate}-1"
                 compared = "", ""
@@ -101,7 +103,7 @@ def main() -> None:
                 parts = " | ".join(f"{spent.get(phase, 0):.1f}" for phase in PHASES)
                 print(
                     f"| {method}, {propagate} | {ranks} | {tokens:,} | {' | '.join(compared)} | "
-                    f"{seconds:.0f} | {parts} | {peak / 1e6:,.0f} | {sent} MB |",
+                    f"{seconds:.0f} | {processors:.0f} | {parts} | {peak / 1e6:,.0f} | {sent} MB |",
                     flush=True,
                 )
     shutil.rmtree(folder)

@@ -77,12 +77,8 @@ def main() -> None:
     parser.add_argument("--propagate", default="float,quantized")
     given = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="ranks-"))
-    print(
-        f"| method | ranks | tokens | equal | losses | seconds | CPU s | {' | '.join(PHASES)} | MB | sent |"
-    )
-    print(
-        f"| --- | --: | --: | --: | --: | --: | --: | {' | '.join('--:' for _ in PHASES)} | --: | --: |"
-    )
+    columns = ["ranks", "tokens", "equal", "losses", "seconds", "CPU s", *PHASES, "MB", "sent"]
+    print(f"| method | {' | '.join(columns)} |\n| --- |{' --: |' * len(columns)}")
     for method in given.methods.split(","):
         for propagate in given.propagate.split(","):
             for ranks in map(int, given.ranks.split(",")):

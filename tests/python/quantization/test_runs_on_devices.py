@@ -1,5 +1,6 @@
 """What runs on a GPU gives what the CPU gives, and its results are where they should be."""
 
+import dataclasses
 import json
 import logging
 
@@ -11,6 +12,7 @@ from small_models import ARCHITECTURES, save_tiny_llama, tiny_llama, tiny_model
 
 import mlcalib
 from mlcalib.evaluation import layer_losses
+from mlcalib.quantization import pass_plan
 from mlcalib.quantization.block_files import BlockFiles
 
 EXPERTS = ("mixtral", "qwen2_moe", "qwen3_moe")
@@ -85,6 +87,24 @@ def test_a_device_gives_what_the_cpu_gives(family, method, calibration, tokenize
 def test_awq_on_a_device(family, further, least, calibration, tokenizer, device):
     here, there = quantized_here_and_there(family, "awq", calibration, tokenizer, device, **further)
     alike(here, there, least=least)
+
+
+@each_device
+def test_experts_summed_one_by_one_on_a_device(calibration, tokenizer, device, monkeypatch):
+    model, plan = tiny_model("mixtral", vocabulary=384), pass_plan.plan_memory
+    options = {"tokenizer": tokenizer, "group_size": 32, "format": "dense", "progress": False}
+    whole = mlcalib.quantize(model, calibration, device=device, **options)
+
+    def short_of_memory(*args, **given):
+        return dataclasses.replace(plan(*args, **given), apart=True, diagonal=True)
+
+    monkeypatch.setattr(pass_plan, "plan_memory", short_of_memory)
+    short = mlcalib.quantize(model, calibration, device=device, **options)
+    assert set(short.statistics.values()) == {"diagonal"}
+    for name, linear in whole.linears.items():
+        assert torch.equal(linear.codes, short.linears[name].codes)
+        assert short.losses[name].keys() == whole.losses[name].keys()
+    assert short.expert_tokens == whole.expert_tokens
 
 
 @each_device

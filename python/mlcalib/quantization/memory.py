@@ -9,10 +9,10 @@ from mlcalib.calibration_sets import CalibrationSet
 from mlcalib.common.ranks import Ranks
 from mlcalib.models.device import CPU, free_memory
 from mlcalib.notebook import html
+from mlcalib.quantization.input_sizes import ExpertSums
 from mlcalib.quantization.memory_needs import (
     NOTHING_BACKWARD,
     BackwardText,
-    ExpertSums,
     Needs,
     OtherText,
     needs_of,

@@ -15,6 +15,7 @@ from mlcalib import _core
 from mlcalib.common.stopwatch import Stopwatch
 from mlcalib.formats import formats
 from mlcalib.models.device import CPU
+from mlcalib.models.experts import experts_of_token
 from mlcalib.quantization import memory, pass_plan
 from mlcalib.quantization.block_pass import run_pass
 from mlcalib.quantization.memory import plan_memory
@@ -110,6 +111,19 @@ def test_diagonals_change_no_code(text, tokenizer, caplog, method):
     assert not any("those of the diagonals" in line for line in whole.warnings())
     assert whole.ranges == short.ranges
     assert whole.expert_tokens == short.expert_tokens
+
+
+def test_of_experts_those_of_a_token_count(text):
+    model = tiny_model("mixtral", vocabulary=384)
+    chosen = model.config.num_experts_per_tok
+    assert 0 < chosen < 4
+    assert experts_of_token(model.config, 4) == chosen
+    assert experts_of_token(tiny_llama().config, 4) == 4
+    plan = planned(model, text, memory=TINY)
+    longest = max(ids.numel() for ids in text.ids.values())
+    assert plan.needs.rows == longest * chosen * (64 + 128) * 4
+    outputs = 64 + 2 * 32 + 64 + chosen * (2 * 128 + 64)
+    assert plan.needs.forward == 2 * 32 * (outputs + 4 * 64) * 4
 
 
 def test_diagonals_are_kept_where_a_language_at_a_time_is_too_much(text):

@@ -11,11 +11,13 @@ void register_grid(py::module_& m) {
                        "The values a weight may take: 2^bits levels per group of input channels.")
       .def(
           py::init([](int64_t bits, int64_t group_size, bool symmetric, const std::string& range,
-                      at::ScalarType scale_dtype, const std::string& numbers, double global_scale) {
+                      at::ScalarType scale_dtype, const std::string& numbers, double global_scale,
+                      int64_t super_block, int64_t scale_bits) {
             const GridSpec spec{bits,        group_size,
                                 symmetric,   parse_range(range),
                                 scale_dtype, parse_numbers(numbers),
-                                global_scale};
+                                global_scale, super_block,
+                                scale_bits};
             spec.check();
             return spec;
           }),
@@ -24,7 +26,9 @@ void register_grid(py::module_& m) {
           py::arg("range") = std::string(to_string(defaults.range)),
           py::arg("scale_dtype") = defaults.scale_dtype,
           py::arg("numbers") = std::string(to_string(defaults.numbers)),
-          py::arg("global_scale") = defaults.global_scale)
+          py::arg("global_scale") = defaults.global_scale,
+          py::arg("super_block") = defaults.super_block,
+          py::arg("scale_bits") = defaults.scale_bits)
       .def_readonly("bits", &GridSpec::bits)
       .def_readonly("group_size", &GridSpec::group_size)
       .def_readonly("symmetric", &GridSpec::symmetric)
@@ -34,23 +38,28 @@ void register_grid(py::module_& m) {
       .def_property_readonly(
           "numbers", [](const GridSpec& spec) { return std::string(to_string(spec.numbers)); })
       .def_readonly("global_scale", &GridSpec::global_scale)
+      .def_readonly("super_block", &GridSpec::super_block)
+      .def_readonly("scale_bits", &GridSpec::scale_bits)
+      .def_property_readonly("has_minima", &GridSpec::has_minima)
       .def("groups", &GridSpec::groups, py::arg("channels"),
            "Number of groups in a row of `channels`; the last may be shorter.")
       .def(py::pickle(
           [](const GridSpec& spec) {
             return py::make_tuple(spec.bits, spec.group_size, spec.symmetric,
                                   std::string(to_string(spec.range)), spec.scale_dtype,
-                                  std::string(to_string(spec.numbers)), spec.global_scale);
+                                  std::string(to_string(spec.numbers)), spec.global_scale,
+                                  spec.super_block, spec.scale_bits);
           },
           [](const py::tuple& state) {
             return GridSpec{
                 state[0].cast<int64_t>(),        state[1].cast<int64_t>(),
                 state[2].cast<bool>(),           parse_range(state[3].cast<std::string>()),
                 state[4].cast<at::ScalarType>(), parse_numbers(state[5].cast<std::string>()),
-                state[6].cast<double>()};
+                state[6].cast<double>(),         state[7].cast<int64_t>(),
+                state[8].cast<int64_t>()};
           }));
 
-  py::class_<Grid>(m, "Grid", "scale float32 and zero uint8, both [rows, groups].")
+  py::class_<Grid>(m, "Grid", "scale float32 and zero uint8 (float32 minima), both [rows, groups].")
       .def(py::init<at::Tensor, at::Tensor, GridSpec>(), py::arg("scale"), py::arg("zero"),
            py::arg("spec"))
       .def_readonly("scale", &Grid::scale)

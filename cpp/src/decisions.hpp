@@ -20,13 +20,13 @@ inline constexpr float kSmallestScale = 1.17549435e-38F;  // FLT_MIN: a group of
 /// What a code stands for.
 template <class T, class NumberSet>
 MLCALIB_HD T value_of(T code, Level<T> level, NumberSet numbers) {
-  return level.scale * unit_of(code, level, numbers);
+  return weight_of(unit_of(code, level, numbers), level, numbers);
 }
 
 /// w − ŵ of the nearest level.
 template <class T, class NumberSet>
 MLCALIB_HD T nearest_error(T weight, Level<T> level, NumberSet numbers) {
-  return weight - level.scale * nearest_unit(weight, level, numbers);
+  return weight - weight_of(nearest_unit(weight, level, numbers), level, numbers);
 }
 
 // ---- The range of a group ----
@@ -60,6 +60,7 @@ MLCALIB_HD Level<T> candidate_level(Extremes<T> extremes, const GridShape& shape
   const T scale =
       max_of((extremes.high - extremes.low) * shrink / max_code, splat<T>(kSmallestScale));
   if (shape.symmetric) return {scale, splat<T>((shape.largest + 1.0F) / 2)};
+  if (shape.minima) return {scale, T{} - extremes.low * shrink};
   return {scale, round_nearest(min_of(max_of(-(extremes.low * shrink) / scale, T{}), max_code))};
 }
 
@@ -95,7 +96,7 @@ template <class T, class NumberSet>
 MLCALIB_HD Decision<T> decide(T weight, T target, Level<T> level, float diagonal,
                               NumberSet numbers) {
   const T unit = nearest_unit(target, level, numbers);
-  const T quantized = level.scale * unit;
+  const T quantized = weight_of(unit, level, numbers);
   return {unit, weight - quantized, (target - quantized) * diagonal};
 }
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/empty_like.h>
 #include <ATen/ops/isfinite.h>
 #include <c10/util/Exception.h>
 
@@ -84,6 +85,18 @@ void GridSpec::check() const {
            static_cast<double>(static_cast<float>(global_scale)) == global_scale),
       "global_scale is ", global_scale, ", expected a positive float32 with scale_dtype ",
       "float8_e4m3fn, or 0.");
+  if (super_block == 0) {
+    TORCH_CHECK_VALUE(scale_bits == 0, "scale_bits is ", scale_bits,
+                      ", expected 0 without a super_block.");
+    return;
+  }
+  TORCH_CHECK_VALUE(numbers == Numbers::kInteger, "numbers is '", to_string(numbers),
+                    "', expected 'integer' with a super_block.");
+  TORCH_CHECK_VALUE(group_size > 0 && super_block > 0 && super_block % group_size == 0,
+                    "super_block is ", super_block, ", expected a multiple of group_size (",
+                    group_size, "), or 0.");
+  TORCH_CHECK_VALUE(2 <= scale_bits && scale_bits <= 8, "scale_bits is ", scale_bits,
+                    ", expected 2 to 8 with a super_block.");
 }
 
 int64_t GridSpec::groups(int64_t channels) const {
@@ -100,7 +113,12 @@ GridShape grid_shape(const GridSpec& spec) {
           .candidates = spec.range == Range::kMinMax ? 1 : kCandidates,
           .numbers = spec.numbers,
           .scales = scales,
-          .global_scale = static_cast<float>(spec.global_scale)};
+          .global_scale = static_cast<float>(spec.global_scale),
+          .minima = spec.has_minima()};
+}
+
+int64_t fit_width(const GridSpec& spec, int64_t columns) {
+  return spec.super_block == 0 ? group_width(spec, columns) : std::min(spec.super_block, columns);
 }
 
 int64_t group_width(const GridSpec& spec, int64_t columns) {
@@ -119,19 +137,57 @@ GridSpec with_global_scale(GridSpec spec, at::TensorList weights) {
   return spec;
 }
 
+namespace {
+
+double smallest_scale(at::ScalarType type) {
+  return type == at::kHalf ? 5.9604645e-8 : 1.17549435e-38;
+}
+
+// Positive values as `type` holds them. One too small becomes the smallest that it has: zero would
+// divide to NaN.
+at::Tensor held_in(at::ScalarType type, const at::Tensor& values) {
+  const at::Tensor held = values.clamp_min(smallest_scale(type)).to(type).to(at::kFloat);
+  TORCH_CHECK_VALUE(at::isfinite(held).all().item<bool>(), "a scale of up to ",
+                    values.max().item<float>(), " does not fit ", type,
+                    "; use scale_dtype=torch.float32 or torch.bfloat16.");
+  return held;
+}
+
+// Each as the nearest of least … most times what makes the largest of them `most`: values are
+// [rows, groups of a super-block, …].
+at::Tensor in_steps(const at::Tensor& values, int64_t least, int64_t most, at::ScalarType type) {
+  // Not divided: CUDA divides by a number as it multiplies by the inverse.
+  const at::Tensor step =
+      held_in(type, values.amax(1, /*keepdim=*/true).mul(1.0F / static_cast<float>(most)));
+  return values.div(step).round_().clamp_(least, most).mul_(step);
+}
+
+Grid round_super_blocks(const at::Tensor& scale, const at::Tensor& zero, const GridSpec& spec) {
+  const int64_t most = spec.symmetric ? int64_t{1} << (spec.scale_bits - 1)
+                                      : (int64_t{1} << spec.scale_bits) - 1;
+  const int64_t width = spec.super_block / spec.group_size;
+  const at::Tensor scales = at::empty_like(scale, at::MemoryFormat::Contiguous);
+  const at::Tensor minima = at::empty_like(scales);
+  for (int64_t first = 0; first < scale.size(1); first += width) {
+    const auto part = [&](const at::Tensor& all) {
+      return all.narrow(1, first, std::min(width, all.size(1) - first));
+    };
+    part(scales).copy_(in_steps(part(scale), 1, most, spec.scale_dtype));
+    if (spec.has_minima()) part(minima).copy_(in_steps(part(zero), 0, most, spec.scale_dtype));
+  }
+  return {scales, spec.has_minima() ? minima : zero.to(at::kByte).contiguous(), spec};
+}
+
+}  // namespace
+
 Grid round_grid(const at::Tensor& scale, const at::Tensor& zero, const GridSpec& spec) {
-  // A scale too small for its type becomes the smallest that it has: zero would divide to NaN.
-  if (spec.scale_dtype == at::kFloat8_e4m3fn) {
+  if (spec.super_block != 0) return round_super_blocks(scale, zero, spec);
+  if (spec.scale_dtype == at::kFloat8_e4m3fn) {  // nor is one of these zero
     const at::Tensor numbers = scale.mul(spec.global_scale).clamp_(E4m3::kStep, 448);
     const at::Tensor held = numbers.to(spec.scale_dtype).to(at::kFloat).div_(spec.global_scale);
     return {held.contiguous(), zero.to(at::kByte).contiguous(), spec};
   }
-  const double smallest = spec.scale_dtype == at::kHalf ? 5.9604645e-8 : 1.17549435e-38;
-  const at::Tensor rounded = scale.clamp_min(smallest).to(spec.scale_dtype).to(at::kFloat);
-  TORCH_CHECK_VALUE(at::isfinite(rounded).all().item<bool>(), "a scale of up to ",
-                    scale.max().item<float>(), " does not fit ", spec.scale_dtype,
-                    "; use scale_dtype=torch.float32 or torch.bfloat16.");
-  return {rounded.contiguous(), zero.to(at::kByte).contiguous(), spec};
+  return {held_in(spec.scale_dtype, scale).contiguous(), zero.to(at::kByte).contiguous(), spec};
 }
 
 Grid fit_grid(const at::Tensor& weight, const GridSpec& asked,

@@ -13,7 +13,8 @@ enum class Scales {
   kE4m3,    ///< Float8_e4m3fn numbers divided by global_scale
 };
 
-/// Codes of integers are 0 … largest; of other numbers it is the largest one.
+/// Codes of integers are 0 … largest; of other numbers it is the largest one. With minima, the zero
+/// of a level is what the weight of code 0 lies below zero.
 struct GridShape {
   float largest;
   bool symmetric;
@@ -21,6 +22,7 @@ struct GridShape {
   Numbers numbers = Numbers::kInteger;
   Scales scales = Scales::kAny;
   float global_scale = 0;
+  bool minima = false;
 };
 
 /// Shrunk ranges tried by the searches: 1.00, 0.97, … 0.61.

@@ -28,6 +28,8 @@ void check_codes(const at::Tensor& codes, const Grid& grid) {
 void check_numbers(const GridSpec& spec) {
   TORCH_CHECK_NOT_IMPLEMENTED(spec.numbers == Numbers::kInteger, "there is no product of packed ",
                               to_string(spec.numbers), " weights; dequantize them.");
+  TORCH_CHECK_NOT_IMPLEMENTED(spec.super_block == 0, "there is no product of packed weights of ",
+                              "super-blocks; dequantize them.");
 }
 
 void check_size(int64_t rows, int64_t columns) {

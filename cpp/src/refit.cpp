@@ -11,6 +11,7 @@
 #include <ATen/ops/mm.h>
 #include <ATen/ops/ones_like.h>
 #include <ATen/ops/where.h>
+#include <ATen/ops/zeros_like.h>
 
 #include <algorithm>
 #include <vector>
@@ -58,12 +59,20 @@ at::Tensor refit_scale(const at::Tensor& weight, const at::Tensor& codes, const 
   std::vector<at::Tensor> parts;
   for (int64_t first = 0; first < weight.size(0); first += kRows) {
     const int64_t count = std::min(kRows, weight.size(0) - first);
+    const at::Tensor scale = grid.scale.narrow(0, first, count);
     const at::Tensor zero = grid.zero.narrow(0, first, count);
-    const Grid units{at::ones_like(zero, grid.scale.options()), zero, grid.spec};
-    const at::Tensor unit =
-        dequantize_stub(weight.device().type(), codes.narrow(0, first, count), units);
-    parts.push_back(refit_rows(weight.narrow(0, first, count), unit,
-                               grid.scale.narrow(0, first, count), hessian, width));
+    const auto values = [&](const at::Tensor& scales, const at::Tensor& zeros) {
+      return dequantize_stub(weight.device().type(), codes.narrow(0, first, count),
+                             {scales, zeros, grid.spec});
+    };
+    at::Tensor wanted = weight.narrow(0, first, count);
+    at::Tensor unit_zero = zero;
+    if (grid.spec.has_minima()) {  // they stay: scales are fitted to what is above them
+      wanted = wanted - values(at::zeros_like(scale), zero);
+      unit_zero = at::zeros_like(zero);
+    }
+    parts.push_back(
+        refit_rows(wanted, values(at::ones_like(scale), unit_zero), scale, hessian, width));
   }
   return at::cat(parts);
 }

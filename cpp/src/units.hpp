@@ -9,7 +9,7 @@
 
 namespace mlcalib {
 
-/// Of one row's group.
+/// Of one row's group: its scale, and its zero point or minimum.
 template <class T>
 struct Level {
   T scale;
@@ -48,6 +48,41 @@ MLCALIB_HD T code_of(T unit, Level<T> level, Integers<T>) {
 template <class T>
 MLCALIB_HD T unit_of(T code, Level<T> level, Integers<T>) {
   return code - level.zero;
+}
+
+/// The weight that a unit stands for: of all numbers but those with a minimum.
+template <class T, class NumberSet>
+MLCALIB_HD T weight_of(T unit, Level<T> level, NumberSet) {
+  return level.scale * unit;
+}
+
+// ---- Integers from 0 to max_code above a minimum ----
+
+/// The weight of a code is scale · code − zero: zero is a float, as in the blocks of GGUF.
+template <class T>
+struct Raised {
+  T max_code;
+};
+
+template <class T>
+MLCALIB_HD T nearest_unit(T weight, Level<T> level, Raised<T> numbers) {
+  return round_nearest(
+      min_of(max_of((weight + level.zero) / level.scale, T{}), numbers.max_code));
+}
+
+template <class T>
+MLCALIB_HD T code_of(T unit, Level<T>, Raised<T>) {
+  return unit;
+}
+
+template <class T>
+MLCALIB_HD T unit_of(T code, Level<T>, Raised<T>) {
+  return code;
+}
+
+template <class T>
+MLCALIB_HD T weight_of(T unit, Level<T> level, Raised<T>) {
+  return level.scale * unit - level.zero;
 }
 
 // ---- Floats of few bits ----
@@ -189,6 +224,7 @@ template <class T, class Run>
 static inline void with_numbers(const GridShape& shape, const Run& run) {
   switch (shape.numbers) {
     case Numbers::kInteger:
+      if (shape.minima) return run(Raised<T>{splat<T>(shape.largest)});
       return run(Integers<T>{splat<T>(shape.largest)});
     case Numbers::kNf4:
       return run(Nf4{});

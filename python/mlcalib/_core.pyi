@@ -32,10 +32,17 @@ class GridSpec(metaclass=_Extension):
     what gives the largest group of the weights that are fitted together the number 448; the spec of
     a fitted grid has the value.
 
+    ``super_block`` is a number of input channels, whole groups of integers, whose scales are
+    multiples of one number in ``scale_dtype``: from 1 to 2^scale_bits - 1 times, or where
+    ``symmetric`` from 1 to 2^(scale_bits - 1) times. Where they are not symmetric, groups have no
+    zero points, but minima, which are from 0 to 2^scale_bits - 1 times a second number: a level is
+    scale · code - minimum. These are the K-quants of GGUF. 0 stands for none.
+
     Raises:
         ValueError: bits outside 2…8, a group size neither -1 nor positive, an unknown range, other
             numbers with other bits than theirs or with ``symmetric=False``, a ``scale_dtype`` or a
-            ``global_scale`` that the numbers do not have.
+            ``global_scale`` that the numbers do not have, a ``super_block`` that ``group_size``
+            does not divide, other ``scale_bits`` than 2…8 with one or than 0 without.
     """
 
     def __init__(
@@ -47,6 +54,8 @@ class GridSpec(metaclass=_Extension):
         scale_dtype: torch.dtype = ...,
         numbers: Numbers = "integer",
         global_scale: float = 0.0,
+        super_block: int = 0,
+        scale_bits: int = 0,
     ) -> None: ...
     @property
     def bits(self) -> int: ...
@@ -62,16 +71,23 @@ class GridSpec(metaclass=_Extension):
     def numbers(self) -> Numbers: ...
     @property
     def global_scale(self) -> float: ...
+    @property
+    def super_block(self) -> int: ...
+    @property
+    def scale_bits(self) -> int: ...
+    @property
+    def has_minima(self) -> bool: ...
     def groups(self, channels: int) -> int: ...
-    def __getstate__(self) -> tuple[int, int, bool, str, torch.dtype, str, float]: ...
+    def __getstate__(self) -> tuple[int, int, bool, str, torch.dtype, str, float, int, int]: ...
     def __setstate__(
-        self, state: tuple[int, int, bool, str, torch.dtype, str, float], /
+        self, state: tuple[int, int, bool, str, torch.dtype, str, float, int, int], /
     ) -> None: ...
 
 class Grid(metaclass=_Extension):
     """``scale`` float32 and ``zero`` uint8, both [rows, groups]; weight ≈ scale · (code - zero).
 
-    For other numbers than integers, scale · the number of the code.
+    For other numbers than integers, scale · the number of the code. Where the spec ``has_minima``,
+    ``zero`` is float32, and weight ≈ scale · code - zero.
     """
 
     def __init__(self, scale: Tensor, zero: Tensor, spec: GridSpec) -> None: ...

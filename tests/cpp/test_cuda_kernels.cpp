@@ -92,24 +92,28 @@ TEST_P(CudaFit, AgreesWithTheCpu) {
 INSTANTIATE_TEST_SUITE_P(Cases, CudaFit, testing::ValuesIn(kFits), reference::name_of<FitCase>);
 
 TEST(CudaKernels, QuantizeAndDequantize) {
+  std::vector<GridSpec> specs;
   for (const int64_t group_size : {int64_t{16}, kWholeRow}) {
     for (const Numbers numbers : {Numbers::kInteger, Numbers::kNf4, Numbers::kE2m1}) {
-      const GridSpec spec{
-          .bits = 4, .group_size = group_size, .symmetric = true, .numbers = numbers};
-      const at::Tensor weight = random_weight(7, 150, 1);
-      const Grid grid = fit_grid(weight, spec);
-      const Levels levels{grid.scale.const_data_ptr<float>(),
-                          grid.zero.const_data_ptr<uint8_t>(),
-                          7,
-                          150,
-                          reference::group_width(spec, 150),
-                          grid_shape(spec)};
-      const at::Tensor codes = at::full({7, 150}, 99, at::kByte), values = garbage({7, 150});
-      quantize(data(weight), levels, codes.data_ptr<uint8_t>(), nullptr);
-      dequantize(codes.const_data_ptr<uint8_t>(), levels, values.data_ptr<float>(), nullptr);
-      EXPECT_TRUE(same_bits(codes, quantize_stub(at::kCPU, weight, grid)));
-      EXPECT_TRUE(same_bits(values, dequantize_stub(at::kCPU, codes, grid)));
+      specs.push_back({.bits = 4, .group_size = group_size, .symmetric = true, .numbers = numbers});
     }
+  }
+  specs.push_back({.bits = 2, .group_size = 16, .super_block = 64, .scale_bits = 4});
+  for (const GridSpec& spec : specs) {
+    const at::Tensor weight = random_weight(7, 150, 1);
+    const Grid grid = fit_grid(weight, spec);
+    const at::Tensor zero = grid.zero.to(at::kFloat);
+    const Levels levels{grid.scale.const_data_ptr<float>(),
+                        zero.const_data_ptr<float>(),
+                        7,
+                        150,
+                        reference::group_width(spec, 150),
+                        grid_shape(spec)};
+    const at::Tensor codes = at::full({7, 150}, 99, at::kByte), values = garbage({7, 150});
+    quantize(data(weight), levels, codes.data_ptr<uint8_t>(), nullptr);
+    dequantize(codes.const_data_ptr<uint8_t>(), levels, values.data_ptr<float>(), nullptr);
+    EXPECT_TRUE(same_bits(codes, quantize_stub(at::kCPU, weight, grid)));
+    EXPECT_TRUE(same_bits(values, dequantize_stub(at::kCPU, codes, grid)));
   }
 }
 

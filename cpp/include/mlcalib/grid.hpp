@@ -44,16 +44,24 @@ struct GridSpec {
   /// Scales are Float8_e4m3fn numbers divided by this float32; 0: what lets the largest group of
   /// the weights that are fitted together have the largest of these numbers.
   double global_scale = 0;
+  /// Of integers: input channels, whole groups, that share one number of scale_dtype. The scales of
+  /// their groups are 1 … 2^scale_bits − 1 of it, or 1 … 2^(scale_bits − 1) where symmetric. The
+  /// others have no zero points, but minima: 0 … 2^scale_bits − 1 of a second number. 0: none.
+  int64_t super_block = 0;
+  int64_t scale_bits = 0;  ///< 2 … 8 with a super_block, else 0
 
   /// Throws ValueError for fields outside their domain.
   void check() const;
   /// Number of groups in a row of `channels`; the last may be shorter.
   int64_t groups(int64_t channels) const;
   int64_t max_code() const { return (int64_t{1} << bits) - 1; }
+  /// Whether the zeros of a grid are minima.
+  bool has_minima() const { return super_block != 0 && !symmetric; }
 };
 
 /// scale float32 and zero uint8, both [rows, groups]; weight ≈ scale · number of the code, which is
-/// code − zero for integers; the others have zeros of 0.
+/// code − zero for integers; the others have zeros of 0. Of a spec with minima zero is float32, and
+/// weight ≈ scale · code − zero.
 struct Grid {
   at::Tensor scale;
   at::Tensor zero;

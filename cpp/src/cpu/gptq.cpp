@@ -34,6 +34,7 @@ class Solve {
         kernels_(cpu::kernels()),
         rows_(problem.weight.size(0)),
         columns_(problem.weight.size(1)),
+        fit_width_(fit_width(problem.spec, columns_)),
         padded_(cpu::row_tiles(columns_) * kRowTile),
         weight_(cpu::to_panel<float>(problem.weight)),
         error_(at::empty({weight_.size(0), padded_, kRowTile}, at::kFloat)),
@@ -52,7 +53,7 @@ class Solve {
     error_.narrow(1, columns_, padded_ - columns_).zero_();
     if (const Grid* given = std::get_if<Grid>(&problem.grids)) {
       scale_ = cpu::to_panel<float>(given->scale.contiguous());
-      zero_ = cpu::to_panel<uint8_t>(given->zero.contiguous());
+      zero_ = cpu::to_panel<float>(given->zero.to(at::kFloat).contiguous());
       const int64_t padding = weight_.size(0) * kRowTile - rows_;
       scale_.select(0, -1).narrow(1, kRowTile - padding, padding).fill_(1);  // it must divide
       return;
@@ -61,7 +62,7 @@ class Solve {
     zero_ = at::empty(scale_.sizes(), scale_.options());
     if (!running_) {
       cpu::fit_groups(weight_, error_weights(), spec_, scale_, zero_);
-      scale_ = round_grid(scale_, zero_, spec_).scale;
+      hold(0, scale_.size(1));
     }
   }
 
@@ -74,8 +75,7 @@ class Solve {
     return {.codes = cpu::from_panel<uint8_t, uint8_t>(codes_, rows_),
             .energy = energy_.narrow(0, 0, rows_),
             .square = square_.narrow(0, 0, rows_),
-            .grid = {cpu::from_panel<float, float>(scale_, rows_),
-                     cpu::from_panel<float, uint8_t>(zero_, rows_), spec_}};
+            .grid = {cpu::from_panel<float, float>(scale_, rows_), zeros(), spec_}};
   }
 
  private:
@@ -92,10 +92,10 @@ class Solve {
   void solve_one_sided() {
     for (int64_t last = columns_; last > 0;) {
       check_interrupt();
-      const int64_t group_begin = begin_of_group(last);
-      if (running_ && starts_group(last)) fit_running(group_begin, last);
+      const int64_t fit_begin = begin_of_fit(last);
+      if (running_ && starts_fit(last)) fit_running(fit_begin, last);
       const int64_t block_begin = std::max<int64_t>(last - problem_.block, 0);
-      const int64_t first = running_ ? std::max(block_begin, group_begin) : block_begin;
+      const int64_t first = running_ ? std::max(block_begin, fit_begin) : block_begin;
       const Block block = make_block(first, last);
       gather_all(block);
       at::parallel_for(0, weight_.size(0), 1, [&](int64_t begin, int64_t end) {
@@ -189,15 +189,23 @@ class Solve {
             .changes = {}};
   }
 
-  bool starts_group(int64_t last) const {
-    return last == columns_ || groups_of_[last - 1] != groups_of_[last];
+  at::Tensor zeros() const {
+    return spec_.has_minima() ? cpu::from_panel<float, float>(zero_, rows_)
+                              : cpu::from_panel<float, uint8_t>(zero_, rows_);
   }
 
-  // In natural order groups are consecutive.
-  int64_t begin_of_group(int64_t last) const {
-    return spec_.group_size == kWholeRow
-               ? 0
-               : std::max<int64_t>(columns_ - (groups_of_[last - 1] + 1) * spec_.group_size, 0);
+  // Rounds the grids of groups that were fitted together to what the spec holds.
+  void hold(int64_t group, int64_t groups) {
+    const at::Tensor scale = scale_.narrow(1, group, groups), zero = zero_.narrow(1, group, groups);
+    const Grid held = round_grid(scale, zero, spec_);
+    scale.copy_(held.scale);
+    zero.copy_(held.zero);
+  }
+
+  // Columns that are fitted together are consecutive: running grids have the natural order.
+  bool starts_fit(int64_t last) const { return (columns_ - last) % fit_width_ == 0; }
+  int64_t begin_of_fit(int64_t last) const {
+    return std::max<int64_t>(columns_ - ((columns_ - last) / fit_width_ + 1) * fit_width_, 0);
   }
 
   // R_kj / R_kk, and of the same tile all columns after it.
@@ -265,10 +273,11 @@ class Solve {
             spec_.range == Range::kGramBlock ? problem_.gram : at::Tensor()};
   }
 
-  // Fits the group to the weights that GPTQ holds when it gets there: with F, the feedback of all
-  // earlier groups, W_G + R_GG'⁻¹ F, where R' has the unit diagonal.
+  // Fits groups to the weights that GPTQ holds when it gets there: with F, the feedback of all
+  // earlier ones, W_G + R_GG'⁻¹ F, where R' has the unit diagonal.
   void fit_running(int64_t first, int64_t last) {
     const int64_t count = last - first, group = groups_of_[last - 1];
+    const int64_t groups = groups_of_[first] - group + 1, width = group_width(spec_, columns_);
     at::Tensor held = at::zeros({weight_.size(0), count, kRowTile}, weight_.options());
     if (last < columns_) {
       const at::Tensor packed = pack_factor(first, last);
@@ -282,9 +291,12 @@ class Solve {
     }
     const int64_t column = columns_ - last;  // the order is natural
     held = (held.flip(1) + weight_.narrow(1, column, count)).contiguous();
-    cpu::fit_panel(held, error_weights().narrow(column, count), spec_, group, scale_, zero_);
-    const at::Tensor scale = scale_.select(1, group);
-    scale.copy_(round_grid(scale, zero_.select(1, group), spec_).scale);
+    for (int64_t i = 0; i < groups; ++i) {
+      const int64_t from = i * width, wide = std::min(width, count - from);
+      cpu::fit_panel(held.narrow(1, from, wide), error_weights().narrow(column + from, wide), spec_,
+                     group + i, scale_, zero_);
+    }
+    hold(group, groups);
   }
 
   // The weights of a tile and the feedback of its columns before the block, for the columns
@@ -320,7 +332,7 @@ class Solve {
   const GridSpec& spec_;
   const bool running_;
   const cpu::KernelTable& kernels_;
-  int64_t rows_, columns_, padded_;
+  int64_t rows_, columns_, fit_width_, padded_;
   at::Tensor weight_, error_, target_, codes_, energy_, square_, scale_, zero_, feed_;
   std::vector<float> diagonal_;
   std::vector<int64_t> columns_of_, groups_of_;

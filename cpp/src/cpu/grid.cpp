@@ -91,16 +91,16 @@ std::tuple<at::Tensor, at::Tensor> fit_grid_cpu(const at::Tensor& weight,
 // Calls run(offset, length, scale, zero) for every row's every group.
 template <class Run>
 void for_each_run(int64_t rows, int64_t columns, const Grid& grid, const Run& run) {
-  const at::Tensor scale = grid.scale.contiguous(), zero = grid.zero.contiguous();
+  const at::Tensor scale = grid.scale.contiguous(), zero = grid.zero.to(at::kFloat).contiguous();
   const float* scales = scale.const_data_ptr<float>();
-  const uint8_t* zeros = zero.const_data_ptr<uint8_t>();
+  const float* zeros = zero.const_data_ptr<float>();
   const int64_t groups = scale.size(1);
   const int64_t width = group_width(grid.spec, columns);
   at::parallel_for(0, rows, 16, [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
       for (int64_t g = 0; g < groups; ++g) {
         run(r * columns + g * width, std::min(width, columns - g * width), scales[r * groups + g],
-            static_cast<float>(zeros[r * groups + g]));
+            zeros[r * groups + g]);
       }
     }
   });

@@ -33,6 +33,7 @@ class Solve {
         running_(std::holds_alternative<FittedAsReached>(problem.grids)),
         rows_(problem.weight.size(0)),
         columns_(problem.weight.size(1)),
+        fit_width_(fit_width(problem.spec, columns_)),
         weight_(problem.weight.index_select(1, problem.visits)),
         error_(at::empty({rows_, columns_}, weight_.options())),
         feedback_(at::zeros({rows_, columns_}, weight_.options())),
@@ -45,8 +46,9 @@ class Solve {
       zero_ = given->zero.to(at::kFloat).contiguous();
     } else if (!running_) {
       const auto [scale, zero] = cuda::fit(problem.weight, error_weights(0, columns_), spec_);
-      scale_ = round_grid(scale, zero, spec_).scale;
-      zero_ = zero;
+      const Grid held = round_grid(scale, zero, spec_);
+      scale_ = held.scale;
+      zero_ = held.zero.to(at::kFloat);
     } else {
       scale_ = at::empty({rows_, spec_.groups(columns_)}, weight_.options());
       zero_ = at::empty(scale_.sizes(), scale_.options());
@@ -58,10 +60,10 @@ class Solve {
     const int64_t block = std::min(problem_.block, cuda::GptqBlock::kColumns);
     for (int64_t first = 0; first < columns_;) {
       check_interrupt();
-      const int64_t group_end = end_of_group(first);
-      if (running_ && starts_group(first)) fit_running(first, group_end);
+      const int64_t fit_end = std::min(columns_, (first / fit_width_ + 1) * fit_width_);
+      if (running_ && first % fit_width_ == 0) fit_running(first, fit_end);
       const int64_t last =
-          std::min(running_ ? group_end : columns_, std::min(first + block, columns_));
+          std::min(running_ ? fit_end : columns_, std::min(first + block, columns_));
       solve_block(first, last - first);
       first = last;
       if (first - panel_ >= kPanel && first < columns_) feed_back(first);
@@ -69,21 +71,10 @@ class Solve {
     return {.codes = at::empty_like(codes_).index_copy_(1, problem_.visits, codes_),
             .energy = energy_,
             .square = square_,
-            .grid = {scale_, zero_.to(at::kByte), spec_}};
+            .grid = {scale_, spec_.has_minima() ? zero_ : zero_.to(at::kByte), spec_}};
   }
 
  private:
-  bool starts_group(int64_t column) const {
-    return column == 0 || problem_.group_of[column] != problem_.group_of[column - 1];
-  }
-
-  // In natural order groups are consecutive.
-  int64_t end_of_group(int64_t column) const {
-    return spec_.group_size == kWholeRow
-               ? columns_
-               : std::min(columns_, (problem_.group_of[column] + 1) * spec_.group_size);
-  }
-
   // Columns stand in the weight's own order.
   cuda::ErrorWeights error_weights(int64_t column, int64_t count) const {
     cuda::ErrorWeights weights;
@@ -100,7 +91,7 @@ class Solve {
     return problem_.factor.matrix.narrow(0, row, rows).narrow(1, column, columns);
   }
 
-  // Fits the group to the weights that GPTQ holds when it gets there: w_G + D_{<G} M_{<G,G} M_GG⁻¹.
+  // Fits groups to the weights that GPTQ holds when it gets there: w_G + D_{<G} M_{<G,G} M_GG⁻¹.
   void fit_running(int64_t first, int64_t last) {
     const int64_t count = last - first, group = problem_.group_of[first];
     at::Tensor held = weight_.narrow(1, first, count);
@@ -109,11 +100,10 @@ class Solve {
                                                 feedback(first, count), /*upper=*/true,
                                                 /*left=*/false, /*unitriangular=*/true);
     }
-    GridSpec row = spec_;
-    row.group_size = kWholeRow;  // the columns held are one group
-    const auto [scale, zero] = cuda::fit(held.contiguous(), error_weights(first, count), row);
-    scale_.narrow(1, group, 1).copy_(round_grid(scale, zero, spec_).scale);
-    zero_.narrow(1, group, 1).copy_(zero);
+    const auto [scale, zero] = cuda::fit(held.contiguous(), error_weights(first, count), spec_);
+    const Grid rounded = round_grid(scale, zero, spec_);
+    scale_.narrow(1, group, scale.size(1)).copy_(rounded.scale);
+    zero_.narrow(1, group, scale.size(1)).copy_(rounded.zero);
   }
 
   // Of all errors so far to `count` columns from `first` on: those of the panel by a product of
@@ -195,7 +185,7 @@ class Solve {
   const GptqProblem& problem_;
   const GridSpec& spec_;
   const bool running_;
-  int64_t rows_, columns_;
+  int64_t rows_, columns_, fit_width_;
   int64_t panel_ = 0;  // its first column
   at::Tensor weight_, error_, feedback_, codes_, energy_, square_, group_of_, scale_, zero_;
 };

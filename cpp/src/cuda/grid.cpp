@@ -52,10 +52,10 @@ std::tuple<at::Tensor, at::Tensor> fit_grid_cuda(const at::Tensor& weight,
 /// Calls run(levels, stream) with the grid of a matrix [rows, columns].
 template <class Run>
 void with_levels(const at::Tensor& matrix, const Grid& grid, const Run& run) {
-  const at::Tensor scale = grid.scale.contiguous(), zero = grid.zero.contiguous();
+  const at::Tensor scale = grid.scale.contiguous(), zero = grid.zero.to(at::kFloat).contiguous();
   const int64_t columns = matrix.size(1);
   const cuda::Levels levels{cuda::pointer<const float>(scale),
-                            cuda::pointer<const uint8_t>(zero),
+                            cuda::pointer<const float>(zero),
                             matrix.size(0),
                             columns,
                             group_width(grid.spec, columns),

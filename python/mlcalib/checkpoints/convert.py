@@ -84,7 +84,7 @@ def _specs(checkpoint: Checkpoint, form: Format, dtype: torch.dtype) -> dict[str
     for name in checkpoint.linears:
         grid = checkpoint.linear(name).grid
         found[name] = (grid.spec, held_dtype(name, grid, form, dtype))
-        centred = centred and bool((grid.zero == 1 << (grid.spec.bits - 1)).all())
+        centred &= not grid.spec.has_minima and bool((grid.zero == 1 << (grid.spec.bits - 1)).all())
     return {
         name: with_scales(spec, scale, symmetric=spec.symmetric or centred)
         for name, (spec, scale) in found.items()

@@ -52,6 +52,8 @@ def with_scales(spec: GridSpec, dtype: torch.dtype, *, symmetric: bool | None = 
         dtype,
         spec.numbers,
         spec.global_scale if dtype == torch.float8_e4m3fn else 0.0,
+        spec.super_block,
+        spec.scale_bits,
     )
 
 

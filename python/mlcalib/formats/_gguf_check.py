@@ -11,13 +11,12 @@ import numpy as np
 from mlcalib.common.errors import printable
 from mlcalib.common.gguf_read import GgufFile, GgufTensor, read_gguf
 from mlcalib.common.optional import optional
-from mlcalib.formats._gguf_reader import GGUF_GRIDS
+from mlcalib.formats._gguf_blocks import GGUF_GRIDS, block_bytes, fields
 from mlcalib.formats._readers import Facts
 from mlcalib.formats._section import Problem
 from mlcalib.models import gguf_architectures
 
 _SECTION = {"quant_method": "gguf"}
-_BLOCKS = {"Q4_0": (18, 1), "Q4_1": (20, 2), "Q8_0": (34, 1)}  # bytes; float16 at their start
 
 
 def inspect(file: Path) -> tuple[Facts, list[Problem]]:
@@ -93,8 +92,10 @@ def _finite(tensor: GgufTensor) -> bool:
     kind, data = tensor.tensor_type.name, tensor.data
     if kind in ("F32", "F16"):
         return bool(np.isfinite(data).all())
-    if kind not in _BLOCKS:
+    if kind not in GGUF_GRIDS:
         return True
-    size, halves = _BLOCKS[kind]
-    heads = data.reshape(-1, size)[:, : 2 * halves].copy()
-    return bool(np.isfinite(heads.view(np.float16)).all())
+    blocks = data.reshape(-1, block_bytes(kind))
+    numbers = [
+        blocks[:, at : at + size].copy() for field, at, size in fields(kind) if field in ("d", "m")
+    ]
+    return all(bool(np.isfinite(each.view(np.float16)).all()) for each in numbers)

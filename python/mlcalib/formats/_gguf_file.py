@@ -13,11 +13,16 @@ import torch
 from torch import Tensor
 
 from mlcalib._core import build_info
+from mlcalib.common.gguf_types import BLOCK_TYPES
 from mlcalib.common.optional import optional
 from mlcalib.formats._gguf_tokenizer import add_tokenizer, check_tokenizer
 from mlcalib.models import gguf_architectures
 
-_FILE_TYPES = {"Q4_0": "MOSTLY_Q4_0", "Q4_1": "MOSTLY_Q4_1", "Q8_0": "MOSTLY_Q8_0"}
+_FILE_TYPES = {kind: f"MOSTLY_{kind}" for kind in BLOCK_TYPES} | {
+    "Q3_K": "MOSTLY_Q3_K_M",
+    "Q4_K": "MOSTLY_Q4_K_M",
+    "Q5_K": "MOSTLY_Q5_K_M",
+}
 
 
 def check_config(config: Any, architecture: str, tokenizer: Any) -> None:

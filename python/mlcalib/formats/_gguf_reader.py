@@ -18,13 +18,9 @@ from mlcalib.common.errors import CannotReadError, named, printable
 from mlcalib.common.gguf_read import GgufTensor, read_gguf
 from mlcalib.common.optional import optional
 from mlcalib.formats._file import FileTensors
+from mlcalib.formats._gguf_blocks import GGUF_GRIDS
 from mlcalib.models import GgufArchitecture, gguf_architectures
 
-GGUF_GRIDS = {
-    kind: GridSpec(bits, 32, symmetric, scale_dtype=torch.float16)
-    for kind, bits, symmetric in (("Q4_0", 4, True), ("Q4_1", 4, False), ("Q8_0", 8, True))
-}
-"""Of the kinds of blocks whose codes mlcalib reads."""
 _PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -79,7 +75,7 @@ def open_gguf(file: Path) -> GgufTensors:
     """Look at a GGUF file, without reading its tensors.
 
     Raises:
-        CannotReadError: it has linears in blocks whose codes no format here holds (Q4_K, Q5_0, …).
+        CannotReadError: it has linears in blocks whose codes no format here holds (IQ4_XS, …).
         ValueError: it is damaged, or lacks tensors of its architecture.
         NotImplementedError: an architecture, or scaled positions, that are not read yet.
         ImportError: the package gguf is missing.

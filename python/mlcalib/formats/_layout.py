@@ -16,9 +16,9 @@ _FUSED_NAMES = {leaf: whole for whole, leaves in FUSED.items() for leaf in leave
 
 def by_grid(specs: Mapping[str, GridSpec]) -> list[tuple[GridSpec, list[str]]]:
     """Return what a checkpoint tells apart: each grid and its linears, the largest group first."""
-    groups: dict[tuple[int, int, bool, str], tuple[GridSpec, list[str]]] = {}
+    groups: dict[tuple[int, int, bool, str, int], tuple[GridSpec, list[str]]] = {}
     for name, spec in specs.items():
-        key = (spec.bits, spec.group_size, spec.symmetric, spec.numbers)
+        key = (spec.bits, spec.group_size, spec.symmetric, spec.numbers, spec.super_block)
         groups.setdefault(key, (spec, []))[1].append(name)
     return sorted(groups.values(), key=lambda group: -len(group[1]))
 
@@ -28,6 +28,8 @@ def describe(spec: GridSpec) -> str:
     kind = "symmetric" if spec.symmetric else "asymmetric"
     if spec.numbers != "integer":
         kind = f"numbers {spec.numbers}"
+    if spec.super_block:
+        kind += f", super_block {spec.super_block}"
     return f"{spec.bits} bits, group_size {spec.group_size}, {kind}"
 
 
@@ -48,7 +50,7 @@ def check_groups(
         misfits: dict[int, list[str]] = {}
         for name in names:
             channels = shapes[name][1]
-            if spec.group_size != -1 and channels % spec.group_size:
+            if spec.group_size != -1 and channels % (spec.super_block or spec.group_size):
                 misfits.setdefault(channels, []).append(name)
         if misfits:
             layers = ", nor ".join(
@@ -56,6 +58,11 @@ def check_groups(
                 + (f" (and {len(layers) - 1} more)" if layers[1:] else "")
                 for channels, layers in misfits.items()
             )
+            if spec.super_block:
+                raise ValueError(
+                    f"super_block {spec.super_block} does not divide {layers}; give a mix, which "
+                    "has other blocks for them (scheme='Q4_K_M' and its like)"
+                )
             fitting = _fitting_sizes(spec.group_size, [shapes[name][1] for name in names])
             fitting += ["-1"] if whole_row else []
             size = spec.group_size
@@ -132,8 +139,11 @@ def stored_scale(name: str, grid: Grid) -> Tensor:
 def held_scale(grid: Grid, dtype: torch.dtype) -> Tensor | None:
     """Return the grid's scales in a dtype, [rows, groups]; None if it does not hold them exactly.
 
-    In float8_e4m3fn they are what ``global_scale`` divides.
+    In float8_e4m3fn they are what ``global_scale`` divides. Those of super-blocks are products of
+    a number in their own dtype, and are returned as they are.
     """
+    if grid.spec.super_block:
+        return grid.scale if dtype == grid.spec.scale_dtype else None
     if dtype == torch.float8_e4m3fn:
         divisor = grid.spec.global_scale
         if not divisor:
@@ -175,7 +185,14 @@ def with_dtype(spec: GridSpec, dtype: torch.dtype) -> GridSpec:
     if spec.scale_dtype == dtype:
         return spec
     return GridSpec(
-        spec.bits, spec.group_size, spec.symmetric, spec.range, dtype, numbers=spec.numbers
+        spec.bits,
+        spec.group_size,
+        spec.symmetric,
+        spec.range,
+        dtype,
+        numbers=spec.numbers,
+        super_block=spec.super_block,
+        scale_bits=spec.scale_bits,
     )
 
 

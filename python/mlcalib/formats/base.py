@@ -40,6 +40,7 @@ class Format(ABC):
         file: the one file that a format writes in place of config.json and safetensors; None for
             none.
         numbers: the numbers of grids that it holds; see ``GridSpec``.
+        super_blocks: whether it holds grids with a ``super_block``.
         half_scales: whether scales may be float16 whatever the model's dtype.
         dequantizes: whether mlcalib runs models on dequantized weights, because it has no product
             of packed ones.
@@ -52,6 +53,7 @@ class Format(ABC):
     config_files: ClassVar[tuple[str, ...]] = ()
     file: ClassVar[str | None] = None
     numbers: ClassVar[tuple[str, ...]] = ("integer",)
+    super_blocks: ClassVar[bool] = False
     half_scales: ClassVar[bool] = False
     dequantizes: ClassVar[bool] = False
     stored: ClassVar[str] = ""
@@ -99,6 +101,11 @@ class Format(ABC):
                     f"{type(self).__name__} holds grids of {' and '.join(self.numbers)} numbers, "
                     f"not of {spec.numbers} ({name}); save with {' or '.join(fit)}, or quantize "
                     f"with numbers='{self.numbers[0]}'"
+                )
+            if spec.super_block and not self.super_blocks:
+                raise ValueError(
+                    f"{type(self).__name__} holds no super-blocks, in which the scales of {name} "
+                    "lie; save with gguf or dense"
                 )
 
     def check_model(self, config: Any, architecture: str, tokenizer: Any) -> None:  # noqa: B027

@@ -23,6 +23,7 @@ class Dense(Format):
     do, so that both formats give the same model bit for bit.
     """
 
+    super_blocks: ClassVar[bool] = True
     numbers: ClassVar[tuple[str, ...]] = ("integer", "nf4", "e2m1", "e4m3")
     stored: ClassVar[str] = "dequantized: nothing is smaller than in the base model"
     loading: ClassVar[str] = by_transformers(packed=False)

@@ -1,17 +1,9 @@
-r"""GGUF with the types Q4_0, Q4_1 and Q8_0: one file, read by llama.cpp and what is built on it.
+"""GGUF with K-quants and the older blocks of 32: one file, read by llama.cpp and what is built on it.
 
-Checked against llama.cpp (``ggml/src/ggml-quants.c``; the package gguf 0.19, ``gguf/quants.py``).
-Blocks of 32 input channels, row after row, scale d and minimum m in float16, and with c a code:
-
-=====  ====================  ==============  =======================================================
-Q4_0   4 bits, symmetric     d · (c - 8)     d, then 16 bytes: codes 0 to 15 in the low nibbles
-Q8_0   8 bits, symmetric     d · (c - 128)   d, then 32 signed bytes
-Q4_1   4 bits, asymmetric    d · c + m       d, m, then nibbles as in Q4_0
-=====  ====================  ==============  =======================================================
-
-Codes and scales are exact in all three, and so are the weights of Q4_0 and Q8_0, whose grids are
-ours. Q4_1 has a float minimum where our grid has an integer zero point z: m is -d·z rounded to
-float16, which moves a whole block by up to 2⁻¹¹ of m; z is found again when such a block is read.
+``_gguf_blocks`` has the blocks byte by byte. Codes are exact in all types, and so are the weights of
+those whose grids are ours: K-quants, Q4_0, Q5_0 and Q8_0. Q4_1 and Q5_1 have a float minimum where
+our grid has an integer zero point z: m is -d·z rounded to float16, which moves a whole block by up
+to 2⁻¹¹ of m; z is found again when such a block is read.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,19 +13,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from mlcalib._core import Grid, GridSpec, QuantizedLinear
-from mlcalib.common.errors import CannotReadError
+from mlcalib._core import GridSpec, QuantizedLinear
+from mlcalib.common.gguf_types import BLOCK_TYPES
+from mlcalib.formats._gguf_blocks import block_bytes, packed, unpacked
 from mlcalib.formats._gguf_check import inspect
 from mlcalib.formats._gguf_file import check_config, write_gguf
 from mlcalib.formats._gguf_reader import GgufTensors, open_gguf
-from mlcalib.formats._layout import check_groups, check_zeros, stored_scale, tensor
+from mlcalib.formats._layout import check_groups, check_zeros, describe, stored_scale, tensor
 from mlcalib.formats._readers import Facts, Verdict, Verdicts
 from mlcalib.formats._section import Problem
 from mlcalib.formats.base import Format, formats
-
-BLOCK = 32
-_TYPES = {(4, True): "Q4_0", (4, False): "Q4_1", (8, True): "Q8_0"}
-_BYTES = {"Q4_0": 18, "Q4_1": 20, "Q8_0": 34}
 
 
 def block_type(spec: GridSpec) -> str:
@@ -42,24 +31,25 @@ def block_type(spec: GridSpec) -> str:
     Raises:
         ValueError: none does; says which there are.
     """
-    name = _TYPES.get((spec.bits, spec.symmetric))
-    if name is None or spec.group_size != BLOCK:
-        kind = "symmetric" if spec.symmetric else "asymmetric"
-        raise ValueError(
-            f"gguf holds 4 bits (symmetric: Q4_0, else Q4_1) and 8 bits symmetric (Q8_0) in groups "
-            f"of 32; given {spec.bits} bits, {kind}, group_size {spec.group_size}"
-        )
-    return name
+    for name, kind in BLOCK_TYPES.items():
+        if all(getattr(spec, field) == value for field, value in kind.options().items()):
+            return name
+    raise ValueError(
+        f"gguf holds 4, 5 and 8 bits in groups of 32 (symmetric: Q4_0, Q5_0, Q8_0; asymmetric: "
+        f"Q4_1, Q5_1), and K-quants of 2 to 6 bits in super-blocks of 256 (give a scheme, such as "
+        f"Q4_K_M); given {describe(spec)}"
+    )
 
 
 @formats.register
 class Gguf(Format):
-    """Q4_0, Q4_1 and Q8_0, each linear by its own grid; other tensors as the model holds them."""
+    """Each linear in the type of its own grid; other tensors as the model holds them."""
 
     codes: ClassVar[str] = "weight"
     half_scales: ClassVar[bool] = True
     file: ClassVar[str] = "model.gguf"
-    stored: ClassVar[str] = "model.gguf, packed (Q4_0, Q4_1 or Q8_0)"
+    super_blocks: ClassVar[bool] = True
+    stored: ClassVar[str] = "model.gguf, each linear in the type of its grid"
     loading: ClassVar[str] = (
         "```bash\nllama-cli -m THIS_FOLDER/model.gguf\n```\n\n"
         'or `AutoModelForCausalLM.from_pretrained("THIS_FOLDER", gguf_file="model.gguf")` of '
@@ -128,45 +118,25 @@ class Gguf(Format):
         kind = block_type(spec)
         check_zeros(name, grid)
         scale = stored_scale(name, grid)
-        if scale.dtype != torch.float16:
+        if spec.scale_dtype != torch.float16:
             raise ValueError(f"{name}: GGUF has float16 scales, the grid {scale.dtype}")
-        parts = [_bytes(scale)]
-        if kind == "Q4_1":
-            low = (-grid.scale * grid.zero).half()
-            if not low.isfinite().all():
-                raise ValueError(f"{name}: the minimum of a block is not finite in float16")
-            parts.append(_bytes(low))
-        blocks = codes.reshape(rows, -1, BLOCK)
-        if kind == "Q8_0":
-            parts.append(blocks ^ 128)  # c - 128 as a signed byte
-        else:
-            parts.append(blocks[..., :16] | blocks[..., 16:] << 4)
-        return {f"{name}.weight": torch.cat(parts, -1).reshape(rows, -1)}
+        return {f"{name}.weight": packed(name, kind, quantized)}
 
     def unpack(self, name: str, tensors: Mapping[str, Tensor], spec: GridSpec) -> QuantizedLinear:
         """Return codes and grid, exactly as packed.
 
         Raises:
-            CannotReadError: a block of Q4_1 has a minimum that is no multiple of its scale, as
-                other tools write.
+            CannotReadError: a block of Q4_1 or Q5_1 has a minimum that is no multiple of its scale,
+                as other tools write.
         """
         kind = block_type(spec)
         key = f"{name}.weight"
         found = tensors.get(key)
         if found is None or found.dim() != 2:
             raise ValueError(f"the file has no matrix {key}")
-        rows, groups = len(found), found.shape[1] // _BYTES[kind]
-        tensor(tensors, key, torch.uint8, (rows, groups * _BYTES[kind]))
-        blocks = found.reshape(rows, groups, _BYTES[kind])
-        head = 4 if kind == "Q4_1" else 2
-        scale = _halves(blocks[..., :2])
-        body = blocks[..., head:]
-        codes = body ^ 128 if kind == "Q8_0" else torch.cat([body & 15, body >> 4], -1)
-        zero = torch.full((rows, groups), 1 << (spec.bits - 1), dtype=torch.uint8)
-        if kind == "Q4_1":
-            zero = _zeros(name, scale, _halves(blocks[..., 2:4]))
-        spec = GridSpec(spec.bits, BLOCK, spec.symmetric, scale_dtype=torch.float16)
-        return QuantizedLinear(codes.reshape(rows, -1).contiguous(), Grid(scale, zero, spec))
+        size = block_bytes(kind)
+        tensor(tensors, key, torch.uint8, (len(found), found.shape[1] // size * size))
+        return unpacked(name, kind, found)
 
     def read_specs(
         self, config: Mapping[str, Any], linears: Iterable[str], scale_dtype: torch.dtype
@@ -179,25 +149,3 @@ class Gguf(Format):
         super().scale_dtype(model_dtype)
         return torch.float16
 
-
-def _bytes(values: Tensor) -> Tensor:
-    """Return float16 [rows, groups] as little-endian bytes [rows, groups, 2]."""
-    # contiguous() would leave the strides of a single row or block, which view() looks at.
-    plain = values.clone(memory_format=torch.contiguous_format)
-    return plain.view(torch.uint8).reshape(*values.shape, 2)
-
-
-def _halves(parts: Tensor) -> Tensor:
-    """Return bytes [rows, groups, 2] as float32 [rows, groups]."""
-    plain = parts.clone(memory_format=torch.contiguous_format)
-    return plain.view(torch.float16).squeeze(-1).float()
-
-
-def _zeros(name: str, scale: Tensor, low: Tensor) -> Tensor:
-    zero = (-low / scale).round().nan_to_num(0, 0, 0)
-    if ((zero < 0) | (zero > 15)).any() or ((-scale * zero).half().float() != low).any():
-        raise CannotReadError(
-            f"{name}: a block of Q4_1 has a minimum that is no multiple of its scale, which "
-            "mlcalib's grids, with integer zero points, cannot hold"
-        )
-    return zero.byte()

@@ -147,7 +147,8 @@ def _empty(told: _Told[Key], device: torch.device) -> Piece[Key]:
     """Return a piece of another rank, whose tensors are still to come."""
     grids = (told.rows, told.groups)
     scale = torch.empty(grids, device=device)
-    zero = torch.empty(grids, dtype=torch.uint8, device=device)
+    kind = torch.float32 if told.spec.has_minima else torch.uint8
+    zero = torch.empty(grids, dtype=kind, device=device)
     codes = torch.empty((told.rows, told.columns), dtype=torch.uint8, device=device)
     result = QuantizedLinear(
         codes,

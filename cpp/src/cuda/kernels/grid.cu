@@ -136,7 +136,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
 __device__ inline Level level_at(const Levels& levels, int64_t row, int64_t column) {
   const int64_t groups = divide_up(levels.columns, levels.width);
   const int64_t at = row * groups + column / levels.width;
-  return {levels.scale[at], static_cast<float>(levels.zero[at])};
+  return {levels.scale[at], levels.zero[at]};
 }
 
 template <class NumberSet>

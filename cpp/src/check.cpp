@@ -87,10 +87,12 @@ void check_grid(const Grid& grid, const at::Tensor& matrix, const char* name) {
                     name, " has shape ", matrix.sizes(), " but the grid's scale has shape ", shape,
                     " and its zero ", grid.zero.sizes(),
                     "; expected [rows, groups] with groups of ", grid.spec.group_size, " columns.");
-  const at::ScalarType zeros = grid.spec.has_minima() ? at::kFloat : at::kByte;
-  TORCH_CHECK_TYPE(grid.scale.scalar_type() == at::kFloat && grid.zero.scalar_type() == zeros,
+  const bool minima = grid.spec.has_minima();
+  TORCH_CHECK_TYPE(grid.scale.scalar_type() == at::kFloat &&
+                       grid.zero.scalar_type() == (minima ? at::kFloat : at::kByte),
                    "the grid's scale is ", grid.scale.scalar_type(), " and its zero ",
-                   grid.zero.scalar_type(), ", expected Float and ", zeros, ".");
+                   grid.zero.scalar_type(), ", expected float32 and ",
+                   minima ? "float32 (minima)." : "uint8.");
   check_device(grid.scale, "the grid's scale", matrix, name);
   check_device(grid.zero, "the grid's zero", matrix, name);
 }

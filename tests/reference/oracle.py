@@ -33,11 +33,12 @@ def fit_group(
     numbers: str = "integer",
     scales: str = "any",
     global_scale: float = 0.0,
+    minima: bool = False,
 ):
     """(scale, zero) [rows] of one group w [rows, columns]; the best of the shrunk ranges.
 
     Errors are weighted by ``importance`` [columns], or by the group's block of the Gram. For
-    ``scales`` see ``held_scale``.
+    ``scales`` see ``held_scale``. With ``minima``, zero is what the weight of code 0 is below 0.
     """
     max_code = 2**bits - 1
     low, high = w.amin(1).clamp(max=0), w.amax(1).clamp(min=0)
@@ -52,9 +53,11 @@ def fit_group(
             zero = torch.zeros_like(scale)
         elif symmetric:
             zero = torch.full_like(scale, (max_code + 1) / 2)
+        elif minima:
+            zero = -low * shrink
         else:
             zero = torch.round(-low * shrink / scale).clamp(0, max_code)
-        d = w - nearest(w, scale[:, None], zero[:, None], max_code, numbers)
+        d = w - nearest(w, scale[:, None], zero[:, None], max_code, numbers, minima)
         loss = (d * d * (1 if importance is None else importance)).sum(1)
         if gram is not None:
             loss = (d @ gram * d).sum(1)
@@ -86,6 +89,15 @@ def held_scale(extreme: Tensor, numbers: str, scales: str, global_scale: float) 
     return numbers_of_scales.clamp(min=step) / global_scale
 
 
+def in_steps(values: Tensor, least: int, most: int) -> Tensor:
+    """Each of a super-block's values [rows, groups] as the nearest multiple of one float16 number.
+
+    That is the largest value divided by ``most``; multiples are from ``least`` to ``most``.
+    """
+    step = (values.amax(1, keepdim=True) / most).clamp(min=2.0**-24).half().double()
+    return torch.round(values / step).clamp(least, most) * step
+
+
 def nearest_code(x: Tensor, numbers: str) -> Tensor:
     """The code of the number nearest to x; of two, that of NF4 below, of floats the even one."""
     table = NUMBERS[numbers].clone()
@@ -99,9 +111,16 @@ def nearest_code(x: Tensor, numbers: str) -> Tensor:
 
 
 def nearest(
-    w: Tensor, scale: Tensor, zero: Tensor, max_code: int, numbers: str = "integer"
+    w: Tensor,
+    scale: Tensor,
+    zero: Tensor,
+    max_code: int,
+    numbers: str = "integer",
+    minima: bool = False,
 ) -> Tensor:
     """The level of the grid nearest to w."""
+    if minima:
+        return scale * torch.round((w + zero) / scale).clamp(0, max_code) - zero
     if numbers != "integer":
         return scale * NUMBERS[numbers][nearest_code(w / scale, numbers)]
     return scale * (torch.round(w / scale) + zero).clamp(0, max_code).sub(zero)
@@ -122,6 +141,8 @@ def gptq(
     numbers: str = "integer",
     scales: str = "any",
     global_scale: float = 0.0,
+    super_block: int = 0,
+    scale_bits: int = 0,
 ):
     """GPTQ in the classic inverse form (arXiv 2210.17323, algorithm 1), column by column.
 
@@ -141,8 +162,20 @@ def gptq(
         importance = importance.float().double()
     scale = torch.zeros(rows, groups, dtype=torch.float64)
     zero = torch.zeros(rows, groups, dtype=torch.float64)
+    minima = super_block > 0 and not symmetric
+    width = super_block or size  # of what is fitted at once
 
-    def fit(g: int, held: Tensor) -> None:
+    def fit(first: int, held: Tensor) -> None:
+        inside = range(first // size, -(-min(first + width, columns) // size))
+        for g in inside:
+            fit_one(g, held)
+        if super_block:
+            part = slice(inside.start, inside.stop)
+            most = 2 ** (scale_bits - 1) if symmetric else 2**scale_bits - 1
+            scale[:, part] = in_steps(scale[:, part], 1, most)
+            zero[:, part] = in_steps(zero[:, part], 0, most) if minima else zero[:, part]
+
+    def fit_one(g: int, held: Tensor) -> None:
         part = slice(g * size, min((g + 1) * size, columns))
         own = None if importance is None else importance[part]
         scale[:, g], zero[:, g] = fit_group(
@@ -154,14 +187,15 @@ def gptq(
             numbers=numbers,
             scales=scales,
             global_scale=global_scale,
+            minima=minima,
         )
         scale[:, g] = scale[:, g].float().double()
 
     if grid is not None:
         scale, zero = grid[0].double(), grid[1].double()
     elif static_grid:
-        for g in range(groups):
-            fit(g, w)
+        for first in range(0, columns, width):
+            fit(first, w)
 
     visits = torch.arange(columns)
     if order == "activation":
@@ -173,11 +207,13 @@ def gptq(
     for k in range(columns):
         column = int(visits[k])
         g = column // size
-        if grid is None and not static_grid and column % size == 0:
-            fit(g, held)
+        if grid is None and not static_grid and column % width == 0:
+            fit(column, held)
         s, z = scale[:, g], zero[:, g]
-        q = nearest(held[:, column], s, z, max_code, numbers)
-        if numbers == "integer":
+        q = nearest(held[:, column], s, z, max_code, numbers, minima)
+        if minima:
+            codes[:, column] = torch.round((q + z) / s).to(torch.uint8)
+        elif numbers == "integer":
             codes[:, column] = torch.round(q / s + z).to(torch.uint8)
         else:
             codes[:, column] = nearest_code(q / s, numbers).to(torch.uint8)

@@ -142,11 +142,16 @@ def _summary(record: Mapping[str, Any]) -> str:
     if (numbers := options.pop("numbers", "integer")) != "integer":
         kind = f"numbers {numbers}"
     groups = "one scale for each row" if size == -1 else f"groups of {size} input channels"
+    if super_block := options.pop("super_block", 0):
+        groups += f" in super-blocks of {super_block}, scales in {options['scale_bits']} bits"
+    options.pop("scale_bits", None)
+    mix = options.pop("mix", "")
+    most = f"{mix} of llama.cpp, most of them " if mix else ""
     lines = [
         f"- Base model: `{recipe['model']}`, quantized in {recipe['dtype']}",
         f"- Method: {recipe['method']} of mlcalib {record['mlcalib']}; "
         f"{', '.join(f'{name} {value}' for name, value in options.items())}",
-        f"- Weights: {bits} bits, {kind}, {groups}",
+        f"- Weights: {most}{bits} bits, {kind}, {groups}",
         f"- Stored: {formats.get(recipe['format']).stored or recipe['format']}",
         f"- Versions: {', '.join(f'{name} {at}' for name, at in record['versions'].items())}; "
         f"{record['isa']}, {record['threads']} threads",

@@ -52,6 +52,15 @@ class Checkpoint:
         }
         return [tensor for tensor in self.files if tensor not in packed]
 
+    @property
+    def packable(self) -> dict[str, list[str]]:
+        """The ``linears`` that a product of packed weights runs: none in super-blocks."""
+        return {
+            name: tensors
+            for name, tensors in self.linears.items()
+            if not self.specs[name].super_block
+        }
+
     def tensor(self, name: str) -> Tensor:
         """Read a tensor."""
         with safe_open(self.files[name], framework="pt") as file:

@@ -4,7 +4,7 @@ The inverse of ``_gguf_file``; for files of llama.cpp and other tools too.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,6 +106,9 @@ def open_gguf(file: Path) -> GgufTensors:
             for key, tensor in tensors.items()
             if _has_codes(key, tensor)
         }
+    head = specs.get("lm_head")
+    if head is not None and not _like_blocks(head, specs.values()):
+        del specs["lm_head"]
     rest = [each for key, each in tensors.items() if key.removesuffix(".weight") not in specs]
     kinds = {each.tensor_type.name for each in rest if len(each.shape) == 2}
     dtype = _PLAIN.get(kinds.pop(), torch.float32) if len(kinds) == 1 else torch.float32
@@ -210,9 +213,19 @@ def _has_codes(name: str, tensor: GgufTensor) -> bool:
         return False
     if kind in GGUF_GRIDS:
         return True
-    if name == "lm_head.weight":  # which tools quantize by more bits; dequantized, like embeddings
+    if name == "lm_head.weight":
         return False
     raise CannotReadError(
         f"{name.removesuffix('.weight')} is in blocks of {kind}; the codes of "
         f"{', '.join(GGUF_GRIDS)} can be read"
     )
+
+
+def _like_blocks(head: GridSpec, specs: Iterable[GridSpec]) -> bool:
+    """Return whether a head keeps its codes: other formats would not hold those of super-blocks.
+
+    Tools quantize it by more bits, Q6_K beside Q4_0: it is then dequantized, like embeddings.
+    """
+    if head.super_block:
+        return any(each.super_block for each in specs if each is not head)
+    return head.bits in (4, 8)

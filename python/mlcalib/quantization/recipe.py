@@ -9,9 +9,10 @@ import torch
 from mlcalib._core import GridSpec
 from mlcalib.checkpoints.check import foresee
 from mlcalib.checkpoints.held import common_dtype
+from mlcalib.common.gguf_types import BLOCK_TYPES, MIXES
 from mlcalib.common.hub import hub_name
 from mlcalib.common.ranks import Ranks
-from mlcalib.formats import Format, formats
+from mlcalib.formats import Format, formats, type_in_mix
 from mlcalib.models import Adapter
 from mlcalib.models.own_rules import TransposedLinear
 from mlcalib.quantization.overrides import Override, resolve
@@ -84,10 +85,15 @@ def make_recipe(  # noqa: PLR0913 - what a quantization is made of
         for layer, linear in adapter.named_linears(model)
     }
     found: list[Override] = []
+    if checked.mix and overrides:
+        raise ValueError(
+            f"mix '{checked.mix}' chooses the grid of every linear; leave overrides "
+            f"({', '.join(overrides)}) or the mix out."
+        )
     if ignore or overrides:
         found = resolve(kind, options, ignore, overrides or {}, list(shapes))
     quantizer = kind(checked, scale_dtype)
-    exceptions: dict[str, Quantizer | None] = {}
+    exceptions = _mixed(model, quantizer, shapes)
     for override in found:
         own = None
         if override.options is not None:
@@ -120,6 +126,23 @@ def make_recipe(  # noqa: PLR0913 - what a quantization is made of
         "dtype": str(dtype).removeprefix("torch."),
     }
     return Recipe(quantizer, exceptions, forms[format], specs, description)
+
+
+def _mixed(
+    model: "PreTrainedModel", quantizer: Quantizer, shapes: Mapping[str, tuple[int, int]]
+) -> dict[str, Quantizer | None]:
+    """Return what solves the linears to which a mix gives other grids than to most."""
+    if not (mix := quantizer.options.mix):
+        return {}
+    solvers: dict[str, Quantizer | None] = {}
+    of_type: dict[str, Quantizer] = {MIXES[mix]: quantizer}
+    for layer, (_, columns) in shapes.items():
+        chosen = type_in_mix(mix, model.config, type(model).__name__, layer, columns)
+        if chosen not in of_type:
+            options = quantizer.options.of_type(BLOCK_TYPES[chosen])
+            of_type[chosen] = type(quantizer)(options, quantizer.spec.scale_dtype)
+        solvers[layer] = of_type[chosen]
+    return solvers
 
 
 def _check_transposed(

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mlcalib.common.gguf_types import BLOCK_TYPES, MIXES
 from mlcalib.common.registry import unknown
 from mlcalib.quantizers import Method, chosen
 
@@ -23,6 +24,7 @@ class Scheme:
         numbers: what scales multiply; see ``GridSpec``.
         format: the one checkpoint format that holds it, or says how activations are rounded; None
             where any format will do.
+        mix: which linears lie on which grids; see ``QuantizerOptions``.
     """
 
     method: str
@@ -31,10 +33,16 @@ class Scheme:
     group_size: int
     format: str | None = None
     numbers: str = "integer"
+    mix: str = ""
+
+
+def _mixed(mix: str) -> Scheme:
+    kind = BLOCK_TYPES[MIXES[mix]]
+    return Scheme("gptq", kind.bits, kind.symmetric, kind.group_size, "gguf", mix=mix)
 
 
 # The grids are those of the presets of the same names in compressed-tensors; NF4 is that of
-# bitsandbytes.
+# bitsandbytes, and mixes are those of llama.cpp.
 SCHEMES = {
     "W4A16": Scheme("gptq", 4, symmetric=True, group_size=128),
     "W4A16_ASYM": Scheme("gptq", 4, symmetric=False, group_size=128),
@@ -44,7 +52,7 @@ SCHEMES = {
     "NF4": Scheme("gptq", 4, True, 64, "bitsandbytes", "nf4"),
     "MXFP4A16": Scheme("gptq", 4, True, 32, "compressed-tensors-mxfp4", "e2m1"),
     "NVFP4A16": Scheme("gptq", 4, True, 16, "compressed-tensors-nvfp4", "e2m1"),
-}
+} | {name: _mixed(name) for name in MIXES}
 
 
 def choose(
@@ -84,7 +92,7 @@ def choose(
             f"scheme is '{scheme}', and method is {method!r}, an object, which has all options; "
             f"give one of them, or the method by name: method='{found.method}', scheme='{scheme}'."
         )
-    for option in ("bits", "symmetric", "numbers"):
+    for option in ("bits", "symmetric", "numbers", "mix"):
         own = getattr(found, option)
         if options.get(option, own) != own:
             raise ValueError(
@@ -103,4 +111,6 @@ def choose(
     }
     if found.numbers != "integer":
         grid["numbers"] = found.numbers
+    if found.mix:
+        grid = {"mix": found.mix}
     return method or found.method, grid | dict(options), format or found.format or _FORMAT

@@ -25,6 +25,8 @@ def headline(record: Mapping[str, Any]) -> str:
         "a scale per row" if options["group_size"] == -1 else f"groups of {options['group_size']}"
     )
     kind = "symmetric" if options["symmetric"] else "asymmetric"
+    if mix := options.get("mix"):
+        kind += f", mix {mix}"
     text = "without text" if calibration is None else f"calibrated on {calibration['set']}"
     return (
         f"{recipe['model']}: {recipe['method']}, {options['bits']} bits, {groups}, {kind}, {text}"
@@ -87,6 +89,10 @@ def as_html(record: Mapping[str, Any], size: str) -> str:
 
 def _bits(linear: QuantizedLinear) -> int:
     spec, groups = linear.grid.spec, linear.grid.scale.numel()
+    if spec.super_block:
+        blocks = groups * spec.group_size // spec.super_block
+        numbers = groups * spec.scale_bits + blocks * 8 * spec.scale_dtype.itemsize
+        return linear.codes.numel() * spec.bits + numbers * (1 + spec.has_minima)
     zeros = 0 if spec.symmetric else groups * spec.bits
     return linear.codes.numel() * spec.bits + groups * 8 * spec.scale_dtype.itemsize + zeros
 

@@ -12,6 +12,7 @@ from mlcalib import _core
 from mlcalib._core import Grid, GridSpec, QuantizedLinear
 from mlcalib.common.checked import problems
 from mlcalib.common.config import Config
+from mlcalib.common.gguf_types import BLOCK_TYPES, MIXES, BlockType
 from mlcalib.common.registry import unknown
 from mlcalib.statistics import StatisticSet
 
@@ -35,6 +36,12 @@ class QuantizerOptions(Config):
         numbers: what scales multiply: ``integer`` (codes less a zero point), ``nf4`` (the 16
             numbers of NormalFloat), or floats of 4 (``e2m1``) or 8 bits (``e4m3``). All but
             integers have bits of their own and no zero point: ``bits`` and ``symmetric`` follow.
+        super_block: 0, or how many input channels share a number whose multiples the scales of
+            their groups are; see ``GridSpec``.
+        scale_bits: the bits of these multiples; 0 without a ``super_block``.
+        mix: empty, or which linears lie on which grids of GGUF, as llama.cpp's own quantizer
+            chooses them for a file of this name, e.g. ``Q4_K_M``. ``bits``, ``group_size``,
+            ``symmetric``, ``super_block`` and ``scale_bits`` are then those of most linears.
     """
 
     method: ClassVar[str] = ""
@@ -44,6 +51,9 @@ class QuantizerOptions(Config):
     symmetric: bool = False
     range: Literal["minmax", "mse", "gram"] = "minmax"
     numbers: Literal["integer", "nf4", "e2m1", "e4m3"] = "integer"
+    super_block: int = 0
+    scale_bits: int = 0
+    mix: str = ""
 
     if not TYPE_CHECKING:  # type checkers take the arguments from the fields
 
@@ -66,6 +76,17 @@ class QuantizerOptions(Config):
     @model_validator(mode="before")
     @classmethod
     def _follow(cls, given: dict[str, Any]) -> dict[str, Any]:
+        if mix := given.get("mix"):
+            if mix not in MIXES:
+                raise ValueError(unknown("mix", str(mix), MIXES))
+            grid = BLOCK_TYPES[MIXES[mix]].options()
+            for name, value in ({"numbers": "integer"} | grid).items():
+                if given.get(name, value) != value:
+                    raise ValueError(
+                        f"mix is '{mix}', whose grids are its own: most have {name} {value}, but "
+                        f"{name} {given[name]} was given; leave one of them out."
+                    )
+            return {**grid, **given}
         if (numbers := given.get("numbers", "integer")) == "integer":
             return given
         return {"bits": 8 if numbers == "e4m3" else 4, "symmetric": True, **given}
@@ -92,7 +113,13 @@ class QuantizerOptions(Config):
             self.range if range is None else range,
             scale_dtype,
             self.numbers,
+            super_block=self.super_block,
+            scale_bits=self.scale_bits,
         )
+
+    def of_type(self, block_type: BlockType) -> "QuantizerOptions":
+        """Return the same options for the grid of one of GGUF's types."""
+        return self.model_copy(update={"mix": "", **block_type.options()})
 
 
 @dataclass(frozen=True)

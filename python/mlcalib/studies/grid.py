@@ -123,6 +123,8 @@ def variants_of(spec: StudySpec) -> dict[str, VariantSpec]:
 def _label(method: str, options: Mapping[str, Any]) -> str:
     """Return method and options in short, e.g. ``gptq-w4-g64``."""
     left = dict(options)
+    if mix := left.pop("mix", ""):
+        return "-".join([method, mix, *(f"{key}_{value}" for key, value in left.items())])
     defaults = quantizers.get(method).Options()
     bits, size = (left.pop(key, getattr(defaults, key)) for key in ("bits", "group_size"))
     scales = left.pop("scales", None)

@@ -154,7 +154,7 @@ class PackedQuantizer(HfQuantizer):  # type: ignore[misc]  # transformers is not
     ) -> None:
         """Replace modules; transformers then loads what is not packed."""
         self._checkpoint = _opened(self.quantization_config.file, checkpoint_files)
-        linears = _module_names(model, self._checkpoint.linears)
+        linears = _module_names(model, self._checkpoint.packable)
         experts = any(re.search(r"\.experts\.\d+\.", module) for module in linears)
         # Nothing is changed before all is checked.
         _check(_unfused(copy.deepcopy(model)) if experts else model, linears)

@@ -47,7 +47,7 @@ def load(
     than the model itself. Embeddings, norms and linears that are not quantized are as stored. The
     model is for inference; to save or quantize it again, use the folder. Packed weights run on the
     CPU only, so on a GPU the linears hold dequantized weights, which a warning says; and so they do
-    everywhere where the format has NF4 or FP4 numbers.
+    everywhere where the format has NF4 or FP4 numbers, and K-quants of GGUF files.
 
     Args:
         folder: a checkpoint in a format that keeps codes (``compressed-tensors``, ``gptq``,
@@ -183,11 +183,21 @@ def _load_file(checkpoint: FileCheckpoint, dtype: str) -> "PreTrainedModel":
 
     config = checkpoint.contents.config
     (file,) = set(checkpoint.files.values())
-    config.quantization_config = PackedConfig(file=str(file)).to_dict()
+    kind = checkpoint.dtype if dtype == "auto" else getattr(torch, dtype)
+    state = {name: checkpoint.tensor(name) for name in checkpoint.others}
+    dense = checkpoint.linears.keys() - checkpoint.packable.keys()
+    state |= {f"{name}.weight": checkpoint.linear(name).dequantize().to(kind) for name in dense}
+    if dense:
+        _log.warning(
+            "%s: mlcalib has no product of packed K-quants; %d of %d linears hold dequantized "
+            "weights",
+            file,
+            len(dense),
+            len(checkpoint.linears),
+        )
+    if checkpoint.packable:
+        config.quantization_config = PackedConfig(file=str(file)).to_dict()
     model: PreTrainedModel = getattr(transformers, config.architectures[0]).from_pretrained(
-        None,
-        config=config,
-        state_dict={name: checkpoint.tensor(name) for name in checkpoint.others},
-        dtype=checkpoint.dtype if dtype == "auto" else dtype,
+        None, config=config, state_dict=state, dtype=kind
     )
     return model

@@ -70,7 +70,9 @@ def quantize(  # noqa: PLR0913 - what a quantization is made of
             ``FP8_DYNAMIC``, ``NF4``, ``MXFP4A16``, ``NVFP4A16`` (all with ``gptq``) or ``W8A8``
             (with ``smoothquant`` and the format ``compressed-tensors-int8``). It stands for
             ``bits``, ``symmetric`` and a ``group_size``; ``method`` by name, ``group_size`` and
-            other options can be given too.
+            other options can be given too. ``Q2_K``, ``Q3_K_S``, ``Q3_K_M``, ``Q3_K_L``,
+            ``Q4_K_S``, ``Q4_K_M``, ``Q5_K_S``, ``Q5_K_M`` and ``Q6_K`` are the mixes of llama.cpp,
+            in the format ``gguf``.
         quality: how much is done with ``gptq``, which it stands for with ``propagate`` and options:
             ``fast`` (float propagation), ``balanced`` (quantized propagation and a ``correction``)
             or ``best`` (gradients of the loss, too: ``fisher_tokens``).

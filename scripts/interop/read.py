@@ -120,6 +120,35 @@ def read_bitsandbytes(case: dict[str, Any], folder: Path, expected: Any) -> Diff
     return max(apart), largest(logits(loaded), logits(expected))
 
 
+def read_int8(case: dict[str, Any], folder: Path, expected: Any) -> Difference:
+    """Run the linears of LLM.int8() as on GPUs: on CPUs bitsandbytes rounds no activations.
+
+    Instead of logits, the products of linears are compared; bitsandbytes rounds them to float16.
+    """
+    from bitsandbytes.autograd._functions import MatMul8bitLt
+    from bitsandbytes.nn import Linear8bitLt
+
+    codes, products = [], []
+    with safe_open(folder / "products.safetensors", framework="pt") as file, torch.no_grad():
+        for name in case["linears"]:
+            given = expected.get_submodule(name)
+            linear = Linear8bitLt(
+                given.in_features,
+                given.out_features,
+                bias=given.bias is not None,
+                has_fp16_weights=False,
+                threshold=6.0,
+            )
+            linear.load_state_dict(given.state_dict())
+            linear = linear.to("cpu")
+            linear.state.CB, linear.state.SCB = linear.weight.data, linear.weight.SCB
+            x = file.get_tensor(f"{name}.x").half()
+            product = MatMul8bitLt.apply(x, linear.weight, None, linear.bias, linear.state)
+            codes.append(largest(linear.weight.data, file.get_tensor(f"{name}.codes")))
+            products.append(largest(product, file.get_tensor(f"{name}.product")))
+    return max(codes), max(products)
+
+
 def read_gptqmodel(case: dict[str, Any], folder: Path, expected: Any) -> Difference:
     """Dequantize by GPTQModel's own torch linear, fed with the tensors of the file."""
     from gptqmodel.nn_modules.qlinear.torch import TorchLinear
@@ -206,6 +235,7 @@ READERS: dict[str, tuple[tuple[str, ...], str, Reader]] = {
     "transformers, GPTQModel": (("gptq", "gptq-v2", "awq"), "gptqmodel", read_transformers),
     "GPTQModel torch linear": (("gptq", "gptq-v2", "awq"), "gptqmodel", read_gptqmodel),
     "transformers, bitsandbytes": (("bitsandbytes",), "bitsandbytes", read_bitsandbytes),
+    "bitsandbytes, LLM.int8()": (("llm_int8",), "bitsandbytes", read_int8),
     "gguf": (("gguf",), "gguf", read_gguf),
     "transformers": (("gguf",), "transformers", read_transformers),
     "llama-cpp-python": (("gguf",), "llama_cpp_python", read_llama_cpp),

@@ -14,10 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
 from mlcalib._core import GridSpec, rtn
 from mlcalib.checkpoints import save_checkpoint
 from mlcalib.formats import formats
+from mlcalib.formats._gguf_blocks import GGUF_GRIDS
+from mlcalib.models.llm_int8 import Int8Linear
 from mlcalib.models.loading import find_smollm2, load_model, load_tokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests/python"))
@@ -42,7 +45,7 @@ FLOATS = {
     ),
     "bitsandbytes": GridSpec(4, 32, True, scale_dtype=BFLOAT, numbers="nf4"),
 }
-GGUF = {"Q4_0": (4, True), "Q4_1": (4, False), "Q8_0": (8, True)}
+LLM_INT8, THRESHOLD = "llm_int8", 6.0
 
 
 def cases() -> Iterator[tuple[str, str, GridSpec]]:
@@ -51,8 +54,8 @@ def cases() -> Iterator[tuple[str, str, GridSpec]]:
         for bits, symmetric, size in itertools.product(widths, (True, False), (32, -1)):
             if not (form == "gptq-v2" and not symmetric):  # what gptq writes too
                 yield "random", form, GridSpec(bits, size, symmetric, scale_dtype=HALF)
-    for bits, symmetric in GGUF.values():
-        yield "random", "gguf", GridSpec(bits, 32, symmetric, scale_dtype=HALF)
+    for kind, spec in GGUF_GRIDS.items():
+        yield "random-256" if kind.endswith("_K") else "random", "gguf", spec
     yield "random", INT8, GridSpec(8, -1, True, scale_dtype=HALF)
     for model in ("random", "SmolLM2"):
         for form, spec in FLOATS.items():
@@ -73,16 +76,22 @@ def open_model(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
     """Return a model and its tokenizer."""
     if name == "random":
         return tiny_llama(dtype=dtype, vocabulary=400), make_tokenizer()
+    if name == "random-256":
+        model = tiny_llama(dtype=dtype, vocabulary=400, hidden=256, intermediate=512)
+        return model, make_tokenizer()
     file = str(find_smollm2())
     return load_model(file, str(dtype).removeprefix("torch.")), load_tokenizer(file)
+
+
+def hidden_of(model: Any) -> str:
+    """Return the hidden size for the name of a random model that is not the smallest."""
+    return "-256" if model.config.hidden_size == 256 else ""
 
 
 def write(folder: Path, model: Any, tokenizer: Any, form: str, spec: GridSpec) -> None:
     """Quantize by rounding; write the checkpoint and the model that it stands for."""
     quantized = {
-        name: rtn(module.weight.detach(), spec)
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and name != "lm_head"
+        name: rtn(module.weight.detach(), spec) for name, module in linears_of(model).items()
     }
     checkpoint_format = formats.get(form)()
     save_checkpoint(model, tokenizer, folder / "checkpoint", checkpoint_format, quantized, {})
@@ -92,7 +101,7 @@ def write(folder: Path, model: Any, tokenizer: Any, form: str, spec: GridSpec) -
         weight.data = linear.dequantize().to(weight.dtype)
     expected.save_pretrained(folder / "expected")
     facts = {
-        "model": (model.config.name_or_path and "SmolLM2-135M") or "random",
+        "model": (model.config.name_or_path and "SmolLM2-135M") or f"random{hidden_of(model)}",
         "format": form,
         "bits": spec.bits,
         "symmetric": spec.symmetric,
@@ -100,6 +109,32 @@ def write(folder: Path, model: Any, tokenizer: Any, form: str, spec: GridSpec) -
         "linears": list(quantized),
     }
     (folder / "case.json").write_text(json.dumps(facts))
+
+
+def linears_of(model: Any) -> dict[str, torch.nn.Linear]:
+    """Return the linears of the blocks."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and name != "lm_head"
+    }
+
+
+@torch.no_grad()
+def write_int8(folder: Path, model: Any) -> None:
+    """Write inputs with outliers, and what linears in LLM.int8() make of them."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = {}
+    for name, linear in linears_of(model).items():
+        x = torch.randn(9, linear.in_features, generator=generator).to(HALF).float()
+        x[:, ::17] *= 4
+        int8 = Int8Linear(linear, THRESHOLD)
+        tensors |= {f"{name}.x": x, f"{name}.product": int8(x), f"{name}.codes": int8.weight}
+    folder.mkdir(parents=True)
+    save_file(tensors, folder / "products.safetensors")
+    model.save_pretrained(folder / "expected")
+    facts = {"model": "random", "format": LLM_INT8, "bits": 8, "symmetric": True, "group": -1}
+    (folder / "case.json").write_text(json.dumps({**facts, "linears": list(linears_of(model))}))
 
 
 def main() -> None:
@@ -110,13 +145,14 @@ def main() -> None:
     arguments = parser.parse_args()
     shutil.rmtree(arguments.out, ignore_errors=True)
     for model_name, form, spec in cases():
-        if arguments.small and model_name != "random":
+        if arguments.small and model_name == "SmolLM2":
             continue
         dtype = FLOAT if form == "gguf" else BFLOAT if form in FLOATS else HALF
         model, tokenizer = open_model(model_name, dtype)
         kind = "sym" if spec.symmetric else "asym"
         case = f"{model_name}-{form}-{spec.bits}-{kind}-{spec.group_size}"
         write(arguments.out / case, model, tokenizer, form, spec)
+    write_int8(arguments.out / f"random-{LLM_INT8}", open_model("random", HALF)[0].float())
 
 
 if __name__ == "__main__":

@@ -67,6 +67,14 @@ def evaluate(
             "and which share of the damage is in few documents.",
         ),
     ] = False,
+    llm_int8: Annotated[
+        float | None,
+        typer.Option(
+            help="Also evaluate the first model with LLM.int8() (8-bit weights and activations), "
+            "whose outlier channels, with values from this magnitude on (6 in the paper), are "
+            "multiplied unrounded; and count them in each language.",
+        ),
+    ] = None,
     tasks: Tasks = "perplexity",
     data: Data = None,
     limit: Limit = None,
@@ -118,6 +126,7 @@ def evaluate(
     from mlcalib.models.loading import load_tokenizer
     from mlcalib.report import markdown, perplexity_table, rise_table, write_model_card
     from mlcalib.report.tables.fidelity import fidelity_table
+    from mlcalib.report.tables.outliers import outlier_table
     from mlcalib.results.rows import write_results
 
     say_device(device)
@@ -136,8 +145,11 @@ def evaluate(
     needing = [name for name, on in (("--fidelity", fidelity), ("--card", card)) if on]
     perplexity = check_needs(tasks, needing=needing)
     carded = _carded(models) if card else []
+    given: list[str | mlcalib.LLMInt8] = [*models]
+    if llm_int8 is not None:
+        given.append(mlcalib.LLMInt8(models[0], llm_int8))
     rows = mlcalib.evaluate(
-        models,
+        given,
         languages,
         corpus,
         tasks=tasks,
@@ -167,7 +179,7 @@ def evaluate(
         return
     typer.echo("Perplexity ± standard error (bits per byte)\n")
     typer.echo(markdown(perplexity_table(rows)))
-    if len(models) > 1:
+    if len(given) > 1:
         typer.echo(f"\nRise in token loss (nats) against {models[0]}\n")
         typer.echo(markdown(rise_table(rows)))
     how = definition(
@@ -183,6 +195,9 @@ def evaluate(
         typer.echo(f"\nFidelity to {models[0]}\n")
         typer.echo(markdown(fidelity_table(rows)))
         typer.echo(f"\n{DEFINITION}")
+    if llm_int8 is not None:
+        typer.echo(f"\nOutlier channels from {llm_int8:g} on, which LLM.int8() leaves unrounded\n")
+        typer.echo(markdown(outlier_table(rows)))
     typer.echo(f"\n{how}")
     for folder in carded:
         chosen = [

@@ -14,6 +14,7 @@ from mlcalib.calibration_sets import (
 from mlcalib.common.progress import progress_bar
 from mlcalib.common.ranks import Ranks
 from mlcalib.evaluation.fidelity import fidelity_rows
+from mlcalib.evaluation.outliers import outlier_rows, outliers_of
 from mlcalib.evaluation.perplexity import DEFAULT_TOKENS, items_of, rows_of
 from mlcalib.evaluation.scorer import Scorer
 from mlcalib.evaluation.sharing import measure_together, shared_cache
@@ -23,6 +24,7 @@ from mlcalib.evaluation.subject import (
     evaluation_dtype,
     evaluation_seq_len,
     name_apart,
+    source_of,
 )
 from mlcalib.evaluation.tasks import PERPLEXITY, TaskResults, check_data, check_tasks, listed
 from mlcalib.evaluation.tasks.kept import run_subject
@@ -80,8 +82,8 @@ def evaluate(  # noqa: PLR0913 - options of one thing
     """Measure perplexity, fidelity to a float model, and benchmark tasks per language.
 
     Args:
-        model: a folder, a hub name, a GGUF file, what ``mlcalib.quantize`` returned, or a
-            transformers model. If several are given, all are compared with the first. A mapping of
+        model: a folder, a hub name, a GGUF file, one of these as ``mlcalib.LLMInt8(...)``, what
+            ``mlcalib.quantize`` returned, or a transformers model. If several are given, all are compared with the first. A mapping of
             names to models says what results call each of them; otherwise the names of models in
             memory that are alike tell in which options they differ.
         languages: as for ``mlcalib.calibration``; shares do not matter here. The default is
@@ -119,7 +121,8 @@ def evaluate(  # noqa: PLR0913 - options of one thing
 
     Returns:
         Rows for the metrics ``perplexity``, ``bits_per_byte`` and ``token_loss`` (nats), whose
-        standard errors are over documents; with ``fidelity`` rows of the task ``fidelity``; and
+        standard errors are over documents; with ``fidelity`` rows of the task ``fidelity``; of
+        models that run with LLM.int8() rows of the task ``llm_int8`` (see ``outlier_rows``); and
         rows of the benchmark tasks. The attribute ``items`` has the documents and items behind the
         rows, and ``tasks`` has the other results of benchmark tasks.
 
@@ -191,6 +194,12 @@ def evaluate(  # noqa: PLR0913 - options of one thing
                     windows = describe_windows(subject.tokenizer, window_bos)
                     scored = _scored(subject, scorer, own, fidelity, windows, bar)
                     results = joined([results, scored])
+                    if subject.threshold is not None:
+                        kinds = (subject.name, subject.method, subject.calibration, windows)
+                        counted = outliers_of(
+                            subject.model, own, seq_len=context, tokens=scorer.tokens
+                        )
+                        results += outlier_rows(counted, *kinds)
                 if benchmarks:
                     found.append(
                         run_subject(subject, kept, benchmarks, codes, progress=told, **options)
@@ -209,11 +218,11 @@ def _check_same(subjects: Sequence[Subject], ranks: Ranks, **options: Any) -> No
     if ranks.alone:
         return
     for each in subjects:
-        if not isinstance(each.given, str | Path):
+        if not isinstance(source_of(each.given), str | Path):
             raise ValueError(
                 f"{each.name} is a model in memory; over ranks give the folder of each model."
             )
-    files = {each.name: file_sizes(str(each.given)) for each in subjects}
+    files = {each.name: file_sizes(str(source_of(each.given))) for each in subjects}
     ranks.check_same({"the versions": versions(), **options, **files})
 
 

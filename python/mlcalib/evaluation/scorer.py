@@ -56,6 +56,7 @@ class Scorer:
         cache: where scores are kept, or None.
 
     Attributes:
+        tokens: see above.
         first: language → the scores of the first model.
         fidelity: see above.
     """
@@ -70,7 +71,7 @@ class Scorer:
         cache: Cache | None = None,
     ) -> None:
         self.first: dict[str, Scores] = {}
-        self._tokens, self._seq_len = tokens, seq_len
+        self.tokens, self._seq_len = tokens, seq_len
         self.fidelity = fidelity
         self._allow_short = allow_short
         self._cache = cache
@@ -177,7 +178,7 @@ class Scorer:
 
     def _count(self, text: Stream) -> int:
         """Return how many tokens of a text are scored."""
-        return min(self._tokens, len(text.ids) - 1) if self._allow_short else self._tokens
+        return min(self.tokens, len(text.ids) - 1) if self._allow_short else self.tokens
 
     def _head_of_first(self) -> "PreTrainedModel":
         """Return the reference's head; never loads it beside a model that is being compared."""

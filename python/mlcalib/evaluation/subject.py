@@ -15,27 +15,33 @@ from mlcalib.evaluation.cache import Cache
 from mlcalib.models.context import DEFAULT_SEQ_LEN, check_context, context_length, read_config
 from mlcalib.models.device import CPU, device_name, input_device
 from mlcalib.models.identity import content
-from mlcalib.models.loading import check_source, load_tokenizer
+from mlcalib.models.llm_int8 import LLMInt8, run_in_int8
+from mlcalib.models.loading import check_source, load_model, load_tokenizer
 from mlcalib.quantization.quantized_model import QuantizedModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-Model: TypeAlias = "str | Path | QuantizedModel | PreTrainedModel"
+Model: TypeAlias = "str | Path | QuantizedModel | LLMInt8 | PreTrainedModel"
 """The forms in which a model can be given."""
+
+
+LLM_INT8 = "llm_int8"
+"""The method of models that run with LLM.int8()."""
 
 
 class Subject:
     """A model that is loaded when it is first needed.
 
     Attributes:
-        given: a folder, a hub name, a GGUF file, what ``mlcalib.quantize`` returned, or a
-            transformers model.
+        given: a folder, a hub name, a GGUF file, one of these as ``LLMInt8``, what
+            ``mlcalib.quantize`` returned, or a transformers model.
         dtype: the dtype of a model that is loaded here.
         device: where a model that is loaded here runs.
         name: what results call it. By default this is the model as it was given, and for a
             transformers model, where it was loaded from.
-        method: its quantizer from its ``mlcalib.json``, or ``float``.
+        method: its quantizer from its ``mlcalib.json``, ``llm_int8``, or ``float``.
+        threshold: of LLM.int8(); None of other models.
         calibration: the name of its calibration set from its ``mlcalib.json``, or ``none``.
 
     Raises:
@@ -54,13 +60,14 @@ class Subject:
     ) -> None:
         self.given = given
         self.dtype = dtype
+        self.threshold = given.threshold if isinstance(given, LLMInt8) else None
         self._device = device
         self._in_memory: PreTrainedModel | None = None
         if isinstance(given, QuantizedModel):
             made = str(given.recipe["model"])
             self._in_memory, self._tokenizer = given.model, given.tokenizer
-        elif isinstance(given, str | Path):
-            made = str(given)
+        elif isinstance(given, str | Path | LLMInt8):
+            made = str(source_of(given))
             check_source(made)
         else:
             made = str(given.config.name_or_path) or type(given).__name__
@@ -75,6 +82,8 @@ class Subject:
         """The model in memory."""
         if self._in_memory is not None:
             return self._in_memory
+        if self.threshold is not None:
+            return run_in_int8(load_model(self._source, self.dtype, self._device), self.threshold)
         return load_to_run(self._source, self.dtype, self._device)
 
     @property
@@ -113,9 +122,15 @@ class Subject:
         if self._fingerprint is None:
             model = self._source if self._in_memory is None else self._in_memory
             where = {} if self.device.type == "cpu" else {"device": device_name(self.device)}
-            known = {**content(model, cache.sha256), "dtype": self.dtype, **where}
+            how = {} if self.threshold is None else {LLM_INT8: self.threshold}
+            known = {**content(model, cache.sha256), "dtype": self.dtype, **where, **how}
             self._fingerprint = json_sha256(known)
         return self._fingerprint
+
+
+def source_of(model: Model) -> Model:
+    """Return the folder, hub name or file of a model that is to run with LLM.int8()."""
+    return model.model if isinstance(model, LLMInt8) else model
 
 
 def name_apart(subjects: Sequence[Subject]) -> None:
@@ -164,7 +179,7 @@ def evaluation_dtype(
     and models are compared in one dtype. Everything else is returned unchanged.
     """
     on_cpu = device.type == "cpu"
-    in_memory = any(not isinstance(model, str | Path) for model in models)
+    in_memory = any(not isinstance(model, str | Path | LLMInt8) for model in models)
     if dtype == "auto" and on_cpu and not in_memory and compat.multiplies_bfloat16():
         return "bfloat16"
     return dtype
@@ -179,7 +194,7 @@ def evaluation_seq_len(models: "Sequence[Model]", seq_len: int | None = None) ->
     Raises:
         ValueError: ``seq_len`` is above the context length of a model, which is named.
     """
-    configs = [_config(model) for model in models]
+    configs = [_config(source_of(model)) for model in models]
     if seq_len is None:
         lengths = [length for _, config in configs if (length := context_length(config))]
         return min([DEFAULT_SEQ_LEN, *lengths])
@@ -192,6 +207,7 @@ def _config(model: Model) -> tuple[str, dict[str, Any]]:
     """Return the name and the config of a model."""
     if isinstance(model, str | Path):
         return str(model), read_config(str(model))
+    assert not isinstance(model, LLMInt8)  # its source was given
     live = model.model if isinstance(model, QuantizedModel) else model
     return type(live).__name__, live.config.to_dict()
 
@@ -207,6 +223,8 @@ def _checked(
 
 
 def _origin(model: Model, name: str) -> tuple[str, str]:
+    if isinstance(model, LLMInt8):
+        return LLM_INT8, "none"
     if isinstance(model, QuantizedModel):
         calibration = model.calibration
         return model.recipe["method"], "none" if calibration is None else calibration.set_name

@@ -78,7 +78,7 @@ def test_a_minimum_of_another_tool_is_refused():
     ("spec", "message"),
     [
         (GridSpec(4, 64, True), "group_size 64"),
-        (GridSpec(8, 32, False), "8 bits, asymmetric"),
+        (GridSpec(8, 32, False), "8 bits, group_size 32, asymmetric"),
         (GridSpec(3, 32, True), "given 3 bits"),
     ],
 )

@@ -24,18 +24,27 @@ from mlcalib.evaluation import (
     fidelity_rows,
     rows_of,
 )
+from mlcalib.evaluation.outliers import outlier_rows, outliers_of
 from mlcalib.evaluation.scorer import STATES
 from mlcalib.evaluation.sharing import measure_together
+from mlcalib.evaluation.subject import LLM_INT8
 from mlcalib.evaluation.tasks import PERPLEXITY, check_data
 from mlcalib.evaluation.tasks.kept import run_subject
 from mlcalib.formats import find_file
 from mlcalib.languages import language_set
 from mlcalib.models.device import choose_device, own_device
+from mlcalib.models.llm_int8 import LLMInt8
 from mlcalib.studies.run import ModelStudy, model_path
 from mlcalib.studies.spec import EvaluationSpec, StudySpec
 
 FLOAT = "float"
 """The name of the model before quantization, among the variants."""
+
+
+def unquantized(spec: EvaluationSpec | None) -> list[str]:
+    """Return what is evaluated beside checkpoints: the float model, and it with LLM.int8()."""
+    asked = spec is not None and spec.llm_int8 is not None
+    return [FLOAT, LLM_INT8] if asked else [FLOAT]
 
 
 def check_evaluation(spec: StudySpec) -> None:
@@ -78,7 +87,7 @@ def evaluate_model(study: ModelStudy, name: str, ranks: Ranks, *, progress: bool
             spec.tokens,
             window_bos=study.spec.window_bos,
         )
-    models = {FLOAT: Path(model_path(name))}
+    models = {each: Path(model_path(name)) for each in unquantized(spec)}
     models |= {each: study.checkpoint(each) for each in study.variants if study.finished(each)}
     todo = ranks.of_first(_todo(study, spec, texts, models) if ranks.writes else {})
     windows = describe_windows(study.tokenizer, study.spec.window_bos)
@@ -93,7 +102,10 @@ def evaluate_model(study: ModelStudy, name: str, ranks: Ranks, *, progress: bool
     )
     # The others are compared with the float model, which comes first.
     needed = [each for each in models if each in todo or (each == FLOAT and todo and spec.fidelity)]
-    subjects = {each: _subject(study, models[each], ranks) for each in needed}
+    thresholds = {LLM_INT8: spec.llm_int8}
+    subjects = {
+        each: _subject(study, models[each], ranks, thresholds.get(each)) for each in needed
+    }
     if not ranks.alone:
         measure_together(
             list(subjects.values()),
@@ -115,6 +127,10 @@ def evaluate_model(study: ModelStudy, name: str, ranks: Ranks, *, progress: bool
         if variant in todo:
             origin = _origin(study, name, variant)
             found = _content(origin, windows, scores, scorer.first if variant != FLOAT else {})
+            if variant == LLM_INT8:
+                length = {"seq_len": study.spec.seq_len, "tokens": spec.tokens}
+                rows = outlier_rows(outliers_of(subject.model, texts, **length), *origin, windows)
+                found["rows"] += [row.record() for row in rows]
             if _benchmarks(spec):
                 _add_benchmarks(study, spec, variant, subject, cache, origin, found)
             found |= {"variant": variant, "seconds": time.perf_counter() - start}
@@ -133,17 +149,20 @@ def _todo(
     inputs = _inputs(study, spec, texts)
     todo = {}
     for variant in models:
-        wanted = inputs | {"checkpoint": _checkpoint(study, variant)}
+        checkpoint = {LLM_INT8: spec.llm_int8} if variant == LLM_INT8 else None
+        wanted = inputs | {"checkpoint": checkpoint or _checkpoint(study, variant)}
         file = evaluation_file(study, variant)
         if not file.is_file() or read_json(file).get("inputs") != wanted:
             todo[variant] = wanted
     return todo
 
 
-def _subject(study: ModelStudy, path: Path, ranks: Ranks) -> Subject:
+def _subject(study: ModelStudy, path: Path, ranks: Ranks, threshold: float | None) -> Subject:
     whole = find_file(path)
     device = choose_device(own_device(study.spec.device, ranks))
-    return Subject(path if whole is None else whole[1], study.spec.dtype, device=device)
+    source = path if whole is None else whole[1]
+    given = source if threshold is None else LLMInt8(source, threshold)
+    return Subject(given, study.spec.dtype, device=device)
 
 
 def _benchmark_options(study: ModelStudy, spec: EvaluationSpec) -> dict[str, Any]:
@@ -184,7 +203,7 @@ def _origin(study: ModelStudy, name: str, variant: str) -> tuple[str, str, str]:
     """Return model, method and calibration as rows call them."""
     known = study.variants.get(variant)
     if known is None:
-        return name, FLOAT, "none"
+        return name, variant, "none"
     return name, known.method, known.setting or "none"
 
 
@@ -240,7 +259,7 @@ def _inputs(study: ModelStudy, spec: EvaluationSpec, texts: Mapping[str, Stream]
     sums = {
         code: hashlib.sha256(text.ids.numpy().tobytes()).hexdigest() for code, text in texts.items()
     }
-    asked = spec.model_dump(mode="json")
+    asked = spec.model_dump(mode="json", exclude={"llm_int8"})
     begin = {code: list(text.begin) for code, text in texts.items() if text.begin}
     asked |= {"begin": begin} if begin else {}
     return {**asked, "seq_len": study.spec.seq_len, "text": sums, "model": study.called}

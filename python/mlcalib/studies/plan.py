@@ -15,7 +15,7 @@ from mlcalib.quantization.memory import MemoryPlan
 from mlcalib.quantization.memory_needs import OtherText
 from mlcalib.quantization.pass_plan import plan_pass
 from mlcalib.quantization.variant import Variant
-from mlcalib.studies.evaluate import FLOAT, evaluation_file
+from mlcalib.studies.evaluate import evaluation_file, unquantized
 from mlcalib.studies.layer_measures import LayerMeasures
 from mlcalib.studies.run import ModelStudy
 
@@ -172,7 +172,8 @@ def _token(study: ModelStudy) -> int:
 def _states(study: ModelStudy) -> int:
     """Return the bytes of what the float model leaves for others to be compared with."""
     spec = study.spec.evaluation
-    evaluated = (evaluation_file(study, name).is_file() for name in (FLOAT, *study.variants))
+    names = [*unquantized(spec), *study.variants]
+    evaluated = (evaluation_file(study, name).is_file() for name in names)
     if spec is None or not spec.fidelity or all(evaluated):
         return 0
     windows = len(language_set(spec.languages).weights) * math.ceil(

@@ -73,6 +73,8 @@ class EvaluationSpec(Config):
         limit: the number of items of each task and language; by default all.
         fidelity: whether to compare the next-token distributions of each checkpoint with those of
             the float model, in the forward that perplexity needs.
+        llm_int8: the threshold of LLM.int8(), with which the float model is evaluated once more, as
+            the variant ``llm_int8``, and its outlier channels are counted; by default it is not.
     """
 
     tasks: tuple[str, ...] = (PERPLEXITY,)
@@ -82,6 +84,7 @@ class EvaluationSpec(Config):
     data: str | None = None
     limit: int | None = Field(default=None, ge=1)
     fidelity: bool = False
+    llm_int8: float | None = Field(default=None, ge=0)
 
     @field_validator("tasks")
     @classmethod

@@ -11,9 +11,10 @@ from mlcalib import _core
 from mlcalib.common.files import atomic_file, check_folder, full_path
 from mlcalib.common.ranks import Ranks
 from mlcalib.evaluation.sharing import check_seen
+from mlcalib.evaluation.subject import LLM_INT8
 from mlcalib.models.device import choose_device, device_name, explain
 from mlcalib.quantization.manifest import machine
-from mlcalib.studies.evaluate import check_evaluation, described, evaluate_model
+from mlcalib.studies.evaluate import check_evaluation, described, evaluate_model, unquantized
 from mlcalib.studies.finished import Study
 from mlcalib.studies.grid import variants_of
 from mlcalib.studies.plan import Plans, plan
@@ -97,6 +98,16 @@ def study(
     return Study(out, plans)
 
 
+def _int8(spec: StudySpec) -> dict[str, Any]:
+    """Return the variant that runs the float model with LLM.int8(), where one is asked for."""
+    if LLM_INT8 not in unquantized(spec.evaluation) or spec.evaluation is None:
+        return {}
+    grid = {"bits": 8, "group_size": -1, "symmetric": True}
+    options = {**grid, "threshold": spec.evaluation.llm_int8}
+    variant = {"setting": None, "method": LLM_INT8, "quantizer": LLM_INT8, "options": options}
+    return {LLM_INT8: {**variant, "propagate": "float"}}
+
+
 def _write_study(spec: StudySpec, opened: list[tuple[str, ModelStudy]], out: Path) -> None:
     first = opened[0][1]
     settings = first.text.settings if first.text else {}
@@ -141,7 +152,8 @@ def _write_study(spec: StudySpec, opened: list[tuple[str, ModelStudy]], out: Pat
                 "propagate": each.propagate,
             }
             for name, each in variants_of(spec).items()
-        },
+        }
+        | _int8(spec),
         "evaluation": described(first),
         "layers": spec.layers is not None,
     }

@@ -416,6 +416,29 @@ def test_benchmark_tasks_are_evaluated_too(spec, tmp_path):
     assert {(each["task"], each["language"]) for each in found["missing"]} == {("xnli", "st")}
 
 
+def test_llm_int8_is_evaluated_beside_the_float_model(spec, tmp_path):
+    spec |= {"settings": ["en"], "layers": None}
+    spec["quantizers"] = [{"method": "rtn", "bits": 8, "group_size": -1, "symmetric": True}]
+    spec["evaluation"] |= {"llm_int8": 2.0, "fidelity": True}
+    study = run(spec, tmp_path / "out")
+    folder = tmp_path / "out" / "tiny" / "evaluations"
+    found = json.loads((folder / "llm_int8.json").read_text())
+    rows = {(row["task"], row["language"], row["metric"]): row for row in found["rows"]}
+    assert 0 < rows["llm_int8", "en", "outlier_share"]["value"] < 1
+    assert rows["fidelity", "sw", "kl"]["value"] > 0
+    assert rows["perplexity", "en", "perplexity"]["method"] == "llm_int8"
+    assert any(row.method == "llm_int8" for row in study.results)
+    page = study.report(tmp_path / "page.html").read_text()
+    assert "llm_int8" in page
+    assert "have no checkpoint" not in page
+    before = (folder / "rtn-w8-channel-sym.json").stat().st_mtime_ns
+    spec["evaluation"]["llm_int8"] = 3.0
+    run(spec, tmp_path / "out")
+    again = json.loads((folder / "llm_int8.json").read_text())
+    assert again["inputs"]["checkpoint"] == {"llm_int8": 3.0}
+    assert (folder / "rtn-w8-channel-sym.json").stat().st_mtime_ns == before
+
+
 def test_a_task_without_data_is_told_before_anything_is_quantized(spec, tmp_path):
     pytest.importorskip("lm_eval")
     spec["evaluation"] |= {"tasks": ["perplexity", "global_mmlu"], "data": str(tmp_path)}

@@ -128,13 +128,15 @@ class ModelReport:
 
     def missing(self) -> list[str]:
         """Say what is not there yet, a line each."""
-        names = list(self.study.plan.variants)
+        variants = self.study.plan.variants
+        names = list(variants)
+        quantized = [each for each in names if variants[each].method != "llm_int8"]
         evaluations = [each for each in [FLOAT, *names] if each not in self.model.evaluations]
-        records = [each for each in names if each not in self.model.records]
+        records = [each for each in quantized if each not in self.model.records]
         found = []
         for what, absent, total in (
             ("evaluation", evaluations, len(names) + 1),
-            ("checkpoint", records, len(names)),
+            ("checkpoint", records, len(quantized)),
         ):
             if absent:
                 quoted = ", ".join(f"`{each}`" for each in absent)

@@ -33,6 +33,7 @@ def fit_group(
     numbers: str = "integer",
     scales: str = "any",
     global_scale: float = 0.0,
+    *,
     minima: bool = False,
 ):
     """(scale, zero) [rows] of one group w [rows, columns]; the best of the shrunk ranges.
@@ -68,6 +69,37 @@ def fit_group(
         best_scale = torch.where(better, scale, best_scale)
         best_zero = torch.where(better, zero, best_zero)
     return best_scale, best_zero
+
+
+def fit_block(
+    w: Tensor,
+    group_size: int,
+    importance: Tensor | None,
+    *,
+    bits: int,
+    symmetric: bool,
+    search: str,
+    super_block: int,
+    scale_bits: int,
+    **numbers,
+):
+    """(scale, zero) [rows, groups] of columns that are fitted together: a group or a super-block.
+
+    For ``numbers`` see ``fit_group``.
+    """
+    minima = super_block > 0 and not symmetric
+    found = []
+    for first in range(0, w.shape[1], group_size):
+        part = slice(first, first + group_size)
+        own = None if importance is None else importance[part]
+        searched = (bits, symmetric, own, search != "minmax")
+        found.append(fit_group(w[:, part], *searched, **numbers, minima=minima))
+    scale, zero = (torch.stack(each, 1) for each in zip(*found, strict=True))
+    scale = scale.float().double()
+    if super_block:
+        scale = in_steps(scale, 1, 2 ** (scale_bits - 1) if symmetric else 2**scale_bits - 1)
+        zero = in_steps(zero, 0, 2**scale_bits - 1) if minima else zero
+    return scale, zero
 
 
 def held_scale(extreme: Tensor, numbers: str, scales: str, global_scale: float) -> Tensor:
@@ -166,30 +198,21 @@ def gptq(
     width = super_block or size  # of what is fitted at once
 
     def fit(first: int, held: Tensor) -> None:
-        inside = range(first // size, -(-min(first + width, columns) // size))
-        for g in inside:
-            fit_one(g, held)
-        if super_block:
-            part = slice(inside.start, inside.stop)
-            most = 2 ** (scale_bits - 1) if symmetric else 2**scale_bits - 1
-            scale[:, part] = in_steps(scale[:, part], 1, most)
-            zero[:, part] = in_steps(zero[:, part], 0, most) if minima else zero[:, part]
-
-    def fit_one(g: int, held: Tensor) -> None:
-        part = slice(g * size, min((g + 1) * size, columns))
-        own = None if importance is None else importance[part]
-        scale[:, g], zero[:, g] = fit_group(
+        part = slice(first, min(first + width, columns))
+        inside = slice(first // size, -(-part.stop // size))
+        scale[:, inside], zero[:, inside] = fit_block(
             held[:, part],
-            bits,
-            symmetric,
-            own,
-            search != "minmax",
+            size,
+            None if importance is None else importance[part],
+            bits=bits,
+            symmetric=symmetric,
+            search=search,
+            super_block=super_block,
+            scale_bits=scale_bits,
             numbers=numbers,
             scales=scales,
             global_scale=global_scale,
-            minima=minima,
         )
-        scale[:, g] = scale[:, g].float().double()
 
     if grid is not None:
         scale, zero = grid[0].double(), grid[1].double()

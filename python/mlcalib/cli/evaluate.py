@@ -30,6 +30,7 @@ from mlcalib.cli.shared import over_ranks
 
 if TYPE_CHECKING:
     from mlcalib.common.ranks import Ranks
+    from mlcalib.evaluation import Evaluation
 
 
 @over_ranks
@@ -121,12 +122,9 @@ def evaluate(
     import mlcalib
     from mlcalib.evaluation import definition, evaluation_dtype, evaluation_seq_len
     from mlcalib.evaluation.batching import plan_evaluation
-    from mlcalib.evaluation.fidelity import DEFINITION
     from mlcalib.models.device import choose_device
     from mlcalib.models.loading import load_tokenizer
-    from mlcalib.report import markdown, perplexity_table, rise_table, write_model_card
-    from mlcalib.report.tables.fidelity import fidelity_table
-    from mlcalib.report.tables.outliers import outlier_table
+    from mlcalib.report import write_model_card
     from mlcalib.results.rows import write_results
 
     say_device(device)
@@ -177,11 +175,6 @@ def evaluate(
         typer.echo(f"{benchmark_table(rows)}\n")
     if not perplexity:
         return
-    typer.echo("Perplexity ± standard error (bits per byte)\n")
-    typer.echo(markdown(perplexity_table(rows)))
-    if len(given) > 1:
-        typer.echo(f"\nRise in token loss (nats) against {models[0]}\n")
-        typer.echo(markdown(rise_table(rows)))
     how = definition(
         load_tokenizer(models[0]),
         tokens=tokens,
@@ -191,13 +184,7 @@ def evaluate(
     )
     if (computed := evaluation_dtype(models, dtype, place)) != dtype:
         how += f" Computed in {computed} (this CPU has AMX)."
-    if fidelity:
-        typer.echo(f"\nFidelity to {models[0]}\n")
-        typer.echo(markdown(fidelity_table(rows)))
-        typer.echo(f"\n{DEFINITION}")
-    if llm_int8 is not None:
-        typer.echo(f"\nOutlier channels from {llm_int8:g} on, which LLM.int8() leaves unrounded\n")
-        typer.echo(markdown(outlier_table(rows)))
+    _echo_tables(rows, models[0], compared=len(given) > 1, fidelity=fidelity, llm_int8=llm_int8)
     typer.echo(f"\n{how}")
     for folder in carded:
         chosen = [
@@ -207,6 +194,28 @@ def evaluate(
         ]
         write_model_card(folder, chosen, f"{how} Text: the eval split of `{corpus}`.")
         typer.echo(f"written to {folder}/README.md")
+
+
+def _echo_tables(
+    rows: "Evaluation", first: str, *, compared: bool, fidelity: bool, llm_int8: float | None
+) -> None:
+    from mlcalib.evaluation.fidelity import DEFINITION
+    from mlcalib.report import markdown, perplexity_table, rise_table
+    from mlcalib.report.tables.fidelity import fidelity_table
+    from mlcalib.report.tables.outliers import outlier_table
+
+    typer.echo("Perplexity ± standard error (bits per byte)\n")
+    typer.echo(markdown(perplexity_table(rows)))
+    if compared:
+        typer.echo(f"\nRise in token loss (nats) against {first}\n")
+        typer.echo(markdown(rise_table(rows)))
+    if fidelity:
+        typer.echo(f"\nFidelity to {first}\n")
+        typer.echo(markdown(fidelity_table(rows)))
+        typer.echo(f"\n{DEFINITION}")
+    if llm_int8 is not None:
+        typer.echo(f"\nOutlier channels from {llm_int8:g} on, which LLM.int8() leaves unrounded\n")
+        typer.echo(markdown(outlier_table(rows)))
 
 
 def _carded(models: list[str]) -> list[str]:

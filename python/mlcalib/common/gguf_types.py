@@ -132,24 +132,26 @@ class MixedModel:
         return "Q5_K" if large and kind in ("Q3_K", "Q4_K") else kind
 
     def _down(self, mix: str, layer: int) -> str:
-        falcon = self.architecture == "falcon"
-        if mix == "Q2_K":
-            return "Q3_K"
-        if mix == "Q3_K_M":
-            if layer < self.layers // 16:
-                return "Q5_K"
-            return "Q4_K" if not falcon or self._more_bits(layer) else "Q3_K"
-        if mix == "Q3_K_L":
-            return "Q4_K" if falcon else "Q5_K"
-        if mix == "Q4_K_M" and falcon:
-            if layer < self.layers // 16:
-                return "Q6_K"
-            return "Q5_K" if self._more_bits(layer) else "Q4_K"
-        if mix in ("Q4_K_M", "Q5_K_M") and self._more_bits(layer):
-            return "Q6_K"
-        if mix == "Q4_K_S" and not falcon and layer < self.layers // 8:
-            return "Q5_K"
-        return MIXES[mix]
+        if self.architecture == "falcon" and mix in ("Q3_K_M", "Q3_K_L", "Q4_K_S", "Q4_K_M"):
+            return self._down_of_falcon(mix, layer)
+        kind = {"Q2_K": "Q3_K", "Q3_K_M": "Q4_K", "Q3_K_L": "Q5_K"}.get(mix, MIXES[mix])
+        early = layer < self.layers // (16 if mix == "Q3_K_M" else 8)
+        if mix in ("Q3_K_M", "Q4_K_S") and early:
+            kind = "Q5_K"
+        elif mix in ("Q4_K_M", "Q5_K_M") and self._more_bits(layer):
+            kind = "Q6_K"
+        return kind
+
+    def _down_of_falcon(self, mix: str, layer: int) -> str:
+        least, more, first = {
+            "Q3_K_M": ("Q3_K", "Q4_K", "Q5_K"),
+            "Q3_K_L": ("Q4_K", "Q4_K", "Q4_K"),
+            "Q4_K_S": ("Q4_K", "Q4_K", "Q4_K"),
+            "Q4_K_M": ("Q4_K", "Q5_K", "Q6_K"),
+        }[mix]
+        if layer < self.layers // 16:
+            return first
+        return more if self._more_bits(layer) else least
 
     def _output(self, mix: str) -> str:
         if self.architecture == "falcon":

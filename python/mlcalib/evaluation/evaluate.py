@@ -83,9 +83,10 @@ def evaluate(  # noqa: PLR0913 - options of one thing
 
     Args:
         model: a folder, a hub name, a GGUF file, one of these as ``mlcalib.LLMInt8(...)``, what
-            ``mlcalib.quantize`` returned, or a transformers model. If several are given, all are compared with the first. A mapping of
-            names to models says what results call each of them; otherwise the names of models in
-            memory that are alike tell in which options they differ.
+            ``mlcalib.quantize`` returned, or a transformers model. If several are given, all are
+            compared with the first. A mapping of names to models says what results call each of
+            them; otherwise the names of models in memory that are alike tell in which options they
+            differ.
         languages: as for ``mlcalib.calibration``; shares do not matter here. The default is
             ``multi10`` with a corpus by name, and otherwise all languages of ``corpus``.
         corpus: as for ``mlcalib.calibration``. Its evaluation text is used, which must be plain
@@ -194,12 +195,6 @@ def evaluate(  # noqa: PLR0913 - options of one thing
                     windows = describe_windows(subject.tokenizer, window_bos)
                     scored = _scored(subject, scorer, own, fidelity, windows, bar)
                     results = joined([results, scored])
-                    if subject.threshold is not None:
-                        kinds = (subject.name, subject.method, subject.calibration, windows)
-                        counted = outliers_of(
-                            subject.model, own, seq_len=context, tokens=scorer.tokens
-                        )
-                        results += outlier_rows(counted, *kinds)
                 if benchmarks:
                     found.append(
                         run_subject(subject, kept, benchmarks, codes, progress=told, **options)
@@ -286,4 +281,7 @@ def _scored(
         if compared:
             results += fidelity_rows({code: found}, scorer.first, *origin, windows)
         bar.update()
+    if subject.threshold is not None:
+        length = {"seq_len": scorer.seq_len, "tokens": scorer.tokens}
+        results += outlier_rows(outliers_of(subject.model, texts, **length), *origin, windows)
     return results

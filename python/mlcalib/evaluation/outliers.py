@@ -50,10 +50,14 @@ def outlier_rows(
 
     The metrics are ``outlier_channels``, which a linear has in a window on average;
     ``outlier_share``, the same as a share of its channels; and ``outlier_linears``, the share of
-    linears that have any. ``n`` is the number of windows. For the arguments see ``rows_of``.
+    linears that have any. ``n`` is the number of windows.
 
     Args:
         found: as ``outliers_of`` returns.
+        model: see ``Row``, also for ``method``, ``calibration`` and ``windows``.
+        method: see above.
+        calibration: see above.
+        windows: see above.
     """
     rows = []
     for code, linears in found.items():

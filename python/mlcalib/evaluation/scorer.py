@@ -56,7 +56,7 @@ class Scorer:
         cache: where scores are kept, or None.
 
     Attributes:
-        tokens: see above.
+        tokens, seq_len: see above.
         first: language → the scores of the first model.
         fidelity: see above.
     """
@@ -71,7 +71,7 @@ class Scorer:
         cache: Cache | None = None,
     ) -> None:
         self.first: dict[str, Scores] = {}
-        self.tokens, self._seq_len = tokens, seq_len
+        self.tokens, self.seq_len = tokens, seq_len
         self.fidelity = fidelity
         self._allow_short = allow_short
         self._cache = cache
@@ -124,9 +124,9 @@ class Scorer:
 
     def _record(self, subject: Subject, code: str, text: Stream) -> Scores:
         key = self._key(subject, code, text)
-        scoring = {"tokens": self._count(text), "seq_len": self._seq_len}
+        scoring = {"tokens": self._count(text), "seq_len": self.seq_len}
         run = partial(recorded_score, subject.model, text, **scoring)
-        found, states = self._batches.run(subject.model, self._seq_len, run)
+        found, states = self._batches.run(subject.model, self.seq_len, run)
         if self._cache is None:
             self._states[code] = states
         else:
@@ -172,9 +172,9 @@ class Scorer:
         return self._keep(key, found, self._divergence_key(subject, code, text))
 
     def _score(self, subject: Subject, text: Stream, reference: Logits | None = None) -> Scores:
-        scoring: dict[str, Any] = {"tokens": self._count(text), "seq_len": self._seq_len}
+        scoring: dict[str, Any] = {"tokens": self._count(text), "seq_len": self.seq_len}
         run = partial(score, subject.model, text, **scoring, reference=reference)
-        return self._batches.run(subject.model, self._seq_len, run)
+        return self._batches.run(subject.model, self.seq_len, run)
 
     def _count(self, text: Stream) -> int:
         """Return how many tokens of a text are scored."""
@@ -203,7 +203,7 @@ class Scorer:
             "model": subject.fingerprint(self._cache),
             "text": _text_sha256(text, tokens),
             "tokens": tokens,
-            "seq_len": self._seq_len,
+            "seq_len": self.seq_len,
             "versions": versions(),
             **({"begin": list(text.begin)} if text.begin else {}),
         }

@@ -216,7 +216,7 @@ def _unpacked_scales(kind: str, part: Tensor) -> tuple[Tensor, Tensor]:
         high = (raw[..., None, 8:] >> shifts & 3).flatten(-2)
         steps = (low | high << 4) - 32
     else:
-        first, second, mixed = raw.split(4, -1)
+        first, second, mixed = raw[..., :4], raw[..., 4:8], raw[..., 8:]
         steps = torch.cat([first & 63, (mixed & 15) | first >> 6 << 4], -1)
         minima = torch.cat([second & 63, mixed >> 4 | second >> 6 << 4], -1)
     return steps.float(), minima.float()

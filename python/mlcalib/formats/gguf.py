@@ -1,9 +1,9 @@
-"""GGUF with K-quants and the older blocks of 32: one file, read by llama.cpp and what is built on it.
+"""GGUF with K-quants and the older blocks of 32: one file, for llama.cpp and what is built on it.
 
-``_gguf_blocks`` has the blocks byte by byte. Codes are exact in all types, and so are the weights of
-those whose grids are ours: K-quants, Q4_0, Q5_0 and Q8_0. Q4_1 and Q5_1 have a float minimum where
-our grid has an integer zero point z: m is -d·z rounded to float16, which moves a whole block by up
-to 2⁻¹¹ of m; z is found again when such a block is read.
+``_gguf_blocks`` has the blocks byte by byte. Codes are exact in all types, and so are the weights
+of those whose grids are ours: K-quants, Q4_0, Q5_0 and Q8_0. Q4_1 and Q5_1 have a float minimum
+where our grid has an integer zero point z: m is -d·z rounded to float16, which moves a whole block
+by up to 2⁻¹¹ of m; z is found again when such a block is read.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -148,4 +148,3 @@ class Gguf(Format):
         """Return float16, whatever the model's dtype."""
         super().scale_dtype(model_dtype)
         return torch.float16
-

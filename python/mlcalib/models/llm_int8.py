@@ -1,11 +1,11 @@
 """LLM.int8() (arXiv 2208.07339): linears multiply 8-bit numbers, but for channels with outliers.
 
-What bitsandbytes (0.50) computes when transformers loads a model with ``load_in_8bit=True``
-(``int8_vectorwise_quant`` and ``int8_mixed_scaled_mm`` in ``bitsandbytes/backends/default/ops.py``):
-weights are rounded to int8 with a scale for each row, tokens to int8 with a scale for each token.
-Input channels in which a value of the text reaches the threshold are left out of that, and multiply
-dequantized weights unrounded. The products here are sums of dequantized numbers in the model's
-dtype, where bitsandbytes has int32 and then float16.
+What bitsandbytes (0.50) computes on a GPU when transformers loads a model with
+``load_in_8bit=True`` (``int8_vectorwise_quant`` and ``int8_mixed_scaled_mm`` in its
+``backends/default/ops.py``): weights are rounded to int8 with a scale for each row, tokens to int8
+with a scale for each token. Input channels in which a value of the text reaches the threshold are
+left out of that, and multiply dequantized weights unrounded. The products here are sums of
+dequantized numbers in the model's dtype, where bitsandbytes has int32 and then float16.
 """
 
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ _LARGEST = 127.0
 class LLMInt8:
     """A float model that runs with LLM.int8(), which is chosen when it is loaded.
 
-    ``mlcalib.evaluate`` takes it as a model: ``mlcalib.evaluate(["MODEL", mlcalib.LLMInt8("MODEL")])``.
+    ``mlcalib.evaluate(["MODEL", mlcalib.LLMInt8("MODEL")])`` takes it as a model.
 
     Attributes:
         model: a folder, a hub name or a GGUF file.

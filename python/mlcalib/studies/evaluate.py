@@ -103,9 +103,7 @@ def evaluate_model(study: ModelStudy, name: str, ranks: Ranks, *, progress: bool
     # The others are compared with the float model, which comes first.
     needed = [each for each in models if each in todo or (each == FLOAT and todo and spec.fidelity)]
     thresholds = {LLM_INT8: spec.llm_int8}
-    subjects = {
-        each: _subject(study, models[each], ranks, thresholds.get(each)) for each in needed
-    }
+    subjects = {each: _subject(study, models[each], ranks, thresholds.get(each)) for each in needed}
     if not ranks.alone:
         measure_together(
             list(subjects.values()),

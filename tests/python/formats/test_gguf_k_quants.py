@@ -1,4 +1,4 @@
-"""K-quants and mixes: blocks by gguf's own dequantize, files by transformers, types by llama.cpp."""
+"""K-quants and mixes: blocks by gguf's own dequantize, files by transformers' reader."""
 
 import copy
 import json
@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM
 
 import mlcalib
 from mlcalib import _core
-from mlcalib._core import GptqOptions, Grid, GridSpec, QuantizedLinear
-from mlcalib.checkpoints import load_quantized, open_checkpoint
+from mlcalib._core import GptqOptions, Grid, QuantizedLinear
+from mlcalib.checkpoints import load_quantized
 from mlcalib.common.gguf_types import MIXES, MixedModel
 from mlcalib.formats import formats
 from mlcalib.formats._gguf_blocks import GGUF_GRIDS, block_bytes
@@ -230,7 +230,7 @@ def test_what_contradicts_a_mix_is_refused(options, error, message):
 
 def test_families_without_names_in_gguf_are_refused():
     model = tiny_model("arcee", vocabulary=400)
-    with pytest.raises((NotImplementedError, ValueError), match="mix|super_block"):
+    with pytest.raises((NotImplementedError, ValueError), match=r"mix|super_block"):
         mlcalib.quantize(
             model, method="rtn", mix="Q4_K_M", format="dense", tokenizer=make_tokenizer(),
             progress=False,

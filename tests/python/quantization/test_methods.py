@@ -9,6 +9,7 @@ from compressed_tensors.quantization.quant_scheme import preset_name_to_scheme
 from small_models import save_tiny_llama
 
 import mlcalib
+from mlcalib.common.gguf_types import MIXES
 from mlcalib.quantization.quantize_checkpoint import plan_checkpoint
 from mlcalib.quantization.scheme import SCHEMES, choose
 from mlcalib.quantizers import quantizers
@@ -127,7 +128,7 @@ def test_what_is_no_method():
         mlcalib.quantize("/nowhere", method=mlcalib.QuantizerOptions())
 
 
-@pytest.mark.parametrize("name", sorted(SCHEMES.keys() - {"NF4"}))
+@pytest.mark.parametrize("name", sorted(SCHEMES.keys() - {"NF4", *MIXES}))
 def test_a_scheme_means_what_compressed_tensors_means_by_it(name):
     preset = preset_name_to_scheme(name, ["Linear"])
     method, options, saved = choose(None, name, None, {})
@@ -146,7 +147,8 @@ def test_schemes_are_recipes(folder, text):
     asked = {"group_size": 32, "progress": False}
     four = mlcalib.quantize(folder, text, scheme="W4A16", method="rtn", format="gptq", **asked)
     assert four.recipe["options"] == {
-        "bits": 4, "group_size": 32, "symmetric": True, "range": "minmax", "numbers": "integer"
+        "bits": 4, "group_size": 32, "symmetric": True, "range": "minmax", "numbers": "integer",
+        "super_block": 0, "scale_bits": 0, "mix": "",
     }  # fmt: skip
     assert (four.recipe["method"], four.recipe["format"]) == ("rtn", "gptq")
 

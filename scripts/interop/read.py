@@ -5,6 +5,7 @@ logits to the in-memory model, or what went wrong.
 """
 
 import argparse
+import ctypes
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -225,6 +226,25 @@ def read_llama_cpp(case: dict[str, Any], folder: Path, expected: Any) -> Differe
     return None, largest(found, logits(expected)[0])
 
 
+def read_mixes(case: dict[str, Any], folder: Path, expected: Any) -> Difference:
+    """Count the linears to which llama.cpp's own quantizer gives another type, over all mixes."""
+    import gguf
+    import llama_cpp
+
+    differing = 0
+    for mix, types in case["types"].items():
+        out = folder / f"{mix}.gguf"
+        options = llama_cpp.llama_model_quantize_default_params()
+        options.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{mix}")
+        options.allow_requantize = True
+        source = str(folder / "checkpoint/model.gguf").encode()
+        if llama_cpp.llama_model_quantize(source, str(out).encode(), ctypes.byref(options)):
+            raise RuntimeError(f"llama.cpp did not write {mix}")
+        found = {t.name: t.tensor_type.name for t in gguf.GGUFReader(out).tensors}
+        differing += sum(found[name] != kind for name, kind in types.items())
+    return float(differing), None
+
+
 Reader = Callable[[dict[str, Any], Path, Any], Difference]
 READERS: dict[str, tuple[tuple[str, ...], str, Reader]] = {
     "transformers, compressed-tensors": (
@@ -239,6 +259,7 @@ READERS: dict[str, tuple[tuple[str, ...], str, Reader]] = {
     "gguf": (("gguf",), "gguf", read_gguf),
     "transformers": (("gguf",), "transformers", read_transformers),
     "llama-cpp-python": (("gguf",), "llama_cpp_python", read_llama_cpp),
+    "llama.cpp's quantizer": (("mixes",), "llama_cpp_python", read_mixes),
 }
 
 

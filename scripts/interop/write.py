@@ -18,8 +18,10 @@ from safetensors.torch import save_file
 
 from mlcalib._core import GridSpec, rtn
 from mlcalib.checkpoints import save_checkpoint
-from mlcalib.formats import formats
+from mlcalib.common.gguf_types import MIXES
+from mlcalib.formats import formats, type_in_mix
 from mlcalib.formats._gguf_blocks import GGUF_GRIDS
+from mlcalib.models import gguf_architectures
 from mlcalib.models.llm_int8 import Int8Linear
 from mlcalib.models.loading import find_smollm2, load_model, load_tokenizer
 
@@ -46,6 +48,7 @@ FLOATS = {
     "bitsandbytes": GridSpec(4, 32, True, scale_dtype=BFLOAT, numbers="nf4"),
 }
 LLM_INT8, THRESHOLD = "llm_int8", 6.0
+Q8_0 = GGUF_GRIDS["Q8_0"]
 
 
 def cases() -> Iterator[tuple[str, str, GridSpec]]:
@@ -137,6 +140,29 @@ def write_int8(folder: Path, model: Any) -> None:
     (folder / "case.json").write_text(json.dumps({**facts, "linears": list(linears_of(model))}))
 
 
+def write_mixes(folder: Path) -> None:
+    """Write a model, and the types that mlcalib gives its linears in each mix of llama.cpp."""
+    model, tokenizer = (
+        tiny_llama(vocabulary=400, hidden=256, intermediate=320, layers=16),
+        make_tokenizer(),
+    )
+    quantized = {name: rtn(m.weight.detach(), Q8_0) for name, m in linears_of(model).items()}
+    save_checkpoint(model, tokenizer, folder / "checkpoint", formats.get("gguf")(), quantized, {})
+    model.save_pretrained(folder / "expected")
+    names = gguf_architectures()[type(model).__name__].tensor_names(16)
+    types = {
+        mix: {
+            f"{names.get_name(name)}.weight": type_in_mix(
+                mix, model.config, type(model).__name__, name, linear.in_features
+            )
+            for name, linear in linears_of(model).items()
+        }
+        for mix in MIXES
+    }
+    facts = {"model": "random", "format": "mixes", "bits": 8, "symmetric": True, "group": 32}
+    (folder / "case.json").write_text(json.dumps({**facts, "types": types}))
+
+
 def main() -> None:
     """Write all cases, or those of the small model alone."""
     parser = argparse.ArgumentParser()
@@ -152,6 +178,7 @@ def main() -> None:
         kind = "sym" if spec.symmetric else "asym"
         case = f"{model_name}-{form}-{spec.bits}-{kind}-{spec.group_size}"
         write(arguments.out / case, model, tokenizer, form, spec)
+    write_mixes(arguments.out / "random-mixes")
     write_int8(arguments.out / f"random-{LLM_INT8}", open_model("random", HALF)[0].float())
 
 

@@ -139,11 +139,11 @@ def stored_scale(name: str, grid: Grid) -> Tensor:
 def held_scale(grid: Grid, dtype: torch.dtype) -> Tensor | None:
     """Return the grid's scales in a dtype, [rows, groups]; None if it does not hold them exactly.
 
-    In float8_e4m3fn they are what ``global_scale`` divides. Those of super-blocks are products of
-    a number in their own dtype, and are returned as they are.
+    In float8_e4m3fn they are what ``global_scale`` divides. Those of super-blocks are multiples of
+    a number, and are returned as they are; whether it is exact is found out when they are packed.
     """
     if grid.spec.super_block:
-        return grid.scale if dtype == grid.spec.scale_dtype else None
+        return grid.scale
     if dtype == torch.float8_e4m3fn:
         divisor = grid.spec.global_scale
         if not divisor:

@@ -8,7 +8,8 @@ from pydantic import BeforeValidator, PlainSerializer
 from mlcalib.quantizers import quantizers
 from mlcalib.quantizers.base import QuantizerOptions
 
-_SHARED = ("bits", "group_size", "symmetric", "numbers", "fisher_tokens", "fisher_labels")
+_GRID = ("bits", "group_size", "symmetric", "numbers", "super_block", "scale_bits", "mix")
+_SHARED = (*_GRID, "fisher_tokens", "fisher_labels")
 
 
 def _scaling(given: Any) -> Any:

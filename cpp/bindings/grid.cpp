@@ -9,26 +9,25 @@ void register_grid(py::module_& m) {
   const GridSpec defaults;
   py::class_<GridSpec>(m, "GridSpec",
                        "The values a weight may take: 2^bits levels per group of input channels.")
-      .def(
-          py::init([](int64_t bits, int64_t group_size, bool symmetric, const std::string& range,
-                      at::ScalarType scale_dtype, const std::string& numbers, double global_scale,
-                      int64_t super_block, int64_t scale_bits) {
-            const GridSpec spec{bits,        group_size,
-                                symmetric,   parse_range(range),
-                                scale_dtype, parse_numbers(numbers),
-                                global_scale, super_block,
-                                scale_bits};
-            spec.check();
-            return spec;
-          }),
-          py::arg("bits") = defaults.bits, py::arg("group_size") = defaults.group_size,
-          py::arg("symmetric") = defaults.symmetric,
-          py::arg("range") = std::string(to_string(defaults.range)),
-          py::arg("scale_dtype") = defaults.scale_dtype,
-          py::arg("numbers") = std::string(to_string(defaults.numbers)),
-          py::arg("global_scale") = defaults.global_scale,
-          py::arg("super_block") = defaults.super_block,
-          py::arg("scale_bits") = defaults.scale_bits)
+      .def(py::init([](int64_t bits, int64_t group_size, bool symmetric, const std::string& range,
+                       at::ScalarType scale_dtype, const std::string& numbers, double global_scale,
+                       int64_t super_block, int64_t scale_bits) {
+             const GridSpec spec{bits,         group_size,
+                                 symmetric,    parse_range(range),
+                                 scale_dtype,  parse_numbers(numbers),
+                                 global_scale, super_block,
+                                 scale_bits};
+             spec.check();
+             return spec;
+           }),
+           py::arg("bits") = defaults.bits, py::arg("group_size") = defaults.group_size,
+           py::arg("symmetric") = defaults.symmetric,
+           py::arg("range") = std::string(to_string(defaults.range)),
+           py::arg("scale_dtype") = defaults.scale_dtype,
+           py::arg("numbers") = std::string(to_string(defaults.numbers)),
+           py::arg("global_scale") = defaults.global_scale,
+           py::arg("super_block") = defaults.super_block,
+           py::arg("scale_bits") = defaults.scale_bits)
       .def_readonly("bits", &GridSpec::bits)
       .def_readonly("group_size", &GridSpec::group_size)
       .def_readonly("symmetric", &GridSpec::symmetric)

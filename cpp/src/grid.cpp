@@ -163,8 +163,8 @@ at::Tensor in_steps(const at::Tensor& values, int64_t least, int64_t most, at::S
 }
 
 Grid round_super_blocks(const at::Tensor& scale, const at::Tensor& zero, const GridSpec& spec) {
-  const int64_t most = spec.symmetric ? int64_t{1} << (spec.scale_bits - 1)
-                                      : (int64_t{1} << spec.scale_bits) - 1;
+  const int64_t most =
+      spec.symmetric ? int64_t{1} << (spec.scale_bits - 1) : (int64_t{1} << spec.scale_bits) - 1;
   const int64_t width = spec.super_block / spec.group_size;
   const at::Tensor scales = at::empty_like(scale, at::MemoryFormat::Contiguous);
   const at::Tensor minima = at::empty_like(scales);

@@ -16,8 +16,8 @@ int64_t group_width(const GridSpec& spec, int64_t columns);
 /// Columns whose grids are fitted together: a group, or a super-block.
 int64_t fit_width(const GridSpec& spec, int64_t columns);
 
-/// The grid that a checkpoint can hold: scale rounded to spec.scale_dtype, zero as uint8; or both as
-/// super-blocks hold them. scale and zero are [rows, groups, …], of whole super-blocks. Throws
+/// The grid that a checkpoint can hold: scale rounded to spec.scale_dtype, zero as uint8; or both
+/// as super-blocks hold them. scale and zero are [rows, groups, …], of whole super-blocks. Throws
 /// ValueError where a scale overflows that type.
 Grid round_grid(const at::Tensor& scale, const at::Tensor& zero, const GridSpec& spec);
 

@@ -66,8 +66,7 @@ struct Raised {
 
 template <class T>
 MLCALIB_HD T nearest_unit(T weight, Level<T> level, Raised<T> numbers) {
-  return round_nearest(
-      min_of(max_of((weight + level.zero) / level.scale, T{}), numbers.max_code));
+  return round_nearest(min_of(max_of((weight + level.zero) / level.scale, T{}), numbers.max_code));
 }
 
 template <class T>

@@ -33,7 +33,7 @@ int64_t fit_scratch(int64_t rows, int64_t columns, int64_t width);
 
 /// Nearest codes, or the values of codes, of a contiguous matrix.
 struct Levels {
-  const float* scale;   ///< [rows][groups]
+  const float* scale;  ///< [rows][groups]
   const float* zero;
   int64_t rows;
   int64_t columns;

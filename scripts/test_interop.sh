@@ -29,4 +29,9 @@ mkdir -p "$out"
 "$venv/bin/python" "$here/read.py" "$out/cases" "$out/newest.jsonl" >"$out/newest.log" 2>&1
 PYTHONPATH="$venv/compressed-tensors-0.17" "$venv/bin/python" "$here/read.py" "$out/cases" \
   "$out/0.17.jsonl" --only "transformers, compressed-tensors" >"$out/0.17.log" 2>&1
+if [ "${INTEROP_LLAMA_CPP:-1}" = 1 ]; then
+  "$own" "$here/gguf_families.py" write "$out/families"
+  "$venv/bin/python" "$here/gguf_families.py" read "$out/families" 2>"$out/families.log" |
+    tee "$out/families.md"
+fi
 "$own" "$here/table.py" "$out/newest.jsonl" "$out/0.17.jsonl" | tee "$out/table.md"

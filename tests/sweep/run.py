@@ -6,7 +6,8 @@ in a process of its own, so none can stop the sweep.
 
     python tests/sweep/run.py [--only Llama,Gemma3] [--jobs 2] [--seconds 120] [--out build/sweep]
 
-Writes OUT.json and OUT.md, the table of docs/reference/models.md.
+Writes OUT.json after each class, and at the end OUT.md, the table of docs/reference/models.md. With
+--resume, classes that OUT.json has already are not tried again, unless --only names them.
 """
 
 import argparse
@@ -40,23 +41,31 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--seconds", type=int, default=120, help="of a processor, for each class")
     parser.add_argument("--out", type=Path, default=Path("build/sweep"))
+    parser.add_argument("--resume", action="store_true", help="go on from what OUT.json has")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     wanted = asked.only.lower().split(",")
     found = architectures().items()
     todo = {name: types for name, types in found if any(e in name.lower() for e in wanted)}
+    file = asked.out.with_suffix(".json")
+    done = json.loads(file.read_text()) if asked.resume and file.exists() else []
+    again = set(todo) if asked.only else set()
+    done = [result for result in done if result["class"] not in again]
+    todo = {name: todo[name] for name in todo if name not in {each["class"] for each in done}}
     examine("LlamaForCausalLM", ["llama"], lambda _: None)  # what all need is imported once
-    results = sweep(todo, asked.jobs, asked.seconds)
-    asked.out.parent.mkdir(parents=True, exist_ok=True)
-    asked.out.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    results = sweep(todo, asked.jobs, asked.seconds, file, done)
     asked.out.with_suffix(".md").write_text(table(results))
     print(table(results))
 
 
-def sweep(todo: dict[str, list[str]], jobs: int, seconds: int) -> list[Result]:
-    """Return what became of each class."""
-    waiting, running, results = list(todo.items()), dict[int, tuple[str, Path, float]](), []
+def sweep(
+    todo: dict[str, list[str]], jobs: int, seconds: int, out: Path, results: list[Result]
+) -> list[Result]:
+    """Return what became of each class, those before included; write it after each."""
+    waiting, running = list(todo.items()), dict[int, tuple[str, Path, float]]()
+    total = len(results) + len(todo)
     with tempfile.TemporaryDirectory(prefix="sweep.") as folder:
         while waiting or running:
             while waiting and len(running) < jobs:
@@ -71,12 +80,15 @@ def sweep(todo: dict[str, list[str]], jobs: int, seconds: int) -> list[Result]:
             if status:
                 result["why"] = f"{result.get('stage')}: ended by signal {status & 127}"
             result["seconds"] = round(time.time() - start, 1)
-            results.append(result)
+            results = sorted([*results, result], key=lambda each: str(each["class"]))
+            part = out.with_suffix(".part")
+            part.write_text(json.dumps(results, indent=1) + "\n")
+            part.replace(out)
             print(
-                f"[{len(results)}/{len(todo)}] {name}: {result.get('why') or 'all'}",
+                f"[{len(results)}/{total}] {name}: {result.get('why') or 'all'}",
                 file=sys.stderr,
             )
-    return sorted(results, key=lambda each: each["class"])
+    return results
 
 
 def _child(name: str, model_types: list[str], file: Path, seconds: int) -> None:

@@ -42,7 +42,8 @@ def inspect(file: Path) -> tuple[Facts, list[Problem]]:
         if tensor.tensor_type.name in GGUF_GRIDS and len(tensor.shape) == 2:
             specs[tensor.name] = GGUF_GRIDS[tensor.tensor_type.name]
             shapes[tensor.name] = (tensor.shape[1], tensor.shape[0])
-    return Facts(_SECTION, specs, shapes), problems
+    section = {**_SECTION, "architecture": str(values.get("general.architecture"))}
+    return Facts(section, specs, shapes), problems
 
 
 def _part_of_a_model(file: Path, values: Mapping[str, Any]) -> Iterator[Problem]:

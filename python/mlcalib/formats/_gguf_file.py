@@ -1,28 +1,30 @@
 """A whole GGUF file: hyperparameters, tokenizer and tensors under llama.cpp's names.
 
-As llama.cpp does it (``conversion/llama.py``, ``conversion/qwen.py``, ``conversion/base.py``).
+As llama.cpp does it (``conversion``, a file for each group of families).
 """
 
-import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from mlcalib._core import build_info
 from mlcalib.common.gguf_types import BLOCK_TYPES
 from mlcalib.common.optional import optional
+from mlcalib.formats._gguf_config import frequency_factors, hyperparameters, refusal, warn
+from mlcalib.formats._gguf_families import GgufFamily, family_of, written_classes
+from mlcalib.formats._gguf_tensors import Stored, stored_tensors
 from mlcalib.formats._gguf_tokenizer import add_tokenizer, check_tokenizer
-from mlcalib.models import gguf_architectures
 
 _FILE_TYPES = {kind: f"MOSTLY_{kind}" for kind in BLOCK_TYPES} | {
     "Q3_K": "MOSTLY_Q3_K_M",
     "Q4_K": "MOSTLY_Q4_K_M",
     "Q5_K": "MOSTLY_Q5_K_M",
 }
+_PHI_3 = {"<unk>", "<s>", "</s>", "<|endoftext|>"}
+_ALWAYS_FLOAT = ("ffn_gate_inp", "_norm.", "position_embd")
 
 
 def check_config(config: Any, architecture: str, tokenizer: Any) -> None:
@@ -33,19 +35,19 @@ def check_config(config: Any, architecture: str, tokenizer: Any) -> None:
         ImportError: the package gguf is missing.
     """
     optional("gguf", "gguf", "writing GGUF")
-    known = [name for name, each in gguf_architectures().items() if each.whole]
-    if architecture not in known:
+    if (family := family_of(architecture)) is None:
         raise NotImplementedError(
-            f"GGUF files of {architecture} are not written yet: names, hyperparameters and the "
-            f"order of q and k differ by family; these are: {', '.join(known)}. Save "
+            f"GGUF files of {architecture} are not written: names, hyperparameters and orders of "
+            f"rows differ by family; these are: {', '.join(written_classes())}. Save "
             "with --format dense and use llama.cpp's convert_hf_to_gguf.py."
         )
-    if getattr(config, "use_sliding_window", False):
-        raise NotImplementedError("llama.cpp has no sliding windows for this family's blocks")
-    kind = _rope(config)["rope_type"]
-    if kind not in ("default", "linear", "llama3"):
-        raise NotImplementedError(f"rope_type {kind!r} is not written to GGUF yet")
+    if (what := refusal(config, family)) is not None:
+        raise NotImplementedError(
+            f"{architecture} is not written to GGUF with {what}: llama.cpp computes "
+            f"'{family.name}' otherwise. Save in another format."
+        )
     check_tokenizer(tokenizer, config.vocab_size)
+    warn(config)
 
 
 def write_gguf(
@@ -53,7 +55,7 @@ def write_gguf(
     config: Any,
     architecture: str,
     tokenizer: Any,
-    tensors: Iterable[tuple[str, Tensor, str | None]],
+    tensors: Iterable[Stored],
 ) -> None:
     """Write a model file.
 
@@ -66,102 +68,65 @@ def write_gguf(
             None for a tensor as it is. A tied lm_head is not among them.
 
     Raises:
-        ValueError: a tensor that the architecture does not know.
+        ValueError: a tensor that the architecture does not know, or experts that are not alike.
         NotImplementedError: as ``check_config``.
     """
     gguf = optional("gguf", "gguf", "writing GGUF")
-    known = gguf_architectures()[architecture]
-    writer = gguf.GGUFWriter(path, known.name)
-    _add_config(gguf, writer, config, architecture)
+    if (family := family_of(architecture)) is None:
+        raise NotImplementedError(f"GGUF files of {architecture} are not written")
+    writer = gguf.GGUFWriter(path, family.name)
+    writer.add_type(gguf.GGUFType.MODEL)
+    writer.add_name(_model_name(config.name_or_path or architecture, tokenizer))
+    _add_config(gguf, writer, config, family)
     add_tokenizer(writer, tokenizer, config.vocab_size)
-    names = known.tensor_names(config.num_hidden_layers)
+    known = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}
+    names = gguf.get_tensor_name_map(known[family.name], config.num_hidden_layers)
     kinds: list[str] = []
-    for name, values, kind in tensors:
-        saved = names.get_name(name, try_suffixes=(".weight", ".bias"))
-        if saved is None:
-            raise ValueError(f"{name} has no name in GGUF files of {architecture}")
-        ordered = _interleaved(name, values, config) if known.rotates_pairs else values
-        _add_tensor(gguf, writer, saved, ordered, kind)
+    for saved, values, kind in stored_tensors(config, architecture, family, names, tensors):
+        _add_tensor(gguf, writer, saved, values, kind)
         kinds += [kind] if kind is not None else []
-    if (factors := _rope_factors(config)) is not None:
-        writer.add_tensor("rope_freqs.weight", factors)
-    common = max(set(kinds), key=kinds.count)
-    writer.add_file_type(gguf.LlamaFileType[_FILE_TYPES[common]])
+    for name, factors in frequency_factors(config).items():
+        writer.add_tensor(name, factors)
+    common = _FILE_TYPES[max(set(kinds), key=kinds.count)] if kinds else "ALL_F32"
+    writer.add_file_type(gguf.LlamaFileType[common])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
 
 
-def _add_config(gguf: Any, writer: Any, config: Any, architecture: str) -> None:
-    head_dim = _head_dim(config)
-    writer.add_type(gguf.GGUFType.MODEL)
-    writer.add_name(Path(config.name_or_path or architecture).stem)
+def _model_name(name: str, tokenizer: Any) -> str:
+    """Return a model's name; one with phi-3 in it tells llama.cpp which tokens there are."""
+    stem, tokens = Path(name).stem, tokenizer.get_vocab()
+    if any(part in stem.lower() for part in ("phi-3", "phi3")) and _PHI_3 - set(tokens):
+        return "model"
+    return stem
+
+
+def _add_config(gguf: Any, writer: Any, config: Any, family: GgufFamily) -> None:
     writer.add_string("general.quantized_by", f"mlcalib {build_info()['version']}")
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    writer.add_block_count(config.num_hidden_layers)
-    # Files of Mistral know no window: within it, full attention is the same.
-    window = getattr(config, "sliding_window", None)
-    writer.add_context_length(min(config.max_position_embeddings, window or math.inf))
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_rope_dimension_count(head_dim)
-    writer.add_rope_freq_base(float(_rope(config)["rope_theta"]))
-    if _rope(config)["rope_type"] == "linear":
-        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
-        writer.add_rope_scaling_factor(float(_rope(config)["factor"]))
-    if head_dim * config.num_attention_heads != config.hidden_size:
-        writer.add_key_length(head_dim)
-        writer.add_value_length(head_dim)
+    add = {
+        bool: writer.add_bool,
+        int: writer.add_uint32,
+        float: writer.add_float32,
+        str: writer.add_string,
+        list: writer.add_array,
+    }
+    for key, value in hyperparameters(config, family).items():
+        add[type(value)](f"{family.name}.{key}", value)
 
 
 def _add_tensor(gguf: Any, writer: Any, name: str, values: Tensor, kind: str | None) -> None:
     values = values.detach().cpu().contiguous()
+    # llama.cpp adds and multiplies norms and biases, and routes tokens, in float32.
+    floats = values.dim() == 1 or not name.endswith(".weight")
     if kind is not None:
         writer.add_tensor(name, values.numpy(), raw_dtype=gguf.GGMLQuantizationType[kind])
-    elif values.dim() == 1:  # llama.cpp adds and multiplies norms and biases in float32
+    elif floats or any(part in name for part in _ALWAYS_FLOAT):
         writer.add_tensor(name, values.float().numpy())
     elif values.dtype == torch.bfloat16:
         raw = values.view(torch.uint8).numpy()
         writer.add_tensor(name, raw, raw_dtype=gguf.GGMLQuantizationType.BF16)
     else:
         writer.add_tensor(name, values.numpy())
-
-
-def _interleaved(name: str, values: Tensor, config: Any) -> Tensor:
-    """Put rows of q and k from halves (x₀ x₁ … y₀ y₁ …) into the pairs that llama.cpp rotates."""
-    heads = {
-        "q_proj": config.num_attention_heads,
-        "k_proj": config.num_key_value_heads,
-    }.get(name.split(".")[-2])
-    if heads is None:
-        return values
-    halves = values.reshape(heads, 2, -1, *values.shape[1:])
-    return halves.transpose(1, 2).reshape(values.shape)
-
-
-def _head_dim(config: Any) -> int:
-    given = getattr(config, "head_dim", None)
-    return int(given or config.hidden_size // config.num_attention_heads)
-
-
-def _rope(config: Any) -> dict[str, Any]:
-    """Return rope_type, rope_theta and what scaling needs."""
-    return {"rope_type": "default", "rope_theta": 10000.0, **(config.rope_parameters or {})}
-
-
-def _rope_factors(config: Any) -> "np.ndarray[Any, Any] | None":
-    """Return what llama.cpp divides each frequency by in Llama 3's scaling, float32."""
-    rope = _rope(config)
-    if rope["rope_type"] != "llama3":
-        return None
-    size, factor = _head_dim(config), rope["factor"]
-    low, high = rope["low_freq_factor"], rope["high_freq_factor"]
-    length = rope["original_max_position_embeddings"]
-    turns = length * rope["rope_theta"] ** (-np.arange(0, size, 2) / size) / (2 * math.pi)
-    smooth = np.clip((turns - low) / (high - low), 0, 1)
-    return np.asarray(1 / ((1 - smooth) / factor + smooth), dtype=np.float32)

@@ -1,7 +1,8 @@
 """The tokenizer's part of a GGUF file.
 
 A tokenizer is written right or not at all: llama.cpp knows how text is split before merging by a
-name (``tokenizer.ggml.pre``), which is told here from the tokenizer's own pre-tokenizer.
+name (``tokenizer.ggml.pre``), which is told here from what the tokenizer makes of one text, as
+llama.cpp's converter does, or from its own pre-tokenizer.
 """
 
 import json
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mlcalib.common.optional import optional
+from mlcalib.formats._gguf_pre_tokenizers import known_name
 
 _log = logging.getLogger(__name__)
 
@@ -39,7 +41,7 @@ def check_tokenizer(tokenizer: Any, vocab_size: int) -> None:
     if _source_file(tokenizer) is not None:
         return
     description = _description(tokenizer)
-    _kind(description)
+    _kind(tokenizer, description)
     _check_normalizer(description["normalizer"])
     last, token = max((number, token) for token, number in tokenizer.get_vocab().items())
     if last >= vocab_size:
@@ -84,7 +86,7 @@ def add_tokenizer(writer: Any, tokenizer: Any, vocab_size: int) -> None:
         return
     gguf = optional("gguf", "gguf", "writing GGUF")
     description = _description(tokenizer)
-    model, pre = _kind(description)
+    model, pre = _kind(tokenizer, description)
     names = {number: token for token, number in tokenizer.get_vocab().items()}
     tokens = [names.get(number, f"[PAD{number}]") for number in range(vocab_size)]
     added = {token["id"]: token["special"] for token in description["added_tokens"]}
@@ -135,13 +137,15 @@ def _description(tokenizer: Any) -> dict[str, Any]:
     return description
 
 
-def _kind(description: dict[str, Any]) -> tuple[str, str]:
+def _kind(tokenizer: Any, description: dict[str, Any]) -> tuple[str, str]:
     """Return llama.cpp's names of the tokenizer's model and of how it splits text."""
     model = description["model"]
     if model["type"] != "BPE":
         raise NotImplementedError(f"a {model['type']} tokenizer is not written to GGUF yet")
     if model.get("byte_fallback"):
         return "llama", "default"
+    if (name := known_name(tokenizer)) is not None:
+        return "gpt2", name
     before = description["pre_tokenizer"] or {"type": "none"}
     steps = before["pretokenizers"] if before["type"] == "Sequence" else [before]
     kinds = [step["type"] for step in steps]

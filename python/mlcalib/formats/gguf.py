@@ -14,15 +14,20 @@ import torch
 from torch import Tensor
 
 from mlcalib._core import GridSpec, QuantizedLinear
+from mlcalib.common.errors import printable
 from mlcalib.common.gguf_types import BLOCK_TYPES
 from mlcalib.formats._gguf_blocks import block_bytes, packed, unpacked
 from mlcalib.formats._gguf_check import inspect
 from mlcalib.formats._gguf_file import check_config, write_gguf
 from mlcalib.formats._gguf_reader import GgufTensors, open_gguf
+from mlcalib.formats._gguf_tensors import expert_group
 from mlcalib.formats._layout import check_groups, check_zeros, describe, stored_scale, tensor
 from mlcalib.formats._readers import Facts, Verdict, Verdicts
 from mlcalib.formats._section import Problem
 from mlcalib.formats.base import Format, formats
+
+TRANSFORMERS_READS = ("llama", "qwen2", "qwen3", "stablelm", "starcoder2")
+"""Architectures of which transformers 5.24 reads files of mlcalib's with the same logits."""
 
 
 def block_type(spec: GridSpec) -> str:
@@ -53,14 +58,23 @@ class Gguf(Format):
     loading: ClassVar[str] = (
         "```bash\nllama-cli -m THIS_FOLDER/model.gguf\n```\n\n"
         'or `AutoModelForCausalLM.from_pretrained("THIS_FOLDER", gguf_file="model.gguf")` of '
-        "transformers."
+        "transformers, for the architectures that it reads."
     )
 
     def check(self, specs: Mapping[str, GridSpec], shapes: Mapping[str, tuple[int, int]]) -> None:
-        """Refuse other grids, and rows that are no whole number of blocks."""
+        """Refuse other grids, rows that are no whole number of blocks, and unlike experts."""
         for spec in specs.values():
             block_type(spec)
         check_groups(specs, shapes, whole_row=False)
+        kinds: dict[str, str | None] = {}
+        for name in shapes:
+            kind = block_type(specs[name]) if name in specs else None
+            if (group := expert_group(name)) and kinds.setdefault(group, kind) != kind:
+                raise ValueError(
+                    f"{name} would be {kind or 'left in floating point'}, and other experts beside "
+                    f"it {kinds[group] or 'left in floating point'}: GGUF holds the experts of a "
+                    "block in one tensor. Write overrides that take all of them, or none."
+                )
 
     def check_model(self, config: Any, architecture: str, tokenizer: Any) -> None:
         """Refuse architectures, options and tokenizers that cannot be written right."""
@@ -86,10 +100,15 @@ class Gguf(Format):
         return inspect(file)
 
     def verdicts(self, facts: Facts) -> Verdicts:
-        """Return that all readers load it; vLLM and SGLang with a warning."""
+        """Return that llama.cpp loads it; transformers by architecture, others with a warning."""
+        architecture = facts.section.get("architecture")
+        transformers = Verdict(True, ('from_pretrained(FOLDER, gguf_file="…")',))
+        if architecture is not None and architecture not in TRANSFORMERS_READS:
+            reason = f"its reader of GGUF gave no or other logits for {printable(architecture)}"
+            transformers = Verdict(None, (reason,))
         experimental = ("its support of GGUF is experimental; give the original tokenizer",)
         return {
-            "transformers": Verdict(True, ('from_pretrained(FOLDER, gguf_file="…")',)),
+            "transformers": transformers,
             "vLLM": Verdict(True, experimental),
             "SGLang": Verdict(True, experimental),
             "llama.cpp": Verdict(True),

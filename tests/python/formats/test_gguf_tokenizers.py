@@ -1,6 +1,7 @@
 """The tokenizer in a GGUF file."""
 
 import json
+from hashlib import sha256
 
 import gguf
 import pytest
@@ -10,6 +11,7 @@ from test_gguf import GGUF, small, values, written
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from mlcalib.formats import _gguf_pre_tokenizers
 from mlcalib.formats._gguf_tokenizer import _REGEXES
 
 TEXT = "The market opens 1234 times; soko hufunguliwa, 市场 — don't!\n\n  Les acheteurs"
@@ -57,6 +59,15 @@ def test_byte_level_tokenizers(name, template, tmp_path):
         assert back(TEXT, **plain).input_ids == tokenizer(TEXT, **plain).input_ids
 
 
+def test_a_name_that_llama_cpp_knows_by_the_ids_of_a_text(monkeypatch, tmp_path):
+    """Two names may split alike, and be known apart by other habits of theirs."""
+    ids = make_tokenizer().encode(_gguf_pre_tokenizers._TEXT)
+    digest = sha256(str(ids).encode()).hexdigest()
+    monkeypatch.setitem(_gguf_pre_tokenizers._NAMES, digest, "falcon3")
+    written(small("llama"), "Q4_0", tmp_path / "out", make_tokenizer())
+    assert values(tmp_path / "out/model.gguf")["tokenizer.ggml.pre"] == "falcon3"
+
+
 def sentencepiece_like(prefix):
     """A BPE with byte fallback, as transformers makes of Llama 2's SentencePiece model."""
     pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
@@ -88,14 +99,11 @@ def test_tokenizers_with_byte_fallback_have_scores_in_the_order_of_merges(prefix
 
 
 def test_what_llama_cpp_would_read_otherwise_is_refused_before_any_forward():
-    gemma = tiny_model("gemma2")
-    with pytest.raises(NotImplementedError, match="GGUF files of Gemma2ForCausalLM"):
-        GGUF.check_model(gemma.config, "Gemma2ForCausalLM", make_tokenizer())
     config = small("llama").config
     with pytest.raises(NotImplementedError, match="Whitespace"):
         GGUF.check_model(config, "LlamaForCausalLM", tokenizer_with(pre_tokenizers.Whitespace()))
-    config.rope_parameters = {"rope_type": "yarn", "rope_theta": 1.0, "factor": 2.0}
-    with pytest.raises(NotImplementedError, match="'yarn'"):
+    config.rope_parameters = {"rope_type": "dynamic", "rope_theta": 1.0, "factor": 2.0}
+    with pytest.raises(NotImplementedError, match="'dynamic'"):
         GGUF.check_model(config, "LlamaForCausalLM", make_tokenizer())
     sliding = tiny_model("qwen2").config
     with pytest.raises(NotImplementedError, match="sliding"):

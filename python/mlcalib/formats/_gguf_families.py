@@ -1,0 +1,291 @@
+"""What llama.cpp computes for each class of transformers whose whole models are written to GGUF.
+
+A class is in the table if llama.cpp's logits of a random model were those of transformers
+(``scripts/interop/gguf_families.py``); of each the limits of its graph in llama.cpp
+(``src/models``) are stated, and models beyond them are refused before anything runs.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from mlcalib.formats._gguf_config import head_dim, rope
+from mlcalib.models import gguf_architectures
+
+Values = dict[str, Any]
+_SILU = ("silu", "swish")
+_TANH_GELU = ("gelu_pytorch_tanh", "gelu_new")
+_EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")
+_FREQUENCIES = ("default", "linear", "yarn", "llama3")
+
+
+@dataclass(frozen=True)
+class GgufFamily:
+    """How llama.cpp holds and runs the models of a class.
+
+    Attributes:
+        name: of the architecture.
+        rotates_pairs: rows of q and k lie in the pairs that llama.cpp rotates, not in halves as in
+            transformers.
+        norm_offset: what is added to the weights of norms, which transformers keep without it.
+        slides: blocks slide as the file says; elsewhere the context is at most the window.
+        head: ``own``: a file always has a head, tied or not; ``tied``: never; ``any``.
+        ropes: kinds of positions that its graph knows.
+        activations: of the MLP, any of these; None where a plug-in answers for it.
+        biases: options of the config that may be true, and add biases.
+        more: config → hyperparameters that others do not have.
+        unlike: config → what of it llama.cpp does not compute, or None.
+        names: part of a tensor's name in transformers → what the package gguf knows it by.
+    """
+
+    name: str
+    rotates_pairs: bool = False
+    norm_offset: float = 0.0
+    slides: bool = False
+    head: Literal["own", "tied", "any"] = "any"
+    ropes: Collection[str] = ("default", "linear", "yarn")
+    activations: Collection[str] | None = _SILU
+    biases: Collection[str] = ()
+    more: Callable[[Any], Values] = lambda _: {}
+    unlike: Callable[[Any], str | None] = lambda _: None
+    names: Mapping[str, str] = field(default_factory=dict)
+
+
+def family_of(architecture: str) -> GgufFamily | None:
+    """Return what is known of a class; what ``GgufArchitecture.whole`` says of a plug-in's."""
+    if (found := _FAMILIES.get(architecture)) is not None:
+        return found
+    known = gguf_architectures().get(architecture)
+    if known is None or not known.whole:
+        return None
+    return replace(_LLAMA, name=known.name, rotates_pairs=known.rotates_pairs, activations=None)
+
+
+def written_classes() -> list[str]:
+    """Return the names of the classes that are written."""
+    whole = [name for name, each in gguf_architectures().items() if each.whole]
+    return list(dict.fromkeys([*whole, *_FAMILIES]))
+
+
+def _experts(config: Any) -> Values:
+    many = next(
+        found for name in _EXPERT_COUNTS if (found := getattr(config, name, None)) is not None
+    )
+    width = getattr(config, "moe_intermediate_size", None) or config.intermediate_size
+    return {
+        "expert_count": many,
+        "expert_used_count": config.num_experts_per_tok,
+        "expert_feed_forward_length": width,
+    }
+
+
+def _qwen2_moe(config: Any) -> Values:
+    shared = {"expert_shared_feed_forward_length": config.shared_expert_intermediate_size}
+    return _experts(config) | shared
+
+
+def _every_block_has_experts(config: Any, normed: bool) -> str | None:
+    if config.decoder_sparse_step != 1 or config.mlp_only_layers:
+        return "blocks without experts among those that have some"
+    if config.norm_topk_prob != normed:
+        return f"norm_topk_prob={config.norm_topk_prob}"
+    return None
+
+
+def _gemma(config: Any) -> Values:
+    found: Values = {}
+    for cap, key in (
+        ("attn_logit_softcapping", "attn_logit_softcapping"),
+        ("final_logit_softcapping", "final_logit_softcapping"),
+    ):
+        if (value := getattr(config, cap, None)) is not None:
+            found[key] = float(value)
+    return found
+
+
+def _gemma_scale(config: Any, largest: int) -> str | None:
+    """Refuse other scales of attention than llama.cpp tells from the number of blocks."""
+    expected = head_dim(config)
+    if config.num_hidden_layers == largest:
+        expected = config.hidden_size // config.num_attention_heads
+    if config.query_pre_attn_scalar != expected:
+        return f"query_pre_attn_scalar={config.query_pre_attn_scalar} (it takes {expected})"
+    if getattr(config, "use_bidirectional_attention", None):
+        return "attention to later tokens"
+    return None
+
+
+def _gemma2(config: Any) -> str | None:
+    if config.attn_logit_softcapping is None or config.final_logit_softcapping is None:
+        return "logits that are not capped"
+    return _gemma_scale(config, 46)
+
+
+def _gemma3(config: Any) -> str | None:
+    if config.attn_logit_softcapping is not None:
+        return "capped logits of attention"
+    return _gemma_scale(config, 62)
+
+
+def _granite(config: Any) -> Values:
+    return {
+        "attention.scale": float(config.attention_multiplier),
+        "embedding_scale": float(config.embedding_multiplier),
+        "residual_scale": float(config.residual_multiplier),
+        "logit_scale": float(config.logits_scaling),
+    }
+
+
+def _logit_scale(config: Any) -> Values:
+    return {"logit_scale": float(config.logit_scale)}
+
+
+def _cohere(config: Any) -> str | None:
+    return "norms of q and k" if getattr(config, "use_qk_norm", False) else None
+
+
+def _smollm3(config: Any) -> str | None:
+    every_fourth = [int((block + 1) % 4 != 0) for block in range(config.num_hidden_layers)]
+    if list(config.no_rope_layers) != every_fourth:
+        return "positions that are left out of other blocks than every fourth"
+    return None
+
+
+def _stablelm(config: Any) -> Values:
+    return {"use_parallel_residual": bool(config.use_parallel_residual)}
+
+
+def _stablelm_norms(config: Any) -> str | None:
+    return "norms of q and k" if config.qk_layernorm else None
+
+
+def _ministral3(config: Any) -> Values:
+    beta = rope(config).get("llama_4_scaling_beta")
+    return {} if beta is None else {"attention.temperature_scale": float(beta)}
+
+
+def _gpt_oss(config: Any) -> str | None:
+    if (limit := getattr(config, "swiglu_limit", 7.0)) != 7.0:
+        return f"swiglu_limit={limit}"
+    return None if config.attention_bias else "attention without biases"
+
+
+def _olmoe(config: Any) -> str | None:
+    if config.norm_topk_prob:
+        return "norm_topk_prob=True"
+    if config.num_key_value_heads != config.num_attention_heads:
+        return "fewer heads of keys and values than of queries"
+    return "clipped q, k and v" if config.clip_qkv is not None else None
+
+
+def _slides(config: Any) -> str | None:
+    return "sliding windows" if config.sliding_window is not None else None
+
+
+def _deepseek_v2(config: Any) -> Values:
+    found: Values = _experts(config) | {
+        "attention.kv_lora_rank": config.kv_lora_rank,
+        "attention.key_length": config.qk_nope_head_dim + config.qk_rope_head_dim,
+        "attention.value_length": config.v_head_dim,
+        "rope.dimension_count": config.qk_rope_head_dim,
+        "leading_dense_block_count": config.first_k_dense_replace,
+        "expert_shared_count": config.n_shared_experts,
+        "expert_weights_scale": float(config.routed_scaling_factor),
+        "expert_weights_norm": bool(config.norm_topk_prob),
+    }
+    if config.q_lora_rank is not None:
+        found["attention.q_lora_rank"] = config.q_lora_rank
+    if rope(config)["rope_type"] == "yarn":  # the scale of attention comes from the multiplier
+        multiplier = 0.1 * rope(config)["mscale_all_dim"]
+        found["rope.scaling.yarn_log_multiplier"] = multiplier
+        found["rope.scaling.attn_factor"] = 1.0
+    return found
+
+
+def _deepseek_v2_limits(config: Any) -> str | None:
+    if config.topk_method != "greedy":
+        return f"topk_method={config.topk_method!r}"
+    scales = [rope(config).get(key) for key in ("mscale", "mscale_all_dim")]
+    if rope(config)["rope_type"] == "yarn" and (not scales[0] or scales[0] != scales[1]):
+        return f"mscale and mscale_all_dim of {scales[0]} and {scales[1]}"
+    if config.q_lora_rank is None and config.num_hidden_layers not in (26, 27):
+        return f"queries of full rank in {config.num_hidden_layers} blocks"
+    return None
+
+
+def _partial(config: Any) -> str | None:
+    return "norms of q and k" if getattr(config, "qk_layernorm", False) else None
+
+
+_LLAMA = GgufFamily(
+    "llama", rotates_pairs=True, ropes=_FREQUENCIES, biases=("attention_bias", "mlp_bias")
+)
+_QWEN = GgufFamily("qwen2")
+_GEMMA = GgufFamily(
+    "gemma", norm_offset=1.0, head="tied", activations=_TANH_GELU, more=_gemma, ropes=("default",)
+)
+_COHERE = GgufFamily(
+    "command-r", head="tied", more=_logit_scale, unlike=_cohere, ropes=("default",)
+)
+
+_FAMILIES = {
+    "LlamaForCausalLM": _LLAMA,
+    "MistralForCausalLM": _LLAMA,
+    "MixtralForCausalLM": replace(
+        _LLAMA, more=_experts, biases=(), names={".mlp.": ".block_sparse_moe."}
+    ),
+    "Ministral3ForCausalLM": replace(_LLAMA, name="mistral3", more=_ministral3, biases=()),
+    "GraniteForCausalLM": replace(_LLAMA, name="granite", more=_granite),
+    "SmolLM3ForCausalLM": replace(
+        _LLAMA, name="smollm3", unlike=_smollm3, ropes=("default", "linear", "yarn"), biases=()
+    ),
+    "Qwen2ForCausalLM": _QWEN,
+    "Qwen3ForCausalLM": replace(_QWEN, name="qwen3"),
+    "Qwen2MoeForCausalLM": replace(
+        _QWEN,
+        name="qwen2moe",
+        head="own",
+        more=_qwen2_moe,
+        unlike=lambda config: _every_block_has_experts(config, False),
+    ),
+    "Qwen3MoeForCausalLM": replace(
+        _QWEN,
+        name="qwen3moe",
+        more=_experts,
+        unlike=lambda config: _every_block_has_experts(config, True),
+    ),
+    "GemmaForCausalLM": _GEMMA,
+    "Gemma2ForCausalLM": replace(_GEMMA, name="gemma2", slides=True, unlike=_gemma2),
+    "Gemma3ForCausalLM": replace(
+        _GEMMA, name="gemma3", slides=True, unlike=_gemma3, ropes=("default", "linear"), head="any"
+    ),
+    "Phi3ForCausalLM": GgufFamily("phi3", ropes=("default", "longrope")),
+    "CohereForCausalLM": _COHERE,
+    "Cohere2ForCausalLM": replace(_COHERE, name="cohere2", slides=True),
+    "Olmo2ForCausalLM": GgufFamily("olmo2", head="own"),
+    "Olmo3ForCausalLM": GgufFamily("olmo2", head="own", slides=True),
+    "StableLmForCausalLM": GgufFamily(
+        "stablelm", head="own", more=_stablelm, unlike=_stablelm_norms, biases=("use_qkv_bias",)
+    ),
+    "Starcoder2ForCausalLM": GgufFamily("starcoder2", activations=_TANH_GELU, biases=("use_bias",)),
+    "Glm4ForCausalLM": GgufFamily("glm4", biases=("attention_bias",)),
+    "GptOssForCausalLM": GgufFamily(
+        "gpt-oss",
+        head="own",
+        slides=True,
+        more=_experts,
+        unlike=_gpt_oss,
+        biases=("attention_bias",),
+        names={".sinks": ".sinks.weight"},
+    ),
+    "DeepseekV2ForCausalLM": GgufFamily("deepseek2", more=_deepseek_v2, unlike=_deepseek_v2_limits),
+    "OlmoeForCausalLM": GgufFamily("olmoe", head="own", more=_experts, unlike=_olmoe),
+    "Exaone4ForCausalLM": GgufFamily("exaone4", ropes=_FREQUENCIES, unlike=_slides),
+    "SeedOssForCausalLM": GgufFamily("seed_oss", biases=("attention_bias",)),
+    "Ernie4_5ForCausalLM": GgufFamily("ernie4_5"),
+    "ArceeForCausalLM": replace(_LLAMA, name="arcee", activations=("relu2",)),
+    "NemotronForCausalLM": GgufFamily(
+        "nemotron", head="own", norm_offset=1.0, activations=("relu2",)
+    ),
+    "PhiForCausalLM": GgufFamily("phi2", head="own", activations=_TANH_GELU, unlike=_partial),
+}

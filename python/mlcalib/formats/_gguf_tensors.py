@@ -1,0 +1,90 @@
+"""Tensors of a model as llama.cpp's graphs read them: other names, other orders of rows.
+
+As llama.cpp's converter does it (``modify_tensors`` in ``conversion``). Rows of packed codes move
+like rows of numbers; nothing here touches the order of a row.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mlcalib.formats._gguf_families import GgufFamily
+
+Stored = tuple[str, Tensor, str | None]
+"""Name, values, and the type of packed blocks (uint8 [rows, bytes]) or None for a plain tensor."""
+_EXPERT = re.compile(r"\.experts\.(\d+)\.")
+
+
+def stored_tensors(
+    config: Any, architecture: str, family: GgufFamily, names: Any, tensors: Iterable[Stored]
+) -> Iterator[Stored]:
+    """Yield the tensors of a file.
+
+    Args:
+        config: the model's.
+        architecture: its class in transformers.
+        family: how llama.cpp holds it.
+        names: gguf's map of names.
+        tensors: by their names in the model. A tied head is not among them.
+
+    Raises:
+        ValueError: a tensor without a name in such files, or experts that are not alike.
+    """
+    experts: dict[str, dict[int, Stored]] = {}
+    count = family.more(config).get("expert_count", 0)
+    for name, values, kind in tensors:
+        merged = _EXPERT.sub(".experts.", name)
+        saved = _saved_name(merged, family, names)
+        if saved is None:
+            raise ValueError(f"{name} has no name in GGUF files of {architecture}")
+        if (number := _EXPERT.search(name)) is not None:
+            alike = experts.setdefault(saved, {})
+            alike[int(number[1])] = (name, values, kind)
+            if len(alike) == count:
+                yield _stacked(saved, experts.pop(saved))
+            continue
+        ordered = _interleaved(name, values, config) if family.rotates_pairs else values
+        if family.norm_offset and saved.endswith("norm.weight"):
+            ordered = ordered.float() + family.norm_offset
+        yield saved, ordered, kind
+        if saved == "token_embd.weight" and family.head == "own" and config.tie_word_embeddings:
+            yield "output.weight", values, kind
+    if experts:
+        saved, some = next(iter(experts.items()))
+        raise ValueError(f"{saved} needs {count} experts, and {len(some)} were given")
+
+
+def expert_group(name: str) -> str | None:
+    """Return what the linears have in common that lie in one tensor, or None."""
+    return _EXPERT.sub(".experts.", name) if _EXPERT.search(name) else None
+
+
+def _saved_name(name: str, family: GgufFamily, names: Any) -> str | None:
+    for part, known in family.names.items():
+        name = name.replace(part, known)
+    found: str | None = names.get_name(name, try_suffixes=(".weight", ".bias"))
+    return found
+
+
+def _stacked(saved: str, experts: dict[int, Stored]) -> Stored:
+    kinds = {kind for _, _, kind in experts.values()}
+    if len(kinds) > 1:
+        first = next(iter(experts.values()))[0]
+        raise ValueError(f"the experts beside {first} are not alike; GGUF holds them in one tensor")
+    together = torch.stack([experts[number][1] for number in sorted(experts)])
+    return saved, together, kinds.pop()
+
+
+def _interleaved(name: str, values: Tensor, config: Any) -> Tensor:
+    """Put rows of q and k from halves (x₀ x₁ … y₀ y₁ …) into the pairs that llama.cpp rotates."""
+    heads = {
+        "q_proj": config.num_attention_heads,
+        "k_proj": config.num_key_value_heads,
+    }.get(name.split(".")[-2] if "." in name else "")
+    if heads is None:
+        return values
+    halves = values.reshape(heads, 2, -1, *values.shape[1:])
+    return halves.transpose(1, 2).reshape(values.shape)

@@ -1,0 +1,180 @@
+"""A tiny model of each class that is written to GGUF, and files of them in float32.
+
+``scripts/interop/gguf_families.py`` shows that llama.cpp computes the same logits.
+"""
+
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import gguf
+import torch
+import transformers
+from small_tokenizer import make_tokenizer
+
+from mlcalib.formats import formats
+from mlcalib.models import adapter_for
+from mlcalib.models.experts import unfuse
+
+_MOE = {"num_experts_per_tok": 2}
+_QWEN_MOE = {**_MOE, "num_experts": 6, "moe_intermediate_size": 32}
+_LLAMA_3 = {
+    "rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0, "original_max_position_embeddings": 32,
+}  # fmt: skip
+_YARN = {
+    "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0,
+    "original_max_position_embeddings": 32,
+}  # fmt: skip
+_LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}
+_LONG = {
+    "rope_type": "longrope", "rope_theta": 10000.0, "partial_rotary_factor": 0.5,
+    "original_max_position_embeddings": 512, "short_factor": [1.0, 1.1, 1.2, 1.3],
+    "long_factor": [2.0, 3.0, 4.0, 5.0],
+}  # fmt: skip
+_GEMMA = {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 8}
+_GEMMA_3_ROPE = {
+    "full_attention": {**_LINEAR, "rope_theta": 100000.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+}
+_GRANITE = {
+    "attention_multiplier": 0.2, "embedding_multiplier": 3.0, "residual_multiplier": 0.4,
+    "logits_scaling": 2.0,
+}  # fmt: skip
+_DEEPSEEK = {
+    **_MOE, "n_routed_experts": 4, "num_key_value_heads": 4, "n_shared_experts": 2,
+    "moe_intermediate_size": 32, "first_k_dense_replace": 1, "q_lora_rank": 32,
+    "kv_lora_rank": 32, "qk_nope_head_dim": 32, "qk_rope_head_dim": 16, "v_head_dim": 32,
+    "topk_method": "greedy", "routed_scaling_factor": 1.5, "norm_topk_prob": False,
+}  # fmt: skip
+_FULL = {"sliding_window": None, "layer_types": ["full_attention"] * 2}
+_TIED = {"tie_word_embeddings": True}
+
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("Llama", {}),
+    "llama, positions of Llama 3": ("Llama", {"rope_parameters": _LLAMA_3}),
+    "llama, linear positions": ("Llama", {"rope_parameters": _LINEAR}),
+    "llama, yarn": ("Llama", {"rope_parameters": {**_YARN, "attention_factor": 1.3}}),
+    "llama, biases": ("Llama", {"attention_bias": True, "mlp_bias": True, "head_dim": 8}),
+    "mistral": ("Mistral", {"sliding_window": None}),
+    "mixtral": ("Mixtral", {**_MOE, "num_local_experts": 4, "sliding_window": None}),
+    "ministral3": (
+        "Ministral3",
+        {
+            "head_dim": 32,
+            "rope_parameters": {
+                **_YARN, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1,
+                "original_max_position_embeddings": 8,
+            },
+        },
+    ),
+    "granite": ("Granite", _GRANITE),
+    "granite, biases, tied": (
+        "Granite", {**_GRANITE, **_TIED, "attention_bias": True, "mlp_bias": True},
+    ),
+    "smollm3": ("SmolLM3", {"num_hidden_layers": 5, "use_sliding_window": False}),
+    "arcee": ("Arcee", {}),
+    "qwen2": ("Qwen2", {}),
+    "qwen3, yarn": ("Qwen3", {"head_dim": 32, "rope_parameters": _YARN}),
+    "qwen2moe": ("Qwen2Moe", {**_QWEN_MOE, "shared_expert_intermediate_size": 96}),
+    "qwen2moe, tied": (
+        "Qwen2Moe", {**_QWEN_MOE, **_TIED, "shared_expert_intermediate_size": 96},
+    ),
+    "qwen3moe": ("Qwen3Moe", {**_QWEN_MOE, "head_dim": 32, "norm_topk_prob": True}),
+    "gemma": ("Gemma", {"head_dim": 32}),
+    "gemma2": ("Gemma2", {**_GEMMA, "num_hidden_layers": 3}),
+    "gemma3": ("Gemma3Text", {**_GEMMA, "num_hidden_layers": 7}),
+    "gemma3, linear positions": (
+        "Gemma3Text", {**_GEMMA, "num_hidden_layers": 7, "rope_parameters": _GEMMA_3_ROPE},
+    ),
+    "phi3": ("Phi3", {"sliding_window": None}),
+    "phi3, long positions": (
+        "Phi3",
+        {
+            "sliding_window": None, "max_position_embeddings": 1024,
+            "original_max_position_embeddings": 512, "rope_parameters": _LONG,
+        },
+    ),
+    "phi2": ("Phi", {"partial_rotary_factor": 0.5}),
+    "command-r": ("Cohere", {"logit_scale": 0.25}),
+    "cohere2": ("Cohere2", {"sliding_window": 8, "num_hidden_layers": 5, "logit_scale": 0.25}),
+    "olmo2": ("Olmo2", {}),
+    "olmo2, tied": ("Olmo2", _TIED),
+    "olmo3": ("Olmo3", {"sliding_window": 8, "num_hidden_layers": 5}),
+    "olmoe": ("Olmoe", {**_MOE, "num_experts": 4, "num_key_value_heads": 4}),
+    "stablelm": ("StableLm", {"use_qkv_bias": True}),
+    "stablelm, parallel": ("StableLm", {"use_parallel_residual": True}),
+    "starcoder2": ("Starcoder2", {"use_bias": True, "sliding_window": None}),
+    "glm4": ("Glm4", {"attention_bias": True, "head_dim": 16}),
+    "exaone4": ("Exaone4", {**_FULL, "rope_parameters": _LLAMA_3}),
+    "seed_oss": ("SeedOss", {"attention_bias": True, "head_dim": 32}),
+    "ernie4_5": ("Ernie4_5", {"head_dim": 32}),
+    "nemotron": ("Nemotron", {"partial_rotary_factor": 0.5, **_TIED}),
+    "gpt-oss": (
+        "GptOss",
+        {
+            **_MOE, "num_local_experts": 4, "head_dim": 32, "sliding_window": 8,
+            "num_hidden_layers": 3, "rope_parameters": {**_YARN, "truncate": True},
+        },
+    ),
+    "deepseek2": ("DeepseekV2", _DEEPSEEK),
+    "deepseek2, yarn": (
+        "DeepseekV2",
+        {**_DEEPSEEK, "rope_parameters": {**_YARN, "mscale": 0.7, "mscale_all_dim": 0.7}},
+    ),
+    "deepseek2, queries of full rank": (
+        "DeepseekV2", {**_DEEPSEEK, "q_lora_rank": None, "num_hidden_layers": 27},
+    ),
+}  # fmt: skip
+"""What a case shows → prefix of the classes in transformers, and what a config says."""
+
+
+def gguf_model(case: str) -> Any:
+    """Return a model of a case; every number in it, norms and biases too, is its own."""
+    prefix, options = CASES[case]
+    sizes = {
+        "vocab_size": 400, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128,
+        "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None,
+    }  # fmt: skip
+    config = getattr(transformers, f"{prefix}Config")(**{**sizes, **options})
+    model = getattr(transformers, f"{prefix.removesuffix('Text')}ForCausalLM")(config)
+    offset = config.model_type.startswith(("gemma", "nemotron"))  # norms of 1 + weight
+    for number, (name, parameter) in enumerate(model.named_parameters()):
+        norm = "norm" in name and name.endswith("weight")
+        count = torch.arange(parameter.numel()) + 997 * number
+        scattered = (count * count * 7919 + count * 104729) % 65521  # the same on every processor
+        values = (scattered.double() / 65521 - 0.5) * 0.5
+        scale = 0.5 if norm or "bias" in name else 1.0
+        values = values * scale + (1.0 if norm and not offset else 0.0)
+        parameter.data = values.reshape(parameter.shape).float()
+    return model.eval()
+
+
+def write_gguf_model(model: Any, folder: Path) -> Path:
+    """Write a model as it is, nothing quantized, and return the file. Its experts come apart."""
+    unfuse(model, adapter_for(model))
+    form, tokenizer, name = formats.get("gguf")(), make_tokenizer(), type(model).__name__
+    form.check_model(model.config, name, tokenizer)
+    tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
+    contents = ((key, each) for key, each in model.state_dict().items() if key not in tied)
+    folder.mkdir(parents=True, exist_ok=True)
+    form.write_file(folder, model.config, name, tokenizer, contents)
+    return folder / "model.gguf"
+
+
+def file_digest(file: Path) -> str:
+    """Return the sha256 of all that a file says but of its tokenizer and of who wrote it."""
+    reader = gguf.GGUFReader(file)
+    digest = sha256()
+    for field in sorted(reader.fields.values(), key=lambda each: each.name):
+        if not field.name.startswith(("tokenizer.", "general.", "GGUF.")):
+            value = field.contents()  # logarithms may differ in their last bits
+            shown = f"{value:.5g}" if isinstance(value, float) else repr(value)
+            digest.update(f"{field.name}={shown}".encode())
+    for tensor in sorted(reader.tensors, key=lambda each: each.name):
+        shape = tuple(int(size) for size in tensor.shape)
+        digest.update(repr((tensor.name, tensor.tensor_type.name, shape)).encode())
+        data = tensor.data.round(4) if tensor.name.startswith("rope_") else tensor.data
+        digest.update(data.tobytes())
+    return digest.hexdigest()

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -129,13 +130,20 @@ def run_pass(  # noqa: PLR0913 - what a pass is made of
         fisher = _fisher(source, unfinished, text, places, by_text=plan.fisher_by_text)
         if fisher is not None:
             fisher.run(stopwatch, None if description is None else "gradients")
-        if adapter.places and any(waiting[name] for name in names):
-            progress = description is not None
-            shared = gather_places(
-                source, text, prefixes, kinds, places, stopwatch, progress=progress
-            )
         several = len(set(places.values())) > 1
-        hidden = hidden or (PinnedHiddenStates(wait=several) if plan.on_host else HiddenStates())
+        in_memory = partial(PinnedHiddenStates, wait=several) if plan.on_host else HiddenStates
+        if adapter.places and any(waiting[name] for name in names):
+            shared = gather_places(
+                source,
+                text,
+                prefixes,
+                kinds,
+                places,
+                stopwatch,
+                hidden=in_memory(),
+                progress=description is not None,
+            )
+        hidden = hidden or in_memory()
         if max(positions := ranks.gathered(hidden.position)) > first or len(set(positions)) > 1:
             hidden.restart()
         with source.embedding():

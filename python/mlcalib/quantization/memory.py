@@ -141,6 +141,7 @@ class MemoryPlan:
             "other text that is measured": needs.other,
             "statistics of the loss": needs.fisher + self._texts,
             "other variants, until losses are measured": self._further,
+            "statistics of weights that blocks share": needs.shared,
         }
         return {name: size for name, size in parts.items() if size}
 
@@ -305,5 +306,5 @@ def _groups(sizes: Mapping[str, int], left: int) -> list[list[str]]:
 def _total(needs: Needs, ahead: bool, on_host: bool) -> int:
     """Return the bytes of all but the statistics of the languages."""
     fixed = needs.model + needs.block + needs.forward + needs.solve + needs.other + needs.fisher
-    fixed += needs.sums + needs.rows
+    fixed += needs.sums + needs.rows + needs.shared
     return fixed + (needs.block if ahead else 0) + (0 if on_host else needs.hidden)

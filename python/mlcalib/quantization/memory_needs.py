@@ -40,6 +40,8 @@ class Needs:
         rows: what experts read of a language's text, where they are summed one by one.
         everywhere: of the statistics of all texts those that every rank gets.
         sent: what a rank sends of what experts read, of all text, and of their mixtures.
+        shared: statistics of weights that blocks share, at the first of their places, from before
+            the first block on; where hidden states lie on disk, also those of that first run.
     """
 
     model: int
@@ -58,6 +60,7 @@ class Needs:
     rows: int = 0
     everywhere: int = 0
     sent: int = 0
+    shared: int = 0
 
 
 @dataclass(frozen=True)
@@ -178,7 +181,23 @@ def needs_of(  # noqa: PLR0913 - what decides it
         rows=_longest_of_rank(text, ranks) * sizes_of.row if text and how.apart else 0,
         everywhere=sum(prefixes.values()) * everywhere,
         sent=sent,
+        shared=0
+        if text is None
+        else _shared(source, device, kinds, sum(prefixes.values()))
+        + (tokens_of(text) * width * size if on_disk and adapter.places else 0),
     )
+
+
+def _shared(source: Source, device: torch.device, kinds: Sequence[str], texts: int) -> int:
+    """Return the bytes of the statistics of all texts that are kept of shared weights."""
+    adapter, found = source.adapter, 0
+    firsts = set(adapter.places.values())
+    for name, block in adapter.named_blocks(source.model) if firsts else []:
+        for members in adapter.linears_of(block).values():
+            if firsts & {f"{name}.{member}" for member in members}:
+                channels = adapter.linear(block, members[0]).weight.shape[1]
+                found += sum(statistic_bytes(kind, channels, device) for kind in kinds)
+    return found * texts
 
 
 def _weights(block: nn.Module) -> int:

@@ -11,6 +11,7 @@ from mlcalib.common.stopwatch import Stopwatch
 from mlcalib.models import Adapter
 from mlcalib.models.device import move_block
 from mlcalib.quantization.gathering import Gathered, of_kind
+from mlcalib.quantization.hidden_states import HiddenStates
 from mlcalib.quantization.job import Job
 from mlcalib.quantization.propagation import BlockStatistics, Flow, Prefix
 from mlcalib.quantization.solve import mix_block, references
@@ -53,6 +54,7 @@ def gather_places(
     devices: Mapping[str, torch.device],
     stopwatch: Stopwatch,
     *,
+    hidden: HiddenStates,
     progress: bool,
 ) -> Places:
     """Run the text through the float model as far as the last place, a block at a time.
@@ -64,6 +66,7 @@ def gather_places(
         kinds: statistics.
         devices: block → where it runs.
         stopwatch: gets the time.
+        hidden: keeps hidden states, of this run alone.
         progress: whether a bar is shown.
 
     Raises:
@@ -79,7 +82,15 @@ def gather_places(
     names = [name for name, _ in adapter.named_blocks(source.model)]
     last = max(names.index(_block(linear, names)) for linear in adapter.places)
     with source.embedding():
-        flow = Flow(source.model, adapter, text, stopwatch, prefixes=prefixes, devices=devices)
+        flow = Flow(
+            source.model,
+            adapter,
+            text,
+            stopwatch,
+            prefixes=prefixes,
+            hidden=hidden,
+            devices=devices,
+        )
     input_of: dict[str, str] = {}  # linear → its input in its block
     taken = names[: last + 1]
     for name in progress_bar(taken, desc="shared weights", unit="block", disable=not progress):

@@ -5,6 +5,7 @@ import torch
 from examine import logits, running_model
 from small_models import tiny_llama
 from small_tokenizer import make_tokenizer
+from test_memory import planned, source_and_job
 from tiny_architectures import architectures
 
 import mlcalib
@@ -12,6 +13,7 @@ from mlcalib import _core
 from mlcalib.calibration_sets import from_ids
 from mlcalib.checkpoints.packed import load_to_run
 from mlcalib.models.discovery import discover
+from mlcalib.statistics import statistic_bytes
 
 IDS = torch.arange(24)[None] * 5 % 120
 OPTIONS = {"group_size": 16, "progress": False}
@@ -69,6 +71,36 @@ def test_the_statistics_of_all_places_are_added_up():
     of_first = ours.losses[name.format(0)]
     assert of_first.keys() == {"en", "sw"}
     assert not ours.losses.get(name.format(2))
+
+
+def test_the_plan_counts_the_statistics_of_shared_weights():
+    plan = planned(shared_llama(), calibration())
+    alone = planned(tiny_llama(layers=3), calibration())
+    assert alone.needs.shared == 0
+    kinds = source_and_job(tiny_llama(layers=3), calibration())[1].kinds
+    cpu = torch.device("cpu")  # gate and up read 64 channels, down 128
+    each = sum(statistic_bytes(kind, size, cpu) for kind in kinds for size in (64, 128))
+    assert plan.needs.shared == 2 * each  # of two languages
+    assert plan.total - alone.total == plan.needs.shared
+    assert "statistics of weights that blocks share" in plan.table()
+    on_disk = planned(shared_llama(), calibration(), on_disk=True)
+    assert on_disk.needs.shared == plan.needs.shared + 3 * 24 * 64 * 4
+
+
+def test_what_is_shared_is_named_and_not_scaled(caplog):
+    with caplog.at_level("INFO"):
+        found = discover(shared_llama())
+    mlp = [f"model.layers.0.mlp.{name}_proj" for name in ("gate", "up", "down")]
+    assert f"not scaled: {', '.join(mlp)}" in caplog.text
+    model = shared_llama()
+    scaled = [
+        key
+        for layer in (0, 2)
+        for group in found.scale_groups_of(model.model.layers[layer])
+        for key in group.inputs
+    ]
+    assert scaled
+    assert not any("mlp" in key for key in scaled)
 
 
 def test_an_override_takes_all_places_or_none():

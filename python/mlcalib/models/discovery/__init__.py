@@ -203,6 +203,11 @@ def discover(model: "PreTrainedModel") -> DiscoveredAdapter:
     for reason in dict.fromkeys(left.values()):
         names = [name for name, why in left.items() if why == reason]
         _log.info("in floating point stays what %s: %s", reason, ", ".join(names))
+    if places:
+        _log.info(
+            "solved once, for all blocks that share it, and not scaled: %s",
+            ", ".join(dict.fromkeys(places.values())),
+        )
     return DiscoveredAdapter(
         architectures=(type(model).__name__,),
         blocks=calls[0].name.rpartition(".")[0],

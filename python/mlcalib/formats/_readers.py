@@ -27,6 +27,11 @@ READERS = {
 }
 """Reader → the version whose rules are restated; no other file names these versions."""
 MARLIN_GROUP_SIZES = (-1, 32, 64, 128)
+_FLOATING = {"vLLM": ("indexer.wk", "indexer.weights_proj"), "SGLang": ("indexer.weights_proj",)}
+"""Reader → linears that it makes without any quantization: those that choose tokens in
+DeepSeek-V3.2 and GLM-5 (``wk_weights_proj`` with ``quant_config=None`` in
+vllm/model_executor/models/deepseek_v2.py; ``weights_proj`` likewise in
+sglang/srt/layers/attention/nsa)."""
 
 
 @dataclass(frozen=True)
@@ -85,12 +90,29 @@ def cannot_tell(method: str) -> Verdicts:
 def of_folder(facts: Facts, transformers: Verdict, vllm: Verdict, sglang: Verdict) -> Verdicts:
     """Return the verdicts on a folder with safetensors.
 
-    vLLM and SGLang load none whose linears they cannot fuse, and llama.cpp reads GGUF only.
+    vLLM and SGLang load none whose linears they cannot fuse, or keep in floating point, and
+    llama.cpp reads GGUF only.
     """
     if split := split_linears(facts):
         vllm = sglang = Verdict(False, tuple(split[:3]))
+    vllm, sglang = (
+        Verdict(False, (reason,)) if (reason := _floating(facts, reader)) else verdict
+        for reader, verdict in (("vLLM", vllm), ("SGLang", sglang))
+    )
     llama_cpp = _not_gguf(facts)
     return dict(zip(READERS, (transformers, vllm, sglang, llama_cpp), strict=True))
+
+
+def _floating(facts: Facts, reader: str) -> str | None:
+    """Say which quantized linears a reader keeps in floating point."""
+    found = [name for name in facts.specs if name.endswith(_FLOATING[reader])]
+    if not found:
+        return None
+    more = f" and {len(found) - 1} more" if found[1:] else ""
+    return (
+        f"{found[0]}{more} has to stay in floating point there: skip "
+        r"'indexer\.(wk|weights_proj)$' (--skip)"
+    )
 
 
 def split_linears(facts: Facts) -> list[str]:

@@ -257,3 +257,18 @@ def test_gguf_is_refused_before_any_forward(tokenizer):
             format="gguf",
             progress=False,
         )
+
+
+@pytest.mark.parametrize(
+    ("leaf", "refusing"),
+    [("wk", {"vLLM"}), ("weights_proj", {"vLLM", "SGLang"}), ("wq_b", set())],
+)
+def test_what_readers_keep_in_floating_point_is_told(leaf, refusing):
+    """wk_weights_proj with quant_config=None, vllm/model_executor/models/deepseek_v2.py."""
+    spec = GridSpec(4, 32, True, scale_dtype=HALF)
+    indexer = {f"model.layers.{i}.self_attn.indexer.{leaf}": (128, 128) for i in range(2)}
+    told = verdicts(facts_of("compressed-tensors", spec, SHAPES | indexer))
+    assert {name for name in ("vLLM", "SGLang") if not told[name].loads} == refusing
+    assert told["transformers"].loads
+    if refusing:
+        assert f"0.self_attn.indexer.{leaf} and 1 more has to stay" in told["vLLM"].reasons[0]

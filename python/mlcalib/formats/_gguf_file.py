@@ -4,6 +4,7 @@ As llama.cpp does it (``conversion``, a file for each group of families).
 """
 
 from collections.abc import Iterable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,17 @@ def check_config(config: Any, architecture: str, tokenizer: Any) -> None:
         NotImplementedError: the architecture, or something in its config or tokenizer.
         ImportError: the package gguf is missing.
     """
-    optional("gguf", "gguf", "writing GGUF")
+    gguf = optional("gguf", "gguf", "writing GGUF")
     if (family := family_of(architecture)) is None:
         raise NotImplementedError(
             f"GGUF files of {architecture} are not written: names, hyperparameters and orders of "
             f"rows differ by family; these are: {', '.join(written_classes())}. Save "
             "with --format dense and use llama.cpp's convert_hf_to_gguf.py."
+        )
+    if family.name not in gguf.MODEL_ARCH_NAMES.values():
+        raise NotImplementedError(
+            f"The package gguf {metadata.version('gguf')} has no names for the tensors of "
+            f"'{family.name}' ({architecture}); install a newer one."
         )
     if (what := refusal(config, family)) is not None:
         raise NotImplementedError(

@@ -247,7 +247,9 @@ def test_quantize_says_nothing_where_all_will_load_it(caplog, tokenizer):
 
 def test_gguf_is_refused_before_any_forward(tokenizer):
     model = tiny_model("gemma2")
-    with pytest.raises(NotImplementedError, match="is not written to GGUF with query_pre_attn_scalar"):
+    with pytest.raises(
+        NotImplementedError, match="is not written to GGUF with query_pre_attn_scalar"
+    ):
         mlcalib.quantize(
             model,
             tokenizer=tokenizer,

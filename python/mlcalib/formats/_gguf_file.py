@@ -42,15 +42,15 @@ def check_config(config: Any, architecture: str, tokenizer: Any) -> None:
             f"rows differ by family; these are: {', '.join(written_classes())}. Save "
             "with --format dense and use llama.cpp's convert_hf_to_gguf.py."
         )
-    if family.name not in gguf.MODEL_ARCH_NAMES.values():
-        raise NotImplementedError(
-            f"The package gguf {metadata.version('gguf')} has no names for the tensors of "
-            f"'{family.name}' ({architecture}); install a newer one."
-        )
     if (what := refusal(config, family)) is not None:
         raise NotImplementedError(
             f"{architecture} is not written to GGUF with {what}: llama.cpp computes "
             f"'{family.name}' otherwise. Save in another format."
+        )
+    if family.name not in gguf.MODEL_ARCH_NAMES.values():
+        raise NotImplementedError(
+            f"The package gguf {metadata.version('gguf')} has no names for the tensors of "
+            f"'{family.name}' ({architecture}); install a newer one."
         )
     check_tokenizer(tokenizer, config.vocab_size)
     warn(config)

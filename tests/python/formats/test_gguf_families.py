@@ -71,10 +71,10 @@ def test_positions_that_llama_cpp_scales_otherwise_are_refused_or_said(caplog):
     model = gguf_model("llama, yarn")
     model.config.rope_parameters["beta_fast"] = 16
     refused(model, "rope_type 'yarn' with beta_fast=16")
-    model = gguf_model("gpt-oss")
+    model = gguf_model("qwen3, yarn")
     model.config.rope_parameters["truncate"] = False
     with caplog.at_level(logging.WARNING):
-        GGUF.check_model(model.config, "GptOssForCausalLM", make_tokenizer())
+        GGUF.check_model(model.config, "Qwen3ForCausalLM", make_tokenizer())
     assert "truncate=False" in caplog.text
 
 

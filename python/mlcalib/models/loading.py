@@ -63,6 +63,7 @@ def check_source(source: str) -> None:
 
     Raises:
         FileNotFoundError: ``source`` looks like a path and there is nothing.
+        ImportError: a GGUF file, and the package that reads it is not installed.
         ValueError: a folder without a usable checkpoint, or a damaged safetensors file.
     """
     path = Path(source)
@@ -82,6 +83,12 @@ def check_source(source: str) -> None:
             raise ValueError(
                 f"'{source}' is not a GGUF file (it begins with {magic!r}); give a folder with "
                 "safetensors, a GGUF file, or the name of a model on the hub."
+            )
+        if find_spec("gguf") is None:
+            raise ImportError(
+                f"'{source}' is a GGUF file, and the package gguf, with which transformers reads "
+                "such files, is not installed; run: pip install 'mlcalib[gguf]' (or: pip install "
+                "gguf accelerate)."
             )
 
 
@@ -250,7 +257,8 @@ def load_tokenizer(source: str) -> "PreTrainedTokenizerBase":
 
     Raises:
         ValueError: there is none, or it cannot be loaded; says why.
-        OSError: see ``transformers.AutoTokenizer``.
+        OSError: there is no such folder, and the hub does not give it; or see
+            ``transformers.AutoTokenizer``.
     """
     from transformers import AutoTokenizer
 
@@ -259,7 +267,14 @@ def load_tokenizer(source: str) -> "PreTrainedTokenizerBase":
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=False, **options
         )
-    except (OSError, ImportError):
+    except OSError as error:
+        if Path(source).exists():
+            raise
+        raise OSError(
+            f"There is no folder or file '{source}' here, and it cannot be read as the name of a "
+            f"model on the hub: {error}"
+        ) from error
+    except ImportError:
         raise
     except Exception as error:  # tokenizers (Rust) raises Exception itself
         raise ValueError(_no_tokenizer(source, error)) from error

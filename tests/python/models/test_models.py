@@ -7,7 +7,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from mlcalib.models import GgufArchitecture, adapters, find_adapter
 from mlcalib.models.experts import unfuse
-from mlcalib.models.loading import architecture, check_source, load_model
+from mlcalib.models.loading import architecture, check_source, load_model, load_tokenizer
 from mlcalib.models.running import embed, run_block, run_to_last_input, watching
 
 IDS = torch.arange(24)[None] % 100
@@ -151,6 +151,25 @@ def test_a_file_that_is_not_gguf(tmp_path):
     (tmp_path / "model.gguf").write_bytes(b"PK\x03\x04")
     with pytest.raises(ValueError, match=r"is not a GGUF file \(it begins with b'PK"):
         check_source(str(tmp_path / "model.gguf"))
+
+
+def test_a_gguf_file_without_the_package_that_reads_it(tmp_path, monkeypatch):
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    check_source(str(tmp_path / "model.gguf"))
+    monkeypatch.setattr("mlcalib.models.loading.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"model.gguf' is a GGUF file.*'mlcalib\[gguf\]'"):
+        check_source(str(tmp_path / "model.gguf"))
+
+
+def test_a_name_that_is_neither_a_folder_nor_on_the_hub(monkeypatch):
+    from transformers import AutoTokenizer
+
+    def unreachable(*_, **__):
+        raise OSError("We couldn't connect")
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", unreachable)
+    with pytest.raises(OSError, match=r"no folder or file 'MODEL' here.*hub: We couldn't connect"):
+        load_tokenizer("MODEL")
 
 
 def test_a_model_that_predicts_no_token(tmp_path):

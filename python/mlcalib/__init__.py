@@ -1,10 +1,15 @@
 """Quantize multilingual language models with language-diverse calibration.
 
+``MODEL`` is a folder, a GGUF file or a name on the Hugging Face hub; ``sample`` is a small text for
+demonstration, and ``files:TEXT`` is text of your own, in ``TEXT/LANGUAGE/{calib,eval}.txt``.
+
 >>> import mlcalib
->>> calibration = mlcalib.calibration("model", "multi10", "files:text", tokens=40960)
->>> quantized = mlcalib.quantize("model", calibration, method=mlcalib.GPTQ(bits=4, group_size=64))
->>> quantized.save("out")
->>> mlcalib.evaluate(["model", "out"], "multi10", "files:text")
+>>> calibration = mlcalib.calibration("MODEL", "en,sw,zh", "sample", tokens=3072)
+>>> quantized = mlcalib.quantize("MODEL", calibration, method=mlcalib.GPTQ(bits=4, group_size=64))
+>>> results = mlcalib.evaluate(["MODEL", quantized], "en,sw,zh", "sample", tokens=512)
+>>> results.plot("bits_per_byte")
+>>> quantized.save("OUT")
+>>> model = mlcalib.load("OUT")
 """
 
 from typing import TYPE_CHECKING, Any

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mlcalib.calibration_sets import CalibrationSet, build, from_ids, weighted
 from mlcalib.calibration_sets.images import Processor
 from mlcalib.common.hub import hub_name, located
-from mlcalib.corpora import Document, Documents, open_corpus
+from mlcalib.corpora import Document, Documents, check_corpus, open_corpus
 from mlcalib.languages import LanguageSet, language_set
 from mlcalib.languages.language_sets import check_spelling
 from mlcalib.models.context import DEFAULT_SEQ_LEN, context_length, read_config
@@ -82,12 +82,14 @@ def calibration(  # noqa: PLR0913 - what a calibration set is made of
     Raises:
         FileNotFoundError: a folder does not exist, or there is no text in a language.
         ImportError: a package that the corpus needs is not installed.
-        TypeError: ``languages`` are documents, or no text for another reason.
+        TypeError: ``languages`` are documents, or no text for another reason; ``corpus`` is
+            neither a name nor a mapping.
         ValueError: see ``mlcalib.calibration_sets.build``.
     """
     tokenizer = located(tokenizer, revision, token)
     if languages is not None and not isinstance(languages, LanguageSet):
         check_spelling(languages)
+    check_corpus(corpus)
     nothing: Mapping[str, Any] = {}
     name, given = (corpus, nothing) if isinstance(corpus, str) else ("given", corpus)
     if ids := _token_ids(given):
@@ -106,8 +108,13 @@ def calibration(  # noqa: PLR0913 - what a calibration set is made of
             "shares of the languages, tokens_per_language= are the same for all."
         )
     if tokenizer is None or (tokens is None and tokens_per_language is None):
-        missing = "a tokenizer" if tokenizer is None else "one of tokens= and tokens_per_language="
-        raise ValueError(f"Text was given without {missing}; pass it.")
+        missing = (
+            "a tokenizer; pass it"
+            if tokenizer is None
+            else "one of tokens= and tokens_per_language=; pass it, e.g. tokens=40960, which the "
+            "languages share"
+        )
+        raise ValueError(f"Text was given without {missing}.")
     if isinstance(languages, LanguageSet):
         spelled = ",".join(f"{code}:{share!r}" for code, share in languages.weights.items())
     else:

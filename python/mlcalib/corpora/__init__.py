@@ -12,7 +12,7 @@ from mlcalib.corpora._documents import (
     window_shuffled,
 )
 from mlcalib.corpora._rows import INVALID, is_valid, read_conversation
-from mlcalib.corpora.base import Corpus, Split, open_corpus, registry
+from mlcalib.corpora.base import Corpus, Split, check_corpus, open_corpus, registry
 
 __all__ = [
     "INVALID",
@@ -22,6 +22,7 @@ __all__ = [
     "Documents",
     "Split",
     "Tally",
+    "check_corpus",
     "is_valid",
     "left_out",
     "notes",

@@ -2,6 +2,7 @@
 
 import inspect
 import os
+from collections.abc import Mapping
 from typing import Literal, Protocol
 from urllib.parse import unquote
 
@@ -39,6 +40,19 @@ class Corpus(Protocol):
 
 
 registry: Registry[Corpus] = Registry("corpus", package="mlcalib.corpora", group="mlcalib.corpora")
+
+
+def check_corpus(given: object) -> None:
+    """Refuse text that is neither named nor given by language.
+
+    Raises:
+        TypeError: as for a list of documents, of which nobody knows the language.
+    """
+    if not isinstance(given, str | Mapping):
+        raise TypeError(
+            f"corpus is a {type(given).__name__}, expected a name ('sample', 'files:PATH', …) or a "
+            "mapping from languages to documents: corpus={'en': ['a document', …], 'sw': […]}."
+        )
 
 
 def open_corpus(spec: str) -> Corpus:

@@ -13,6 +13,7 @@ from mlcalib.calibration_sets import (
 )
 from mlcalib.common.progress import progress_bar
 from mlcalib.common.ranks import Ranks
+from mlcalib.corpora import check_corpus
 from mlcalib.evaluation.fidelity import fidelity_rows
 from mlcalib.evaluation.outliers import outlier_rows, outliers_of
 from mlcalib.evaluation.perplexity import DEFAULT_TOKENS, items_of, rows_of
@@ -131,10 +132,12 @@ def evaluate(  # noqa: PLR0913 - options of one thing
         FileNotFoundError: a model or text does not exist, or a task has no data in any of the
             languages.
         ImportError: a package that a task needs is not installed.
+        TypeError: ``corpus`` is neither a name nor a mapping.
         ValueError: a task is unknown; two models have one name; a language has too little text;
             ``seq_len`` is above the context length of a model; or fidelity is asked for a single
             model, without perplexity, or for models with different tokens.
     """
+    check_corpus(corpus)
     names, models = _named(model)
     wanted = listed(tasks)
     benchmarks = [name for name in wanted if name != PERPLEXITY]

@@ -89,7 +89,8 @@ def test_the_sample_is_parallel():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"corpus": TEXTS}, "without one of tokens="),
+        ({"corpus": TEXTS}, "without one of tokens=.* e.g. tokens=40960"),
+        ({"corpus": ["text"], "tokens": 4}, "corpus is a list, expected .*corpus={'en': .'a doc"),
         ({"corpus": {"en": ["text"], "sw": [[1, 2]]}, "tokens": 4}, "some languages have text"),
         ({"corpus": TEXTS, "tokens": 4, "languages": "fr"}, "No text was given in 'fr'"),
         ({"corpus": {"en": "text"}, "tokens": 4}, "give a list of documents"),

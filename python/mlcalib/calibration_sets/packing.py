@@ -278,8 +278,25 @@ def _check_enough(reports: Mapping[str, LanguageReport], allow_short: bool) -> N
             f"missing{_what_went(report)}."
             for code, report in short.items()
         ]
-        remedy = "Give more text, ask for fewer tokens, or use what there is with --allow-short"
-        raise ValueError("\n".join([*lines, f"{remedy} (allow_short=True)."]))
+        raise ValueError(
+            "\n".join(lines) + f"\nGive more text, ask for fewer tokens{_at_most(reports)}, or use "
+            "what there is with --allow-short (allow_short=True)."
+        )
+
+
+def _at_most(reports: Mapping[str, LanguageReport]) -> str:
+    """Say for how many tokens in all there is text, if languages keep their shares."""
+    asked = sum(report.asked for report in reports.values())
+    # A language is asked for less than one token below its share: that one is added.
+    enough = min(
+        asked * report.got // (report.asked + 1)
+        for report in reports.values()
+        if report.got < report.asked
+    )
+    each = {report.asked for report in reports.values()}
+    per_language = f", {enough // len(reports):,} in each language" if len(each) == 1 else ""
+    shares = f"there is enough for {enough:,} in all{per_language}, in these shares"
+    return f" ({shares})" if enough else ""
 
 
 def _what_went(report: LanguageReport) -> str:

@@ -1,4 +1,5 @@
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -216,6 +217,16 @@ def test_too_little_text(tokenizer):
     assert "Too little text in 'zh'" in message
     assert "'en'" not in message
     assert "--allow-short (allow_short=True)" in message
+
+
+def test_as_many_tokens_as_too_little_text_is_said_to_be_enough_for(tokenizer):
+    texts = {"en": EN, "sw": ["moja mbili tatu nne tano sita saba nane tisa kumi"]}
+    for spelled in ("en:0.7,sw:0.3", "en,sw"):
+        with pytest.raises(ValueError, match=r"fewer tokens \(there is enough for") as error:
+            calibrate(tokenizer, spelled, tokens=300, texts=texts)
+        enough = int(re.search(r"enough for ([\d,]+) in all", str(error.value))[1].replace(",", ""))
+        assert calibrate(tokenizer, spelled, tokens=enough, texts=texts).ids
+        assert ("in each language" in str(error.value)) == (spelled == "en,sw")
 
 
 @pytest.mark.parametrize(

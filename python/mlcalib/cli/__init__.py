@@ -47,6 +47,27 @@ def demo(
     run(out, echo=typer.echo)
 
 
+def print_version(asked: bool) -> None:
+    """Print the version and end, if it was asked for."""
+    if asked:
+        import mlcalib
+
+        typer.echo(f"mlcalib {mlcalib.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version and exit.", callback=print_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    """Take the options that stand before a command."""
+
+
 SHARED = (quantize, study, evaluate)
 ALONE = (report, convert, check, imatrix, generate, judge, annotate, demo, languages, info)
 for command in (*SHARED, *(alone(each) for each in ALONE)):

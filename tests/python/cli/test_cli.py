@@ -184,6 +184,11 @@ def test_help_says_what_every_option_is(run, command):
     assert parameters.callback.__doc__.splitlines()[0].split(".")[0][:30] in text
 
 
+def test_the_version(run):
+    code, text, _ = run("--version")
+    assert (code, text.split()) == (0, ["mlcalib", mlcalib.__version__])
+
+
 QUANTIZE = ["quantize", "{folder}", "--out", "{out}", "--group-size", "32", "--tokens", "64"]
 
 

@@ -112,7 +112,7 @@ docs: install
 
 # Every block of code on its pages; part of test-python too.
 test-docs: install
-	$(PYTEST) tests/python/pages
+	$(PYTEST) --dist load tests/python/pages
 
 # Five pages, wide and narrow, light and dark; pictures in build/docs/pictures.
 test-docs-browser: docs

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 Scores = Mapping[str, Mapping[str, tuple[float, float]]]
 """Model → language → value and standard error, or 0. All panels of a plot have the same models."""
 
+# Okabe and Ito's colours, which colour-blind people tell apart; shapes differ, too.
+_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8c8c8c")
+_SHAPES = "osD^vP*X"
 _WIDE = 10  # largest over smallest value, from which on the axis is logarithmic
 
 
@@ -36,7 +39,8 @@ def dot_plot(panels: Mapping[str, Scores], what: str) -> "Figure":
         _draw(each, scores)
         each.set_title(title, fontsize=9)
         each.set_ylabel(what, fontsize=9)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
+    drawn = axes[0].get_legend_handles_labels()
+    figure.legend(*drawn, loc="outside right upper", fontsize=8, frameon=False)
     return figure
 
 
@@ -49,8 +53,8 @@ def _draw(axes: "Axes", scores: Scores) -> None:
             [places[code] + beside for code in by_language],
             [value for value, _ in by_language.values()],
             yerr=[error for _, error in by_language.values()],
-            fmt="o",
-            color=f"C{number}",
+            fmt=_SHAPES[number % len(_SHAPES)],
+            color=_COLOURS[number % len(_COLOURS)],
             markersize=4,
             capsize=2,
             label=model,

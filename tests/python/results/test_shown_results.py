@@ -1,7 +1,9 @@
 """Results as DataFrame, pivot table, plot and HTML."""
 
 import math
+import re
 import sys
+import warnings
 
 import pytest
 from small_html import Shown
@@ -86,6 +88,22 @@ def test_plots_have_a_panel_for_each_task_and_errors_in_per_cent(tasks):
     assert tasks.plot().axes[0].get_yscale() == "log"  # 10 to 280
     assert tasks.plot("acc").axes[0].get_yscale() == "linear"
     assert figure._repr_png_().startswith(b"\x89PNG")
+
+
+def test_plots_are_drawn_in_the_colours_of_the_page():
+    rows = [row(model, "zh", "token_loss", 1.0 + at) for at, model in enumerate((FLOAT, RTN))]
+    figure = Results(rows).plot("token_loss")
+    figure.axes[0].set_title("損失")  # which matplotlib's own font has not
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        drawn = figure._repr_html_()
+    assert drawn.startswith("<svg ")
+    assert ">損失</text>" in drawn
+    assert 'fill="currentColor"' in drawn
+    colours = set(re.findall("#[0-9a-f]{6}", drawn))
+    assert not colours & {"#000000", "#ffffff"}
+    assert {"#0072b2", "#e69f00"} <= colours
+    assert figure.axes[0].patch.get_visible()  # as savefig draws it
 
 
 def test_its_repr_is_short(tasks):

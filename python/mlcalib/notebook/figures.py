@@ -25,7 +25,7 @@ def new_figure(need: str, **options: Any) -> "Figure":
     figures = optional("matplotlib.figure", "notebook", need)
     figure: Figure = figures.Figure(**options)
     # IPython asks the object itself; notebooks take HTML, and what shows none takes the picture.
-    figure._repr_html_ = partial(_svg, figure)  # type: ignore[attr-defined]
+    figure._repr_html_ = partial(_svg, figure)  # type: ignore[method-assign]
     figure._repr_png_ = partial(_png, figure)  # type: ignore[attr-defined]
     return figure
 

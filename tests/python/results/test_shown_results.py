@@ -91,7 +91,7 @@ def test_plots_have_a_panel_for_each_task_and_errors_in_per_cent(tasks):
 
 
 def test_plots_are_drawn_in_the_colours_of_the_page():
-    rows = [row(model, "zh", "token_loss", 1.0 + at) for at, model in enumerate((FLOAT, RTN))]
+    rows = [row(model, "zh", 1.0 + at, "token_loss") for at, model in enumerate((FLOAT, RTN))]
     figure = Results(rows).plot("token_loss")
     figure.axes[0].set_title("損失")  # which matplotlib's own font has not
     with warnings.catch_warnings():

@@ -50,8 +50,8 @@ from mlcalib.evaluation.registration import register as _register_model  # noqa:
 from mlcalib.formats import Format  # noqa: E402
 from mlcalib.languages import LanguageSet  # noqa: E402
 from mlcalib.models import Adapter  # noqa: E402
-from mlcalib.models.loading import find_smollm2  # noqa: E402
 from mlcalib.models.llm_int8 import LLMInt8  # noqa: E402
+from mlcalib.models.loading import find_smollm2  # noqa: E402
 from mlcalib.quantization.imatrix import ImportanceMatrix, imatrix  # noqa: E402
 from mlcalib.quantization.quantize import quantize  # noqa: E402
 from mlcalib.quantization.quantize_checkpoint import quantize_checkpoint  # noqa: E402

@@ -32,8 +32,8 @@ class Search {
         shape_(grid_shape(problem.spec)),
         columns_(problem.weight.size(1)),
         width_(group_width(problem.spec, columns_)),
-        weight_(cpu::to_panel<float>(problem.weight)),
         strip_(std::max<int64_t>(kStripColumns / width_, 1) * width_),
+        weight_(cpu::to_panel<float>(problem.weight)),
         error_(at::empty({columns_, std::min(kChunkTiles, weight_.size(0)) * cpu::kRowTile},
                          weight_.options())) {}
 

@@ -10,6 +10,7 @@ from mlcalib._core import QuantizedLinear
 from mlcalib.checkpoints.record import language_losses
 from mlcalib.formats import formats
 from mlcalib.notebook import html
+from mlcalib.quantizers import quantizers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -72,7 +73,7 @@ def as_text(record: Mapping[str, Any], size: str) -> str:
 def as_html(record: Mapping[str, Any], size: str) -> str:
     """Return what a notebook shows."""
     recipe = record["recipe"]
-    options = ", ".join(f"{name} {value}" for name, value in recipe["options"].items())
+    options = ", ".join(f"{name} {value}" for name, value in _chosen(recipe).items())
     spent = ", ".join(f"{phase} {time:.1f} s" for phase, time in record["seconds"].items())
     facts = {"options": options, "size": size, "format": recipe["format"], "time": spent}
     for override in recipe["overrides"]:
@@ -85,6 +86,18 @@ def as_html(record: Mapping[str, Any], size: str) -> str:
         _worst(record["layers"]),
         html.listing(record["warnings"], "warning"),
     )
+
+
+def _chosen(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that are not the quantizer's defaults, and not in the headline."""
+    usual = quantizers.get(recipe["method"]).Options().model_dump()
+    told = ("bits", "group_size", "symmetric")
+    changed = {
+        name: value
+        for name, value in recipe["options"].items()
+        if name not in told and value != usual.get(name)
+    }
+    return changed or {"the defaults of": recipe["method"]}
 
 
 def _bits(linear: QuantizedLinear) -> int:

@@ -92,7 +92,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
 
 /// Each lane holds the errors of its range: [column][thread], in shared memory or in scratch.
 template <bool kShared, class NumberSet>
-__global__ void __launch_bounds__(kThreads) fit_by_block(FitGrid fit, NumberSet numbers) {
+__global__ void __launch_bounds__(kThreads, kBlocks) fit_by_block(FitGrid fit, NumberSet numbers) {
   const int64_t groups = divide_up(fit.columns, fit.width);
   float* errors = kShared ? dynamic_shared() : fit.scratch + blockIdx.x * fit.width * kThreads;
   errors += threadIdx.x;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Long work asks between its pieces whether it is to end, and ends with what is thrown then.
+#include <ATen/Parallel.h>
 #include <gtest/gtest.h>
 
 #include <functional>
@@ -41,6 +42,9 @@ bool is_ended(const std::function<void()>& work, int calls) {
 }
 
 TEST(Interrupt, EndsLongWorkWhereverItIs) {
+  // More threads take more at once.
+  const int threads = at::get_num_threads();
+  at::set_num_threads(1);
   const at::Tensor weight = random_weight(60, 256, 1), gram = random_gram(256, 2);
   const at::Tensor output = random_gram(60, 3), mean = at::ones({256});
   GptqOptions natural, narrow;
@@ -68,6 +72,7 @@ TEST(Interrupt, EndsLongWorkWhereverItIs) {
     }
     EXPECT_FALSE(is_ended(work, pieces)) << name;
   }
+  at::set_num_threads(threads);
 }
 
 }  // namespace

@@ -45,8 +45,8 @@ TEST(Interrupt, EndsLongWorkWhereverItIs) {
   // More threads take more at once.
   const int threads = at::get_num_threads();
   at::set_num_threads(1);
-  const at::Tensor weight = random_weight(60, 256, 1), gram = random_gram(256, 2);
-  const at::Tensor output = random_gram(60, 3), mean = at::ones({256});
+  const at::Tensor weight = random_weight(200, 256, 1), gram = random_gram(256, 2);
+  const at::Tensor output = random_gram(200, 3), mean = at::ones({256});
   GptqOptions natural, narrow;
   natural.order = Order::kNatural;
   natural.static_grid = false;

@@ -15,7 +15,8 @@ from mlcalib.models import gguf_architectures
 Values = dict[str, Any]
 _SILU = ("silu", "swish")
 _TANH_GELU = ("gelu_pytorch_tanh", "gelu_new")
-_EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")
+EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+"""What configs call the number of experts of a block."""
 _FREQUENCIES = ("default", "linear", "yarn", "llama3")
 
 
@@ -69,7 +70,7 @@ def written_classes() -> list[str]:
 
 def _experts(config: Any) -> Values:
     many = next(
-        found for name in _EXPERT_COUNTS if (found := getattr(config, name, None)) is not None
+        found for name in EXPERT_COUNTS if (found := getattr(config, name, None)) is not None
     )
     width = getattr(config, "moe_intermediate_size", None) or config.intermediate_size
     return {

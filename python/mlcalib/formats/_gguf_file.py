@@ -18,6 +18,7 @@ from mlcalib.formats._gguf_config import frequency_factors, hyperparameters, ref
 from mlcalib.formats._gguf_families import GgufFamily, family_of, written_classes
 from mlcalib.formats._gguf_tensors import Stored, stored_tensors
 from mlcalib.formats._gguf_tokenizer import add_tokenizer, check_tokenizer
+from mlcalib.models.base import GgufArchitecture
 
 _FILE_TYPES = {kind: f"MOSTLY_{kind}" for kind in BLOCK_TYPES} | {
     "Q3_K": "MOSTLY_Q3_K_M",
@@ -85,8 +86,7 @@ def write_gguf(
     writer.add_name(_model_name(config.name_or_path or architecture, tokenizer))
     _add_config(gguf, writer, config, family)
     add_tokenizer(writer, tokenizer, config.vocab_size)
-    known = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}
-    names = gguf.get_tensor_name_map(known[family.name], config.num_hidden_layers)
+    names = GgufArchitecture(family.name).tensor_names(config.num_hidden_layers)
     kinds: list[str] = []
     for saved, values, kind in stored_tensors(config, architecture, family, names, tensors):
         _add_tensor(gguf, writer, saved, values, kind)

@@ -1,12 +1,12 @@
 """The types that llama.cpp's mixes give the linears of a model of transformers."""
 
-import re
 from typing import Any
 
 from mlcalib.common.gguf_types import MixedModel
+from mlcalib.formats._gguf_families import EXPERT_COUNTS, family_of
+from mlcalib.formats._gguf_tensors import stored_name
 from mlcalib.models import gguf_architectures
-
-_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+from mlcalib.models.base import GgufArchitecture
 
 
 def type_in_mix(mix: str, config: Any, architecture: str, linear: str, columns: int) -> str:
@@ -23,7 +23,10 @@ def type_in_mix(mix: str, config: Any, architecture: str, linear: str, columns: 
         NotImplementedError: llama.cpp's names of the model's tensors are not known.
         ImportError: the package gguf is missing.
     """
+    family = family_of(architecture)
     known = gguf_architectures().get(architecture)
+    if family is not None:
+        known = GgufArchitecture(family.name)
     if known is None:
         raise NotImplementedError(
             f"mix '{mix}' chooses types by llama.cpp's names of tensors, which mlcalib does not "
@@ -31,9 +34,7 @@ def type_in_mix(mix: str, config: Any, architecture: str, linear: str, columns: 
         )
     text = config.get_text_config()
     names = known.tensor_names(text.num_hidden_layers)
-    # Experts are one tensor in a file: those of a block have one type.
-    stacked = re.sub(r"\.experts\.\d+\.", ".experts.", linear)
-    saved = names.get_name(stacked) or names.get_name(linear)
+    saved = stored_name(f"{linear}.weight", family.names if family else {}, names)
     if saved is None:
         raise NotImplementedError(
             f"mix '{mix}': {linear} has no name in GGUF files of {architecture}"
@@ -44,6 +45,6 @@ def type_in_mix(mix: str, config: Any, architecture: str, linear: str, columns: 
         text.num_hidden_layers,
         heads,
         getattr(text, "num_key_value_heads", None) or heads,
-        next((found for key in _EXPERTS if (found := getattr(text, key, None))), 0),
+        next((found for key in EXPERT_COUNTS if (found := getattr(text, key, None))), 0),
     )
-    return model.type_of(mix, f"{saved}.weight", columns)
+    return model.type_of(mix, saved, columns)

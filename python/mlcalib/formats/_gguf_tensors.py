@@ -5,7 +5,7 @@ like rows of numbers; nothing here touches the order of a row.
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -36,8 +36,7 @@ def stored_tensors(
     experts: dict[str, dict[int, Stored]] = {}
     count = family.more(config).get("expert_count", 0)
     for name, values, kind in tensors:
-        merged = _EXPERT.sub(".experts.", name)
-        saved = _saved_name(merged, family, names)
+        saved = stored_name(name, family.names, names)
         if saved is None:
             raise ValueError(f"{name} has no name in GGUF files of {architecture}")
         if (number := _EXPERT.search(name)) is not None:
@@ -57,16 +56,27 @@ def stored_tensors(
         raise ValueError(f"{saved} needs {count} experts, and {len(some)} were given")
 
 
+def stored_name(name: str, known: Mapping[str, str], names: Any) -> str | None:
+    """Return what a file calls a tensor of a model, or the one that has it and other experts'.
+
+    Args:
+        name: in the model.
+        known: see ``GgufFamily.names``.
+        names: gguf's map of names.
+
+    Returns:
+        None where it has no name.
+    """
+    name = _EXPERT.sub(".experts.", name)
+    for part, other in known.items():
+        name = name.replace(part, other)
+    found: str | None = names.get_name(name, try_suffixes=(".weight", ".bias"))
+    return found
+
+
 def expert_group(name: str) -> str | None:
     """Return what the linears have in common that lie in one tensor, or None."""
     return _EXPERT.sub(".experts.", name) if _EXPERT.search(name) else None
-
-
-def _saved_name(name: str, family: GgufFamily, names: Any) -> str | None:
-    for part, known in family.names.items():
-        name = name.replace(part, known)
-    found: str | None = names.get_name(name, try_suffixes=(".weight", ".bias"))
-    return found
 
 
 def _stacked(saved: str, experts: dict[int, Stored]) -> Stored:

@@ -12,7 +12,12 @@ from small_tokenizer import make_tokenizer
 from test_gguf import GGUF, SPECS
 
 import mlcalib
+from mlcalib.common.gguf_types import BLOCK_TYPES
+from mlcalib.formats import type_in_mix
 from mlcalib.formats._gguf_families import family_of, written_classes
+from mlcalib.models import adapter_for
+from mlcalib.models.experts import unfuse
+from mlcalib.models.gguf_names import named_architecture
 
 PROVED = json.loads(Path(__file__).with_name("gguf_families.json").read_text())
 
@@ -33,6 +38,24 @@ def test_the_file_is_the_one_whose_logits_llama_cpp_gave(case, tmp_path):
 def test_every_class_that_is_written_has_a_case():
     shown = {type(gguf_model(case)).__name__ for case in CASES}
     assert set(written_classes()) <= shown
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_mixes_know_the_tensors_of_every_class_that_is_written(case):
+    model = gguf_model(case)
+    adapter = adapter_for(model)
+    unfuse(model, adapter)
+    for name, linear in adapter.named_linears(model):
+        kind = type_in_mix("Q4_K_M", model.config, type(model).__name__, name, linear.in_features)
+        assert kind in BLOCK_TYPES
+
+
+def test_both_tables_call_an_architecture_the_same():
+    """One is of classes whose tensors are named alone, for importance matrices."""
+    both = [name for name in written_classes() if named_architecture(name)]
+    assert len(both) > 15
+    for name in both:
+        assert named_architecture(name)[name].name == family_of(name).name
 
 
 def refused(model, match):

@@ -7,9 +7,10 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from small_models import tiny_llama, tiny_model
+from small_models import tiny_llama
 from small_tokenizer import make_tokenizer
 from test_packed_formats import same
+from tiny_architectures import architectures, tiny_models
 from transformers import AutoModelForCausalLM
 
 import mlcalib
@@ -229,7 +230,8 @@ def test_what_contradicts_a_mix_is_refused(options, error, message):
 
 
 def test_families_without_names_in_gguf_are_refused():
-    model = tiny_model("arcee", vocabulary=400)
+    made = (each for _, each in tiny_models("Lfm2ForCausalLM", architectures()["Lfm2ForCausalLM"]))
+    model = next(each for each in made if isinstance(each, torch.nn.Module))
     with pytest.raises((NotImplementedError, ValueError), match=r"mix|super_block"):
         mlcalib.quantize(
             model, method="rtn", mix="Q4_K_M", format="dense", tokenizer=make_tokenizer(),

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from mlcalib._core import GridSpec, rtn
 from mlcalib.checkpoints import save_checkpoint
 from mlcalib.common.gguf_types import MIXES
-from mlcalib.formats import formats, type_in_mix
+from mlcalib.formats import formats, types_in_mix
 from mlcalib.formats._gguf_blocks import GGUF_GRIDS
 from mlcalib.models import gguf_architectures
 from mlcalib.models.llm_int8 import Int8Linear
@@ -150,15 +150,13 @@ def write_mixes(folder: Path) -> None:
     save_checkpoint(model, tokenizer, folder / "checkpoint", formats.get("gguf")(), quantized, {})
     model.save_pretrained(folder / "expected")
     names = gguf_architectures()[type(model).__name__].tensor_names(16)
-    types = {
-        mix: {
-            f"{names.get_name(name)}.weight": type_in_mix(
-                mix, model.config, type(model).__name__, name, linear.in_features
-            )
+    types = {}
+    for mix in MIXES:
+        type_of = types_in_mix(mix, model.config, type(model).__name__)
+        types[mix] = {
+            f"{names.get_name(name)}.weight": type_of(name, linear.in_features)
             for name, linear in linears_of(model).items()
         }
-        for mix in MIXES
-    }
     facts = {"model": "random", "format": "mixes", "bits": 8, "symmetric": True, "group": 32}
     (folder / "case.json").write_text(json.dumps({**facts, "types": types}))
 

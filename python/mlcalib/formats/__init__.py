@@ -1,7 +1,7 @@
 """Formats: how quantized linears lie on disk, one file each."""
 
 from mlcalib.formats._file import FileTensors
-from mlcalib.formats._gguf_mix import type_in_mix
+from mlcalib.formats._gguf_mix import types_in_mix
 from mlcalib.formats._layout import held_scale
 from mlcalib.formats._readers import (
     READERS,
@@ -34,5 +34,5 @@ __all__ = [
     "ordinary",
     "split_linears",
     "stored_section",
-    "type_in_mix",
+    "types_in_mix",
 ]

@@ -1,5 +1,6 @@
 """The types that llama.cpp's mixes give the linears of a model of transformers."""
 
+from collections.abc import Callable
 from typing import Any
 
 from mlcalib.common.gguf_types import MixedModel
@@ -9,15 +10,16 @@ from mlcalib.models import gguf_architectures
 from mlcalib.models.base import GgufArchitecture
 
 
-def type_in_mix(mix: str, config: Any, architecture: str, linear: str, columns: int) -> str:
-    """Return the type of a linear; see ``MixedModel.type_of``.
+def types_in_mix(mix: str, config: Any, architecture: str) -> Callable[[str, int], str]:
+    """Return what tells the type of a linear, by its name in the model and its input channels.
+
+    See ``MixedModel.type_of``. It raises NotImplementedError for a linear that has no name in GGUF
+    files.
 
     Args:
         mix: e.g. ``Q4_K_M``.
         config: the model's.
         architecture: its class in transformers.
-        linear: its name in the model.
-        columns: its input channels.
 
     Raises:
         NotImplementedError: llama.cpp's names of the model's tensors are not known.
@@ -33,12 +35,7 @@ def type_in_mix(mix: str, config: Any, architecture: str, linear: str, columns: 
             f"know for {architecture}; give bits, group_size, symmetric, super_block and scale_bits"
         )
     text = config.get_text_config()
-    names = known.tensor_names(text.num_hidden_layers)
-    saved = stored_name(f"{linear}.weight", family.names if family else {}, names)
-    if saved is None:
-        raise NotImplementedError(
-            f"mix '{mix}': {linear} has no name in GGUF files of {architecture}"
-        )
+    names, renamed = known.tensor_names(text.num_hidden_layers), family.names if family else {}
     heads = text.num_attention_heads
     model = MixedModel(
         known.name,
@@ -47,4 +44,13 @@ def type_in_mix(mix: str, config: Any, architecture: str, linear: str, columns: 
         getattr(text, "num_key_value_heads", None) or heads,
         next((found for key in EXPERT_COUNTS if (found := getattr(text, key, None))), 0),
     )
-    return model.type_of(mix, saved, columns)
+
+    def type_of(linear: str, columns: int) -> str:
+        saved = stored_name(f"{linear}.weight", renamed, names)
+        if saved is None:
+            raise NotImplementedError(
+                f"mix '{mix}': {linear} has no name in GGUF files of {architecture}"
+            )
+        return model.type_of(mix, saved, columns)
+
+    return type_of

@@ -12,7 +12,7 @@ from mlcalib.checkpoints.held import common_dtype
 from mlcalib.common.gguf_types import BLOCK_TYPES, MIXES
 from mlcalib.common.hub import hub_name
 from mlcalib.common.ranks import Ranks
-from mlcalib.formats import Format, formats, type_in_mix
+from mlcalib.formats import Format, formats, types_in_mix
 from mlcalib.models import Adapter
 from mlcalib.models.own_rules import TransposedLinear
 from mlcalib.quantization.overrides import Override, resolve
@@ -136,8 +136,9 @@ def _mixed(
         return {}
     solvers: dict[str, Quantizer | None] = {}
     of_type: dict[str, Quantizer] = {MIXES[mix]: quantizer}
+    type_of = types_in_mix(mix, model.config, type(model).__name__)
     for layer, (_, columns) in shapes.items():
-        chosen = type_in_mix(mix, model.config, type(model).__name__, layer, columns)
+        chosen = type_of(layer, columns)
         if chosen not in of_type:
             options = quantizer.options.of_type(BLOCK_TYPES[chosen])
             of_type[chosen] = type(quantizer)(options, quantizer.spec.scale_dtype)

@@ -85,7 +85,7 @@ def choose(
     if scheme not in SCHEMES:
         raise ValueError(unknown("scheme", str(scheme), SCHEMES))
     found = SCHEMES[scheme]
-    if isinstance(method, list | tuple) and isinstance(method[-1], str):
+    if isinstance(method, list | tuple) and all(isinstance(each, str) for each in method[-1:]):
         method, options = chosen(method, options)
     if not (method is None or isinstance(method, str)):
         raise ValueError(

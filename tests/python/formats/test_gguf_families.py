@@ -13,7 +13,7 @@ from test_gguf import GGUF, SPECS
 
 import mlcalib
 from mlcalib.common.gguf_types import BLOCK_TYPES
-from mlcalib.formats import type_in_mix
+from mlcalib.formats import types_in_mix
 from mlcalib.formats._gguf_families import family_of, written_classes
 from mlcalib.models import adapter_for
 from mlcalib.models.experts import unfuse
@@ -45,9 +45,9 @@ def test_mixes_know_the_tensors_of_every_class_that_is_written(case):
     model = gguf_model(case)
     adapter = adapter_for(model)
     unfuse(model, adapter)
+    type_of = types_in_mix("Q4_K_M", model.config, type(model).__name__)
     for name, linear in adapter.named_linears(model):
-        kind = type_in_mix("Q4_K_M", model.config, type(model).__name__, name, linear.in_features)
-        assert kind in BLOCK_TYPES
+        assert type_of(name, linear.in_features) in BLOCK_TYPES
 
 
 def test_both_tables_call_an_architecture_the_same():

@@ -5,6 +5,7 @@ from itertools import product
 from typing import Any, Literal
 
 from mlcalib.common.config import Config
+from mlcalib.common.gguf_types import BLOCK_TYPES, MIXES
 from mlcalib.languages import LanguageSet, language_set
 from mlcalib.quantization.recipe import check_method
 from mlcalib.quantizers import quantizers
@@ -123,15 +124,18 @@ def variants_of(spec: StudySpec) -> dict[str, VariantSpec]:
 def _label(method: str, options: Mapping[str, Any]) -> str:
     """Return method and options in short, e.g. ``gptq-w4-g64``."""
     left = dict(options)
-    if mix := left.pop("mix", ""):
-        return "-".join([method, mix, *(f"{key}_{value}" for key, value in left.items())])
-    defaults = quantizers.get(method).Options()
-    bits, size = (left.pop(key, getattr(defaults, key)) for key in ("bits", "group_size"))
     scales = left.pop("scales", None)
     if isinstance(scales, Mapping):
         scales = "_".join(str(value) for value in scales.values())
     parts = [method if scales is None else f"{scales}+{method}"]
-    parts += [f"w{bits}", "channel" if size == -1 else f"g{size}"]
-    if left.pop("symmetric", False):
-        parts.append("sym")
+    if mix := left.pop("mix", ""):
+        parts.append(mix)
+        for key in BLOCK_TYPES[MIXES[mix]].options():  # an object has them, too
+            left.pop(key, None)
+    else:
+        defaults = quantizers.get(method).Options()
+        bits, size = (left.pop(key, getattr(defaults, key)) for key in ("bits", "group_size"))
+        parts += [f"w{bits}", "channel" if size == -1 else f"g{size}"]
+        if left.pop("symmetric", False):
+            parts.append("sym")
     return "-".join([*parts, *(f"{key}_{value}" for key, value in left.items())])

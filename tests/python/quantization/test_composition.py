@@ -175,6 +175,7 @@ def test_a_study_has_one_beside_the_others():
         "quantizers": [
             {"method": "gptq", "scales": [None, "awq", {"method": "smoothquant", "alpha": 0.4}]},
             ["awq", mlcalib.GPTQ(bits=3)],
+            [mlcalib.AWQ(points=4), mlcalib.GPTQ(mix="Q4_K_M")],
         ],
     })  # fmt: skip
     names = [each.rpartition("-en")[0] for each in variants_of(spec)]
@@ -183,4 +184,5 @@ def test_a_study_has_one_beside_the_others():
         "awq+gptq-w4-g128",
         "smoothquant_0.4+gptq-w4-g128",
         "awq+gptq-w3-g128",
+        "awq_4+gptq-Q4_K_M",
     ]

@@ -2,6 +2,7 @@
 
 from mlcalib.formats._file import FileTensors
 from mlcalib.formats._gguf_mix import types_in_mix
+from mlcalib.formats._gguf_names import gguf_names
 from mlcalib.formats._layout import held_scale
 from mlcalib.formats._readers import (
     READERS,
@@ -30,6 +31,7 @@ __all__ = [
     "find_file",
     "find_format",
     "formats",
+    "gguf_names",
     "held_scale",
     "ordinary",
     "split_linears",

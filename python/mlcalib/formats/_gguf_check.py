@@ -12,9 +12,9 @@ from mlcalib.common.errors import printable
 from mlcalib.common.gguf_read import GgufFile, GgufTensor, read_gguf
 from mlcalib.common.optional import optional
 from mlcalib.formats._gguf_blocks import GGUF_GRIDS, block_bytes, fields
+from mlcalib.formats._gguf_names import architecture_names
 from mlcalib.formats._readers import Facts
 from mlcalib.formats._section import Problem
-from mlcalib.models import gguf_architectures
 
 _SECTION = {"quant_method": "gguf"}
 
@@ -77,7 +77,7 @@ def _as_a_model(
     for key in ("tokenizer.ggml.model", "tokenizer.ggml.tokens"):
         if key not in reader.values and key not in reader.arrays:
             yield "damaged", f"{file} has no {key}: there is no tokenizer"
-    if architecture not in {known.name for known in gguf_architectures().values()}:
+    if architecture not in architecture_names().values():
         return
     names = {tensor.name for tensor in reader.tensors}
     if "token_embd.weight" not in names:

@@ -5,51 +5,12 @@ A class is in the table if llama.cpp's logits of a random model were those of tr
 (``src/models``) are stated, and models beyond them are refused before anything runs.
 """
 
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 from mlcalib.formats._gguf_config import head_dim, rope
+from mlcalib.formats._gguf_family import FREQUENCIES, TANH_GELU, GgufFamily, Values, experts
 from mlcalib.models import gguf_architectures
-
-Values = dict[str, Any]
-_SILU = ("silu", "swish")
-_TANH_GELU = ("gelu_pytorch_tanh", "gelu_new")
-EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
-"""What configs call the number of experts of a block."""
-_FREQUENCIES = ("default", "linear", "yarn", "llama3")
-
-
-@dataclass(frozen=True)
-class GgufFamily:
-    """How llama.cpp holds and runs the models of a class.
-
-    Attributes:
-        name: of the architecture.
-        rotates_pairs: rows of q and k lie in the pairs that llama.cpp rotates, not in halves as in
-            transformers.
-        norm_offset: what is added to the weights of norms, which transformers keep without it.
-        slides: blocks slide as the file says; elsewhere the context is at most the window.
-        head: ``own``: a file always has a head, tied or not; ``tied``: never; ``any``.
-        ropes: kinds of positions that its graph knows.
-        activations: of the MLP, any of these; None where a plug-in answers for it.
-        biases: options of the config that may be true, and add biases.
-        more: config → hyperparameters that others do not have.
-        unlike: config → what of it llama.cpp does not compute, or None.
-        names: part of a tensor's name in transformers → what the package gguf knows it by.
-    """
-
-    name: str
-    rotates_pairs: bool = False
-    norm_offset: float = 0.0
-    slides: bool = False
-    head: Literal["own", "tied", "any"] = "any"
-    ropes: Collection[str] = ("default", "linear", "yarn")
-    activations: Collection[str] | None = _SILU
-    biases: Collection[str] = ()
-    more: Callable[[Any], Values] = lambda _: {}
-    unlike: Callable[[Any], str | None] = lambda _: None
-    names: Mapping[str, str] = field(default_factory=dict)
 
 
 def family_of(architecture: str) -> GgufFamily | None:
@@ -62,27 +23,20 @@ def family_of(architecture: str) -> GgufFamily | None:
     return replace(_LLAMA, name=known.name, rotates_pairs=known.rotates_pairs, activations=None)
 
 
+def families() -> dict[str, GgufFamily]:
+    """Return class of transformers → how llama.cpp holds it, of those that are written."""
+    return _FAMILIES
+
+
 def written_classes() -> list[str]:
     """Return the names of the classes that are written."""
     whole = [name for name, each in gguf_architectures().items() if each.whole]
     return list(dict.fromkeys([*whole, *_FAMILIES]))
 
 
-def _experts(config: Any) -> Values:
-    many = next(
-        found for name in EXPERT_COUNTS if (found := getattr(config, name, None)) is not None
-    )
-    width = getattr(config, "moe_intermediate_size", None) or config.intermediate_size
-    return {
-        "expert_count": many,
-        "expert_used_count": config.num_experts_per_tok,
-        "expert_feed_forward_length": width,
-    }
-
-
 def _qwen2_moe(config: Any) -> Values:
     shared = {"expert_shared_feed_forward_length": config.shared_expert_intermediate_size}
-    return _experts(config) | shared
+    return experts(config) | shared
 
 
 def _every_block_has_experts(config: Any, normed: bool) -> str | None:
@@ -184,7 +138,7 @@ def _slides(config: Any) -> str | None:
 
 
 def _deepseek_v2(config: Any) -> Values:
-    found: Values = _experts(config) | {
+    found: Values = experts(config) | {
         "attention.kv_lora_rank": config.kv_lora_rank,
         "attention.key_length": config.qk_nope_head_dim + config.qk_rope_head_dim,
         "attention.value_length": config.v_head_dim,
@@ -219,11 +173,11 @@ def _partial(config: Any) -> str | None:
 
 
 _LLAMA = GgufFamily(
-    "llama", rotates_pairs=True, ropes=_FREQUENCIES, biases=("attention_bias", "mlp_bias")
+    "llama", rotates_pairs=True, ropes=FREQUENCIES, biases=("attention_bias", "mlp_bias")
 )
 _QWEN = GgufFamily("qwen2")
 _GEMMA = GgufFamily(
-    "gemma", norm_offset=1.0, head="tied", activations=_TANH_GELU, more=_gemma, ropes=("default",)
+    "gemma", norm_offset=1.0, head="tied", activations=TANH_GELU, more=_gemma, ropes=("default",)
 )
 _COHERE = GgufFamily(
     "command-r", head="tied", more=_logit_scale, unlike=_cohere, ropes=("default",)
@@ -233,7 +187,7 @@ _FAMILIES = {
     "LlamaForCausalLM": _LLAMA,
     "MistralForCausalLM": _LLAMA,
     "MixtralForCausalLM": replace(
-        _LLAMA, more=_experts, biases=(), names={".mlp.": ".block_sparse_moe."}
+        _LLAMA, more=experts, biases=(), names={".mlp.": ".block_sparse_moe."}
     ),
     "Ministral3ForCausalLM": replace(_LLAMA, name="mistral3", more=_ministral3, biases=()),
     "GraniteForCausalLM": replace(_LLAMA, name="granite", more=_granite),
@@ -252,7 +206,7 @@ _FAMILIES = {
     "Qwen3MoeForCausalLM": replace(
         _QWEN,
         name="qwen3moe",
-        more=_experts,
+        more=experts,
         unlike=lambda config: _every_block_has_experts(config, True),
     ),
     "GemmaForCausalLM": _GEMMA,
@@ -268,25 +222,25 @@ _FAMILIES = {
     "StableLmForCausalLM": GgufFamily(
         "stablelm", head="own", more=_stablelm, unlike=_stablelm_norms, biases=("use_qkv_bias",)
     ),
-    "Starcoder2ForCausalLM": GgufFamily("starcoder2", activations=_TANH_GELU, biases=("use_bias",)),
+    "Starcoder2ForCausalLM": GgufFamily("starcoder2", activations=TANH_GELU, biases=("use_bias",)),
     "Glm4ForCausalLM": GgufFamily("glm4", biases=("attention_bias",)),
     "GptOssForCausalLM": GgufFamily(
         "gpt-oss",
         head="own",
         slides=True,
-        more=_experts,
+        more=experts,
         unlike=_gpt_oss,
         biases=("attention_bias",),
         names={".sinks": ".sinks.weight"},
     ),
     "DeepseekV2ForCausalLM": GgufFamily("deepseek2", more=_deepseek_v2, unlike=_deepseek_v2_limits),
-    "OlmoeForCausalLM": GgufFamily("olmoe", head="own", more=_experts, unlike=_olmoe),
-    "Exaone4ForCausalLM": GgufFamily("exaone4", ropes=_FREQUENCIES, unlike=_slides),
+    "OlmoeForCausalLM": GgufFamily("olmoe", head="own", more=experts, unlike=_olmoe),
+    "Exaone4ForCausalLM": GgufFamily("exaone4", ropes=FREQUENCIES, unlike=_slides),
     "SeedOssForCausalLM": GgufFamily("seed_oss", biases=("attention_bias",)),
     "Ernie4_5ForCausalLM": GgufFamily("ernie4_5"),
     "ArceeForCausalLM": replace(_LLAMA, name="arcee", activations=("relu2",)),
     "NemotronForCausalLM": GgufFamily(
         "nemotron", head="own", norm_offset=1.0, activations=("relu2",)
     ),
-    "PhiForCausalLM": GgufFamily("phi2", head="own", activations=_TANH_GELU, unlike=_partial),
+    "PhiForCausalLM": GgufFamily("phi2", head="own", activations=TANH_GELU, unlike=_partial),
 }

@@ -4,10 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 from mlcalib.common.gguf_types import MixedModel
-from mlcalib.formats._gguf_families import EXPERT_COUNTS, family_of
-from mlcalib.formats._gguf_tensors import stored_name
-from mlcalib.models import gguf_architectures
-from mlcalib.models.base import GgufArchitecture
+from mlcalib.formats._gguf_family import EXPERT_COUNTS
+from mlcalib.formats._gguf_names import architecture_name, gguf_names
 
 
 def types_in_mix(mix: str, config: Any, architecture: str) -> Callable[[str, int], str]:
@@ -25,20 +23,16 @@ def types_in_mix(mix: str, config: Any, architecture: str) -> Callable[[str, int
         NotImplementedError: llama.cpp's names of the model's tensors are not known.
         ImportError: the package gguf is missing.
     """
-    family = family_of(architecture)
-    known = gguf_architectures().get(architecture)
-    if family is not None:
-        known = GgufArchitecture(family.name)
-    if known is None:
+    if (known := architecture_name(architecture)) is None:
         raise NotImplementedError(
             f"mix '{mix}' chooses types by llama.cpp's names of tensors, which mlcalib does not "
             f"know for {architecture}; give bits, group_size, symmetric, super_block and scale_bits"
         )
     text = config.get_text_config()
-    names, renamed = known.tensor_names(text.num_hidden_layers), family.names if family else {}
+    name_of = gguf_names(architecture, text.num_hidden_layers)
     heads = text.num_attention_heads
     model = MixedModel(
-        known.name,
+        known,
         text.num_hidden_layers,
         heads,
         getattr(text, "num_key_value_heads", None) or heads,
@@ -46,11 +40,6 @@ def types_in_mix(mix: str, config: Any, architecture: str) -> Callable[[str, int
     )
 
     def type_of(linear: str, columns: int) -> str:
-        saved = stored_name(f"{linear}.weight", renamed, names)
-        if saved is None:
-            raise NotImplementedError(
-                f"mix '{mix}': {linear} has no name in GGUF files of {architecture}"
-            )
-        return model.type_of(mix, saved, columns)
+        return model.type_of(mix, name_of(linear), columns)
 
     return type_of

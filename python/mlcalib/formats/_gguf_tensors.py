@@ -70,8 +70,10 @@ def stored_name(name: str, known: Mapping[str, str], names: Any) -> str | None:
     name = _EXPERT.sub(".experts.", name)
     for part, other in known.items():
         name = name.replace(part, other)
-    found: str | None = names.get_name(name, try_suffixes=(".weight", ".bias"))
-    return found
+    # Converters leave out what says which model of several a language model is.
+    inside = (name, name.replace("language_model.", ""))
+    tried = (names.get_name(each, try_suffixes=(".weight", ".bias")) for each in inside)
+    return next((found for found in tried if found is not None), None)
 
 
 def expert_group(name: str) -> str | None:

@@ -5,11 +5,10 @@ the sum and the sum of squares of each channel, and the number of tokens. Langua
 so that any mixture can be written without another pass.
 """
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,7 +16,7 @@ from mlcalib.calibration_sets import CalibrationSet
 from mlcalib.checkpoints.imatrix_file import Importance, ImportanceFile, Layout
 from mlcalib.common.optional import optional
 from mlcalib.common.stopwatch import Stopwatch
-from mlcalib.models import Adapter, gguf_architectures
+from mlcalib.formats import gguf_names
 from mlcalib.models.device import choose_device
 from mlcalib.quantization.block_pass import run_pass
 from mlcalib.quantization.job import BlockView, Observation
@@ -120,7 +119,8 @@ def imatrix(
     optional("gguf", "gguf", "an importance matrix")
     choose_device(device)
     source = open_source(model, dtype).ready()
-    names = _tensor_names(type(source.model).__name__, source.adapter, source.model)
+    blocks = source.model.config.get_text_config().num_hidden_layers
+    names = gguf_names(type(source.model).__name__, blocks, source.adapter.saved_names)
     moments = _Moments(names)
     run_pass(
         source,
@@ -152,30 +152,6 @@ class _Moments(Observation):
             for member in members:
                 tensor = self._tensor_name(f"{block.name}.{member}")
                 self.found.setdefault(tensor, []).append(longest(block.statistics[key]))
-
-
-def _tensor_names(name: str, adapter: Adapter, model: Any) -> Callable[[str], str]:
-    """Return a function from a linear's name to its tensor's name in a GGUF file."""
-    if name not in adapter.gguf:
-        raise NotImplementedError(
-            f"names of {name} in GGUF files are not known; known are "
-            f"{', '.join(gguf_architectures())}, and those of mlcalib.models.gguf_names"
-        )
-    blocks = model.config.get_text_config().num_hidden_layers
-    known = adapter.gguf[name].tensor_names(blocks)
-
-    def find(linear: str) -> str:
-        # Converters leave out what says which model of several a language model is.
-        inside = linear.replace("language_model.", "")
-        together = re.sub(r"\.experts\.\d+\.", ".experts.", inside)
-        saved = known.get_name(together)
-        for part, other in adapter.saved_names.items():
-            saved = saved or known.get_name(together.replace(part, other))
-        if saved is None:
-            raise NotImplementedError(f"{linear} has no name in GGUF files of {name}")
-        return f"{saved}.weight"
-
-    return find
 
 
 def _importance(mixed: list[StatisticSet]) -> Importance:

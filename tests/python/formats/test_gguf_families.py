@@ -17,7 +17,6 @@ from mlcalib.formats import types_in_mix
 from mlcalib.formats._gguf_families import family_of, written_classes
 from mlcalib.models import adapter_for
 from mlcalib.models.experts import unfuse
-from mlcalib.models.gguf_names import named_architecture
 
 PROVED = json.loads(Path(__file__).with_name("gguf_families.json").read_text())
 
@@ -48,14 +47,6 @@ def test_mixes_know_the_tensors_of_every_class_that_is_written(case):
     type_of = types_in_mix("Q4_K_M", model.config, type(model).__name__)
     for name, linear in adapter.named_linears(model):
         assert type_of(name, linear.in_features) in BLOCK_TYPES
-
-
-def test_both_tables_call_an_architecture_the_same():
-    """One is of classes whose tensors are named alone, for importance matrices."""
-    both = [name for name in written_classes() if named_architecture(name)]
-    assert len(both) > 15
-    for name in both:
-        assert named_architecture(name)[name].name == family_of(name).name
 
 
 def refused(model, match):

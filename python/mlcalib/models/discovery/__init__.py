@@ -19,7 +19,6 @@ from mlcalib.models.discovery.scales import proved_scale_groups
 from mlcalib.models.discovery.synthetic import on_meta, synthetic
 from mlcalib.models.discovery.trace import Call, language_models, trace
 from mlcalib.models.experts import unfuse_all
-from mlcalib.models.gguf_names import named_architecture
 from mlcalib.models.kinds import Kind, kind_of
 from mlcalib.models.running import other_arguments, with_hidden
 
@@ -213,7 +212,6 @@ def discover(model: "PreTrainedModel") -> DiscoveredAdapter:
         blocks=calls[0].name.rpartition(".")[0],
         linears={},
         scale_groups=(),
-        gguf=named_architecture(type(model).__name__),
         handed_over=dict(_handed_over(calls)),
         filled=frozenset(_filled(calls)),
         runs=runs,

@@ -1,6 +1,6 @@
 """Cohere and Cohere2 (Command R, Aya); attention and MLP run side by side on one norm."""
 
-from mlcalib.models.base import Adapter, GgufArchitecture, ScaleGroup
+from mlcalib.models.base import Adapter, ScaleGroup
 
 adapter = Adapter(
     architectures=("CohereForCausalLM", "Cohere2ForCausalLM"),
@@ -21,8 +21,4 @@ adapter = Adapter(
         ScaleGroup("self_attn.v_proj", ("attention output",)),
         ScaleGroup("mlp.up_proj", ("mlp output",)),
     ),
-    gguf={
-        "CohereForCausalLM": GgufArchitecture("command-r"),
-        "Cohere2ForCausalLM": GgufArchitecture("cohere2"),
-    },
 )

@@ -1,6 +1,6 @@
 """Gemma-2; norms (1 + weight) before and after attention and MLP, every other block slides."""
 
-from mlcalib.models.base import Adapter, GgufArchitecture, ScaleGroup
+from mlcalib.models.base import Adapter, ScaleGroup
 
 adapter = Adapter(
     architectures=("Gemma2ForCausalLM",),
@@ -17,5 +17,4 @@ adapter = Adapter(
         ScaleGroup("pre_feedforward_layernorm", ("mlp",), offset=1.0),
         ScaleGroup("mlp.up_proj", ("mlp output",)),
     ),
-    gguf={"Gemma2ForCausalLM": GgufArchitecture("gemma2")},
 )

@@ -1,6 +1,6 @@
 """Mixtral; every block has experts."""
 
-from mlcalib.models.base import Adapter, Experts, GgufArchitecture, ScaleGroup
+from mlcalib.models.base import Adapter, Experts, ScaleGroup
 
 adapter = Adapter(
     architectures=("MixtralForCausalLM",),
@@ -26,5 +26,4 @@ adapter = Adapter(
         ),
     ),
     saved_names={".mlp.": ".block_sparse_moe."},
-    gguf={"MixtralForCausalLM": GgufArchitecture("llama")},
 )

@@ -1,6 +1,6 @@
 """OLMo-2; norms after attention and MLP, and on q and k."""
 
-from mlcalib.models.base import Adapter, GgufArchitecture, ScaleGroup
+from mlcalib.models.base import Adapter, ScaleGroup
 
 adapter = Adapter(
     architectures=("Olmo2ForCausalLM",),
@@ -15,5 +15,4 @@ adapter = Adapter(
         ScaleGroup("self_attn.v_proj", ("attention output",)),
         ScaleGroup("mlp.up_proj", ("mlp output",)),
     ),
-    gguf={"Olmo2ForCausalLM": GgufArchitecture("olmo2")},
 )

@@ -1,6 +1,6 @@
 """Qwen2-MoE; experts beside a shared one, in some or all blocks."""
 
-from mlcalib.models.base import Adapter, Experts, GgufArchitecture, ScaleGroup
+from mlcalib.models.base import Adapter, Experts, ScaleGroup
 
 adapter = Adapter(
     architectures=("Qwen2MoeForCausalLM",),
@@ -42,5 +42,4 @@ adapter = Adapter(
             ScaleGroup("mlp.experts.{}.up_proj", ("expert {} output",)),
         ),
     ),
-    gguf={"Qwen2MoeForCausalLM": GgufArchitecture("qwen2moe")},
 )

@@ -1,6 +1,6 @@
 """Qwen3-MoE; experts in some or all blocks."""
 
-from mlcalib.models.base import Adapter, Experts, GgufArchitecture, ScaleGroup
+from mlcalib.models.base import Adapter, Experts, ScaleGroup
 
 adapter = Adapter(
     architectures=("Qwen3MoeForCausalLM",),
@@ -35,5 +35,4 @@ adapter = Adapter(
             ScaleGroup("mlp.experts.{}.up_proj", ("expert {} output",)),
         ),
     ),
-    gguf={"Qwen3MoeForCausalLM": GgufArchitecture("qwen3moe")},
 )

@@ -26,6 +26,7 @@ _YARN = {
     "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0,
     "original_max_position_embeddings": 32,
 }  # fmt: skip
+_DEFAULT = {"rope_type": "default", "rope_theta": 10000.0}
 _LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}
 _LONG = {
     "rope_type": "longrope", "rope_theta": 10000.0, "partial_rotary_factor": 0.5,
@@ -125,6 +126,17 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "deepseek2, queries of full rank": (
         "DeepseekV2", {**_DEEPSEEK, "q_lora_rank": None, "num_hidden_layers": 27},
     ),
+    "gptneox": ("GPTNeoX", {"rope_parameters": {**_DEFAULT, "partial_rotary_factor": 0.5}}),
+    "gptneox, one after the other": (
+        "GPTNeoX", {"use_parallel_residual": False, "hidden_act": "gelu_fast", "attention_bias": True},
+    ),
+    "bloom": ("Bloom", {}),
+    "falcon": ("Falcon", {}),
+    "falcon, groups": ("Falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}),
+    "falcon, own keys": ("Falcon", {"multi_query": False}),
+    "starcoder": ("GPTBigCode", {}),
+    "starcoder, own keys": ("GPTBigCode", {"multi_query": False}),
+    "mpt": ("Mpt", {"attn_config": {"clip_qkv": 0.6}, "max_seq_len": 128}),
 }  # fmt: skip
 """What a case shows → prefix of the classes in transformers, and what a config says."""
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 _RMS = ("rms_norm_eps",)
 _LAYER_NORM = ("layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps")
 _BIASES = ("attention_bias", "mlp_bias", "use_bias", "use_qkv_bias")
+_LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 _YARN = {"beta_fast": 32, "beta_slow": 1}  # what llama.cpp takes
 _log = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ def head_dim(config: Any) -> int:
 
 def rope(config: Any) -> dict[str, Any]:
     """Return rope_type, rope_theta and what scaling needs, of blocks that see all tokens."""
-    given = config.rope_parameters or {}
+    given = getattr(config, "rope_parameters", None) or {}
     return {"rope_type": "default", "rope_theta": 10000.0, **given.get("full_attention", given)}
 
 
@@ -48,10 +49,9 @@ def _differences(config: Any, family: "GgufFamily") -> Iterator[str]:
         yield f"rope_type {kind!r}"
     if kind == "yarn" and (other := _other_yarn(rope(config))):
         yield f"rope_type 'yarn' with {other}"
-    names = ("hidden_activation", "hidden_act", "activation_function")
-    acts = [found for name in names if (found := getattr(config, name, None)) is not None]
-    if acts and family.activations is not None and acts[0] not in family.activations:
-        yield f"the activation {acts[0]!r}"
+    if (act := _activation(config)) and family.activations is not None:
+        if act not in family.activations:
+            yield f"the activation {act!r}"
     for option in _BIASES:
         if getattr(config, option, False) and option not in family.biases:
             yield f"biases ({option})"
@@ -59,6 +59,11 @@ def _differences(config: Any, family: "GgufFamily") -> Iterator[str]:
         yield "a head of its own"
     if (own := family.unlike(config)) is not None:
         yield own
+
+
+def _activation(config: Any) -> str | None:
+    names = ("hidden_activation", "hidden_act", "activation_function", "activation")
+    return next((found for name in names if (found := getattr(config, name, None))), None)
 
 
 def warn(config: Any) -> None:
@@ -69,23 +74,29 @@ def warn(config: Any) -> None:
             "llama.cpp rounds the ends of YaRN's ramp to whole channels, and this model does not "
             "(truncate=False): some positions turn at other speeds there, by a few per cent."
         )
+    if _activation(config) == "gelu" or config.model_type == "mpt":
+        _log.warning(
+            "llama.cpp approximates GELU by tanh, and this model does not: hidden units differ by "
+            "up to 0.0005 there."
+        )
 
 
 def hyperparameters(config: Any, family: "GgufFamily") -> dict[str, Any]:
     """Return key, without the architecture's name → value."""
     found: dict[str, Any] = {"block_count": config.num_hidden_layers}
     window = getattr(config, "sliding_window", None) or 0
-    length = config.max_position_embeddings
+    length = next(given for name in _LENGTHS if (given := getattr(config, name, None)))
     # Where blocks do not slide in llama.cpp, full attention is the same within the window.
     found["context_length"] = min(length, window) if window and not family.slides else length
     found |= {
         "embedding_length": config.hidden_size,
-        "feed_forward_length": config.intermediate_size,
         "attention.head_count": config.num_attention_heads,
         "attention.head_count_kv": getattr(
             config, "num_key_value_heads", config.num_attention_heads
         ),
     }
+    if (hidden := getattr(config, "intermediate_size", None)) is not None:
+        found["feed_forward_length"] = hidden
     for names, key in (
         (_RMS, "attention.layer_norm_rms_epsilon"),
         (_LAYER_NORM, "attention.layer_norm_epsilon"),
@@ -93,7 +104,8 @@ def hyperparameters(config: Any, family: "GgufFamily") -> dict[str, Any]:
         given = [getattr(config, name) for name in names if hasattr(config, name)]
         found |= {key: float(given[0])} if given else {}
     found["vocab_size"] = config.vocab_size
-    found |= _positions(config)
+    if getattr(config, "rope_parameters", None):
+        found |= _positions(config)
     size = head_dim(config)
     if size * config.num_attention_heads != config.hidden_size:
         found |= {"attention.key_length": size, "attention.value_length": size}

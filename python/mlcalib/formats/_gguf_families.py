@@ -10,6 +10,8 @@ from typing import Any
 
 from mlcalib.formats._gguf_config import head_dim, rope
 from mlcalib.formats._gguf_family import FREQUENCIES, TANH_GELU, GgufFamily, Values, experts
+from mlcalib.formats._gguf_fused_families import FUSED_FAMILIES
+from mlcalib.formats._gguf_rows import as_it_is, interleaved
 from mlcalib.models import gguf_architectures
 
 
@@ -20,7 +22,7 @@ def family_of(architecture: str) -> GgufFamily | None:
     known = gguf_architectures().get(architecture)
     if known is None or not known.whole:
         return None
-    return replace(_LLAMA, name=known.name, rotates_pairs=known.rotates_pairs, activations=None)
+    return replace(_LLAMA, name=known.name, rows=interleaved if known.rotates_pairs else as_it_is, activations=None)
 
 
 def families() -> dict[str, GgufFamily]:
@@ -173,7 +175,7 @@ def _partial(config: Any) -> str | None:
 
 
 _LLAMA = GgufFamily(
-    "llama", rotates_pairs=True, ropes=FREQUENCIES, biases=("attention_bias", "mlp_bias")
+    "llama", rows=interleaved, ropes=FREQUENCIES, biases=("attention_bias", "mlp_bias")
 )
 _QWEN = GgufFamily("qwen2")
 _GEMMA = GgufFamily(
@@ -243,4 +245,5 @@ _FAMILIES = {
         "nemotron", head="own", norm_offset=1.0, activations=("relu2",)
     ),
     "PhiForCausalLM": GgufFamily("phi2", head="own", activations=TANH_GELU, unlike=_partial),
+    **FUSED_FAMILIES,
 }

@@ -4,9 +4,15 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from torch import Tensor
+
+from mlcalib.formats._gguf_rows import as_it_is
+
 Values = dict[str, Any]
 SILU = ("silu", "swish")
-TANH_GELU = ("gelu_pytorch_tanh", "gelu_new")
+TANH_GELU = ("gelu_pytorch_tanh", "gelu_new", "gelu_fast")
+GELU = (*TANH_GELU, "gelu")
+"""llama.cpp approximates all of them by tanh; see ``warn``."""
 EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 """What configs call the number of experts of a block."""
 FREQUENCIES = ("default", "linear", "yarn", "llama3")
@@ -18,8 +24,7 @@ class GgufFamily:
 
     Attributes:
         name: of the architecture.
-        rotates_pairs: rows of q and k lie in the pairs that llama.cpp rotates, not in halves as in
-            transformers.
+        rows: name in the model, values and config → values whose rows lie as llama.cpp reads them.
         norm_offset: what is added to the weights of norms, which transformers keep without it.
         slides: blocks slide as the file says; elsewhere the context is at most the window.
         head: ``own``: a file always has a head, tied or not; ``tied``: never; ``any``.
@@ -32,7 +37,7 @@ class GgufFamily:
     """
 
     name: str
-    rotates_pairs: bool = False
+    rows: Callable[[str, Tensor, Any], Tensor] = as_it_is
     norm_offset: float = 0.0
     slides: bool = False
     head: Literal["own", "tied", "any"] = "any"
@@ -45,6 +50,7 @@ class GgufFamily:
 
 
 def experts(config: Any) -> Values:
+    """Return hyperparameters of a mixture of experts."""
     many = next(
         found for name in EXPERT_COUNTS if (found := getattr(config, name, None)) is not None
     )

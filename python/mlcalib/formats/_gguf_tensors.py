@@ -45,7 +45,7 @@ def stored_tensors(
             if len(alike) == count:
                 yield _stacked(saved, experts.pop(saved))
             continue
-        ordered = _interleaved(name, values, config) if family.rotates_pairs else values
+        ordered = family.rows(name, values, config)
         if family.norm_offset and saved.endswith("norm.weight"):
             ordered = ordered.float() + family.norm_offset
         yield saved, ordered, kind
@@ -88,15 +88,3 @@ def _stacked(saved: str, experts: dict[int, Stored]) -> Stored:
         raise ValueError(f"the experts beside {first} are not alike; GGUF holds them in one tensor")
     together = torch.stack([experts[number][1] for number in sorted(experts)])
     return saved, together, kinds.pop()
-
-
-def _interleaved(name: str, values: Tensor, config: Any) -> Tensor:
-    """Put rows of q and k from halves (x₀ x₁ … y₀ y₁ …) into the pairs that llama.cpp rotates."""
-    heads = {
-        "q_proj": config.num_attention_heads,
-        "k_proj": config.num_key_value_heads,
-    }.get(name.split(".")[-2] if "." in name else "")
-    if heads is None:
-        return values
-    halves = values.reshape(heads, 2, -1, *values.shape[1:])
-    return halves.transpose(1, 2).reshape(values.shape)

@@ -1,0 +1,54 @@
+"""Orders of rows that llama.cpp's graphs read, where transformers holds another.
+
+As llama.cpp's converters do it (``modify_tensors`` in ``conversion``). Each takes the name of a
+tensor in the model, its values (numbers, or packed codes: uint8 [rows, bytes]) and the config, and
+moves rows as a whole.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def interleaved(name: str, values: Tensor, config: Any) -> Tensor:
+    """Put rows of q and k from halves (x₀ x₁ … y₀ y₁ …) into the pairs that llama.cpp rotates."""
+    heads = {
+        "q_proj": config.num_attention_heads,
+        "k_proj": config.num_key_value_heads,
+    }.get(name.split(".")[-2] if "." in name else "")
+    if heads is None:
+        return values
+    halves = values.reshape(heads, 2, -1, *values.shape[1:])
+    return halves.transpose(1, 2).reshape(values.shape)
+
+
+def by_head(name: str, values: Tensor, config: Any) -> Tensor:
+    """Put all rows of q first, then those of k and of v, where each head has its own three."""
+    if not any(part in name for part in (".query_key_value.", ".c_attn.")):
+        return values
+    split = values.reshape(config.num_attention_heads, 3, -1, *values.shape[1:])
+    return split.transpose(0, 1).reshape(values.shape)
+
+
+def by_group(name: str, values: Tensor, config: Any) -> Tensor:
+    """Put q, k and v one after the other, where each head of k and v lies after its heads of q."""
+    if ".query_key_value." not in name:
+        return values
+    heads = falcon_heads(config)
+    each = config.num_attention_heads // heads + 2
+    split = values.reshape(heads, each, -1, *values.shape[1:])
+    parts = (split[:, :-2], split[:, -2:-1], split[:, -1:])
+    return torch.cat([part.reshape(-1, *values.shape[1:]) for part in parts])
+
+
+def falcon_heads(config: Any) -> int:
+    """Return the heads of keys and values of a Falcon."""
+    if config.new_decoder_architecture:
+        return int(config.num_kv_heads)
+    return 1 if config.multi_query else int(config.num_attention_heads)
+
+
+def as_it_is(name: str, values: Tensor, config: Any) -> Tensor:
+    """Leave rows where they are."""
+    return values

@@ -48,6 +48,11 @@ _DEEPSEEK = {
     "kv_lora_rank": 32, "qk_nope_head_dim": 32, "qk_rope_head_dim": 16, "v_head_dim": 32,
     "topk_method": "greedy", "routed_scaling_factor": 1.5, "norm_topk_prob": False,
 }  # fmt: skip
+_SCORED = {
+    **_MOE, "n_routed_experts": 4, "n_shared_experts": 1, "moe_intermediate_size": 32,
+    "first_k_dense_replace": 1, "routed_scaling_factor": 1.5, "norm_topk_prob": True,
+    "n_group": 1, "topk_group": 1,
+}  # fmt: skip
 _FULL = {"sliding_window": None, "layer_types": ["full_attention"] * 2}
 _TIED = {"tie_word_embeddings": True}
 
@@ -126,6 +131,25 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "deepseek2, queries of full rank": (
         "DeepseekV2", {**_DEEPSEEK, "q_lora_rank": None, "num_hidden_layers": 27},
     ),
+    "glm": ("Glm", {"head_dim": 16}),
+    "hunyuan-dense": ("HunYuanDenseV1", {"head_dim": 32}),
+    "olmo": ("Olmo", {"clip_qkv": 0.5}),
+    "granitemoe": ("GraniteMoe", {**_GRANITE, **_MOE, "num_local_experts": 4}),
+    "granitemoe, shared": (
+        "GraniteMoeShared",
+        {**_GRANITE, **_MOE, "num_local_experts": 4, "shared_intermediate_size": 96},
+    ),
+    "glm4moe": ("Glm4Moe", {**_SCORED, "attention_bias": True, "use_qk_norm": True, "head_dim": 32}),
+    "dots1": ("Dots1", {**_SCORED, "num_key_value_heads": 4, "norm_topk_prob": False, "n_shared_experts": 2}),
+    "ernie4_5-moe": (
+        "Ernie4_5_Moe",
+        {
+            "moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 32,
+            "moe_num_shared_experts": 2, "head_dim": 32,
+        },
+    ),
+    "hunyuan-moe": ("HunYuanMoEV1", {"num_experts": 4, "moe_topk": 2, "head_dim": 32}),
+    "deepseek3": ("DeepseekV3", {**_DEEPSEEK, **_SCORED, "n_routed_experts": 8, "n_group": 4, "topk_group": 2}),
     "gptneox": ("GPTNeoX", {"rope_parameters": {**_DEFAULT, "partial_rotary_factor": 0.5}}),
     "gptneox, one after the other": (
         "GPTNeoX", {"use_parallel_residual": False, "hidden_act": "gelu_fast", "attention_bias": True},
@@ -152,7 +176,10 @@ def gguf_model(case: str) -> Any:
     config = getattr(transformers, f"{prefix}Config")(**{**sizes, **options})
     model = getattr(transformers, f"{prefix.removesuffix('Text')}ForCausalLM")(config)
     offset = config.model_type.startswith(("gemma", "nemotron"))  # norms of 1 + weight
-    for number, (name, parameter) in enumerate(model.named_parameters()):
+    tensors = dict(model.named_parameters())
+    kept = model.state_dict()
+    tensors |= {name: each for name, each in model.named_buffers() if name in kept}
+    for number, (name, parameter) in enumerate(tensors.items()):
         norm = "norm" in name and name.endswith("weight")
         count = torch.arange(parameter.numel()) + 997 * number
         scattered = (count * count * 7919 + count * 104729) % 65521  # the same on every processor

@@ -49,9 +49,9 @@ def _differences(config: Any, family: "GgufFamily") -> Iterator[str]:
         yield f"rope_type {kind!r}"
     if kind == "yarn" and (other := _other_yarn(rope(config))):
         yield f"rope_type 'yarn' with {other}"
-    if (act := _activation(config)) and family.activations is not None:
-        if act not in family.activations:
-            yield f"the activation {act!r}"
+    act = _activation(config)
+    if act and family.activations is not None and act not in family.activations:
+        yield f"the activation {act!r}"
     for option in _BIASES:
         if getattr(config, option, False) and option not in family.biases:
             yield f"biases ({option})"

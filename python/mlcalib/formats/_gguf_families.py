@@ -9,7 +9,16 @@ from dataclasses import replace
 from typing import Any
 
 from mlcalib.formats._gguf_config import head_dim, rope
-from mlcalib.formats._gguf_family import FREQUENCIES, TANH_GELU, GgufFamily, Values, experts
+from mlcalib.formats._gguf_expert_families import EXPERT_FAMILIES
+from mlcalib.formats._gguf_family import (
+    FREQUENCIES,
+    LLAMA,
+    QWEN,
+    TANH_GELU,
+    GgufFamily,
+    Values,
+    granite,
+)
 from mlcalib.formats._gguf_fused_families import FUSED_FAMILIES
 from mlcalib.formats._gguf_rows import as_it_is, interleaved
 from mlcalib.models import gguf_architectures
@@ -22,7 +31,12 @@ def family_of(architecture: str) -> GgufFamily | None:
     known = gguf_architectures().get(architecture)
     if known is None or not known.whole:
         return None
-    return replace(_LLAMA, name=known.name, rows=interleaved if known.rotates_pairs else as_it_is, activations=None)
+    return replace(
+        LLAMA,
+        name=known.name,
+        rows=interleaved if known.rotates_pairs else as_it_is,
+        activations=None,
+    )
 
 
 def families() -> dict[str, GgufFamily]:
@@ -34,19 +48,6 @@ def written_classes() -> list[str]:
     """Return the names of the classes that are written."""
     whole = [name for name, each in gguf_architectures().items() if each.whole]
     return list(dict.fromkeys([*whole, *_FAMILIES]))
-
-
-def _qwen2_moe(config: Any) -> Values:
-    shared = {"expert_shared_feed_forward_length": config.shared_expert_intermediate_size}
-    return experts(config) | shared
-
-
-def _every_block_has_experts(config: Any, normed: bool) -> str | None:
-    if config.decoder_sparse_step != 1 or config.mlp_only_layers:
-        return "blocks without experts among those that have some"
-    if config.norm_topk_prob != normed:
-        return f"norm_topk_prob={config.norm_topk_prob}"
-    return None
 
 
 def _gemma(config: Any) -> Values:
@@ -84,15 +85,6 @@ def _gemma3(config: Any) -> str | None:
     return _gemma_scale(config, 62)
 
 
-def _granite(config: Any) -> Values:
-    return {
-        "attention.scale": float(config.attention_multiplier),
-        "embedding_scale": float(config.embedding_multiplier),
-        "residual_scale": float(config.residual_multiplier),
-        "logit_scale": float(config.logits_scaling),
-    }
-
-
 def _logit_scale(config: Any) -> Values:
     return {"logit_scale": float(config.logit_scale)}
 
@@ -121,63 +113,21 @@ def _ministral3(config: Any) -> Values:
     return {} if beta is None else {"attention.temperature_scale": float(beta)}
 
 
-def _gpt_oss(config: Any) -> str | None:
-    if (limit := getattr(config, "swiglu_limit", 7.0)) != 7.0:
-        return f"swiglu_limit={limit}"
-    return None if config.attention_bias else "attention without biases"
-
-
-def _olmoe(config: Any) -> str | None:
-    if config.norm_topk_prob:
-        return "norm_topk_prob=True"
-    if config.num_key_value_heads != config.num_attention_heads:
-        return "fewer heads of keys and values than of queries"
-    return "clipped q, k and v" if config.clip_qkv is not None else None
-
-
 def _slides(config: Any) -> str | None:
     return "sliding windows" if config.sliding_window is not None else None
 
 
-def _deepseek_v2(config: Any) -> Values:
-    found: Values = experts(config) | {
-        "attention.kv_lora_rank": config.kv_lora_rank,
-        "attention.key_length": config.qk_nope_head_dim + config.qk_rope_head_dim,
-        "attention.value_length": config.v_head_dim,
-        "rope.dimension_count": config.qk_rope_head_dim,
-        "leading_dense_block_count": config.first_k_dense_replace,
-        "expert_shared_count": config.n_shared_experts,
-        "expert_weights_scale": float(config.routed_scaling_factor),
-        "expert_weights_norm": bool(config.norm_topk_prob),
-    }
-    if config.q_lora_rank is not None:
-        found["attention.q_lora_rank"] = config.q_lora_rank
-    if rope(config)["rope_type"] == "yarn":  # the scale of attention comes from the multiplier
-        multiplier = 0.1 * rope(config)["mscale_all_dim"]
-        found["rope.scaling.yarn_log_multiplier"] = multiplier
-        found["rope.scaling.attn_factor"] = 1.0
+def _olmo(config: Any) -> Values:
+    found: Values = {"attention.layer_norm_epsilon": 1e-5}
+    if config.clip_qkv is not None:
+        found["attention.clamp_kqv"] = float(config.clip_qkv)
     return found
-
-
-def _deepseek_v2_limits(config: Any) -> str | None:
-    if config.topk_method != "greedy":
-        return f"topk_method={config.topk_method!r}"
-    scales = [rope(config).get(key) for key in ("mscale", "mscale_all_dim")]
-    if rope(config)["rope_type"] == "yarn" and (not scales[0] or scales[0] != scales[1]):
-        return f"mscale and mscale_all_dim of {scales[0]} and {scales[1]}"
-    if config.q_lora_rank is None and config.num_hidden_layers not in (26, 27):
-        return f"queries of full rank in {config.num_hidden_layers} blocks"
-    return None
 
 
 def _partial(config: Any) -> str | None:
     return "norms of q and k" if getattr(config, "qk_layernorm", False) else None
 
 
-_LLAMA = GgufFamily(
-    "llama", rows=interleaved, ropes=FREQUENCIES, biases=("attention_bias", "mlp_bias")
-)
-_QWEN = GgufFamily("qwen2")
 _GEMMA = GgufFamily(
     "gemma", norm_offset=1.0, head="tied", activations=TANH_GELU, more=_gemma, ropes=("default",)
 )
@@ -186,31 +136,15 @@ _COHERE = GgufFamily(
 )
 
 _FAMILIES = {
-    "LlamaForCausalLM": _LLAMA,
-    "MistralForCausalLM": _LLAMA,
-    "MixtralForCausalLM": replace(
-        _LLAMA, more=experts, biases=(), names={".mlp.": ".block_sparse_moe."}
-    ),
-    "Ministral3ForCausalLM": replace(_LLAMA, name="mistral3", more=_ministral3, biases=()),
-    "GraniteForCausalLM": replace(_LLAMA, name="granite", more=_granite),
+    "LlamaForCausalLM": LLAMA,
+    "MistralForCausalLM": LLAMA,
+    "Ministral3ForCausalLM": replace(LLAMA, name="mistral3", more=_ministral3, biases=()),
+    "GraniteForCausalLM": replace(LLAMA, name="granite", more=granite),
     "SmolLM3ForCausalLM": replace(
-        _LLAMA, name="smollm3", unlike=_smollm3, ropes=("default", "linear", "yarn"), biases=()
+        LLAMA, name="smollm3", unlike=_smollm3, ropes=("default", "linear", "yarn"), biases=()
     ),
-    "Qwen2ForCausalLM": _QWEN,
-    "Qwen3ForCausalLM": replace(_QWEN, name="qwen3"),
-    "Qwen2MoeForCausalLM": replace(
-        _QWEN,
-        name="qwen2moe",
-        head="own",
-        more=_qwen2_moe,
-        unlike=lambda config: _every_block_has_experts(config, False),
-    ),
-    "Qwen3MoeForCausalLM": replace(
-        _QWEN,
-        name="qwen3moe",
-        more=experts,
-        unlike=lambda config: _every_block_has_experts(config, True),
-    ),
+    "Qwen2ForCausalLM": QWEN,
+    "Qwen3ForCausalLM": replace(QWEN, name="qwen3"),
     "GemmaForCausalLM": _GEMMA,
     "Gemma2ForCausalLM": replace(_GEMMA, name="gemma2", slides=True, unlike=_gemma2),
     "Gemma3ForCausalLM": replace(
@@ -226,24 +160,17 @@ _FAMILIES = {
     ),
     "Starcoder2ForCausalLM": GgufFamily("starcoder2", activations=TANH_GELU, biases=("use_bias",)),
     "Glm4ForCausalLM": GgufFamily("glm4", biases=("attention_bias",)),
-    "GptOssForCausalLM": GgufFamily(
-        "gpt-oss",
-        head="own",
-        slides=True,
-        more=experts,
-        unlike=_gpt_oss,
-        biases=("attention_bias",),
-        names={".sinks": ".sinks.weight"},
-    ),
-    "DeepseekV2ForCausalLM": GgufFamily("deepseek2", more=_deepseek_v2, unlike=_deepseek_v2_limits),
-    "OlmoeForCausalLM": GgufFamily("olmoe", head="own", more=experts, unlike=_olmoe),
     "Exaone4ForCausalLM": GgufFamily("exaone4", ropes=FREQUENCIES, unlike=_slides),
     "SeedOssForCausalLM": GgufFamily("seed_oss", biases=("attention_bias",)),
     "Ernie4_5ForCausalLM": GgufFamily("ernie4_5"),
-    "ArceeForCausalLM": replace(_LLAMA, name="arcee", activations=("relu2",)),
+    "ArceeForCausalLM": replace(LLAMA, name="arcee", activations=("relu2",)),
     "NemotronForCausalLM": GgufFamily(
         "nemotron", head="own", norm_offset=1.0, activations=("relu2",)
     ),
+    "GlmForCausalLM": GgufFamily("chatglm", biases=("attention_bias",)),
+    "HunYuanDenseV1ForCausalLM": GgufFamily("hunyuan-dense"),
+    "OlmoForCausalLM": replace(LLAMA, name="olmo", more=_olmo, biases=()),
     "PhiForCausalLM": GgufFamily("phi2", head="own", activations=TANH_GELU, unlike=_partial),
+    **EXPERT_FAMILIES,
     **FUSED_FAMILIES,
 }

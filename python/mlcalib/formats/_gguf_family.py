@@ -1,12 +1,12 @@
 """How llama.cpp holds and runs the models of a class of transformers."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from torch import Tensor
 
-from mlcalib.formats._gguf_rows import as_it_is
+from mlcalib.formats._gguf_rows import as_it_is, interleaved
 
 Values = dict[str, Any]
 SILU = ("silu", "swish")
@@ -15,6 +15,7 @@ GELU = (*TANH_GELU, "gelu")
 """llama.cpp approximates all of them by tanh; see ``warn``."""
 EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 """What configs call the number of experts of a block."""
+_USED = ("num_experts_per_tok", "moe_k", "moe_topk")
 FREQUENCIES = ("default", "linear", "yarn", "llama3")
 
 
@@ -34,6 +35,8 @@ class GgufFamily:
         more: config → hyperparameters that others do not have.
         unlike: config → what of it llama.cpp does not compute, or None.
         names: part of a tensor's name in transformers → what the package gguf knows it by.
+        splits: part of the name of a tensor whose rows are those of several in llama.cpp, as many
+            of each → the parts' names.
     """
 
     name: str
@@ -47,16 +50,40 @@ class GgufFamily:
     more: Callable[[Any], Values] = lambda _: {}
     unlike: Callable[[Any], str | None] = lambda _: None
     names: Mapping[str, str] = field(default_factory=dict)
+    splits: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def experts(config: Any) -> Values:
     """Return hyperparameters of a mixture of experts."""
-    many = next(
-        found for name in EXPERT_COUNTS if (found := getattr(config, name, None)) is not None
-    )
+    many = _given(config, EXPERT_COUNTS)
     width = getattr(config, "moe_intermediate_size", None) or config.intermediate_size
     return {
-        "expert_count": many,
-        "expert_used_count": config.num_experts_per_tok,
-        "expert_feed_forward_length": width,
+        "expert_count": _number(many),
+        "expert_used_count": _number(_given(config, _USED)),
+        "expert_feed_forward_length": _number(width),
     }
+
+
+def granite(config: Any) -> Values:
+    """Return the multipliers of Granite."""
+    return {
+        "attention.scale": float(config.attention_multiplier),
+        "embedding_scale": float(config.embedding_multiplier),
+        "residual_scale": float(config.residual_multiplier),
+        "logit_scale": float(config.logits_scaling),
+    }
+
+
+def _given(config: Any, names: Iterable[str]) -> Any:
+    return next(found for name in names if (found := getattr(config, name, None)) is not None)
+
+
+def _number(given: int | list[int]) -> int:
+    """Return the number of every block, of configs that may give one for each."""
+    return int(given[0]) if isinstance(given, list) else int(given)
+
+
+LLAMA = GgufFamily(
+    "llama", rows=interleaved, ropes=FREQUENCIES, biases=("attention_bias", "mlp_bias")
+)
+QWEN = GgufFamily("qwen2")

@@ -86,7 +86,12 @@ FUSED_FAMILIES = {
         biases=("attention_bias",),
     ),
     "BloomForCausalLM": replace(
-        _GPT, name="bloom", rows=by_head, more=_bloom, unlike=_bloom_limits, names={"transformer.": ""}
+        _GPT,
+        name="bloom",
+        rows=by_head,
+        more=_bloom,
+        unlike=_bloom_limits,
+        names={"transformer.": ""},
     ),
     "FalconForCausalLM": replace(
         _GPT,

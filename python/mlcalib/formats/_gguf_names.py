@@ -87,7 +87,8 @@ def gguf_names(
         )
     family = family_of(architecture)
     names = GgufArchitecture(known).tensor_names(blocks)
-    renamed = [family.names if family else {}]
+    firsts = {part: parts[0] for part, parts in family.splits.items()} if family else {}
+    renamed = [firsts | dict(family.names) if family else {}]
     renamed += [{part: other} for part, other in (saved_names or {}).items()]
 
     def find(linear: str) -> str:

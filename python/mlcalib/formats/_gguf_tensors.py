@@ -35,7 +35,7 @@ def stored_tensors(
     """
     experts: dict[str, dict[int, Stored]] = {}
     count = family.more(config).get("expert_count", 0)
-    for name, values, kind in tensors:
+    for name, values, kind in _split(family.splits, tensors):
         saved = stored_name(name, family.names, names)
         if saved is None:
             raise ValueError(f"{name} has no name in GGUF files of {architecture}")
@@ -54,6 +54,17 @@ def stored_tensors(
     if experts:
         saved, some = next(iter(experts.items()))
         raise ValueError(f"{saved} needs {count} experts, and {len(some)} were given")
+
+
+def _split(known: Mapping[str, tuple[str, ...]], tensors: Iterable[Stored]) -> Iterator[Stored]:
+    for name, values, kind in tensors:
+        whole = next((part for part in known if part in name), None)
+        if whole is None:
+            yield name, values, kind
+            continue
+        parts = values.chunk(len(known[whole]))
+        for part, some in zip(known[whole], parts, strict=True):
+            yield name.replace(whole, part), some, kind
 
 
 def stored_name(name: str, known: Mapping[str, str], names: Any) -> str | None:

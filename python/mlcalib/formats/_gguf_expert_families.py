@@ -1,0 +1,202 @@
+"""Mixtures of experts."""
+
+from dataclasses import replace
+from typing import Any
+
+from mlcalib.formats._gguf_config import rope
+from mlcalib.formats._gguf_family import LLAMA, QWEN, GgufFamily, Values, experts, granite
+
+_BLOCK_SPARSE = {
+    ".block_sparse_moe.experts.": ".mlp.experts.",
+    ".router.weight": ".router.layer.weight",
+}
+_SHARED = ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts")
+_SOFTMAX, _SIGMOID = 1, 2  # LLAMA_EXPERT_GATING_FUNC_TYPE of src/llama-hparams.h
+_CORRECTION = {"e_score_correction_bias": "e_score_correction.bias"}
+
+
+def _qwen2_moe(config: Any) -> Values:
+    shared = {"expert_shared_feed_forward_length": config.shared_expert_intermediate_size}
+    return experts(config) | shared
+
+
+def _every_block_has_experts(config: Any, normed: bool) -> str | None:
+    if config.decoder_sparse_step != 1 or config.mlp_only_layers:
+        return "blocks without experts among those that have some"
+    if config.norm_topk_prob != normed:
+        return f"norm_topk_prob={config.norm_topk_prob}"
+    return None
+
+
+def _gpt_oss(config: Any) -> str | None:
+    if (limit := getattr(config, "swiglu_limit", 7.0)) != 7.0:
+        return f"swiglu_limit={limit}"
+    return None if config.attention_bias else "attention without biases"
+
+
+def _as_many_heads(config: Any) -> str | None:
+    if config.num_key_value_heads != config.num_attention_heads:
+        return "fewer heads of keys and values than of queries"
+    return None
+
+
+def _olmoe(config: Any) -> str | None:
+    if config.norm_topk_prob:
+        return "norm_topk_prob=True"
+    return "clipped q, k and v" if config.clip_qkv is not None else _as_many_heads(config)
+
+
+def _deepseek_v2(config: Any) -> Values:
+    found: Values = experts(config) | {
+        "attention.kv_lora_rank": config.kv_lora_rank,
+        "attention.key_length": config.qk_nope_head_dim + config.qk_rope_head_dim,
+        "attention.value_length": config.v_head_dim,
+        "rope.dimension_count": config.qk_rope_head_dim,
+        "leading_dense_block_count": config.first_k_dense_replace,
+        "expert_shared_count": config.n_shared_experts,
+        "expert_weights_scale": float(config.routed_scaling_factor),
+        "expert_weights_norm": bool(config.norm_topk_prob),
+    }
+    if config.q_lora_rank is not None:
+        found["attention.q_lora_rank"] = config.q_lora_rank
+    if rope(config)["rope_type"] == "yarn":  # the scale of attention comes from the multiplier
+        multiplier = 0.1 * rope(config)["mscale_all_dim"]
+        found["rope.scaling.yarn_log_multiplier"] = multiplier
+        found["rope.scaling.attn_factor"] = 1.0
+    return found
+
+
+def _deepseek_v2_limits(config: Any) -> str | None:
+    if config.topk_method != "greedy":
+        return f"topk_method={config.topk_method!r}"
+    return _deepseek_limits(config)
+
+
+def _deepseek_limits(config: Any) -> str | None:
+    scales = [rope(config).get(key) for key in ("mscale", "mscale_all_dim")]
+    if rope(config)["rope_type"] == "yarn" and (not scales[0] or scales[0] != scales[1]):
+        return f"mscale and mscale_all_dim of {scales[0]} and {scales[1]}"
+    if config.q_lora_rank is None and config.num_hidden_layers not in (26, 27):
+        return f"queries of full rank in {config.num_hidden_layers} blocks"
+    return None
+
+
+def _weighted(config: Any, gate: int) -> Values:
+    """Return what DeepSeek-V3 and those after it say of experts."""
+    found = experts(config) | {
+        "expert_gating_func": gate,
+        "expert_shared_count": next(
+            (found for name in _SHARED if (found := getattr(config, name, None))), 0
+        ),
+        "expert_weights_scale": float(config.routed_scaling_factor),
+        "expert_weights_norm": bool(config.norm_topk_prob),
+    }
+    if (leading := getattr(config, "first_k_dense_replace", None)) is not None:
+        found["leading_dense_block_count"] = leading
+    if (config.n_group or 1) > 1:
+        found["expert_group_count"] = config.n_group
+        found["expert_group_used_count"] = config.topk_group
+    return found
+
+
+def _granite_moe(config: Any) -> Values:
+    found = granite(config) | experts(config)
+    if shared := getattr(config, "shared_intermediate_size", 0):
+        found["expert_shared_feed_forward_length"] = shared
+    return found
+
+
+def _ernie(config: Any) -> Values:
+    found = experts(config) | {
+        "interleave_moe_layer_step": config.moe_layer_interval,
+        "leading_dense_block_count": config.moe_layer_start_index,
+        "expert_shared_count": config.moe_num_shared_experts,
+    }
+    if shared := config.moe_num_shared_experts:
+        width = shared * config.moe_intermediate_size
+        found["expert_shared_feed_forward_length"] = width
+    return found
+
+
+def _ernie_limits(config: Any) -> str | None:
+    if config.moe_layer_end_index not in (-1, config.num_hidden_layers - 1):
+        return f"moe_layer_end_index={config.moe_layer_end_index}"
+    return None
+
+
+def _hunyuan(config: Any) -> Values:
+    shared = {"expert_shared_feed_forward_length": config.intermediate_size}
+    return experts(config) | shared | {"expert_feed_forward_length": config.intermediate_size}
+
+
+EXPERT_FAMILIES = {
+    "GraniteMoeForCausalLM": replace(
+        LLAMA, name="granitemoe", more=_granite_moe, names=_BLOCK_SPARSE
+    ),
+    "GraniteMoeSharedForCausalLM": replace(
+        LLAMA,
+        name="granitemoe",
+        more=_granite_moe,
+        names=_BLOCK_SPARSE,
+        splits={
+            "shared_mlp.input_linear": (
+                "mlp.shared_experts.gate_proj",
+                "mlp.shared_experts.up_proj",
+            ),
+        },
+    ),
+    "Glm4MoeForCausalLM": GgufFamily(
+        "glm4moe",
+        head="own",
+        more=lambda config: _weighted(config, _SIGMOID),
+        biases=("attention_bias",),
+        names=_CORRECTION,
+    ),
+    "Dots1ForCausalLM": GgufFamily(
+        "dots1",
+        head="own",
+        unlike=_as_many_heads,
+        more=lambda config: _weighted(config, _SIGMOID),
+        names=_CORRECTION,
+    ),
+    "Ernie4_5_MoeForCausalLM": GgufFamily(
+        "ernie4_5-moe",
+        more=_ernie,
+        unlike=_ernie_limits,
+        names=_CORRECTION | {".gate.moe_statics.": ".moe_statics."},
+    ),
+    "HunYuanMoEV1ForCausalLM": GgufFamily("hunyuan-moe", more=_hunyuan),
+    "DeepseekV3ForCausalLM": GgufFamily(
+        "deepseek2",
+        more=lambda config: _deepseek_v2(config) | _weighted(config, _SIGMOID),
+        unlike=_deepseek_limits,
+        names=_CORRECTION,
+    ),
+    "MixtralForCausalLM": replace(
+        LLAMA, more=experts, biases=(), names={".mlp.": ".block_sparse_moe."}
+    ),
+    "Qwen2MoeForCausalLM": replace(
+        QWEN,
+        name="qwen2moe",
+        head="own",
+        more=_qwen2_moe,
+        unlike=lambda config: _every_block_has_experts(config, False),
+    ),
+    "Qwen3MoeForCausalLM": replace(
+        QWEN,
+        name="qwen3moe",
+        more=experts,
+        unlike=lambda config: _every_block_has_experts(config, True),
+    ),
+    "GptOssForCausalLM": GgufFamily(
+        "gpt-oss",
+        head="own",
+        slides=True,
+        more=experts,
+        unlike=_gpt_oss,
+        biases=("attention_bias",),
+        names={".sinks": ".sinks.weight"},
+    ),
+    "DeepseekV2ForCausalLM": GgufFamily("deepseek2", more=_deepseek_v2, unlike=_deepseek_v2_limits),
+    "OlmoeForCausalLM": GgufFamily("olmoe", head="own", more=experts, unlike=_olmoe),
+}

@@ -53,6 +53,10 @@ _SCORED = {
     "first_k_dense_replace": 1, "routed_scaling_factor": 1.5, "norm_topk_prob": True,
     "n_group": 1, "topk_group": 1,
 }  # fmt: skip
+_MAMBA_2 = {
+    "mamba_n_heads": 4, "mamba_d_head": 32, "mamba_n_groups": 2, "mamba_d_state": 16,
+    "mamba_chunk_size": 8,
+}  # fmt: skip
 _FULL = {"sliding_window": None, "layer_types": ["full_attention"] * 2}
 _TIED = {"tie_word_embeddings": True}
 
@@ -150,6 +154,47 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "hunyuan-moe": ("HunYuanMoEV1", {"num_experts": 4, "moe_topk": 2, "head_dim": 32}),
     "deepseek3": ("DeepseekV3", {**_DEEPSEEK, **_SCORED, "n_routed_experts": 8, "n_group": 4, "topk_group": 2}),
+    "minimax-m2": (
+        "MiniMaxM2",
+        {
+            **_MOE, "num_local_experts": 4, "head_dim": 32,
+            "rope_parameters": {**_DEFAULT, "partial_rotary_factor": 0.5},
+        },
+    ),
+    "mamba": ("Mamba", {"state_size": 16}),
+    "falcon-mamba": ("FalconMamba", {"state_size": 16}),
+    "mamba2": ("Mamba2", {"num_heads": 4, "head_dim": 32, "state_size": 16, "n_groups": 2, "chunk_size": 8}),
+    "bamba": ("Bamba", {**_MAMBA_2, "attn_layer_indices": [1]}),
+    "granitehybrid": (
+        "GraniteMoeHybrid",
+        {
+            **_GRANITE, **_MAMBA_2, "layer_types": ["mamba", "attention"], "num_local_experts": 0,
+            "shared_intermediate_size": 96,
+        },
+    ),
+    "granitehybrid, experts and positions": (
+        "GraniteMoeHybrid",
+        {
+            **_GRANITE, **_MAMBA_2, **_MOE, "layer_types": ["mamba", "attention"],
+            "num_local_experts": 4, "shared_intermediate_size": 96,
+            "position_embedding_type": "rope",
+        },
+    ),
+    "jamba": (
+        "Jamba",
+        {
+            **_MOE, "num_experts": 4, "attn_layer_period": 2, "attn_layer_offset": 1,
+            "use_mamba_kernels": False,
+        },
+    ),
+    "lfm2": ("Lfm2", {"layer_types": ["conv", "full_attention"], "block_multiple_of": 32}),
+    "lfm2moe": (
+        "Lfm2Moe",
+        {
+            **_MOE, "num_experts": 4, "num_dense_layers": 1, "moe_intermediate_size": 32,
+            "layer_types": ["conv", "full_attention"],
+        },
+    ),
     "gptneox": ("GPTNeoX", {"rope_parameters": {**_DEFAULT, "partial_rotary_factor": 0.5}}),
     "gptneox, one after the other": (
         "GPTNeoX", {"use_parallel_residual": False, "hidden_act": "gelu_fast", "attention_bias": True},

@@ -42,7 +42,7 @@ def _differences(config: Any, family: "GgufFamily") -> Iterator[str]:
     if getattr(config, "use_sliding_window", False) and not family.slides:
         yield "sliding windows of some blocks"
     layers = set(getattr(config, "layer_types", None) or ())
-    if not family.slides and len(layers) > 1:
+    if not family.slides and len(layers) > 1 and layers - {"full_attention", *family.kinds}:
         yield f"blocks of several kinds ({', '.join(sorted(layers))})"
     kind = rope(config)["rope_type"]
     if kind not in family.ropes:
@@ -90,10 +90,8 @@ def hyperparameters(config: Any, family: "GgufFamily") -> dict[str, Any]:
     found["context_length"] = min(length, window) if window and not family.slides else length
     found |= {
         "embedding_length": config.hidden_size,
-        "attention.head_count": config.num_attention_heads,
-        "attention.head_count_kv": getattr(
-            config, "num_key_value_heads", config.num_attention_heads
-        ),
+        "attention.head_count": (heads := getattr(config, "num_attention_heads", 0)),
+        "attention.head_count_kv": getattr(config, "num_key_value_heads", heads),
     }
     if (hidden := getattr(config, "intermediate_size", None)) is not None:
         found["feed_forward_length"] = hidden
@@ -106,8 +104,7 @@ def hyperparameters(config: Any, family: "GgufFamily") -> dict[str, Any]:
     found["vocab_size"] = config.vocab_size
     if getattr(config, "rope_parameters", None):
         found |= _positions(config)
-    size = head_dim(config)
-    if size * config.num_attention_heads != config.hidden_size:
+    if heads and (size := head_dim(config)) * heads != config.hidden_size:
         found |= {"attention.key_length": size, "attention.value_length": size}
     if family.slides and window and "sliding_attention" in config.layer_types:
         slides = [kind == "sliding_attention" for kind in config.layer_types]

@@ -11,7 +11,7 @@ _BLOCK_SPARSE = {
     ".router.weight": ".router.layer.weight",
 }
 _SHARED = ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts")
-_SOFTMAX, _SIGMOID = 1, 2  # LLAMA_EXPERT_GATING_FUNC_TYPE of src/llama-hparams.h
+SIGMOID = 2  # LLAMA_EXPERT_GATING_FUNC_TYPE of src/llama-hparams.h
 _CORRECTION = {"e_score_correction_bias": "e_score_correction.bias"}
 
 
@@ -148,7 +148,7 @@ EXPERT_FAMILIES = {
     "Glm4MoeForCausalLM": GgufFamily(
         "glm4moe",
         head="own",
-        more=lambda config: _weighted(config, _SIGMOID),
+        more=lambda config: _weighted(config, SIGMOID),
         biases=("attention_bias",),
         names=_CORRECTION,
     ),
@@ -156,7 +156,7 @@ EXPERT_FAMILIES = {
         "dots1",
         head="own",
         unlike=_as_many_heads,
-        more=lambda config: _weighted(config, _SIGMOID),
+        more=lambda config: _weighted(config, SIGMOID),
         names=_CORRECTION,
     ),
     "Ernie4_5_MoeForCausalLM": GgufFamily(
@@ -165,10 +165,20 @@ EXPERT_FAMILIES = {
         unlike=_ernie_limits,
         names=_CORRECTION | {".gate.moe_statics.": ".moe_statics."},
     ),
+    "MiniMaxM2ForCausalLM": GgufFamily(
+        "minimax-m2",
+        head="own",
+        more=lambda config: experts(config) | {"expert_gating_func": SIGMOID},
+        names={
+            **_CORRECTION,
+            ".mlp.gate.": ".block_sparse_moe.gate.",
+            ".mlp.e_": ".block_sparse_moe.e_",
+        },
+    ),
     "HunYuanMoEV1ForCausalLM": GgufFamily("hunyuan-moe", more=_hunyuan),
     "DeepseekV3ForCausalLM": GgufFamily(
         "deepseek2",
-        more=lambda config: _deepseek_v2(config) | _weighted(config, _SIGMOID),
+        more=lambda config: _deepseek_v2(config) | _weighted(config, SIGMOID),
         unlike=_deepseek_limits,
         names=_CORRECTION,
     ),

@@ -20,6 +20,7 @@ from mlcalib.formats._gguf_family import (
     granite,
 )
 from mlcalib.formats._gguf_fused_families import FUSED_FAMILIES
+from mlcalib.formats._gguf_recurrent_families import RECURRENT_FAMILIES
 from mlcalib.formats._gguf_rows import as_it_is, interleaved
 from mlcalib.models import gguf_architectures
 
@@ -173,4 +174,5 @@ _FAMILIES = {
     "PhiForCausalLM": GgufFamily("phi2", head="own", activations=TANH_GELU, unlike=_partial),
     **EXPERT_FAMILIES,
     **FUSED_FAMILIES,
+    **RECURRENT_FAMILIES,
 }

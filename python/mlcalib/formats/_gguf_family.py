@@ -35,8 +35,11 @@ class GgufFamily:
         more: config → hyperparameters that others do not have.
         unlike: config → what of it llama.cpp does not compute, or None.
         names: part of a tensor's name in transformers → what the package gguf knows it by.
-        splits: part of the name of a tensor whose rows are those of several in llama.cpp, as many
-            of each → the parts' names.
+        renamed: name of a tensor in a file, and config → its name where it depends on the config.
+        splits: part of the name of a tensor whose rows are those of several in llama.cpp → the
+            parts' names.
+        shares: config → rows of each part; as many of each where it says nothing.
+        kinds: of blocks that its graph knows besides those of full attention.
     """
 
     name: str
@@ -50,7 +53,10 @@ class GgufFamily:
     more: Callable[[Any], Values] = lambda _: {}
     unlike: Callable[[Any], str | None] = lambda _: None
     names: Mapping[str, str] = field(default_factory=dict)
+    renamed: Callable[[str, Any], str] = lambda saved, _: saved
     splits: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    shares: Callable[[Any], list[int]] | None = None
+    kinds: Collection[str] = ()
 
 
 def experts(config: Any) -> Values:

@@ -26,7 +26,7 @@ _FILE_TYPES = {kind: f"MOSTLY_{kind}" for kind in BLOCK_TYPES} | {
     "Q5_K": "MOSTLY_Q5_K_M",
 }
 _PHI_3 = {"<unk>", "<s>", "</s>", "<|endoftext|>"}
-_ALWAYS_FLOAT = ("ffn_gate_inp", "_norm.", "position_embd")
+_ALWAYS_FLOAT = ("ffn_gate_inp", "_norm.", "position_embd", "conv1d.", "shortconv.conv.")
 
 
 def check_config(config: Any, architecture: str, tokenizer: Any) -> None:

@@ -29,7 +29,7 @@ def types_in_mix(mix: str, config: Any, architecture: str) -> Callable[[str, int
             f"know for {architecture}; give bits, group_size, symmetric, super_block and scale_bits"
         )
     text = config.get_text_config()
-    name_of = gguf_names(architecture, text.num_hidden_layers)
+    name_of = gguf_names(config, architecture)
     heads = text.num_attention_heads
     model = MixedModel(
         known,

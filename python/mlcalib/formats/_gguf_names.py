@@ -5,6 +5,7 @@ and so for importance matrices and the types of a mix.
 """
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from mlcalib.formats._gguf_families import families, family_of
 from mlcalib.formats._gguf_tensors import stored_name
@@ -64,7 +65,7 @@ def architecture_names() -> dict[str, str]:
 
 
 def gguf_names(
-    architecture: str, blocks: int, saved_names: Mapping[str, str] | None = None
+    config: Any, architecture: str, saved_names: Mapping[str, str] | None = None
 ) -> Callable[[str], str]:
     """Return what tells the name of a linear's weight in a GGUF file, by its name in the model.
 
@@ -72,8 +73,8 @@ def gguf_names(
     tensors it tells the first.
 
     Args:
+        config: the model's.
         architecture: class in transformers.
-        blocks: how many the model has.
         saved_names: see ``Adapter.saved_names``: these are tried, too.
 
     Raises:
@@ -86,7 +87,8 @@ def gguf_names(
             f"are those of {', '.join(sorted(architecture_names()))}"
         )
     family = family_of(architecture)
-    names = GgufArchitecture(known).tensor_names(blocks)
+    text = config.get_text_config()
+    names = GgufArchitecture(known).tensor_names(text.num_hidden_layers)
     firsts = {part: parts[0] for part, parts in family.splits.items()} if family else {}
     renamed = [firsts | dict(family.names) if family else {}]
     renamed += [{part: other} for part, other in (saved_names or {}).items()]
@@ -96,6 +98,6 @@ def gguf_names(
         found = [saved for each in renamed if (saved := stored_name(tensor, each, names))]
         if not found:
             raise NotImplementedError(f"{linear} has no name in GGUF files of {architecture}")
-        return found[0]
+        return family.renamed(found[0], text) if family else found[0]
 
     return find

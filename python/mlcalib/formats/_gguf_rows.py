@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mlcalib.formats._gguf_config import rope
+
 
 def interleaved(name: str, values: Tensor, config: Any) -> Tensor:
     """Put rows of q and k from halves (x₀ x₁ … y₀ y₁ …) into the pairs that llama.cpp rotates."""
@@ -19,8 +21,11 @@ def interleaved(name: str, values: Tensor, config: Any) -> Tensor:
     }.get(name.split(".")[-2] if "." in name else "")
     if heads is None:
         return values
-    halves = values.reshape(heads, 2, -1, *values.shape[1:])
-    return halves.transpose(1, 2).reshape(values.shape)
+    each = values.reshape(heads, -1, *values.shape[1:])
+    turned = int((rope(config).get("partial_rotary_factor") or 1.0) * each.shape[1])
+    halves = each[:, :turned].reshape(heads, 2, -1, *values.shape[1:])
+    pairs = halves.transpose(1, 2).reshape(heads, turned, *values.shape[1:])
+    return torch.cat([pairs, each[:, turned:]], dim=1).reshape(values.shape)
 
 
 def by_head(name: str, values: Tensor, config: Any) -> Tensor:
@@ -47,6 +52,29 @@ def falcon_heads(config: Any) -> int:
     if config.new_decoder_architecture:
         return int(config.num_kv_heads)
     return 1 if config.multi_query else int(config.num_attention_heads)
+
+
+def mamba(name: str, values: Tensor, config: Any) -> Tensor:
+    """Give what recurrent blocks hold besides linears the shapes and signs that graphs read."""
+    if name.endswith(".A_log"):
+        return -values.float().exp()
+    if name.endswith((".conv1d.weight", ".conv.conv.weight")):
+        return values.squeeze(1)
+    return values
+
+
+def mamba2(name: str, values: Tensor, config: Any) -> Tensor:
+    """Do as ``mamba``, for blocks whose heads have one decay each; and norms by groups."""
+    if name.endswith((".A_log", ".D")):
+        return mamba(name, values, config)[:, None]
+    if name.endswith((".mixer.norm.weight", ".mamba.norm.weight")):
+        return values.reshape(mamba_groups(config), -1)
+    return mamba(name, values, config)
+
+
+def mamba_groups(config: Any) -> int:
+    """Return how many groups of heads share what they read and write."""
+    return int(getattr(config, "n_groups", None) or config.mamba_n_groups)
 
 
 def as_it_is(name: str, values: Tensor, config: Any) -> Tensor:

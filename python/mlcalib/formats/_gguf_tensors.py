@@ -35,20 +35,18 @@ def stored_tensors(
     """
     experts: dict[str, dict[int, Stored]] = {}
     count = family.more(config).get("expert_count", 0)
-    for name, values, kind in _split(family.splits, tensors):
-        saved = stored_name(name, family.names, names)
-        if saved is None:
+    for name, values, kind in _arranged(family, config, tensors):
+        if (known := stored_name(name, family.names, names)) is None:
             raise ValueError(f"{name} has no name in GGUF files of {architecture}")
+        saved = family.renamed(known, config)
         if (number := _EXPERT.search(name)) is not None:
             alike = experts.setdefault(saved, {})
             alike[int(number[1])] = (name, values, kind)
             if len(alike) == count:
                 yield _stacked(saved, experts.pop(saved))
             continue
-        ordered = family.rows(name, values, config)
-        if family.norm_offset and saved.endswith("norm.weight"):
-            ordered = ordered.float() + family.norm_offset
-        yield saved, ordered, kind
+        offset = family.norm_offset and saved.endswith("norm.weight") and "ssm_" not in saved
+        yield saved, values.float() + family.norm_offset if offset else values, kind
         if saved == "token_embd.weight" and family.head == "own" and config.tie_word_embeddings:
             yield "output.weight", values, kind
     if experts:
@@ -56,14 +54,17 @@ def stored_tensors(
         raise ValueError(f"{saved} needs {count} experts, and {len(some)} were given")
 
 
-def _split(known: Mapping[str, tuple[str, ...]], tensors: Iterable[Stored]) -> Iterator[Stored]:
+def _arranged(family: GgufFamily, config: Any, tensors: Iterable[Stored]) -> Iterator[Stored]:
+    """Yield tensors whose rows lie as llama.cpp reads them; the parts of those that come apart."""
     for name, values, kind in tensors:
-        whole = next((part for part in known if part in name), None)
+        ordered = family.rows(name, values, config)
+        whole = next((part for part in family.splits if part in name), None)
         if whole is None:
-            yield name, values, kind
+            yield name, ordered, kind
             continue
-        parts = values.chunk(len(known[whole]))
-        for part, some in zip(known[whole], parts, strict=True):
+        parts = family.splits[whole]
+        rows = family.shares(config) if family.shares else [len(ordered) // len(parts)] * len(parts)
+        for part, some in zip(parts, ordered.split(rows), strict=True):
             yield name.replace(whole, part), some, kind
 
 

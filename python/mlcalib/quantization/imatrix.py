@@ -119,8 +119,8 @@ def imatrix(
     optional("gguf", "gguf", "an importance matrix")
     choose_device(device)
     source = open_source(model, dtype).ready()
-    blocks = source.model.config.get_text_config().num_hidden_layers
-    names = gguf_names(type(source.model).__name__, blocks, source.adapter.saved_names)
+    name = type(source.model).__name__
+    names = gguf_names(source.model.config, name, source.adapter.saved_names)
     moments = _Moments(names)
     run_pass(
         source,

@@ -143,8 +143,13 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "GraniteMoeShared",
         {**_GRANITE, **_MOE, "num_local_experts": 4, "shared_intermediate_size": 96},
     ),
-    "glm4moe": ("Glm4Moe", {**_SCORED, "attention_bias": True, "use_qk_norm": True, "head_dim": 32}),
-    "dots1": ("Dots1", {**_SCORED, "num_key_value_heads": 4, "norm_topk_prob": False, "n_shared_experts": 2}),
+    "glm4moe": (
+        "Glm4Moe", {**_SCORED, "attention_bias": True, "use_qk_norm": True, "head_dim": 32},
+    ),
+    "dots1": (
+        "Dots1",
+        {**_SCORED, "num_key_value_heads": 4, "norm_topk_prob": False, "n_shared_experts": 2},
+    ),
     "ernie4_5-moe": (
         "Ernie4_5_Moe",
         {
@@ -153,7 +158,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "hunyuan-moe": ("HunYuanMoEV1", {"num_experts": 4, "moe_topk": 2, "head_dim": 32}),
-    "deepseek3": ("DeepseekV3", {**_DEEPSEEK, **_SCORED, "n_routed_experts": 8, "n_group": 4, "topk_group": 2}),
+    "deepseek3": (
+        "DeepseekV3",
+        {**_DEEPSEEK, **_SCORED, "n_routed_experts": 8, "n_group": 4, "topk_group": 2},
+    ),
     "minimax-m2": (
         "MiniMaxM2",
         {
@@ -163,7 +171,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "mamba": ("Mamba", {"state_size": 16}),
     "falcon-mamba": ("FalconMamba", {"state_size": 16}),
-    "mamba2": ("Mamba2", {"num_heads": 4, "head_dim": 32, "state_size": 16, "n_groups": 2, "chunk_size": 8}),
+    "mamba2": (
+        "Mamba2",
+        {"num_heads": 4, "head_dim": 32, "state_size": 16, "n_groups": 2, "chunk_size": 8},
+    ),
     "bamba": ("Bamba", {**_MAMBA_2, "attn_layer_indices": [1]}),
     "granitehybrid": (
         "GraniteMoeHybrid",
@@ -195,9 +206,54 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "layer_types": ["conv", "full_attention"],
         },
     ),
+    "dbrx": (
+        "Dbrx",
+        {
+            "d_model": 64,
+            "attn_config": {"kv_n_heads": 2, "clip_qkv": 0.5, "rope_theta": 10000.0},
+            "ffn_config": {
+                "hidden_size": 64, "ffn_hidden_size": 32, "moe_num_experts": 4, "moe_top_k": 2,
+            },
+        },
+    ),
+    "afmoe": (
+        "Afmoe",
+        {
+            **_MOE, "num_experts": 4, "num_shared_experts": 1, "moe_intermediate_size": 32,
+            "num_hidden_layers": 4, "num_dense_layers": 1, "sliding_window": 8, "head_dim": 32,
+            "mup_enabled": True, "route_scale": 1.5,
+        },
+    ),
+    "exaone-moe": (
+        "ExaoneMoe",
+        {
+            **_MOE, "num_experts": 4, "num_shared_experts": 2, "moe_intermediate_size": 32,
+            "num_hidden_layers": 4, "sliding_window": 8,
+        },
+    ),
+    "glm4moe, solar": ("SolarOpen", {**_SCORED, "first_k_dense_replace": 0, "head_dim": 32}),
+    "deepseek2, glm": ("Glm4MoeLite", {**_DEEPSEEK, **_SCORED, "n_routed_experts": 4}),
+    "deepseek2, youtu": ("Youtu", _DEEPSEEK),
+    "gpt2": ("GPT2", {}),
+    "apertus": ("Apertus", {}),
+    "minicpm3": (
+        "MiniCPM3",
+        {
+            "q_lora_rank": 32, "kv_lora_rank": 32, "qk_nope_head_dim": 16, "qk_rope_head_dim": 16,
+            "v_head_dim": 16, "num_key_value_heads": 4,
+        },
+    ),
+    "qwen3next": (
+        "Qwen3Next",
+        {
+            **_QWEN_MOE, "shared_expert_intermediate_size": 96, "head_dim": 32,
+            "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 16,
+            "linear_value_head_dim": 16, "layer_types": ["linear_attention", "full_attention"],
+        },
+    ),
     "gptneox": ("GPTNeoX", {"rope_parameters": {**_DEFAULT, "partial_rotary_factor": 0.5}}),
     "gptneox, one after the other": (
-        "GPTNeoX", {"use_parallel_residual": False, "hidden_act": "gelu_fast", "attention_bias": True},
+        "GPTNeoX", {"use_parallel_residual": False, "hidden_act": "gelu_fast"},
     ),
     "bloom": ("Bloom", {}),
     "falcon": ("Falcon", {}),
@@ -219,8 +275,14 @@ def gguf_model(case: str) -> Any:
         "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None,
     }  # fmt: skip
     config = getattr(transformers, f"{prefix}Config")(**{**sizes, **options})
-    model = getattr(transformers, f"{prefix.removesuffix('Text')}ForCausalLM")(config)
-    offset = config.model_type.startswith(("gemma", "nemotron"))  # norms of 1 + weight
+    stem = prefix.removesuffix("Text")
+    classes = [f"{stem}{kind}" for kind in ("ForCausalLM", "LMHeadModel")]
+    model = next(getattr(transformers, each) for each in classes if hasattr(transformers, each))(
+        config
+    )
+    offset = config.model_type.startswith(
+        ("gemma", "nemotron", "qwen3_next")
+    )  # norms of 1 + weight
     tensors = dict(model.named_parameters())
     kept = model.state_dict()
     tensors |= {name: each for name, each in model.named_buffers() if name in kept}

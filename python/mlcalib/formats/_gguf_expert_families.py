@@ -20,7 +20,8 @@ def _qwen2_moe(config: Any) -> Values:
     return experts(config) | shared
 
 
-def _every_block_has_experts(config: Any, normed: bool) -> str | None:
+def every_block_has_experts(config: Any, normed: bool) -> str | None:
+    """Refuse blocks without experts, and other weights of experts than the published models'."""
     if config.decoder_sparse_step != 1 or config.mlp_only_layers:
         return "blocks without experts among those that have some"
     if config.norm_topk_prob != normed:
@@ -46,16 +47,13 @@ def _olmoe(config: Any) -> str | None:
     return "clipped q, k and v" if config.clip_qkv is not None else _as_many_heads(config)
 
 
-def _deepseek_v2(config: Any) -> Values:
-    found: Values = experts(config) | {
+def _mla(config: Any) -> Values:
+    """Return what attention of low rank has; its keys and values are stored whole."""
+    found: Values = {
         "attention.kv_lora_rank": config.kv_lora_rank,
         "attention.key_length": config.qk_nope_head_dim + config.qk_rope_head_dim,
         "attention.value_length": config.v_head_dim,
         "rope.dimension_count": config.qk_rope_head_dim,
-        "leading_dense_block_count": config.first_k_dense_replace,
-        "expert_shared_count": config.n_shared_experts,
-        "expert_weights_scale": float(config.routed_scaling_factor),
-        "expert_weights_norm": bool(config.norm_topk_prob),
     }
     if config.q_lora_rank is not None:
         found["attention.q_lora_rank"] = config.q_lora_rank
@@ -64,6 +62,27 @@ def _deepseek_v2(config: Any) -> Values:
         found["rope.scaling.yarn_log_multiplier"] = multiplier
         found["rope.scaling.attn_factor"] = 1.0
     return found
+
+
+def _deepseek_v2(config: Any) -> Values:
+    return (
+        _mla(config)
+        | experts(config)
+        | {
+            "leading_dense_block_count": config.first_k_dense_replace,
+            "expert_shared_count": config.n_shared_experts,
+            "expert_weights_scale": float(config.routed_scaling_factor),
+            "expert_weights_norm": bool(config.norm_topk_prob),
+        }
+    )
+
+
+def _youtu(config: Any) -> Values:
+    return _mla(config) | {
+        "leading_dense_block_count": config.num_hidden_layers,
+        "expert_feed_forward_length": config.intermediate_size,
+        "expert_shared_count": 0,
+    }
 
 
 def _deepseek_v2_limits(config: Any) -> str | None:
@@ -90,9 +109,8 @@ def _weighted(config: Any, gate: int) -> Values:
         ),
         "expert_weights_scale": float(config.routed_scaling_factor),
         "expert_weights_norm": bool(config.norm_topk_prob),
+        "leading_dense_block_count": getattr(config, "first_k_dense_replace", 0),
     }
-    if (leading := getattr(config, "first_k_dense_replace", None)) is not None:
-        found["leading_dense_block_count"] = leading
     if (config.n_group or 1) > 1:
         found["expert_group_count"] = config.n_group
         found["expert_group_used_count"] = config.topk_group
@@ -129,7 +147,104 @@ def _hunyuan(config: Any) -> Values:
     return experts(config) | shared | {"expert_feed_forward_length": config.intermediate_size}
 
 
+def _afmoe(config: Any) -> Values:
+    return experts(config) | {
+        "expert_gating_func": SIGMOID,
+        "expert_shared_count": config.num_shared_experts,
+        "expert_weights_scale": float(config.route_scale),
+        "expert_weights_norm": True,
+        "leading_dense_block_count": config.num_dense_layers,
+    }
+
+
+def _afmoe_limits(config: Any) -> str | None:
+    if not config.mup_enabled:
+        return "mup_enabled=False"
+    every_fourth = [(block + 1) % 4 == 0 for block in range(config.num_hidden_layers)]
+    if [kind == "full_attention" for kind in config.layer_types] != every_fourth:
+        return "full attention in other blocks than every fourth"
+    return None
+
+
+def _leading_dense(config: Any) -> Values:
+    kinds = [*config.mlp_layer_types, "sparse"]
+    return {"leading_dense_block_count": kinds.index("sparse")}
+
+
+def _dense_first(config: Any) -> str | None:
+    kinds = config.mlp_layer_types
+    if kinds != sorted(kinds):
+        return "blocks without experts after those that have some"
+    return None
+
+
+def _exaone_moe(config: Any) -> Values:
+    shared = {
+        "expert_shared_feed_forward_length": config.num_shared_experts
+        * config.moe_intermediate_size
+    }
+    return _weighted(config, SIGMOID) | _leading_dense(config) | shared
+
+
+def _dbrx(config: Any) -> Values:
+    found: Values = {
+        "feed_forward_length": config.ffn_config.ffn_hidden_size,
+        "attention.head_count_kv": config.attn_config.kv_n_heads,
+        "attention.layer_norm_epsilon": 1e-5,
+        "expert_count": config.ffn_config.moe_num_experts,
+        "expert_used_count": config.ffn_config.moe_top_k,
+    }
+    if (clip := config.attn_config.clip_qkv) is not None:
+        found["attention.clamp_kqv"] = float(clip)
+    return found
+
+
+def _dbrx_limits(config: Any) -> str | None:
+    if config.attn_config.clip_qkv is None:
+        return "q, k and v that are not clipped"
+    if config.ffn_config.moe_normalize_expert_weights != 1.0:
+        return "weights of experts that do not sum to 1"
+    return None
+
+
 EXPERT_FAMILIES = {
+    "DbrxForCausalLM": GgufFamily(
+        "dbrx",
+        head="own",
+        more=_dbrx,
+        unlike=_dbrx_limits,
+        names={
+            f".ffn.experts.{ours}": f".ffn.experts.mlp.{theirs}"
+            for ours, theirs in (("gate_proj", "w1"), ("up_proj", "v1"), ("down_proj", "w2"))
+        },
+    ),
+    "AfmoeForCausalLM": GgufFamily(
+        "afmoe",
+        slides=True,
+        more=_afmoe,
+        unlike=_afmoe_limits,
+        names={".expert_bias": ".expert_bias.bias"},
+    ),
+    "ExaoneMoeForCausalLM": GgufFamily(
+        "exaone-moe",
+        slides=True,
+        more=_exaone_moe,
+        unlike=_dense_first,
+        names=_CORRECTION,
+    ),
+    "SolarOpenForCausalLM": GgufFamily(
+        "glm4moe",
+        head="own",
+        more=lambda config: _weighted(config, SIGMOID),
+        names=_CORRECTION,
+    ),
+    "Glm4MoeLiteForCausalLM": GgufFamily(
+        "deepseek2",
+        more=lambda config: _mla(config) | _weighted(config, SIGMOID) | _leading_dense(config),
+        unlike=lambda config: _dense_first(config) or _deepseek_limits(config),
+        names=_CORRECTION,
+    ),
+    "YoutuForCausalLM": GgufFamily("deepseek2", more=_youtu, unlike=_deepseek_limits),
     "GraniteMoeForCausalLM": replace(
         LLAMA, name="granitemoe", more=_granite_moe, names=_BLOCK_SPARSE
     ),
@@ -178,7 +293,7 @@ EXPERT_FAMILIES = {
     "HunYuanMoEV1ForCausalLM": GgufFamily("hunyuan-moe", more=_hunyuan),
     "DeepseekV3ForCausalLM": GgufFamily(
         "deepseek2",
-        more=lambda config: _deepseek_v2(config) | _weighted(config, SIGMOID),
+        more=lambda config: _mla(config) | _weighted(config, SIGMOID),
         unlike=_deepseek_limits,
         names=_CORRECTION,
     ),
@@ -190,13 +305,13 @@ EXPERT_FAMILIES = {
         name="qwen2moe",
         head="own",
         more=_qwen2_moe,
-        unlike=lambda config: _every_block_has_experts(config, False),
+        unlike=lambda config: every_block_has_experts(config, False),
     ),
     "Qwen3MoeForCausalLM": replace(
         QWEN,
         name="qwen3moe",
         more=experts,
-        unlike=lambda config: _every_block_has_experts(config, True),
+        unlike=lambda config: every_block_has_experts(config, True),
     ),
     "GptOssForCausalLM": GgufFamily(
         "gpt-oss",

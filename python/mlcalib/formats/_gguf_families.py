@@ -118,6 +118,22 @@ def _slides(config: Any) -> str | None:
     return "sliding windows" if config.sliding_window is not None else None
 
 
+def _minicpm3(config: Any) -> Values:
+    found: Values = {
+        "attention.kv_lora_rank": config.kv_lora_rank,
+        "attention.key_length": config.qk_nope_head_dim + config.qk_rope_head_dim,
+        "attention.value_length": config.v_head_dim,
+        "rope.dimension_count": config.qk_rope_head_dim,
+        "attention.q_lora_rank": config.q_lora_rank,
+    }
+    return found
+
+
+def _minicpm3_limits(config: Any) -> str | None:
+    scales = (config.scale_emb, config.scale_depth, config.dim_model_base)
+    return None if scales == (12, 1.4, 256) else f"scales of {scales}"
+
+
 def _olmo(config: Any) -> Values:
     found: Values = {"attention.layer_norm_epsilon": 1e-5}
     if config.clip_qkv is not None:
@@ -129,6 +145,7 @@ def _partial(config: Any) -> str | None:
     return "norms of q and k" if getattr(config, "qk_layernorm", False) else None
 
 
+_XIELU = {f".act_fn.{name}": f"xielu.{name}" for name in ("alpha_n", "alpha_p", "beta", "eps")}
 _GEMMA = GgufFamily(
     "gemma", norm_offset=1.0, head="tied", activations=TANH_GELU, more=_gemma, ropes=("default",)
 )
@@ -171,6 +188,12 @@ _FAMILIES = {
     "GlmForCausalLM": GgufFamily("chatglm", biases=("attention_bias",)),
     "HunYuanDenseV1ForCausalLM": GgufFamily("hunyuan-dense"),
     "OlmoForCausalLM": replace(LLAMA, name="olmo", more=_olmo, biases=()),
+    "ApertusForCausalLM": GgufFamily(
+        "apertus", ropes=FREQUENCIES, activations=("xielu",), numbers=_XIELU
+    ),
+    "MiniCPM3ForCausalLM": GgufFamily(
+        "minicpm3", more=_minicpm3, unlike=_minicpm3_limits, ropes=("default", "longrope")
+    ),
     "PhiForCausalLM": GgufFamily("phi2", head="own", activations=TANH_GELU, unlike=_partial),
     **EXPERT_FAMILIES,
     **FUSED_FAMILIES,

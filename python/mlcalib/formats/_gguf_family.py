@@ -39,6 +39,8 @@ class GgufFamily:
         splits: part of the name of a tensor whose rows are those of several in llama.cpp → the
             parts' names.
         shares: config → rows of each part; as many of each where it says nothing.
+        numbers: end of the name of a tensor of one number for each block → the key of a file that
+            lists them.
         kinds: of blocks that its graph knows besides those of full attention.
     """
 
@@ -56,6 +58,7 @@ class GgufFamily:
     renamed: Callable[[str, Any], str] = lambda saved, _: saved
     splits: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     shares: Callable[[Any], list[int]] | None = None
+    numbers: Mapping[str, str] = field(default_factory=dict)
     kinds: Collection[str] = ()
 
 

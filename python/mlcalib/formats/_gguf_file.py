@@ -3,7 +3,7 @@
 As llama.cpp does it (``conversion``, a file for each group of families).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -88,17 +88,33 @@ def write_gguf(
     add_tokenizer(writer, tokenizer, config.vocab_size)
     names = GgufArchitecture(family.name).tensor_names(config.num_hidden_layers)
     kinds: list[str] = []
-    for saved, values, kind in stored_tensors(config, architecture, family, names, tensors):
+    numbers: dict[str, list[float]] = {}
+    rest = _without_numbers(family, tensors, numbers)
+    for saved, values, kind in stored_tensors(config, architecture, family, names, rest):
         _add_tensor(gguf, writer, saved, values, kind)
         kinds += [kind] if kind is not None else []
     for name, factors in frequency_factors(config).items():
         writer.add_tensor(name, factors)
+    for key, listed in numbers.items():
+        writer.add_array(key, listed)
     common = _FILE_TYPES[max(set(kinds), key=kinds.count)] if kinds else "ALL_F32"
     writer.add_file_type(gguf.LlamaFileType[common])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def _without_numbers(
+    family: GgufFamily, tensors: Iterable[Stored], numbers: dict[str, list[float]]
+) -> Iterator[Stored]:
+    """Yield tensors; those that are one number of a block are listed by their keys instead."""
+    for name, values, kind in tensors:
+        key = next((found for end, found in family.numbers.items() if name.endswith(end)), None)
+        if key is None:
+            yield name, values, kind
+        else:
+            numbers.setdefault(key, []).append(values.item())
 
 
 def _model_name(name: str, tokenizer: Any) -> str:

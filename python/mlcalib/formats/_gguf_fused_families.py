@@ -111,5 +111,8 @@ FUSED_FAMILIES = {
         more=_bigcode,
         unlike=_gpt2_limits,
     ),
+    "GPT2LMHeadModel": replace(
+        _GPT, more=lambda config: _sizes(config, config.n_inner), unlike=_gpt2_limits
+    ),
     "MptForCausalLM": replace(_GPT, name="mpt", more=_mpt, unlike=_mpt_limits),
 }

@@ -5,9 +5,9 @@ from typing import Any
 
 from torch import Tensor
 
-from mlcalib.formats._gguf_expert_families import SIGMOID
+from mlcalib.formats._gguf_expert_families import SIGMOID, every_block_has_experts
 from mlcalib.formats._gguf_family import LLAMA, GgufFamily, Values, experts, granite
-from mlcalib.formats._gguf_rows import interleaved, mamba, mamba2
+from mlcalib.formats._gguf_rows import gated_delta, interleaved, mamba, mamba2
 
 _RECURRENT = ("linear_attention", "mamba")
 _DT = {".dt_bias": ".dt_proj.bias"}
@@ -113,6 +113,30 @@ def _lfm2_moe_limits(config: Any) -> str | None:
     return "biases of convolutions" if config.conv_bias else None
 
 
+def _qwen3_next(config: Any) -> Values:
+    return experts(config) | {
+        "expert_shared_feed_forward_length": config.shared_expert_intermediate_size,
+        "ssm.conv_kernel": config.linear_conv_kernel_dim,
+        "ssm.state_size": config.linear_key_head_dim,
+        "ssm.group_count": config.linear_num_key_heads,
+        "ssm.time_step_rank": config.linear_num_value_heads,
+        "ssm.inner_size": config.linear_value_head_dim * config.linear_num_value_heads,
+        "attention.recurrent_layers": [kind == "linear_attention" for kind in config.layer_types],
+    }
+
+
+def _qwen3_next_limits(config: Any) -> str | None:
+    if config.linear_key_head_dim != config.linear_value_head_dim:
+        return "keys and values of several sizes"
+    return every_block_has_experts(config, True)
+
+
+def _qkv_and_z(config: Any) -> list[int]:
+    keys = config.linear_num_key_heads * config.linear_key_head_dim
+    values = config.linear_num_value_heads * config.linear_value_head_dim
+    return [2 * keys + values, values]
+
+
 _MAMBA = GgufFamily("mamba", rows=mamba, more=_mamba, unlike=_mamba_limits, ropes=("default",))
 _LFM2 = GgufFamily(
     "lfm2",
@@ -152,6 +176,20 @@ RECURRENT_FAMILIES = {
         more=_jamba,
         kinds=_RECURRENT,
         names={".feed_forward.experts.": ".mlp.experts."},
+    ),
+    "Qwen3NextForCausalLM": GgufFamily(
+        "qwen3next",
+        head="own",
+        norm_offset=1.0,
+        rows=gated_delta,
+        more=_qwen3_next,
+        unlike=_qwen3_next_limits,
+        kinds=_RECURRENT,
+        names=_DT,
+        splits={
+            "linear_attn.in_proj_qkvz": ("self_attn.qkv_proj", "linear_attn.in_proj_z"),
+        },
+        shares=_qkv_and_z,
     ),
     "Lfm2ForCausalLM": _LFM2,
     "Lfm2MoeForCausalLM": replace(

@@ -72,6 +72,17 @@ def mamba2(name: str, values: Tensor, config: Any) -> Tensor:
     return mamba(name, values, config)
 
 
+def gated_delta(name: str, values: Tensor, config: Any) -> Tensor:
+    """Put q of all heads first, then k, v and z, where each head of keys has its own four."""
+    if ".in_proj_qkvz." not in name:
+        return mamba(name, values, config)
+    heads = config.linear_num_key_heads
+    keys = config.linear_key_head_dim
+    more = config.linear_num_value_heads // heads * config.linear_value_head_dim
+    split = values.reshape(heads, -1, *values.shape[1:]).split([keys, keys, more, more], dim=1)
+    return torch.cat([part.reshape(-1, *values.shape[1:]) for part in split])
+
+
 def mamba_groups(config: Any) -> int:
     """Return how many groups of heads share what they read and write."""
     return int(getattr(config, "n_groups", None) or config.mamba_n_groups)

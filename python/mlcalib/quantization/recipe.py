@@ -151,11 +151,11 @@ def _check_transposed(
 ) -> None:
     """Refuse codes for weights that readers do not look for codes of."""
     found = [each for each in layers if isinstance(model.get_submodule(each), TransposedLinear)]
-    if found and checkpoint_format.codes is not None:
+    if found and checkpoint_format.codes is not None and checkpoint_format.file is None:
         raise ValueError(
             f"{found[0]} and {len(found) - 1} others of {type(model).__name__} are of the class "
             f"Conv1D, which readers of {name} take for no linear: they would not load the codes. "
-            "Give format='dense'."
+            "Give format='dense' or 'gguf'."
         )
 
 

@@ -57,6 +57,13 @@ _MAMBA_2 = {
     "mamba_n_heads": 4, "mamba_d_head": 32, "mamba_n_groups": 2, "mamba_d_state": 16,
     "mamba_chunk_size": 8,
 }  # fmt: skip
+_SECTIONS = {**_DEFAULT, "mrope_section": [3, 3, 2]}
+_VISION = {
+    "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "image_size": 28, "patch_size": 14, "depth": 1, "embed_dim": 32, "num_heads": 2,
+    "out_hidden_size": 64, "num_position_embeddings": 16, "deepstack_visual_indexes": [0],
+    "fullatt_block_indexes": [0],
+}  # fmt: skip
 _FULL = {"sliding_window": None, "layer_types": ["full_attention"] * 2}
 _TIED = {"tie_word_embeddings": True}
 
@@ -251,6 +258,19 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "linear_value_head_dim": 16, "layer_types": ["linear_attention", "full_attention"],
         },
     ),
+    "qwen2vl": (
+        "Qwen2VL", {"text_config": {"rope_parameters": _SECTIONS, "rms_norm_eps": 1e-9}},
+    ),
+    "qwen2vl, 2.5": (
+        "Qwen2_5_VL", {"text_config": {"rope_parameters": _SECTIONS, "rms_norm_eps": 1e-9}},
+    ),
+    "qwen3vl": ("Qwen3VL", {"text_config": {"rope_parameters": _SECTIONS, "head_dim": 16}}),
+    "qwen3vlmoe": (
+        "Qwen3VLMoe", {"text_config": {**_QWEN_MOE, "rope_parameters": _SECTIONS, "head_dim": 16}},
+    ),
+    "inside, llama": ("Llava", {"text_config": {"model_type": "llama"}}),
+    "inside, gemma3": ("Gemma3", {"text_config": {**_GEMMA, "model_type": "gemma3_text"}}),
+    "inside, mistral3": ("Mistral3", {"text_config": {"model_type": "ministral3", "head_dim": 32}}),
     "gptneox": ("GPTNeoX", {"rope_parameters": {**_DEFAULT, "partial_rotary_factor": 0.5}}),
     "gptneox, one after the other": (
         "GPTNeoX", {"use_parallel_residual": False, "hidden_act": "gelu_fast"},
@@ -274,9 +294,17 @@ def gguf_model(case: str) -> Any:
         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128,
         "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None,
     }  # fmt: skip
-    config = getattr(transformers, f"{prefix}Config")(**{**sizes, **options})
+    if "text_config" in options:
+        inside = {**sizes, **options["text_config"]}
+        options = {"vision_config": _VISION, **options, "text_config": inside}
+        config = getattr(transformers, f"{prefix}Config")(**options)
+    else:
+        config = getattr(transformers, f"{prefix}Config")(**{**sizes, **options})
     stem = prefix.removesuffix("Text")
-    classes = [f"{stem}{kind}" for kind in ("ForCausalLM", "LMHeadModel")]
+    kinds = ("ForCausalLM", "LMHeadModel")
+    if "text_config" in options:
+        kinds = ("ForConditionalGeneration",)
+    classes = [f"{stem}{kind}" for kind in kinds]
     model = next(getattr(transformers, each) for each in classes if hasattr(transformers, each))(
         config
     )

@@ -4,7 +4,15 @@ from dataclasses import replace
 from typing import Any
 
 from mlcalib.formats._gguf_config import rope
-from mlcalib.formats._gguf_family import LLAMA, QWEN, GgufFamily, Values, experts, granite
+from mlcalib.formats._gguf_family import (
+    LLAMA,
+    QWEN,
+    GgufFamily,
+    Values,
+    deepstack,
+    experts,
+    granite,
+)
 
 _BLOCK_SPARSE = {
     ".block_sparse_moe.experts.": ".mlp.experts.",
@@ -24,7 +32,7 @@ def every_block_has_experts(config: Any, normed: bool) -> str | None:
     """Refuse blocks without experts, and other weights of experts than the published models'."""
     if config.decoder_sparse_step != 1 or config.mlp_only_layers:
         return "blocks without experts among those that have some"
-    if config.norm_topk_prob != normed:
+    if getattr(config, "norm_topk_prob", normed) != normed:
         return f"norm_topk_prob={config.norm_topk_prob}"
     return None
 
@@ -311,6 +319,13 @@ EXPERT_FAMILIES = {
         QWEN,
         name="qwen3moe",
         more=experts,
+        unlike=lambda config: every_block_has_experts(config, True),
+    ),
+    "Qwen3VLMoeForConditionalGeneration": replace(
+        QWEN,
+        name="qwen3vlmoe",
+        more=experts,
+        beside=deepstack,
         unlike=lambda config: every_block_has_experts(config, True),
     ),
     "GptOssForCausalLM": GgufFamily(

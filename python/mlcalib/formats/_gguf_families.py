@@ -17,9 +17,11 @@ from mlcalib.formats._gguf_family import (
     TANH_GELU,
     GgufFamily,
     Values,
+    deepstack,
     granite,
 )
 from mlcalib.formats._gguf_fused_families import FUSED_FAMILIES
+from mlcalib.formats._gguf_inside import inside_classes
 from mlcalib.formats._gguf_recurrent_families import RECURRENT_FAMILIES
 from mlcalib.formats._gguf_rows import as_it_is, interleaved
 from mlcalib.models import gguf_architectures
@@ -46,9 +48,9 @@ def families() -> dict[str, GgufFamily]:
 
 
 def written_classes() -> list[str]:
-    """Return the names of the classes that are written."""
+    """Return the names of the classes that are written, or whose language model is."""
     whole = [name for name, each in gguf_architectures().items() if each.whole]
-    return list(dict.fromkeys([*whole, *_FAMILIES]))
+    return list(dict.fromkeys([*whole, *_FAMILIES, *inside_classes()]))
 
 
 def _gemma(config: Any) -> Values:
@@ -194,6 +196,9 @@ _FAMILIES = {
     "MiniCPM3ForCausalLM": GgufFamily(
         "minicpm3", more=_minicpm3, unlike=_minicpm3_limits, ropes=("default", "longrope")
     ),
+    "Qwen2VLForConditionalGeneration": replace(QWEN, name="qwen2vl"),
+    "Qwen2_5_VLForConditionalGeneration": replace(QWEN, name="qwen2vl"),
+    "Qwen3VLForConditionalGeneration": replace(QWEN, name="qwen3vl", beside=deepstack),
     "PhiForCausalLM": GgufFamily("phi2", head="own", activations=TANH_GELU, unlike=_partial),
     **EXPERT_FAMILIES,
     **FUSED_FAMILIES,

@@ -33,6 +33,7 @@ class GgufFamily:
         activations: of the MLP, any of these; None where a plug-in answers for it.
         biases: options of the config that may be true, and add biases.
         more: config → hyperparameters that others do not have.
+        beside: config of a model that sees or hears → more hyperparameters.
         unlike: config → what of it llama.cpp does not compute, or None.
         names: part of a tensor's name in transformers → what the package gguf knows it by.
         renamed: name of a tensor in a file, and config → its name where it depends on the config.
@@ -53,6 +54,7 @@ class GgufFamily:
     activations: Collection[str] | None = SILU
     biases: Collection[str] = ()
     more: Callable[[Any], Values] = lambda _: {}
+    beside: Callable[[Any], Values] = lambda _: {}
     unlike: Callable[[Any], str | None] = lambda _: None
     names: Mapping[str, str] = field(default_factory=dict)
     renamed: Callable[[str, Any], str] = lambda saved, _: saved
@@ -71,6 +73,11 @@ def experts(config: Any) -> Values:
         "expert_used_count": _number(_given(config, _USED)),
         "expert_feed_forward_length": _number(width),
     }
+
+
+def deepstack(config: Any) -> Values:
+    """Return how many blocks of Qwen3-VL add what is seen."""
+    return {"n_deepstack_layers": len(config.vision_config.deepstack_visual_indexes)}
 
 
 def granite(config: Any) -> Values:

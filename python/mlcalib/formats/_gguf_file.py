@@ -3,7 +3,8 @@
 As llama.cpp does it (``conversion``, a file for each group of families).
 """
 
-from collections.abc import Iterable, Iterator
+import logging
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from mlcalib.common.gguf_types import BLOCK_TYPES
 from mlcalib.common.optional import optional
 from mlcalib.formats._gguf_config import frequency_factors, hyperparameters, refusal, warn
 from mlcalib.formats._gguf_families import GgufFamily, family_of, written_classes
+from mlcalib.formats._gguf_inside import is_language, language_class, language_config
 from mlcalib.formats._gguf_tensors import Stored, stored_tensors
 from mlcalib.formats._gguf_tokenizer import add_tokenizer, check_tokenizer
 from mlcalib.models.base import GgufArchitecture
@@ -25,6 +27,7 @@ _FILE_TYPES = {kind: f"MOSTLY_{kind}" for kind in BLOCK_TYPES} | {
     "Q4_K": "MOSTLY_Q4_K_M",
     "Q5_K": "MOSTLY_Q5_K_M",
 }
+_log = logging.getLogger(__name__)
 _PHI_3 = {"<unk>", "<s>", "</s>", "<|endoftext|>"}
 _ALWAYS_FLOAT = ("ffn_gate_inp", "_norm.", "position_embd", "conv1d.", "shortconv.conv.")
 
@@ -37,13 +40,15 @@ def check_config(config: Any, architecture: str, tokenizer: Any) -> None:
         ImportError: the package gguf is missing.
     """
     gguf = optional("gguf", "gguf", "writing GGUF")
-    if (family := family_of(architecture)) is None:
+    language = language_class(config, architecture)
+    if (family := family_of(language)) is None:
         raise NotImplementedError(
-            f"GGUF files of {architecture} are not written: names, hyperparameters and orders of "
+            f"GGUF files of {language} are not written: names, hyperparameters and orders of "
             f"rows differ by family; these are: {', '.join(written_classes())}. Save "
             "with --format dense and use llama.cpp's convert_hf_to_gguf.py."
         )
-    if (what := refusal(config, family)) is not None:
+    text = language_config(config)
+    if (what := refusal(text, family)) is not None:
         raise NotImplementedError(
             f"{architecture} is not written to GGUF with {what}: llama.cpp computes "
             f"'{family.name}' otherwise. Save in another format."
@@ -53,8 +58,13 @@ def check_config(config: Any, architecture: str, tokenizer: Any) -> None:
             f"The package gguf {metadata.version('gguf')} has no names for the tensors of "
             f"'{family.name}' ({architecture}); install a newer one."
         )
-    check_tokenizer(tokenizer, config.vocab_size)
-    warn(config)
+    check_tokenizer(tokenizer, text.vocab_size)
+    warn(text)
+    if text is not config:
+        _log.warning(
+            "The file will hold the language model alone. llama.cpp sees and hears with a file "
+            "beside it, which its convert_hf_to_gguf.py --mmproj makes of the original checkpoint."
+        )
 
 
 def write_gguf(
@@ -79,21 +89,24 @@ def write_gguf(
         NotImplementedError: as ``check_config``.
     """
     gguf = optional("gguf", "gguf", "writing GGUF")
-    if (family := family_of(architecture)) is None:
+    if (family := family_of(language_class(config, architecture))) is None:
         raise NotImplementedError(f"GGUF files of {architecture} are not written")
+    text = language_config(config)
+    if text is not config:
+        tensors = (each for each in tensors if is_language(each[0]))
     writer = gguf.GGUFWriter(path, family.name)
     writer.add_type(gguf.GGUFType.MODEL)
     writer.add_name(_model_name(config.name_or_path or architecture, tokenizer))
-    _add_config(gguf, writer, config, family)
-    add_tokenizer(writer, tokenizer, config.vocab_size)
-    names = GgufArchitecture(family.name).tensor_names(config.num_hidden_layers)
+    _add_config(gguf, writer, family, hyperparameters(text, family) | family.beside(config))
+    add_tokenizer(writer, tokenizer, text.vocab_size)
+    names = GgufArchitecture(family.name).tensor_names(text.num_hidden_layers)
     kinds: list[str] = []
     numbers: dict[str, list[float]] = {}
     rest = _without_numbers(family, tensors, numbers)
-    for saved, values, kind in stored_tensors(config, architecture, family, names, rest):
+    for saved, values, kind in stored_tensors(text, architecture, family, names, rest):
         _add_tensor(gguf, writer, saved, values, kind)
         kinds += [kind] if kind is not None else []
-    for name, factors in frequency_factors(config).items():
+    for name, factors in frequency_factors(text).items():
         writer.add_tensor(name, factors)
     for key, listed in numbers.items():
         writer.add_array(key, listed)
@@ -125,7 +138,7 @@ def _model_name(name: str, tokenizer: Any) -> str:
     return stem
 
 
-def _add_config(gguf: Any, writer: Any, config: Any, family: GgufFamily) -> None:
+def _add_config(gguf: Any, writer: Any, family: GgufFamily, values: Mapping[str, Any]) -> None:
     writer.add_string("general.quantized_by", f"mlcalib {build_info()['version']}")
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     add = {
@@ -135,7 +148,7 @@ def _add_config(gguf: Any, writer: Any, config: Any, family: GgufFamily) -> None
         str: writer.add_string,
         list: writer.add_array,
     }
-    for key, value in hyperparameters(config, family).items():
+    for key, value in values.items():
         add[type(value)](f"{family.name}.{key}", value)
 
 

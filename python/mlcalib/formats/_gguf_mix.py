@@ -23,7 +23,7 @@ def types_in_mix(mix: str, config: Any, architecture: str) -> Callable[[str, int
         NotImplementedError: llama.cpp's names of the model's tensors are not known.
         ImportError: the package gguf is missing.
     """
-    if (known := architecture_name(architecture)) is None:
+    if (known := architecture_name(config, architecture)) is None:
         raise NotImplementedError(
             f"mix '{mix}' chooses types by llama.cpp's names of tensors, which mlcalib does not "
             f"know for {architecture}; give bits, group_size, symmetric, super_block and scale_bits"

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from mlcalib.formats._gguf_families import families, family_of
+from mlcalib.formats._gguf_inside import language_class
 from mlcalib.formats._gguf_tensors import stored_name
 from mlcalib.models import gguf_architectures
 from mlcalib.models.base import GgufArchitecture
@@ -49,8 +50,14 @@ _NAMES = {
 whose converter leaves the inputs of linears in their order."""
 
 
-def architecture_name(architecture: str) -> str | None:
-    """Return llama.cpp's name of a class of transformers, or None."""
+def architecture_name(config: Any, architecture: str) -> str | None:
+    """Return llama.cpp's name of a class of transformers, or of the language model inside; or None.
+
+    Args:
+        config: the model's.
+        architecture: its class in transformers.
+    """
+    architecture = language_class(config, architecture)
     if (family := family_of(architecture)) is not None:
         return family.name
     if (known := gguf_architectures().get(architecture)) is not None:
@@ -81,7 +88,7 @@ def gguf_names(
         NotImplementedError: llama.cpp's name of the class is not known.
         ImportError: the package gguf is missing.
     """
-    if (known := architecture_name(architecture)) is None:
+    if (known := architecture_name(config, architecture)) is None:
         raise NotImplementedError(
             f"llama.cpp's names of the tensors of {architecture} are not known to mlcalib; known "
             f"are those of {', '.join(sorted(architecture_names()))}"

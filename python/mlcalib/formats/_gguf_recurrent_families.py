@@ -110,6 +110,12 @@ def _lfm2_moe(config: Any) -> Values:
 def _lfm2_moe_limits(config: Any) -> str | None:
     if not config.norm_topk_prob or config.routed_scaling_factor != 1.0:
         return "weights of experts that are not those of the published models"
+    return _lfm2_limits(config)
+
+
+def _lfm2_limits(config: Any) -> str | None:
+    if len(set(config.layer_types)) < 2:
+        return "blocks that are all alike"
     return "biases of convolutions" if config.conv_bias else None
 
 
@@ -142,7 +148,7 @@ _LFM2 = GgufFamily(
     "lfm2",
     rows=mamba,
     more=_lfm2_dense,
-    unlike=lambda config: "biases of convolutions" if config.conv_bias else None,
+    unlike=_lfm2_limits,
     kinds=("conv",),
 )
 _HYBRID = replace(LLAMA, name="granitehybrid", rows=_both, more=_bamba, kinds=_RECURRENT, names=_DT)

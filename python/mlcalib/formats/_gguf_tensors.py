@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mlcalib.formats._gguf_families import GgufFamily
+from mlcalib.formats._gguf_family import GgufFamily
+from mlcalib.formats._gguf_inside import PARTS
 
 Stored = tuple[str, Tensor, str | None]
 """Name, values, and the type of packed blocks (uint8 [rows, bytes]) or None for a plain tensor."""
@@ -83,7 +84,7 @@ def stored_name(name: str, known: Mapping[str, str], names: Any) -> str | None:
     for part, other in known.items():
         name = name.replace(part, other)
     # Converters leave out what says which model of several a language model is.
-    inside = (name, name.replace("language_model.", ""))
+    inside = (name, *(name.replace(part, "") for part in PARTS))
     tried = (names.get_name(each, try_suffixes=(".weight", ".bias")) for each in inside)
     return next((found for found in tried if found is not None), None)
 

@@ -64,6 +64,11 @@ _VISION = {
     "out_hidden_size": 64, "num_position_embeddings": 16, "deepstack_visual_indexes": [0],
     "fullatt_block_indexes": [0],
 }  # fmt: skip
+_DELTA = {
+    "linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16, "layer_types": ["linear_attention", "full_attention"],
+    "head_dim": 32,
+}  # fmt: skip
 _FULL = {"sliding_window": None, "layer_types": ["full_attention"] * 2}
 _TIED = {"tie_word_embeddings": True}
 
@@ -253,9 +258,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3next": (
         "Qwen3Next",
         {
-            **_QWEN_MOE, "shared_expert_intermediate_size": 96, "head_dim": 32,
-            "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 16,
-            "linear_value_head_dim": 16, "layer_types": ["linear_attention", "full_attention"],
+            **_DELTA, **_QWEN_MOE, "linear_num_value_heads": 4,
+            "shared_expert_intermediate_size": 96,
         },
     ),
     "qwen2vl": (
@@ -271,6 +275,18 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "inside, llama": ("Llava", {"text_config": {"model_type": "llama"}}),
     "inside, gemma3": ("Gemma3", {"text_config": {**_GEMMA, "model_type": "gemma3_text"}}),
     "inside, mistral3": ("Mistral3", {"text_config": {"model_type": "ministral3", "head_dim": 32}}),
+    "qwen35": ("Qwen3_5Text", _DELTA),
+    "qwen35moe": (
+        "Qwen3_5MoeText", {**_DELTA, **_QWEN_MOE, "shared_expert_intermediate_size": 96},
+    ),
+    "llama4": (
+        "Llama4Text",
+        {
+            "num_experts_per_tok": 1, "num_local_experts": 4, "intermediate_size_mlp": 96,
+            "intermediate_size": 32, "num_hidden_layers": 4, "interleave_moe_layer_step": 2,
+            "head_dim": 16, "rope_parameters": _LLAMA_3,
+        },
+    ),
     "gptneox": ("GPTNeoX", {"rope_parameters": {**_DEFAULT, "partial_rotary_factor": 0.5}}),
     "gptneox, one after the other": (
         "GPTNeoX", {"use_parallel_residual": False, "hidden_act": "gelu_fast"},
@@ -309,7 +325,7 @@ def gguf_model(case: str) -> Any:
         config
     )
     offset = config.model_type.startswith(
-        ("gemma", "nemotron", "qwen3_next")
+        ("gemma", "nemotron", "qwen3_next", "qwen3_5")
     )  # norms of 1 + weight
     tensors = dict(model.named_parameters())
     kept = model.state_dict()

@@ -136,7 +136,7 @@ def _positions(config: Any) -> dict[str, Any]:
     if (local := (config.rope_parameters or {}).get("sliding_attention")) is not None:
         found["rope.freq_base_swa"] = float(local["rope_theta"])
     if sections := given.get("mrope_section"):
-        found["rope.dimension_sections"] = [*sections, 0, 0][:4]
+        found["rope.dimension_sections"] = [*sections, 0, 0][:4]  # more comes from the family
     kind = given["rope_type"]
     if kind in ("linear", "yarn", "longrope"):
         found["rope.scaling.type"] = kind

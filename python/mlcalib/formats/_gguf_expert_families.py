@@ -5,6 +5,7 @@ from typing import Any
 
 from mlcalib.formats._gguf_config import rope
 from mlcalib.formats._gguf_family import (
+    FREQUENCIES,
     LLAMA,
     QWEN,
     GgufFamily,
@@ -215,7 +216,38 @@ def _dbrx_limits(config: Any) -> str | None:
     return None
 
 
+def _llama4(config: Any) -> Values:
+    return experts(config) | {
+        "feed_forward_length": config.intermediate_size_mlp,
+        "expert_feed_forward_length": config.intermediate_size,
+        "interleave_moe_layer_step": config.interleave_moe_layer_step,
+    }
+
+
+def _llama4_limits(config: Any) -> str | None:
+    """Refuse what is not in the two published models."""
+    blocks, step = range(config.num_hidden_layers), config.interleave_moe_layer_step
+    every_fourth = [int((block + 1) % 4 != 0) for block in blocks]
+    if list(config.no_rope_layers) != every_fourth:
+        return "positions that are left out of other blocks than every fourth"
+    if list(config.moe_layers) != [block for block in blocks if (block + 1) % step == 0]:
+        return f"experts in other blocks than every {step}"
+    chosen = (config.attention_chunk_size, config.floor_scale, config.attn_scale)
+    if chosen != (8192, 8192, 0.1) or not config.attn_temperature_tuning:
+        return f"attention in chunks of {chosen[0]}, or scaled otherwise"
+    if config.use_qk_norm != (config.num_local_experts != 128):
+        return f"use_qk_norm={config.use_qk_norm}"
+    return None
+
+
 EXPERT_FAMILIES = {
+    "Llama4ForCausalLM": GgufFamily(
+        "llama4",
+        more=_llama4,
+        unlike=_llama4_limits,
+        kinds=("chunked_attention",),
+        ropes=FREQUENCIES,
+    ),
     "DbrxForCausalLM": GgufFamily(
         "dbrx",
         head="own",

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
+from mlcalib.formats._gguf_config import rope
 from mlcalib.formats._gguf_expert_families import SIGMOID, every_block_has_experts
 from mlcalib.formats._gguf_family import LLAMA, GgufFamily, Values, experts, granite
 from mlcalib.formats._gguf_rows import gated_delta, interleaved, mamba, mamba2
@@ -120,8 +121,12 @@ def _lfm2_limits(config: Any) -> str | None:
 
 
 def _qwen3_next(config: Any) -> Values:
-    return experts(config) | {
-        "expert_shared_feed_forward_length": config.shared_expert_intermediate_size,
+    shared = {"expert_shared_feed_forward_length": config.shared_expert_intermediate_size}
+    return experts(config) | shared | _delta(config)
+
+
+def _delta(config: Any) -> Values:
+    return {
         "ssm.conv_kernel": config.linear_conv_kernel_dim,
         "ssm.state_size": config.linear_key_head_dim,
         "ssm.group_count": config.linear_num_key_heads,
@@ -137,12 +142,38 @@ def _qwen3_next_limits(config: Any) -> str | None:
     return every_block_has_experts(config, True)
 
 
+def _sections(config: Any) -> Values:
+    """Return those of the published models where a config leaves them out."""
+    given = rope(config).get("mrope_section")
+    return {} if given else {"rope.dimension_sections": [11, 11, 10, 0]}
+
+
+def _qwen3_5_limits(config: Any) -> str | None:
+    if config.linear_num_key_heads != config.linear_num_value_heads:
+        return "more heads of values than of keys, which it wants in an order of input channels"
+    if config.linear_key_head_dim != config.linear_value_head_dim:
+        return "keys and values of several sizes"
+    return None
+
+
 def _qkv_and_z(config: Any) -> list[int]:
     keys = config.linear_num_key_heads * config.linear_key_head_dim
     values = config.linear_num_value_heads * config.linear_value_head_dim
     return [2 * keys + values, values]
 
 
+_QWEN_3_5 = GgufFamily(
+    "qwen35",
+    norm_offset=1.0,
+    rows=mamba,
+    more=lambda config: _sections(config) | _delta(config),
+    unlike=_qwen3_5_limits,
+    kinds=_RECURRENT,
+    names=_DT,
+)
+_QWEN_3_5_MOE = replace(
+    _QWEN_3_5, name="qwen35moe", more=lambda config: _sections(config) | _qwen3_next(config)
+)
 _MAMBA = GgufFamily("mamba", rows=mamba, more=_mamba, unlike=_mamba_limits, ropes=("default",))
 _LFM2 = GgufFamily(
     "lfm2",
@@ -197,6 +228,8 @@ RECURRENT_FAMILIES = {
         },
         shares=_qkv_and_z,
     ),
+    "Qwen3_5ForCausalLM": _QWEN_3_5,
+    "Qwen3_5MoeForCausalLM": _QWEN_3_5_MOE,
     "Lfm2ForCausalLM": _LFM2,
     "Lfm2MoeForCausalLM": replace(
         _LFM2,

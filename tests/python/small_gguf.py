@@ -69,6 +69,10 @@ _DELTA = {
     "linear_value_head_dim": 16, "layer_types": ["linear_attention", "full_attention"],
     "head_dim": 32,
 }  # fmt: skip
+_NEMOTRON_H = {
+    "mamba_num_heads": 4, "mamba_head_dim": 32, "n_groups": 2, "ssm_state_size": 16,
+    "chunk_size": 8, "head_dim": 32,
+}  # fmt: skip
 _FULL = {"sliding_window": None, "layer_types": ["full_attention"] * 2}
 _TIED = {"tie_word_embeddings": True}
 
@@ -274,6 +278,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "inside, llama": ("Llava", {"text_config": {"model_type": "llama"}}),
     "inside, gemma3": ("Gemma3", {"text_config": {**_GEMMA, "model_type": "gemma3_text"}}),
+    "inside, lfm2": (
+        "Lfm2Vl",
+        {"text_config": {"model_type": "lfm2", "layer_types": ["conv", "full_attention"]}},
+    ),
     "inside, mistral3": ("Mistral3", {"text_config": {"model_type": "ministral3", "head_dim": 32}}),
     "qwen35": ("Qwen3_5Text", _DELTA),
     "qwen35moe": (
@@ -285,6 +293,17 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "num_experts_per_tok": 1, "num_local_experts": 4, "intermediate_size_mlp": 96,
             "intermediate_size": 32, "num_hidden_layers": 4, "interleave_moe_layer_step": 2,
             "head_dim": 16, "rope_parameters": _LLAMA_3,
+        },
+    ),
+    "nemotron_h": (
+        "NemotronH",
+        {**_NEMOTRON_H, "layers_block_type": ["linear_attention", "mlp", "full_attention", "mlp"]},
+    ),
+    "nemotron_h, experts": (
+        "NemotronH",
+        {
+            **_NEMOTRON_H, **_SCORED, "moe_shared_expert_intermediate_size": 96,
+            "layers_block_type": ["linear_attention", "moe", "full_attention", "moe"],
         },
     ),
     "gptneox": ("GPTNeoX", {"rope_parameters": {**_DEFAULT, "partial_rotary_factor": 0.5}}),

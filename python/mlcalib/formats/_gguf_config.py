@@ -62,7 +62,13 @@ def _differences(config: Any, family: "GgufFamily") -> Iterator[str]:
 
 
 def _activation(config: Any) -> str | None:
-    names = ("hidden_activation", "hidden_act", "activation_function", "activation")
+    names = (
+        "hidden_activation",
+        "hidden_act",
+        "mlp_hidden_act",
+        "activation_function",
+        "activation",
+    )
     return next((found for name in names if (found := getattr(config, name, None))), None)
 
 

@@ -21,7 +21,7 @@ _BLOCK_SPARSE = {
 }
 _SHARED = ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts")
 SIGMOID = 2  # LLAMA_EXPERT_GATING_FUNC_TYPE of src/llama-hparams.h
-_CORRECTION = {"e_score_correction_bias": "e_score_correction.bias"}
+CORRECTION = {"e_score_correction_bias": "e_score_correction.bias"}
 
 
 def _qwen2_moe(config: Any) -> Values:
@@ -109,7 +109,7 @@ def _deepseek_limits(config: Any) -> str | None:
     return None
 
 
-def _weighted(config: Any, gate: int) -> Values:
+def weighted(config: Any, gate: int) -> Values:
     """Return what DeepSeek-V3 and those after it say of experts."""
     found = experts(config) | {
         "expert_gating_func": gate,
@@ -192,7 +192,7 @@ def _exaone_moe(config: Any) -> Values:
         "expert_shared_feed_forward_length": config.num_shared_experts
         * config.moe_intermediate_size
     }
-    return _weighted(config, SIGMOID) | _leading_dense(config) | shared
+    return weighted(config, SIGMOID) | _leading_dense(config) | shared
 
 
 def _dbrx(config: Any) -> Values:
@@ -270,19 +270,19 @@ EXPERT_FAMILIES = {
         slides=True,
         more=_exaone_moe,
         unlike=_dense_first,
-        names=_CORRECTION,
+        names=CORRECTION,
     ),
     "SolarOpenForCausalLM": GgufFamily(
         "glm4moe",
         head="own",
-        more=lambda config: _weighted(config, SIGMOID),
-        names=_CORRECTION,
+        more=lambda config: weighted(config, SIGMOID),
+        names=CORRECTION,
     ),
     "Glm4MoeLiteForCausalLM": GgufFamily(
         "deepseek2",
-        more=lambda config: _mla(config) | _weighted(config, SIGMOID) | _leading_dense(config),
+        more=lambda config: _mla(config) | weighted(config, SIGMOID) | _leading_dense(config),
         unlike=lambda config: _dense_first(config) or _deepseek_limits(config),
-        names=_CORRECTION,
+        names=CORRECTION,
     ),
     "YoutuForCausalLM": GgufFamily("deepseek2", more=_youtu, unlike=_deepseek_limits),
     "GraniteMoeForCausalLM": replace(
@@ -303,29 +303,29 @@ EXPERT_FAMILIES = {
     "Glm4MoeForCausalLM": GgufFamily(
         "glm4moe",
         head="own",
-        more=lambda config: _weighted(config, SIGMOID),
+        more=lambda config: weighted(config, SIGMOID),
         biases=("attention_bias",),
-        names=_CORRECTION,
+        names=CORRECTION,
     ),
     "Dots1ForCausalLM": GgufFamily(
         "dots1",
         head="own",
         unlike=_as_many_heads,
-        more=lambda config: _weighted(config, SIGMOID),
-        names=_CORRECTION,
+        more=lambda config: weighted(config, SIGMOID),
+        names=CORRECTION,
     ),
     "Ernie4_5_MoeForCausalLM": GgufFamily(
         "ernie4_5-moe",
         more=_ernie,
         unlike=_ernie_limits,
-        names=_CORRECTION | {".gate.moe_statics.": ".moe_statics."},
+        names=CORRECTION | {".gate.moe_statics.": ".moe_statics."},
     ),
     "MiniMaxM2ForCausalLM": GgufFamily(
         "minimax-m2",
         head="own",
         more=lambda config: experts(config) | {"expert_gating_func": SIGMOID},
         names={
-            **_CORRECTION,
+            **CORRECTION,
             ".mlp.gate.": ".block_sparse_moe.gate.",
             ".mlp.e_": ".block_sparse_moe.e_",
         },
@@ -333,9 +333,9 @@ EXPERT_FAMILIES = {
     "HunYuanMoEV1ForCausalLM": GgufFamily("hunyuan-moe", more=_hunyuan),
     "DeepseekV3ForCausalLM": GgufFamily(
         "deepseek2",
-        more=lambda config: _mla(config) | _weighted(config, SIGMOID),
+        more=lambda config: _mla(config) | weighted(config, SIGMOID),
         unlike=_deepseek_limits,
-        names=_CORRECTION,
+        names=CORRECTION,
     ),
     "MixtralForCausalLM": replace(
         LLAMA, more=experts, biases=(), names={".mlp.": ".block_sparse_moe."}

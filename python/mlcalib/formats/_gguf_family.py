@@ -35,7 +35,7 @@ class GgufFamily:
         more: config → hyperparameters that others do not have.
         beside: config of a model that sees or hears → more hyperparameters.
         unlike: config → what of it llama.cpp does not compute, or None.
-        names: part of a tensor's name in transformers → what the package gguf knows it by.
+        names: pattern in a tensor's name in transformers → what the package gguf knows it by.
         renamed: name of a tensor in a file, and config → its name where it depends on the config.
         splits: part of the name of a tensor whose rows are those of several in llama.cpp → the
             parts' names.

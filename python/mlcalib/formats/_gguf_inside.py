@@ -26,7 +26,6 @@ _INSIDE = (
     "Mistral3ForConditionalGeneration",
     "Ovis2ForConditionalGeneration",
     "QianfanOCRForConditionalGeneration",
-    "Qwen2AudioForConditionalGeneration",
     "Qwen3_5ForConditionalGeneration",
     "Qwen3_5MoeForConditionalGeneration",
     "SmolVLMForConditionalGeneration",
@@ -59,7 +58,7 @@ def language_config(config: Any) -> Any:
     if text is config:
         return config
     text = copy.copy(text)
-    text.tie_word_embeddings = config.tie_word_embeddings
+    text.tie_word_embeddings = getattr(config, "tie_word_embeddings", text.tie_word_embeddings)
     return text
 
 

@@ -6,7 +6,12 @@ from typing import Any
 from torch import Tensor
 
 from mlcalib.formats._gguf_config import rope
-from mlcalib.formats._gguf_expert_families import SIGMOID, every_block_has_experts
+from mlcalib.formats._gguf_expert_families import (
+    CORRECTION,
+    SIGMOID,
+    every_block_has_experts,
+    weighted,
+)
 from mlcalib.formats._gguf_family import LLAMA, GgufFamily, Values, experts, granite
 from mlcalib.formats._gguf_rows import gated_delta, interleaved, mamba, mamba2
 
@@ -80,6 +85,33 @@ def _granite_hybrid(config: Any) -> Values:
 
 def _jamba(config: Any) -> Values:
     return _hybrid(config) | experts(config) | {"ssm.time_step_rank": config.mamba_dt_rank}
+
+
+def _nemotron_h(config: Any) -> Values:
+    kinds = config.layers_block_type
+    heads, experts_too = config.num_key_value_heads, "moe" in kinds
+    hidden = config.moe_intermediate_size if experts_too else config.intermediate_size
+    found: Values = {
+        "context_length": _LONG,
+        "attention.head_count_kv": [heads if kind == "full_attention" else 0 for kind in kinds],
+        "feed_forward_length": [hidden if kind in ("mlp", "moe") else 0 for kind in kinds],
+        "attention.layer_norm_rms_epsilon": float(config.layer_norm_epsilon),
+        "ssm.conv_kernel": config.conv_kernel,
+        "ssm.inner_size": config.mamba_num_heads * config.mamba_head_dim,
+        "ssm.state_size": config.ssm_state_size,
+        "ssm.time_step_rank": config.mamba_num_heads,
+        "ssm.group_count": config.n_groups,
+    }
+    if experts_too:
+        found |= weighted(config, SIGMOID)
+        found["expert_shared_feed_forward_length"] = config.moe_shared_expert_intermediate_size
+    return found
+
+
+def _nemotron_h_limits(config: Any) -> str | None:
+    if {"mlp", "moe"} <= set(config.layers_block_type):
+        return "blocks without experts among those that have some"
+    return "experts of a narrower width" if config.moe_latent_size else None
 
 
 def _both(name: str, values: Tensor, config: Any) -> Tensor:
@@ -227,6 +259,20 @@ RECURRENT_FAMILIES = {
             "linear_attn.in_proj_qkvz": ("self_attn.qkv_proj", "linear_attn.in_proj_z"),
         },
         shares=_qkv_and_z,
+    ),
+    "NemotronHForCausalLM": GgufFamily(
+        "nemotron_h_moe",
+        rows=mamba2,
+        more=_nemotron_h,
+        unlike=_nemotron_h_limits,
+        activations=("relu2",),
+        kinds=(*_RECURRENT, "mlp", "moe"),
+        names=_DT
+        | CORRECTION
+        | {
+            ".mixer.experts.": ".mlp.experts.",
+            r"^model\.(?!.*\.experts\.)": "backbone.",
+        },
     ),
     "Qwen3_5ForCausalLM": _QWEN_3_5,
     "Qwen3_5MoeForCausalLM": _QWEN_3_5_MOE,

@@ -81,8 +81,8 @@ def stored_name(name: str, known: Mapping[str, str], names: Any) -> str | None:
         None where it has no name.
     """
     name = _EXPERT.sub(".experts.", name)
-    for part, other in known.items():
-        name = name.replace(part, other)
+    for pattern, other in known.items():
+        name = re.sub(pattern, other, name)
     # Converters leave out what says which model of several a language model is.
     inside = (name, *(name.replace(part, "") for part in PARTS))
     tried = (names.get_name(each, try_suffixes=(".weight", ".bias")) for each in inside)

@@ -3,14 +3,17 @@
     python gguf_families.py write OUT    in mlcalib's environment: files in float32, and logits
     python gguf_families.py read OUT     where llama-cpp-python is: how far its logits are apart
 
-llama.cpp has GELU in a table of float16; the model in memory rounds it likewise. The file of
+llama.cpp has GELU in a table of float16, by its approximation with tanh; the model in memory takes
+it likewise. Models that see or hear are compared by the language model inside. The file of
 digests (``tests/python/formats/gguf_families.json``) says which files these were: ``--renew``.
 """
 
 import argparse
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,23 +23,43 @@ TESTS = Path(__file__).parents[2] / "tests/python"
 
 def write(out: Path, renew: bool) -> None:
     """Write a file and the logits of each case."""
-    sys.path.insert(0, str(TESTS))
+    sys.path[:0] = [str(TESTS), str(TESTS.parent / "sweep")]
     import torch
     from small_gguf import CASES, file_digest, gguf_model, write_gguf_model
+    from tiny_architectures import architectures, tiny_models
+
+    from mlcalib.formats._gguf_inside import inside_classes
 
     def gelu(x: torch.Tensor) -> torch.Tensor:
         y = torch.nn.functional.gelu(x.half().float(), approximate="tanh").half().float()
         return torch.where(x <= -10, torch.zeros_like(x), torch.where(x >= 10, x, y))
 
+    def models() -> Iterator[tuple[str, Any]]:
+        shown = set()
+        for case in CASES:
+            model = gguf_model(case)
+            shown.add(type(model).__name__)
+            yield case, model
+        for name in sorted(set(inside_classes()) - shown):
+            tiny = tiny_models(name, architectures()[name])
+            model = next(each for _, each in tiny if not isinstance(each, str))
+            text = model.config.get_text_config()
+            if getattr(text, "layer_types", None) is None and hasattr(text, "sliding_window"):
+                text.sliding_window = None  # shorter than the text, and llama.cpp would not slide
+            yield name, model
+
     digests = {}
-    for case in CASES:
-        model = gguf_model(case)
-        digests[case] = file_digest(write_gguf_model(model, out / case))
+    for case, model in models():
+        file = write_gguf_model(model, out / case)
+        if case in CASES:
+            digests[case] = file_digest(file)
         for module in model.modules():
-            if "GELU" in type(module).__name__:
+            if "GELU" in type(module).__name__.upper():
                 module.forward = gelu
+        # Llama 4's forward wants an image.
+        whole = model.language_model if "Llama4ForCond" in type(model).__name__ else model
         with torch.no_grad():
-            logits = model(torch.tensor([IDS])).logits[0].float()
+            logits = whole(input_ids=torch.tensor([IDS])).logits[0].float()
         np.save(out / case / "logits.npy", logits.numpy())
     if renew:
         text = json.dumps(digests, indent=1) + "\n"

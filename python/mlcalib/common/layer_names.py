@@ -10,6 +10,7 @@ FUSED = {
     "in_proj_qkvz": ("in_proj_qkv", "in_proj_z"),  # qwen3_5.py
     "in_proj_ba": ("in_proj_b", "in_proj_a"),
     "w13": ("w1", "w3"),  # lfm2.py
+    "in_proj_qkvgfab": ("q_proj", "k_proj", "v_proj", "b_proj", "f_a_proj"),  # kimi_linear.py
 }
 """What vLLM and SGLang call a linear → those beside each other that they run as that one, on one
 grid or all in floating point (``packed_modules_mapping`` in vllm/model_executor/models)."""
@@ -18,16 +19,20 @@ grid or all in floating point (``packed_modules_mapping`` in vllm/model_executor
 def fused_groups(names: Iterable[str]) -> list[list[str]]:
     """Return the linears that readers fuse, group by group, of those given.
 
-    These are ``FUSED``, and all linears of the experts of a block (vLLM's ``FusedMoE``).
+    These are ``FUSED``, and all linears of the experts of a block (vLLM's ``FusedMoE``). Queries,
+    keys and values are fused with ``b_proj`` only where ``f_a_proj``, which makes decays, is beside.
     """
     groups: dict[str, list[str]] = {}
-    for name in names:
+    known = list(names)
+    decays = {name.rpartition(".")[0] for name in known if name.endswith(".f_a_proj")}
+    for name in known:
         parent, _, leaf = name.rpartition(".")
         if experts := re.match(r"(.+\.experts)\.\d+\.", name):
             groups.setdefault(experts[1], []).append(name)
-        for leaves in FUSED.values():
-            if leaf in leaves and not experts:
-                groups.setdefault(f"{parent}.{leaves[0]}", []).append(name)
+        for fused, leaves in FUSED.items():
+            if experts or leaf not in leaves or (fused == "in_proj_qkvgfab") != (parent in decays):
+                continue
+            groups.setdefault(f"{parent}.{leaves[0]}", []).append(name)
     return [members for members in groups.values() if len(members) > 1]
 
 

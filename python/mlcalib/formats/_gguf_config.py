@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from mlcalib.formats._gguf_families import GgufFamily
+    from mlcalib.formats._gguf_family import GgufFamily
 
 _RMS = ("rms_norm_eps",)
 _LAYER_NORM = ("layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps")

@@ -3,7 +3,6 @@
 from dataclasses import replace
 from typing import Any
 
-from mlcalib.formats._gguf_config import rope
 from mlcalib.formats._gguf_family import (
     FREQUENCIES,
     LLAMA,
@@ -19,7 +18,6 @@ _BLOCK_SPARSE = {
     ".block_sparse_moe.experts.": ".mlp.experts.",
     ".router.weight": ".router.layer.weight",
 }
-_SHARED = ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts")
 SIGMOID = 2  # LLAMA_EXPERT_GATING_FUNC_TYPE of src/llama-hparams.h
 CORRECTION = {"e_score_correction_bias": "e_score_correction.bias"}
 
@@ -44,7 +42,8 @@ def _gpt_oss(config: Any) -> str | None:
     return None if config.attention_bias else "attention without biases"
 
 
-def _as_many_heads(config: Any) -> str | None:
+def as_many_heads(config: Any) -> str | None:
+    """Refuse heads of queries that share keys and values."""
     if config.num_key_value_heads != config.num_attention_heads:
         return "fewer heads of keys and values than of queries"
     return None
@@ -53,77 +52,7 @@ def _as_many_heads(config: Any) -> str | None:
 def _olmoe(config: Any) -> str | None:
     if config.norm_topk_prob:
         return "norm_topk_prob=True"
-    return "clipped q, k and v" if config.clip_qkv is not None else _as_many_heads(config)
-
-
-def _mla(config: Any) -> Values:
-    """Return what attention of low rank has; its keys and values are stored whole."""
-    found: Values = {
-        "attention.kv_lora_rank": config.kv_lora_rank,
-        "attention.key_length": config.qk_nope_head_dim + config.qk_rope_head_dim,
-        "attention.value_length": config.v_head_dim,
-        "rope.dimension_count": config.qk_rope_head_dim,
-    }
-    if config.q_lora_rank is not None:
-        found["attention.q_lora_rank"] = config.q_lora_rank
-    if rope(config)["rope_type"] == "yarn":  # the scale of attention comes from the multiplier
-        multiplier = 0.1 * rope(config)["mscale_all_dim"]
-        found["rope.scaling.yarn_log_multiplier"] = multiplier
-        found["rope.scaling.attn_factor"] = 1.0
-    return found
-
-
-def _deepseek_v2(config: Any) -> Values:
-    return (
-        _mla(config)
-        | experts(config)
-        | {
-            "leading_dense_block_count": config.first_k_dense_replace,
-            "expert_shared_count": config.n_shared_experts,
-            "expert_weights_scale": float(config.routed_scaling_factor),
-            "expert_weights_norm": bool(config.norm_topk_prob),
-        }
-    )
-
-
-def _youtu(config: Any) -> Values:
-    return _mla(config) | {
-        "leading_dense_block_count": config.num_hidden_layers,
-        "expert_feed_forward_length": config.intermediate_size,
-        "expert_shared_count": 0,
-    }
-
-
-def _deepseek_v2_limits(config: Any) -> str | None:
-    if config.topk_method != "greedy":
-        return f"topk_method={config.topk_method!r}"
-    return _deepseek_limits(config)
-
-
-def _deepseek_limits(config: Any) -> str | None:
-    scales = [rope(config).get(key) for key in ("mscale", "mscale_all_dim")]
-    if rope(config)["rope_type"] == "yarn" and (not scales[0] or scales[0] != scales[1]):
-        return f"mscale and mscale_all_dim of {scales[0]} and {scales[1]}"
-    if config.q_lora_rank is None and config.num_hidden_layers not in (26, 27):
-        return f"queries of full rank in {config.num_hidden_layers} blocks"
-    return None
-
-
-def weighted(config: Any, gate: int) -> Values:
-    """Return what DeepSeek-V3 and those after it say of experts."""
-    found = experts(config) | {
-        "expert_gating_func": gate,
-        "expert_shared_count": next(
-            (found for name in _SHARED if (found := getattr(config, name, None))), 0
-        ),
-        "expert_weights_scale": float(config.routed_scaling_factor),
-        "expert_weights_norm": bool(config.norm_topk_prob),
-        "leading_dense_block_count": getattr(config, "first_k_dense_replace", 0),
-    }
-    if (config.n_group or 1) > 1:
-        found["expert_group_count"] = config.n_group
-        found["expert_group_used_count"] = config.topk_group
-    return found
+    return "clipped q, k and v" if config.clip_qkv is not None else as_many_heads(config)
 
 
 def _granite_moe(config: Any) -> Values:
@@ -154,45 +83,6 @@ def _ernie_limits(config: Any) -> str | None:
 def _hunyuan(config: Any) -> Values:
     shared = {"expert_shared_feed_forward_length": config.intermediate_size}
     return experts(config) | shared | {"expert_feed_forward_length": config.intermediate_size}
-
-
-def _afmoe(config: Any) -> Values:
-    return experts(config) | {
-        "expert_gating_func": SIGMOID,
-        "expert_shared_count": config.num_shared_experts,
-        "expert_weights_scale": float(config.route_scale),
-        "expert_weights_norm": True,
-        "leading_dense_block_count": config.num_dense_layers,
-    }
-
-
-def _afmoe_limits(config: Any) -> str | None:
-    if not config.mup_enabled:
-        return "mup_enabled=False"
-    every_fourth = [(block + 1) % 4 == 0 for block in range(config.num_hidden_layers)]
-    if [kind == "full_attention" for kind in config.layer_types] != every_fourth:
-        return "full attention in other blocks than every fourth"
-    return None
-
-
-def _leading_dense(config: Any) -> Values:
-    kinds = [*config.mlp_layer_types, "sparse"]
-    return {"leading_dense_block_count": kinds.index("sparse")}
-
-
-def _dense_first(config: Any) -> str | None:
-    kinds = config.mlp_layer_types
-    if kinds != sorted(kinds):
-        return "blocks without experts after those that have some"
-    return None
-
-
-def _exaone_moe(config: Any) -> Values:
-    shared = {
-        "expert_shared_feed_forward_length": config.num_shared_experts
-        * config.moe_intermediate_size
-    }
-    return weighted(config, SIGMOID) | _leading_dense(config) | shared
 
 
 def _dbrx(config: Any) -> Values:
@@ -258,33 +148,6 @@ EXPERT_FAMILIES = {
             for ours, theirs in (("gate_proj", "w1"), ("up_proj", "v1"), ("down_proj", "w2"))
         },
     ),
-    "AfmoeForCausalLM": GgufFamily(
-        "afmoe",
-        slides=True,
-        more=_afmoe,
-        unlike=_afmoe_limits,
-        names={".expert_bias": ".expert_bias.bias"},
-    ),
-    "ExaoneMoeForCausalLM": GgufFamily(
-        "exaone-moe",
-        slides=True,
-        more=_exaone_moe,
-        unlike=_dense_first,
-        names=CORRECTION,
-    ),
-    "SolarOpenForCausalLM": GgufFamily(
-        "glm4moe",
-        head="own",
-        more=lambda config: weighted(config, SIGMOID),
-        names=CORRECTION,
-    ),
-    "Glm4MoeLiteForCausalLM": GgufFamily(
-        "deepseek2",
-        more=lambda config: _mla(config) | weighted(config, SIGMOID) | _leading_dense(config),
-        unlike=lambda config: _dense_first(config) or _deepseek_limits(config),
-        names=CORRECTION,
-    ),
-    "YoutuForCausalLM": GgufFamily("deepseek2", more=_youtu, unlike=_deepseek_limits),
     "GraniteMoeForCausalLM": replace(
         LLAMA, name="granitemoe", more=_granite_moe, names=_BLOCK_SPARSE
     ),
@@ -299,20 +162,6 @@ EXPERT_FAMILIES = {
                 "mlp.shared_experts.up_proj",
             ),
         },
-    ),
-    "Glm4MoeForCausalLM": GgufFamily(
-        "glm4moe",
-        head="own",
-        more=lambda config: weighted(config, SIGMOID),
-        biases=("attention_bias",),
-        names=CORRECTION,
-    ),
-    "Dots1ForCausalLM": GgufFamily(
-        "dots1",
-        head="own",
-        unlike=_as_many_heads,
-        more=lambda config: weighted(config, SIGMOID),
-        names=CORRECTION,
     ),
     "Ernie4_5_MoeForCausalLM": GgufFamily(
         "ernie4_5-moe",
@@ -331,12 +180,6 @@ EXPERT_FAMILIES = {
         },
     ),
     "HunYuanMoEV1ForCausalLM": GgufFamily("hunyuan-moe", more=_hunyuan),
-    "DeepseekV3ForCausalLM": GgufFamily(
-        "deepseek2",
-        more=lambda config: _mla(config) | weighted(config, SIGMOID),
-        unlike=_deepseek_limits,
-        names=CORRECTION,
-    ),
     "MixtralForCausalLM": replace(
         LLAMA, more=experts, biases=(), names={".mlp.": ".block_sparse_moe."}
     ),
@@ -369,6 +212,5 @@ EXPERT_FAMILIES = {
         biases=("attention_bias",),
         names={".sinks": ".sinks.weight"},
     ),
-    "DeepseekV2ForCausalLM": GgufFamily("deepseek2", more=_deepseek_v2, unlike=_deepseek_v2_limits),
     "OlmoeForCausalLM": GgufFamily("olmoe", head="own", more=experts, unlike=_olmoe),
 }

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from mlcalib.formats._gguf_config import head_dim, rope
+from mlcalib.formats._gguf_deepseek_families import DEEPSEEK_FAMILIES
 from mlcalib.formats._gguf_expert_families import EXPERT_FAMILIES
 from mlcalib.formats._gguf_family import (
     FREQUENCIES,
@@ -199,8 +200,13 @@ _FAMILIES = {
     "Qwen2VLForConditionalGeneration": replace(QWEN, name="qwen2vl"),
     "Qwen2_5_VLForConditionalGeneration": replace(QWEN, name="qwen2vl"),
     "Qwen3VLForConditionalGeneration": replace(QWEN, name="qwen3vl", beside=deepstack),
+    "Jais2ForCausalLM": GgufFamily(
+        "jais2", activations=("relu2",), biases=("attention_bias", "mlp_bias")
+    ),
+    "PaddleOCRVLForConditionalGeneration": GgufFamily("paddleocr"),
     "PhiForCausalLM": GgufFamily("phi2", head="own", activations=TANH_GELU, unlike=_partial),
     **EXPERT_FAMILIES,
+    **DEEPSEEK_FAMILIES,
     **FUSED_FAMILIES,
     **RECURRENT_FAMILIES,
 }

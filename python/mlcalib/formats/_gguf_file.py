@@ -16,8 +16,10 @@ from mlcalib._core import build_info
 from mlcalib.common.gguf_types import BLOCK_TYPES
 from mlcalib.common.optional import optional
 from mlcalib.formats._gguf_config import frequency_factors, hyperparameters, refusal, warn
-from mlcalib.formats._gguf_families import GgufFamily, family_of, written_classes
+from mlcalib.formats._gguf_families import family_of, written_classes
+from mlcalib.formats._gguf_family import GgufFamily
 from mlcalib.formats._gguf_inside import is_language, language_class, language_config
+from mlcalib.formats._gguf_refused import why_not
 from mlcalib.formats._gguf_tensors import Stored, stored_tensors
 from mlcalib.formats._gguf_tokenizer import add_tokenizer, check_tokenizer
 from mlcalib.models.base import GgufArchitecture
@@ -43,9 +45,9 @@ def check_config(config: Any, architecture: str, tokenizer: Any) -> None:
     language = language_class(config, architecture)
     if (family := family_of(language)) is None:
         raise NotImplementedError(
-            f"GGUF files of {language} are not written: names, hyperparameters and orders of "
-            f"rows differ by family; these are: {', '.join(written_classes())}. Save "
-            "with --format dense and use llama.cpp's convert_hf_to_gguf.py."
+            f"GGUF files of {architecture} are not written: {why_not(architecture)}. Written are: "
+            f"{', '.join(written_classes())}. For others, save with --format dense and use "
+            "llama.cpp's convert_hf_to_gguf.py."
         )
     text = language_config(config)
     if (what := refusal(text, family)) is not None:

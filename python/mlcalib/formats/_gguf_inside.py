@@ -9,6 +9,7 @@ from typing import Any
 _INSIDE = (
     "DeepseekVLForConditionalGeneration",
     "DeepseekVLHybridForConditionalGeneration",
+    "Exaone4_5_ForConditionalGeneration",
     "Gemma3ForConditionalGeneration",
     "GotOcr2ForConditionalGeneration",
     "Idefics2ForConditionalGeneration",
@@ -23,6 +24,7 @@ _INSIDE = (
     "LlavaNextForConditionalGeneration",
     "LlavaNextVideoForConditionalGeneration",
     "LlavaOnevisionForConditionalGeneration",
+    "MiniCPMV4_6ForConditionalGeneration",
     "Mistral3ForConditionalGeneration",
     "Ovis2ForConditionalGeneration",
     "QianfanOCRForConditionalGeneration",
@@ -58,7 +60,8 @@ def language_config(config: Any) -> Any:
     if text is config:
         return config
     text = copy.copy(text)
-    text.tie_word_embeddings = getattr(config, "tie_word_embeddings", text.tie_word_embeddings)
+    said = [each for each in (config, text) if hasattr(each, "tie_word_embeddings")]
+    text.tie_word_embeddings = bool(said and said[0].tie_word_embeddings)
     return text
 
 

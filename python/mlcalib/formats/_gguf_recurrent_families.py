@@ -6,12 +6,8 @@ from typing import Any
 from torch import Tensor
 
 from mlcalib.formats._gguf_config import rope
-from mlcalib.formats._gguf_expert_families import (
-    CORRECTION,
-    SIGMOID,
-    every_block_has_experts,
-    weighted,
-)
+from mlcalib.formats._gguf_deepseek_families import weighted
+from mlcalib.formats._gguf_expert_families import CORRECTION, SIGMOID, every_block_has_experts
 from mlcalib.formats._gguf_family import LLAMA, GgufFamily, Values, experts, granite
 from mlcalib.formats._gguf_rows import gated_delta, interleaved, mamba, mamba2
 

@@ -79,7 +79,8 @@ def gated_delta(name: str, values: Tensor, config: Any) -> Tensor:
     heads = config.linear_num_key_heads
     keys = config.linear_key_head_dim
     more = config.linear_num_value_heads // heads * config.linear_value_head_dim
-    split = values.reshape(heads, -1, *values.shape[1:]).split([keys, keys, more, more], dim=1)
+    each = values.reshape(heads, -1, *values.shape[1:])
+    split = torch.split(each, [keys, keys, more, more], dim=1)
     return torch.cat([part.reshape(-1, *values.shape[1:]) for part in split])
 
 

@@ -65,7 +65,7 @@ def _arranged(family: GgufFamily, config: Any, tensors: Iterable[Stored]) -> Ite
             continue
         parts = family.splits[whole]
         rows = family.shares(config) if family.shares else [len(ordered) // len(parts)] * len(parts)
-        for part, some in zip(parts, ordered.split(rows), strict=True):
+        for part, some in zip(parts, torch.split(ordered, rows), strict=True):
             yield name.replace(whole, part), some, kind
 
 

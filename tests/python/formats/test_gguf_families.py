@@ -5,16 +5,27 @@ import logging
 from pathlib import Path
 
 import gguf
+import numpy as np
 import pytest
 import torch
-from small_gguf import CASES, file_digest, gguf_model, write_gguf_model
+from small_gguf import (
+    CASES,
+    file_digest,
+    gguf_class,
+    gguf_config,
+    gguf_model,
+    write_gguf_model,
+)
 from small_tokenizer import make_tokenizer
 from test_gguf import GGUF, SPECS
 
 import mlcalib
 from mlcalib.common.gguf_types import BLOCK_TYPES
 from mlcalib.formats import types_in_mix
-from mlcalib.formats._gguf_families import family_of, written_classes
+from mlcalib.formats._gguf_families import written_classes
+from mlcalib.formats._gguf_inside import inside_classes
+from mlcalib.formats._gguf_names import architecture_name
+from mlcalib.formats._gguf_refused import refused_classes
 from mlcalib.models import adapter_for
 from mlcalib.models.experts import unfuse
 
@@ -25,33 +36,43 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_file_is_the_one_whose_logits_llama_cpp_gave(case, tmp_path):
-    """After a change: scripts/interop/gguf_families.py shows it again, and renews the digests."""
-    name = family_of(type(gguf_model(case)).__name__).name
-    if name not in gguf.MODEL_ARCH_NAMES.values():
-        with pytest.raises(NotImplementedError, match="has no names for the tensors"):
-            write_gguf_model(gguf_model(case), tmp_path)
-        return
-    assert file_digest(write_gguf_model(gguf_model(case), tmp_path)) == PROVED[case]
+    """After a change: scripts/interop/gguf_families.py shows it again, and renews the digests.
 
-
-def test_every_class_that_is_written_has_a_case():
-    shown = {type(gguf_model(case)).__name__ for case in CASES}
-    assert set(written_classes()) <= shown
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_mixes_know_the_tensors_of_every_class_that_is_written(case):
+    The types of a mix are found for all linears of these models, too.
+    """
     model = gguf_model(case)
+    name = type(model).__name__
+    if architecture_name(model.config, name) not in gguf.MODEL_ARCH_NAMES.values():
+        with pytest.raises(NotImplementedError, match="has no names for the tensors"):
+            write_gguf_model(model, tmp_path)
+        return
     adapter = adapter_for(model)
     unfuse(model, adapter)
-    type_of = types_in_mix("Q4_K_M", model.config, type(model).__name__)
-    for name, linear in adapter.named_linears(model):
-        assert type_of(name, linear.in_features) in BLOCK_TYPES
+    assert file_digest(write_gguf_model(model, tmp_path, adapter)) == PROVED[case]
+    type_of = types_in_mix("Q4_K_M", model.config, name)
+    for linear, module in adapter.named_linears(model):
+        assert type_of(linear, module.in_features) in BLOCK_TYPES
 
 
-def refused(model, match):
+def test_every_class_that_is_written_has_a_case_or_holds_a_class_that_has():
+    shown = {gguf_class(case).__name__ for case in CASES}
+    assert set(written_classes()) - set(inside_classes()) <= shown
+
+
+def test_classes_that_are_not_written_are_told_why():
+    assert not set(refused_classes()) & set(written_classes())
+    config = gguf_config("llama")
+    for name, why in (
+        ("PhimoeForCausalLM", r"RMS\) and another router"),
+        ("PersimmonForCausalLM", "converter knows no class of this name"),
+    ):
+        with pytest.raises(NotImplementedError, match=f"files of {name} are not written: .*{why}"):
+            GGUF.check_model(config, name, make_tokenizer())
+
+
+def refused(config, case, match):
     with pytest.raises(NotImplementedError, match=match):
-        GGUF.check_model(model.config, type(model).__name__, make_tokenizer())
+        GGUF.check_model(config, gguf_class(case).__name__, make_tokenizer())
 
 
 @pytest.mark.parametrize(
@@ -72,30 +93,37 @@ def refused(model, match):
         ("phi2", {"qk_layernorm": True}, "norms of q and k"),
         ("deepseek2", {"topk_method": "group_limited_greedy"}, "topk_method"),
         ("deepseek2", {"q_lora_rank": None}, "queries of full rank in 2 blocks"),
+        ("falcon", {"alibi": True}, "alibi"),
+        ("falcon", {"bias": True}, "biases"),
+        ("bloom", {"apply_residual_connection_post_layernorm": True}, "post_layernorm=True"),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "attention of another scale"),
+        ("mamba", {"expand": 3}, "expand=3"),
+        ("lfm2", {"layer_types": ["conv", "conv"]}, "blocks that are all alike"),
+        ("dots1", {"num_key_value_heads": 2}, "fewer heads"),
+        ("afmoe", {"mup_enabled": False}, "mup_enabled=False"),
+        ("exaone-moe", {"mlp_layer_types": ["sparse", "dense"] * 2}, "blocks without experts"),
+        ("inside, llama4", {"attention_chunk_size": 64}, "attention in chunks of 64"),
+        ("inside, qwen35", {"linear_num_value_heads": 4}, "more heads of values than of keys"),
+        ("nemotron_h, experts", {"moe_latent_size": 32}, "experts of a narrower width"),
+        ("minicpm3", {"scale_emb": 1}, "scales of"),
     ],
 )
 def test_what_llama_cpp_computes_otherwise_is_refused_before_anything_runs(case, options, match):
-    model = gguf_model(case)
+    config = gguf_config(case)
     for name, value in options.items():
-        setattr(model.config, name, value)
-    refused(model, match)
+        setattr(config.get_text_config(), name, value)
+    refused(config, case, match)
 
 
 def test_positions_that_llama_cpp_scales_otherwise_are_refused_or_said(caplog):
-    model = gguf_model("llama, yarn")
-    model.config.rope_parameters["beta_fast"] = 16
-    refused(model, "rope_type 'yarn' with beta_fast=16")
-    model = gguf_model("qwen3, yarn")
-    model.config.rope_parameters["truncate"] = False
+    config = gguf_config("llama, yarn")
+    config.rope_parameters["beta_fast"] = 16
+    refused(config, "llama, yarn", "rope_type 'yarn' with beta_fast=16")
+    config = gguf_config("qwen3, yarn")
+    config.rope_parameters["truncate"] = False
     with caplog.at_level(logging.WARNING):
-        GGUF.check_model(model.config, "Qwen3ForCausalLM", make_tokenizer())
+        GGUF.check_model(config, "Qwen3ForCausalLM", make_tokenizer())
     assert "truncate=False" in caplog.text
-
-
-def test_other_classes_are_refused_with_those_that_are_written():
-    config = gguf_model("llama").config
-    with pytest.raises(NotImplementedError, match="GGUF files of ApertusForCausalLM are not"):
-        GGUF.check_model(config, "ApertusForCausalLM", make_tokenizer())
 
 
 RTN = {"method": "rtn", "format": "gguf", "group_size": 32, "symmetric": True, "progress": False}
@@ -103,7 +131,9 @@ RTN = {"method": "rtn", "format": "gguf", "group_size": 32, "symmetric": True, "
 
 def test_a_package_without_an_architecture_is_told(monkeypatch):
     monkeypatch.setattr(gguf, "MODEL_ARCH_NAMES", {0: "llama"})
-    refused(gguf_model("glm4"), "has no names for the tensors of 'glm4'.*install a newer one")
+    refused(
+        gguf_config("glm4"), "glm4", "has no names for the tensors of 'glm4'.*install a newer one"
+    )
 
 
 def test_codes_of_experts_lie_in_one_tensor(tmp_path):
@@ -117,6 +147,42 @@ def test_codes_of_experts_lie_in_one_tensor(tmp_path):
     for number in range(6):
         expected = experts.get_submodule(f"{number}.gate_proj").weight
         assert torch.equal(torch.from_numpy(weights[number]), expected.float())
+
+
+@pytest.mark.parametrize(
+    "case",
+    ["gpt2", "gptneox", "falcon, groups", "qwen3next", "granitemoe, shared", "inside, llama"],
+)
+def test_codes_move_as_weights_do(case, tmp_path):
+    """Rows that lie otherwise in llama.cpp, and linears that come apart there."""
+    ours = mlcalib.quantize(gguf_model(case), tokenizer=make_tokenizer(), **RTN)
+    ours.save(tmp_path / "codes")
+    float_file = write_gguf_model(ours.model, tmp_path / "weights", ours.adapter)
+    weights = {each.name: each.data for each in gguf.GGUFReader(float_file).tensors}
+    kinds = set()
+    for each in gguf.GGUFReader(tmp_path / "codes/model.gguf").tensors:
+        kinds.add(each.tensor_type.name)
+        found = gguf.dequantize(each.data, each.tensor_type)
+        assert np.array_equal(found, weights[each.name]), each.name
+    assert kinds == {"F32", "Q4_0"}
+
+
+def test_a_mix_gives_experts_in_one_tensor_their_types(tmp_path):
+    model = gguf_model("qwen3moe, of 256")
+    ours = mlcalib.quantize(
+        model, tokenizer=make_tokenizer(), format="gguf", scheme="Q4_K_M", method="rtn",
+        progress=False,
+    )  # fmt: skip
+    ours.save(tmp_path / "out")
+    found = {each.name: each for each in gguf.GGUFReader(tmp_path / "out/model.gguf").tensors}
+    experts = ours.model.model.layers[1].mlp.experts
+    for name, kind in (("gate", "Q4_K"), ("up", "Q4_K"), ("down", "Q6_K")):
+        stack = found[f"blk.1.ffn_{name}_exps.weight"]
+        assert stack.tensor_type.name == kind
+        weights = gguf.dequantize(stack.data, stack.tensor_type)
+        for number in range(6):
+            expected = experts.get_submodule(f"{number}.{name}_proj").weight
+            assert torch.equal(torch.from_numpy(weights[number]), expected.float())
 
 
 def test_experts_of_one_block_cannot_differ():

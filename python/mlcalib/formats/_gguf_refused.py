@@ -1,0 +1,71 @@
+"""Why no GGUF files are written of classes of transformers that llama.cpp's converter knows.
+
+Found out with transformers 5.24, gguf 0.19 and llama-cpp-python 0.3.36.
+"""
+
+_NEWER = "the package gguf 0.19 has no names for its tensors"
+_VISION = "no rule for the language model inside of it"
+_WHY = {
+    "BitNetForCausalLM": "its weights are -1, 0 and 1 with a scale for each matrix",
+    "ChameleonForConditionalGeneration": _VISION,
+    "Cohere2MoeForCausalLM": _NEWER,
+    "Cohere2VisionForConditionalGeneration": (
+        "llama.cpp multiplies logits by logit_scale, and transformers does not here"
+    ),
+    "AyaVisionForConditionalGeneration": (
+        "llama.cpp multiplies logits by logit_scale, and transformers does not here"
+    ),
+    "DeepseekOcr2ForConditionalGeneration": _VISION,
+    "DeepseekV32ForCausalLM": _NEWER,
+    "DeepseekV4ForCausalLM": _NEWER,
+    "Dots3NoteForCausalLM": _NEWER,
+    "Dots3NoteForConditionalGeneration": _NEWER,
+    "FalconH1ForCausalLM": (
+        "its converter multiplies weights by the multipliers of the config, which would move codes"
+    ),
+    "Gemma3nForCausalLM": "no rule for the tensors that llama.cpp stacks (altup)",
+    "Gemma3nForConditionalGeneration": "no rule for the tensors that llama.cpp stacks (altup)",
+    "Gemma4ForCausalLM": "its tokenizer is of a kind of its own in llama.cpp (gemma4)",
+    "Gemma4ForConditionalGeneration": "its tokenizer is of a kind of its own in llama.cpp (gemma4)",
+    "Gemma4UnifiedForConditionalGeneration": (
+        "its tokenizer is of a kind of its own in llama.cpp (gemma4)"
+    ),
+    "Glm4vForConditionalGeneration": _VISION,
+    "Glm4vMoeForConditionalGeneration": _VISION,
+    "Glm5NextForConditionalGeneration": _NEWER,
+    "GlmMoeDsaForCausalLM": "no rule for its sparse indexer",
+    "GlmOcrForConditionalGeneration": _VISION,
+    "GPTJForCausalLM": "llama.cpp has names for it, and no graph",
+    "GraniteMoeSWAForCausalLM": _NEWER,
+    "GraniteSWAForCausalLM": _NEWER,
+    "HYV3ForCausalLM": _NEWER,
+    "HYV4ForCausalLM": _NEWER,
+    "HrmTextForCausalLM": _NEWER,
+    "HunYuanVLForConditionalGeneration": _VISION,
+    "KimiLinearForCausalLM": "no rule for its delta attention",
+    "LagunaForCausalLM": _NEWER,
+    "MellumForCausalLM": _NEWER,
+    "MiMoV2FlashForCausalLM": "no rule for heads whose number differs by block",
+    "MiniMaxM3SparseForConditionalGeneration": _NEWER,
+    "Mistral4ForCausalLM": "llama.cpp's converter reads it from Mistral's own files",
+    "MuseGlimmerForConditionalGeneration": _NEWER,
+    "PaliGemmaForConditionalGeneration": (
+        "the tokens of a prompt see later ones, and not in llama.cpp"
+    ),
+    "PhimoeForCausalLM": (
+        "llama.cpp has other norms (RMS) and another router: logits differ by as much as they are"
+    ),
+    "Qwen4ExpForCausalLM": _NEWER,
+    "Qwen4ExpForConditionalGeneration": _NEWER,
+    "Step3p7ForConditionalGeneration": _VISION,
+}
+
+
+def why_not(architecture: str) -> str:
+    """Return why a class is not written, in a clause."""
+    return _WHY.get(architecture, "llama.cpp's converter knows no class of this name")
+
+
+def refused_classes() -> dict[str, str]:
+    """Return class of transformers → why its files are not written, of those with a reason."""
+    return _WHY

@@ -20,7 +20,7 @@ def fused_groups(names: Iterable[str]) -> list[list[str]]:
     """Return the linears that readers fuse, group by group, of those given.
 
     These are ``FUSED``, and all linears of the experts of a block (vLLM's ``FusedMoE``). Queries,
-    keys and values are fused with ``b_proj`` only where ``f_a_proj``, which makes decays, is beside.
+    keys and values are fused with ``b_proj`` only beside ``f_a_proj``, which makes decays.
     """
     groups: dict[str, list[str]] = {}
     known = list(names)
@@ -34,6 +34,16 @@ def fused_groups(names: Iterable[str]) -> list[list[str]]:
                 continue
             groups.setdefault(f"{parent}.{leaves[0]}", []).append(name)
     return [members for members in groups.values() if len(members) > 1]
+
+
+def fused_name(members: Collection[str]) -> str:
+    """Return what readers call the linear that a group of ``fused_groups`` becomes."""
+    first = next(iter(members))
+    if experts := re.match(r"(.+\.experts)\.\d+\.", first):
+        return experts[1]
+    parent = first.rpartition(".")[0]
+    leaves = {name.rpartition(".")[2] for name in members}
+    return next(f"{parent}.{fused}" for fused, parts in FUSED.items() if leaves <= set(parts))
 
 
 def patterns(names: Collection[str], among: Iterable[str]) -> list[str]:

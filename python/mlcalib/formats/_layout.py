@@ -1,17 +1,15 @@
 """What the layouts of several formats share."""
 
 import math
-import re
 from collections.abc import Collection, Iterable, Mapping
 
 import torch
 from torch import Tensor
 
 from mlcalib._core import Grid, GridSpec
-from mlcalib.common.layer_names import FUSED, fused_groups
+from mlcalib.common.layer_names import fused_groups, fused_name
 
 SCALE_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-_FUSED_NAMES = {leaf: whole for whole, leaves in FUSED.items() for leaf in leaves}
 
 
 def by_grid(specs: Mapping[str, GridSpec]) -> list[tuple[GridSpec, list[str]]]:
@@ -203,12 +201,4 @@ def with_fused(names: Iterable[str]) -> list[str]:
     (``get_dynamic_override`` in vllm/model_executor/layers/quantization/utils/gptq_utils.py).
     """
     names = list(names)
-    fused = []
-    for members in fused_groups(names):
-        if experts := re.match(r"(.+\.experts)\.\d+\.", members[0]):
-            fused.append(experts[1])
-            continue
-        parent, _, leaf = members[0].rpartition(".")
-        if leaf in _FUSED_NAMES:
-            fused.append(f"{parent}.{_FUSED_NAMES[leaf]}")
-    return names + fused
+    return names + [fused_name(members) for members in fused_groups(names)]

@@ -12,7 +12,7 @@ from small_pass import quantize_blocks
 import mlcalib
 from mlcalib.checkpoints import load_quantized
 from mlcalib.checkpoints.stored_weights import StoredWeights
-from mlcalib.common.layer_names import fused_groups, patterns
+from mlcalib.common.layer_names import fused_groups, fused_name, patterns
 from mlcalib.formats._layout import with_fused
 from mlcalib.models import find_adapter
 from mlcalib.quantization import block_statistics as flow
@@ -147,6 +147,16 @@ def test_what_readers_fuse_of_low_rank_and_linear_attention():
 def test_one_input_is_not_one_fused_layer():
     """In Cohere's block q, k, v, gate and up read one input; readers fuse two pairs of them."""
     assert [len(group) for group in fused_groups(NAMES[:7])] == [3, 2]
+
+
+def test_kimi_linear_fuses_decays_with_queries():
+    """Its other blocks have queries that nothing is fused with, or ordinary attention."""
+    decays = [f"layers.0.self_attn.{leaf}_proj" for leaf in ("q", "k", "v", "b", "f_a", "f_b", "o")]
+    usual = [f"layers.1.self_attn.{leaf}_proj" for leaf in ("q", "k", "v", "o")]
+    alone = ["layers.2.self_attn.q_proj", "layers.2.self_attn.kv_b_proj"]
+    first, second = fused_groups([*decays, *usual, *alone])
+    assert (first, fused_name(first)) == (decays[:5], "layers.0.self_attn.in_proj_qkvgfab")
+    assert (second, fused_name(second)) == (usual[:3], "layers.1.self_attn.qkv_proj")
     assert len(found(["self_attn.[qkv]_proj"])[0].linears) == 36
 
 

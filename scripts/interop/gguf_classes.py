@@ -1,6 +1,6 @@
 """Which classes of transformers are written to GGUF, and why others are not, as tables.
 
-    python gguf_classes.py      in mlcalib's environment, with the package gguf
+python gguf_classes.py      in mlcalib's environment, with the package gguf
 """
 
 import gguf

@@ -5,6 +5,7 @@ python depth_memory.py OUT FOLDER...
 Prints, as JSON, for each folder the bytes by which the process grew at most.
 """
 
+import gc
 import json
 import sys
 from concurrent.futures import Executor, Future
@@ -49,6 +50,7 @@ def main() -> None:
     read_ahead.ThreadPoolExecutor = AtOnce
     taken = []
     for index, folder in enumerate(folders):
+        gc.collect()  # what the model before has left would make room for this one
         (PROCESS / "clear_refs").write_text("5", encoding="utf-8")  # the peak starts anew
         before = resident("VmRSS")
         mlcalib.quantize_checkpoint(

@@ -210,11 +210,16 @@ def test_families_without_a_file_have_the_names_of_the_package_gguf(name, tensor
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_whole_files_of_them_are_refused_before_any_forward(monkeypatch):
-    made = (each for _, each in tiny_models("Lfm2ForCausalLM", architectures()["Lfm2ForCausalLM"]))
+def test_whole_files_of_others_are_refused_before_any_forward(monkeypatch):
+    made = (
+        each
+        for _, each in tiny_models("PersimmonForCausalLM", architectures()["PersimmonForCausalLM"])
+    )
     model = next(each for each in made if isinstance(each, torch.nn.Module))
     monkeypatch.setattr(mlcalib.quantization.propagation, "embed", None)
-    with pytest.raises(NotImplementedError, match="GGUF files of Lfm2ForCausalLM are not written"):
+    with pytest.raises(
+        NotImplementedError, match="GGUF files of PersimmonForCausalLM are not written"
+    ):
         mlcalib.quantize(
             model,
             calibration(),

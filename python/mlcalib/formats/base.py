@@ -42,6 +42,7 @@ class Format(ABC):
         numbers: the numbers of grids that it holds; see ``GridSpec``.
         super_blocks: whether it holds grids with a ``super_block``.
         half_scales: whether scales may be float16 whatever the model's dtype.
+        float32_scales: whether scales take 32 bits whatever the model's dtype.
         dequantizes: whether mlcalib runs models on dequantized weights, because it has no product
             of packed ones.
         stored: how weights are stored, in words for the model card; "" for the format's name.
@@ -55,6 +56,7 @@ class Format(ABC):
     numbers: ClassVar[tuple[str, ...]] = ("integer",)
     super_blocks: ClassVar[bool] = False
     half_scales: ClassVar[bool] = False
+    float32_scales: ClassVar[bool] = False
     dequantizes: ClassVar[bool] = False
     stored: ClassVar[str] = ""
     loading: ClassVar[str] = BY_MLCALIB
@@ -119,6 +121,28 @@ class Format(ABC):
         Raises:
             NotImplementedError: says what is not known.
         """
+
+    def bits(self, spec: GridSpec, rows: int, columns: int) -> int:
+        """Return the bits of a linear's codes, scales and zero points.
+
+        Numbers in the model's dtype count 16 bits, as in a model that is published in 16 bits. A
+        format that packs nothing answers for a packed one.
+
+        Args:
+            spec: the grid.
+            rows: of the weight, its output channels.
+            columns: its input channels.
+        """
+        groups = rows * spec.groups(columns)
+        number = 32 if self.float32_scales else 8 * min(spec.scale_dtype.itemsize, 2)
+        total = rows * columns * spec.bits
+        if spec.super_block:
+            blocks = rows * -(-columns // spec.super_block)
+            kinds = 1 if spec.symmetric else 2  # scales, and minima
+            return total + kinds * (groups * spec.scale_bits + blocks * number)
+        if spec.scale_dtype == torch.float8_e4m3fn:
+            total += 32  # what all its scales are divided by
+        return total + groups * (number + (0 if spec.symmetric else spec.bits))
 
     def write_file(
         self,

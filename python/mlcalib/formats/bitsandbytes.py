@@ -64,6 +64,7 @@ class BitsAndBytes(Format):
     stored: ClassVar[str] = "packed (bitsandbytes, NF4)"
     loading: ClassVar[str] = by_transformers("bitsandbytes", "accelerate", packed=False)
     dequantizes: ClassVar[bool] = True
+    float32_scales: ClassVar[bool] = True
 
     @classmethod
     def of_config(cls, config: Mapping[str, Any]) -> "BitsAndBytes":

@@ -157,6 +157,11 @@ class Gguf(Format):
         tensor(tensors, key, torch.uint8, (len(found), found.shape[1] // size * size))
         return unpacked(name, kind, found)
 
+    def bits(self, spec: GridSpec, rows: int, columns: int) -> int:
+        """Return the bits of a linear's blocks."""
+        kind = block_type(spec)
+        return 8 * rows * (columns // BLOCK_TYPES[kind].channels) * block_bytes(kind)
+
     def read_specs(
         self, config: Mapping[str, Any], linears: Iterable[str], scale_dtype: torch.dtype
     ) -> dict[str, GridSpec]:

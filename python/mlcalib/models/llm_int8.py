@@ -113,17 +113,29 @@ def run_in_int8(model: "PreTrainedModel", threshold: float = THRESHOLD) -> "PreT
     Raises:
         ValueError: the model has no such linear.
     """
-    head = model.get_output_embeddings()
-    linears = [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and module is not head
-    ]
+    linears = _linears(model)
     if not linears:
         raise ValueError(f"{type(model).__name__} has no linears that LLM.int8() would change")
-    for name, module in linears:
+    for name, module in linears.items():
         model.set_submodule(name, Int8Linear(module, threshold))
     return model
+
+
+def int8_bits_per_weight(model: "PreTrainedModel") -> float:
+    """Return what a weight of ``run_in_int8`` takes: 8 bits, and its share of a row's scale."""
+    weights = sum(module.weight.numel() for module in _linears(model).values())
+    rows = sum(module.out_features for module in _linears(model).values())
+    return 8 + 32 * rows / weights
+
+
+def _linears(model: "PreTrainedModel") -> dict[str, nn.Linear]:
+    """Return the linears that run in 8 bits: all but the output head."""
+    head = model.get_output_embeddings()
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module is not head
+    }
 
 
 @contextmanager

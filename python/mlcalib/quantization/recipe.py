@@ -32,6 +32,8 @@ class Recipe:
         exceptions: linear → what solves it instead, or None to leave it in floating point.
         checkpoint_format: how linears are to be held.
         specs: the grid of each linear that is quantized.
+        bits_per_weight: what a quantized weight takes in the checkpoint format on average, with
+            scales and zero points; see ``Format.bits``.
         description: what was asked for, for the records; JSON types.
     """
 
@@ -39,6 +41,7 @@ class Recipe:
     exceptions: Mapping[str, Quantizer | None]
     checkpoint_format: Format
     specs: Mapping[str, GridSpec]
+    bits_per_weight: float
     description: dict[str, Any]
 
 
@@ -125,7 +128,23 @@ def make_recipe(  # noqa: PLR0913 - what a quantization is made of
         "format": format,
         "dtype": str(dtype).removeprefix("torch."),
     }
-    return Recipe(quantizer, exceptions, forms[format], specs, description)
+    bits = bits_per_weight(forms[format], specs, shapes)
+    return Recipe(quantizer, exceptions, forms[format], specs, bits, description)
+
+
+def bits_per_weight(
+    form: Format, specs: Mapping[str, GridSpec], shapes: Mapping[str, tuple[int, int]]
+) -> float:
+    """Return what a quantized weight takes in a format on average; see ``Format.bits``.
+
+    Args:
+        form: the format.
+        specs: linear → its grid, of those that are quantized.
+        shapes: linear → (out, in), at least of these.
+    """
+    bits = sum(form.bits(spec, *shapes[name]) for name, spec in specs.items())
+    weights = sum(shapes[name][0] * shapes[name][1] for name in specs)
+    return bits / weights if weights else 0.0
 
 
 def _mixed(

@@ -41,12 +41,6 @@ FLOAT = "float"
 """The name of the model before quantization, among the variants."""
 
 
-def unquantized(spec: EvaluationSpec | None) -> list[str]:
-    """Return what is evaluated beside checkpoints: the float model, and it with LLM.int8()."""
-    asked = spec is not None and spec.llm_int8 is not None
-    return [FLOAT, LLM_INT8] if asked else [FLOAT]
-
-
 def check_evaluation(spec: StudySpec) -> None:
     """Check, before anything is quantized, that benchmark tasks have the data that they need.
 
@@ -87,7 +81,7 @@ def evaluate_model(study: ModelStudy, name: str, ranks: Ranks, *, progress: bool
             spec.tokens,
             window_bos=study.spec.window_bos,
         )
-    models = {each: Path(model_path(name)) for each in unquantized(spec)}
+    models = {each: Path(model_path(name)) for each in (FLOAT, *study.thresholds)}
     models |= {each: study.checkpoint(each) for each in study.variants if study.finished(each)}
     todo = ranks.of_first(_todo(study, spec, texts, models) if ranks.writes else {})
     windows = describe_windows(study.tokenizer, study.spec.window_bos)
@@ -102,8 +96,7 @@ def evaluate_model(study: ModelStudy, name: str, ranks: Ranks, *, progress: bool
     )
     # The others are compared with the float model, which comes first.
     needed = [each for each in models if each in todo or (each == FLOAT and todo and spec.fidelity)]
-    thresholds = {LLM_INT8: spec.llm_int8}
-    subjects = {each: _subject(study, models[each], ranks, thresholds.get(each)) for each in needed}
+    subjects = {each: _subject(study, each, models[each], ranks) for each in needed}
     if not ranks.alone:
         measure_together(
             list(subjects.values()),
@@ -125,7 +118,7 @@ def evaluate_model(study: ModelStudy, name: str, ranks: Ranks, *, progress: bool
         if variant in todo:
             origin = _origin(study, name, variant)
             found = _content(origin, windows, scores, scorer.first if variant != FLOAT else {})
-            if variant == LLM_INT8:
+            if variant in study.thresholds:
                 length = {"seq_len": study.spec.seq_len, "tokens": spec.tokens}
                 rows = outlier_rows(outliers_of(subject.model, texts, **length), *origin, windows)
                 found["rows"] += [row.record() for row in rows]
@@ -147,15 +140,15 @@ def _todo(
     inputs = _inputs(study, spec, texts)
     todo = {}
     for variant in models:
-        checkpoint = {LLM_INT8: spec.llm_int8} if variant == LLM_INT8 else None
-        wanted = inputs | {"checkpoint": checkpoint or _checkpoint(study, variant)}
+        wanted = inputs | {"checkpoint": _checkpoint(study, variant)}
         file = evaluation_file(study, variant)
         if not file.is_file() or read_json(file).get("inputs") != wanted:
             todo[variant] = wanted
     return todo
 
 
-def _subject(study: ModelStudy, path: Path, ranks: Ranks, threshold: float | None) -> Subject:
+def _subject(study: ModelStudy, variant: str, path: Path, ranks: Ranks) -> Subject:
+    threshold = study.thresholds.get(variant)
     whole = find_file(path)
     device = choose_device(own_device(study.spec.device, ranks))
     source = path if whole is None else whole[1]
@@ -200,9 +193,9 @@ def _benchmarks(spec: EvaluationSpec) -> list[str]:
 def _origin(study: ModelStudy, name: str, variant: str) -> tuple[str, str, str]:
     """Return model, method and calibration as rows call them."""
     known = study.variants.get(variant)
-    if known is None:
+    if known is None:  # the float model, and ways to run it
         return name, variant, "none"
-    return name, known.method, known.setting or "none"
+    return name, known.quantizer, known.setting or "none"
 
 
 def _content(
@@ -257,12 +250,15 @@ def _inputs(study: ModelStudy, spec: EvaluationSpec, texts: Mapping[str, Stream]
     sums = {
         code: hashlib.sha256(text.ids.numpy().tobytes()).hexdigest() for code, text in texts.items()
     }
-    asked = spec.model_dump(mode="json", exclude={"llm_int8"})
+    asked = spec.model_dump(mode="json")
     begin = {code: list(text.begin) for code, text in texts.items() if text.begin}
     asked |= {"begin": begin} if begin else {}
     return {**asked, "seq_len": study.spec.seq_len, "text": sums, "model": study.called}
 
 
 def _checkpoint(study: ModelStudy, variant: str) -> Any:
+    """Return what was quantized how; None for the float model."""
+    if (threshold := study.thresholds.get(variant)) is not None:
+        return {LLM_INT8: threshold}
     manifest = study.folder / "parts" / variant / "manifest.json"
     return read_json(manifest) if manifest.is_file() else None

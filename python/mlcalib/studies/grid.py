@@ -1,15 +1,21 @@
 """The grid of a study: calibration settings, and every quantizer on each of them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import product
 from typing import Any, Literal
 
+from pydantic import Field
+
 from mlcalib.common.config import Config
 from mlcalib.common.gguf_types import BLOCK_TYPES, MIXES
+from mlcalib.evaluation.subject import LLM_INT8
+from mlcalib.formats import formats
 from mlcalib.languages import LanguageSet, language_set
+from mlcalib.models.llm_int8 import THRESHOLD
 from mlcalib.quantization.recipe import check_method
+from mlcalib.quantization.scheme import SCHEMES, choose
 from mlcalib.quantizers import quantizers
-from mlcalib.studies.spec import StudySpec
+from mlcalib.studies.spec import QuantizerSpec, StudySpec
 
 Many = tuple[Any, ...]
 
@@ -40,14 +46,16 @@ class Setting(Config):
 
 
 class VariantSpec(Config):
-    """A checkpoint to be made of each model.
+    """A checkpoint to be made of each model, or a way to run it.
 
     Attributes:
         name: can be part of a file name.
         setting: the name of the setting; None for a quantizer that needs no text.
-        quantizer: method and options in short, without the setting.
-        method: the name of the quantizer.
+        quantizer: method, scheme and options in short, without the setting; or the name that the
+            study gives them.
+        method: the name of the quantizer, or ``llm_int8``.
         options: the options of the quantizer.
+        format: of the checkpoint; None for ``llm_int8``, which has none.
         propagate: ``float`` or ``quantized``.
     """
 
@@ -56,7 +64,13 @@ class VariantSpec(Config):
     quantizer: str
     method: str
     options: dict[str, Any]
+    format: str | None
     propagate: Literal["float", "quantized"]
+
+    @property
+    def threshold(self) -> float | None:
+        """The outlier threshold of LLM.int8(); None for a checkpoint."""
+        return self.options["threshold"] if self.format is None else None
 
 
 def settings_of(spec: StudySpec) -> dict[str, Setting]:
@@ -89,53 +103,126 @@ def variants_of(spec: StudySpec) -> dict[str, VariantSpec]:
     """Return name → variant: every quantizer on every setting, in the order of the study.
 
     Raises:
-        ValueError: a quantizer or option is unknown, two variants have the same name, or there is
-            no setting for a quantizer that needs one.
+        ValueError: a quantizer, scheme, format or option is unknown, they do not fit together, two
+            variants have the same name, there is no setting for a quantizer that needs one, or no
+            evaluation for LLM.int8().
     """
-    settings = settings_of(spec)
+    settings = list(settings_of(spec))
     found: dict[str, VariantSpec] = {}
     for each in spec.quantizers:
-        kind = quantizers.get(each.method)
-        given = each.model_extra or {}
-        modes = _many(each.propagate or spec.propagate)
-        for values, propagate in product(product(*map(_many, given.values())), modes):
-            options = dict(zip(given, values, strict=True))
-            check_method(each.method, propagate, calibrated=True, options=options)
-            label = _label(each.method, options)
-            if kind.needs and not settings:
-                raise ValueError(f"The study has no settings, which {each.method} needs.")
-            if propagate == "quantized" and kind.needs:
-                label += "-quantized"
-            for setting in list(settings) if kind.needs else [None]:
-                name = label if setting is None else f"{label}-{setting}"
-                if name in found:
-                    raise ValueError(f"Two variants are called '{name}'; leave one out.")
-                found[name] = VariantSpec(
-                    name=name,
-                    setting=setting,
-                    quantizer=label,
-                    method=each.method,
-                    options=options,
-                    propagate=propagate if kind.needs else "float",
+        kind = _int8 if each.method == LLM_INT8 else _quantized
+        for variant in kind(spec, each, settings):
+            if variant.name in found:
+                raise ValueError(
+                    f"Two variants are called '{variant.name}'; leave one out, or give one a name."
                 )
+            found[variant.name] = variant
     return found
 
 
-def _label(method: str, options: Mapping[str, Any]) -> str:
-    """Return method and options in short, e.g. ``gptq-w4-g64``."""
+class _Int8Options(Config):
+    """The options of LLM.int8()."""
+
+    threshold: float = Field(default=THRESHOLD, ge=0)
+
+
+def _int8(spec: StudySpec, given: QuantizerSpec, settings: list[str]) -> Iterator[VariantSpec]:
+    """Yield the variants of ``llm_int8``: float models that are evaluated in another way."""
+    del settings  # it needs no text
+    several = dict(given.model_extra or {})
+    for name in ("scheme", "format", "propagate"):
+        if getattr(given, name) is not None:
+            raise ValueError(
+                f"{LLM_INT8} has {name} {getattr(given, name)}, but runs the float model, and "
+                f"writes no checkpoint; leave {name} out."
+            )
+    if spec.evaluation is None:
+        raise ValueError(
+            f"{LLM_INT8} writes no checkpoint and is only evaluated, but the study has no "
+            "evaluation; leave it out, or give one."
+        )
+    for values in product(*map(_many, several.values())):
+        options = _Int8Options(**dict(zip(several, values, strict=True)))
+        label = LLM_INT8
+        if options.threshold != THRESHOLD:
+            label += f"-threshold_{options.threshold:g}"
+        label = given.name or label
+        yield VariantSpec(
+            name=label,
+            setting=None,
+            quantizer=label,
+            method=LLM_INT8,
+            options=options.model_dump(),
+            format=None,
+            propagate="float",
+        )
+
+
+def _quantized(
+    spec: StudySpec, given: QuantizerSpec, settings: list[str]
+) -> Iterator[VariantSpec]:
+    """Yield the checkpoints of a quantizer: of all its values, on every setting if it needs one."""
+    several = dict(given.model_extra or {})
+    modes = _many(given.propagate or spec.propagate)
+    for scheme, form, *values, propagate in product(
+        _many(given.scheme), _many(given.format), *map(_many, several.values()), modes
+    ):
+        asked = dict(zip(several, values, strict=True))
+        own = SCHEMES[scheme].format if scheme in SCHEMES else None
+        method, options, chosen = choose(given.method, scheme, form or own or spec.format, asked)
+        formats.get(chosen)
+        check_method(method, propagate, calibrated=True, options=options)
+        kind = quantizers.get(method)
+        label = given.name or _label(method, scheme, form, asked)
+        if kind.needs and not settings:
+            raise ValueError(f"The study has no settings, which {method} needs.")
+        if propagate == "quantized" and kind.needs:
+            label += "-quantized"
+        for setting in settings if kind.needs else [None]:
+            yield VariantSpec(
+                name=label if setting is None else f"{label}-{setting}",
+                setting=setting,
+                quantizer=label,
+                method=method,
+                options=options,
+                format=chosen,
+                propagate=propagate if kind.needs else "float",
+            )
+
+
+def _label(
+    method: str, scheme: str | None, form: str | None, options: Mapping[str, Any]
+) -> str:
+    """Return what was asked for in short, e.g. ``gptq-w4-g64`` or ``rtn-W8A8``."""
     left = dict(options)
     scales = left.pop("scales", None)
     if isinstance(scales, Mapping):
         scales = "_".join(str(value) for value in scales.values())
     parts = [method if scales is None else f"{scales}+{method}"]
-    if mix := left.pop("mix", ""):
-        parts.append(mix)
-        for key in BLOCK_TYPES[MIXES[mix]].options():  # an object has them, too
-            left.pop(key, None)
+    mix = left.pop("mix", "")
+    if named := scheme or mix:
+        parts.append(named)
+        for key, value in _meant(named).items():  # an object has them, too
+            if left.get(key) == value:
+                del left[key]
+        if "group_size" in left:
+            parts.append(_group(left.pop("group_size")))
     else:
         defaults = quantizers.get(method).Options()
         bits, size = (left.pop(key, getattr(defaults, key)) for key in ("bits", "group_size"))
-        parts += [f"w{bits}", "channel" if size == -1 else f"g{size}"]
+        parts += [f"w{bits}", _group(size)]
         if left.pop("symmetric", False):
             parts.append("sym")
-    return "-".join([*parts, *(f"{key}_{value}" for key, value in left.items())])
+    parts += [f"{key}_{value}" for key, value in left.items()]
+    return "-".join([*parts, *([form] if form else [])])
+
+
+def _group(size: int) -> str:
+    return "channel" if size == -1 else f"g{size}"
+
+
+def _meant(scheme: str) -> dict[str, Any]:
+    """Return the options that a scheme stands for, of a mix those of most of its grids."""
+    if scheme in MIXES:
+        return BLOCK_TYPES[MIXES[scheme]].options()
+    return choose(None, scheme, None, {})[1]

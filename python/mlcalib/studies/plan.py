@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from mlcalib.common.ranks import Ranks
-from mlcalib.formats import formats
 from mlcalib.languages import language_set
 from mlcalib.models.device import own_device
 from mlcalib.notebook import html
@@ -15,7 +14,7 @@ from mlcalib.quantization.memory import MemoryPlan
 from mlcalib.quantization.memory_needs import OtherText
 from mlcalib.quantization.pass_plan import plan_pass
 from mlcalib.quantization.variant import Variant
-from mlcalib.studies.evaluate import evaluation_file, unquantized
+from mlcalib.studies.evaluate import FLOAT, evaluation_file
 from mlcalib.studies.layer_measures import LayerMeasures
 from mlcalib.studies.run import ModelStudy
 
@@ -172,7 +171,7 @@ def _token(study: ModelStudy) -> int:
 def _states(study: ModelStudy) -> int:
     """Return the bytes of what the float model leaves for others to be compared with."""
     spec = study.spec.evaluation
-    names = [*unquantized(spec), *study.variants]
+    names = [FLOAT, *study.thresholds, *study.variants]
     evaluated = (evaluation_file(study, name).is_file() for name in names)
     if spec is None or not spec.fidelity or all(evaluated):
         return 0
@@ -192,7 +191,7 @@ def _disk(study: ModelStudy, todo: list[str]) -> int:
 
 def _checkpoint(study: ModelStudy, name: str) -> int:
     model, size, specs = study.source.model, study.source.dtype.itemsize, study.recipes[name].specs
-    packed = formats.get(study.spec.format).codes is not None
+    packed = study.recipes[name].checkpoint_format.codes is not None
     total: int = sum(piece.size for piece in study.source.outside().values())
     for block, module in study.source.adapter.named_blocks(model):
         for key, tensor in module.state_dict().items():

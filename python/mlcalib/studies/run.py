@@ -19,6 +19,7 @@ from mlcalib.evaluation import eval_sequences
 from mlcalib.languages import language_set
 from mlcalib.models.context import check_context
 from mlcalib.models.device import choose_device, own_device
+from mlcalib.models.llm_int8 import int8_bits_per_weight
 from mlcalib.models.loading import find_smollm2, load_tokenizer
 from mlcalib.quantization.block_files import BlockFiles
 from mlcalib.quantization.block_pass import run_pass
@@ -86,8 +87,14 @@ class ModelStudy:
 
     @cached_property
     def variants(self) -> dict[str, VariantSpec]:
-        """Name → variant."""
-        return variants_of(self.spec)
+        """Name → variant that has a checkpoint."""
+        return _checkpoints(self.spec)
+
+    @cached_property
+    def thresholds(self) -> dict[str, float]:
+        """Name → outlier threshold, of the variants that run the float model with LLM.int8()."""
+        found = {name: each.threshold for name, each in variants_of(self.spec).items()}
+        return {name: threshold for name, threshold in found.items() if threshold is not None}
 
     def checkpoint(self, variant: str) -> Path:
         """Return the folder of a checkpoint."""
@@ -130,10 +137,10 @@ def open_model(spec: StudySpec, name: str, out: Path, ranks: Ranks) -> ModelStud
             dtype=source.dtype,
             method=variant.method,
             propagate=None if variant.setting is None else variant.propagate,
-            format=spec.format,
+            format=variant.format or "",
             options=variant.options,
         )
-        for variant in variants_of(spec).values()
+        for variant in _checkpoints(spec).values()
     }
     for recipe in recipes.values():
         check_ranks(recipe.quantizer, ranks)
@@ -155,6 +162,11 @@ def open_model(spec: StudySpec, name: str, out: Path, ranks: Ranks) -> ModelStud
             }
         )
     return ModelStudy(spec, slug, out / slug, source, tokenizer, text, recipes)
+
+
+def _checkpoints(spec: StudySpec) -> dict[str, VariantSpec]:
+    found = variants_of(spec).items()
+    return {name: each for name, each in found if each.threshold is None}
 
 
 def model_path(name: str) -> str:
@@ -223,6 +235,9 @@ def quantize_model(study: ModelStudy, ranks: Ranks, *, progress: bool) -> None:
                 _write(study.folder / "layers.json", measure.merged(study.blocks()))
             for name, job in jobs.items():
                 _finish(study, name, job)
+            for name in study.thresholds:
+                bits = int8_bits_per_weight(study.source.model)
+                _write(study.folder / "variants" / f"{name}.json", {"bits_per_weight": bits})
             _add_costs(study, stopwatch.seconds)
         ranks.wait()  # others may still read what hidden states they have
         if ranks.writes:
@@ -335,6 +350,7 @@ def _finish(study: ModelStudy, name: str, job: QuantizationJob) -> None:
     weights = recipe.checkpoint_format.file or "*.safetensors"
     size = sum(path.stat().st_size for path in out.glob(weights))
     known |= {"warnings": record["warnings"], "seconds": job.stopwatch.seconds, "bytes": size}
+    known["bits_per_weight"] = recipe.bits_per_weight
     _write(study.folder / "variants" / f"{name}.json", known)
     shutil.rmtree(study.folder / "parts" / name / "blocks")
 

@@ -44,21 +44,44 @@ class SettingSpec(Config):
         return self
 
 
+Names = str | tuple[str, ...] | None
+
+
 class QuantizerSpec(BaseModel):
-    """A quantizer with its options. A list of values makes a quantizer of each.
+    """A way to quantize: a method, its options, and what checkpoints hold.
+
+    A list of values makes one of each, but for ``method``, where a list is a composition.
 
     Attributes:
-        method: the name of the quantizer.
+        method: the name of the quantizer; a list of what scales and what solves; or ``llm_int8``,
+            which is the float model run with LLM.int8() from an outlier ``threshold`` on. It has no
+            checkpoint, and is only evaluated. By default what the scheme means.
+        scheme: bits of weights and activations by name, such as ``W8A8`` or ``Q4_K_M``; see
+            ``mlcalib.quantize``.
+        format: the format of the checkpoint; by default that of the scheme, or of the study.
         propagate: ``float`` or ``quantized``, which needs a pass of its own; by default that of the
             study.
+        name: what results call it; by default method, scheme and options in short.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
-    method: str
+    method: str | None = None
+    scheme: Names = None
+    format: Names = None
     propagate: Literal["float", "quantized"] | tuple[Literal["float", "quantized"], ...] | None = (
         None
     )
+    name: str | None = Field(default=None, pattern=r"^[^/\\]+$")
+
+    @model_validator(mode="after")
+    def _says_how(self) -> "QuantizerSpec":
+        if self.method is None and self.scheme is None:
+            raise ValueError(
+                "a quantizer has neither method nor scheme; give one, such as {method: gptq} or "
+                "{scheme: NF4}."
+            )
+        return self
 
 
 class EvaluationSpec(Config):
@@ -73,8 +96,6 @@ class EvaluationSpec(Config):
         limit: the number of items of each task and language; by default all.
         fidelity: whether to compare the next-token distributions of each checkpoint with those of
             the float model, in the forward that perplexity needs.
-        llm_int8: the threshold of LLM.int8(), with which the float model is evaluated once more, as
-            the variant ``llm_int8``, and its outlier channels are counted; by default it is not.
     """
 
     tasks: tuple[str, ...] = (PERPLEXITY,)
@@ -84,7 +105,6 @@ class EvaluationSpec(Config):
     data: str | None = None
     limit: int | None = Field(default=None, ge=1)
     fidelity: bool = False
-    llm_int8: float | None = Field(default=None, ge=0)
 
     @field_validator("tasks")
     @classmethod
@@ -136,7 +156,7 @@ class StudySpec(Config):
         window_bos: whether every window begins as the tokenizer begins a text, likewise.
         allow_short: whether a language with too little text is used as it is.
         propagate: ``float`` (all variants share one pass) or ``quantized`` (a pass for each).
-        format: the format of the checkpoints.
+        format: the format of the checkpoints, where neither quantizer nor scheme says another one.
         dtype: the dtype of the models.
         device: where models are quantized and evaluated: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         memory: GB that quantizing may take on its device; by default nine tenths of what is free.
@@ -180,10 +200,18 @@ class StudySpec(Config):
 
 def _quantizer(given: Any) -> Any:
     """Return the keys of ``QuantizerSpec`` for a name, an object with options, or two of these."""
+    others: dict[str, Any] = {}
+    if isinstance(given, Mapping):
+        others = dict(given)
+        given = others.pop("method", None)
+    if given is None:
+        return others
     if not isinstance(given, str | QuantizerOptions | list | tuple):
-        return given
+        return {"method": given, **others}
     method, options = chosen(given, {})
-    return {"method": method, **options}
+    if twice := [name for name in options if name in others]:
+        raise ValueError(f"{twice[0]} is given twice, in method and beside it; leave one out.")
+    return {"method": method, **options, **others}
 
 
 def preset_names() -> list[str]:

@@ -11,12 +11,11 @@ from mlcalib import _core
 from mlcalib.common.files import atomic_file, check_folder, full_path
 from mlcalib.common.ranks import Ranks
 from mlcalib.evaluation.sharing import check_seen
-from mlcalib.evaluation.subject import LLM_INT8
 from mlcalib.models.device import choose_device, device_name, explain
 from mlcalib.quantization.manifest import machine
-from mlcalib.studies.evaluate import check_evaluation, described, evaluate_model, unquantized
+from mlcalib.studies.evaluate import check_evaluation, described, evaluate_model
 from mlcalib.studies.finished import Study
-from mlcalib.studies.grid import variants_of
+from mlcalib.studies.grid import VariantSpec, variants_of
 from mlcalib.studies.plan import Plans, plan
 from mlcalib.studies.run import ModelStudy, open_model, quantize_model
 from mlcalib.studies.spec import StudySpec, read_study
@@ -98,14 +97,13 @@ def study(
     return Study(out, plans)
 
 
-def _int8(spec: StudySpec) -> dict[str, Any]:
-    """Return the variant that runs the float model with LLM.int8(), where one is asked for."""
-    if LLM_INT8 not in unquantized(spec.evaluation) or spec.evaluation is None:
-        return {}
-    grid = {"bits": 8, "group_size": -1, "symmetric": True}
-    options = {**grid, "threshold": spec.evaluation.llm_int8}
-    variant = {"setting": None, "method": LLM_INT8, "quantizer": LLM_INT8, "options": options}
-    return {LLM_INT8: {**variant, "propagate": "float"}}
+def _variant(each: VariantSpec, model: ModelStudy) -> dict[str, Any]:
+    """Return what ``study.json`` says of a variant."""
+    if each.threshold is None:
+        options = model.recipes[each.name].description["options"]
+    else:
+        options = {"bits": 8, "group_size": -1, "symmetric": True, **each.options}
+    return each.model_dump(exclude={"name"}) | {"options": options}
 
 
 def _write_study(spec: StudySpec, opened: list[tuple[str, ModelStudy]], out: Path) -> None:
@@ -143,17 +141,7 @@ def _write_study(spec: StudySpec, opened: list[tuple[str, ModelStudy]], out: Pat
             }
             for name, each in settings.items()
         },
-        "variants": {
-            name: {
-                "setting": each.setting,
-                "method": each.method,
-                "quantizer": each.quantizer,
-                "options": first.recipes[name].description["options"],
-                "propagate": each.propagate,
-            }
-            for name, each in variants_of(spec).items()
-        }
-        | _int8(spec),
+        "variants": {name: _variant(each, first) for name, each in variants_of(spec).items()},
         "evaluation": described(first),
         "layers": spec.layers is not None,
     }

@@ -418,8 +418,11 @@ def test_benchmark_tasks_are_evaluated_too(spec, tmp_path):
 
 def test_llm_int8_is_evaluated_beside_the_float_model(spec, tmp_path):
     spec |= {"settings": ["en"], "layers": None}
-    spec["quantizers"] = [{"method": "rtn", "bits": 8, "group_size": -1, "symmetric": True}]
-    spec["evaluation"] |= {"llm_int8": 2.0, "fidelity": True}
+    spec["quantizers"] = [
+        {"method": "rtn", "bits": 8, "group_size": -1, "symmetric": True},
+        {"method": "llm_int8", "threshold": 2.0, "name": "llm_int8"},
+    ]
+    spec["evaluation"] |= {"fidelity": True}
     study = run(spec, tmp_path / "out")
     folder = tmp_path / "out" / "tiny" / "evaluations"
     found = json.loads((folder / "llm_int8.json").read_text())
@@ -432,7 +435,7 @@ def test_llm_int8_is_evaluated_beside_the_float_model(spec, tmp_path):
     assert "llm_int8" in page
     assert "have no checkpoint" not in page
     before = (folder / "rtn-w8-channel-sym.json").stat().st_mtime_ns
-    spec["evaluation"]["llm_int8"] = 3.0
+    spec["quantizers"][1]["threshold"] = 3.0
     run(spec, tmp_path / "out")
     again = json.loads((folder / "llm_int8.json").read_text())
     assert again["inputs"]["checkpoint"] == {"llm_int8": 3.0}

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mlcalib.cli.arguments import CORPUS, DEVICE, DTYPE, Memory
+from mlcalib.cli.benchmarks import Data, Limit
 from mlcalib.cli.shared import over_ranks
 
 if TYPE_CHECKING:
@@ -18,7 +19,8 @@ def study(
         str,
         typer.Argument(
             metavar="STUDY",
-            help="The study: paper, paper-small, curves, or the path of a YAML file.",
+            help="The study: paper, paper-small, quantization-multilingual, "
+            "quantization-multilingual-small, curves, or the path of a YAML file.",
         ),
     ],
     out: Annotated[
@@ -52,6 +54,15 @@ def study(
             help="Where the activations of the text are kept between two blocks: memory or disk."
         ),
     ] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(help="Replaces the tasks of the evaluation, separated by commas."),
+    ] = None,
+    languages: Annotated[
+        str | None, typer.Option(help="Replaces the languages of the evaluation: a set or a list.")
+    ] = None,
+    data: Data = None,
+    limit: Limit = None,
     *,
     ranks: "Ranks",
 ) -> None:
@@ -61,8 +72,15 @@ def study(
 
     Example: mlcalib study paper-small --out DIR --corpus files:TEXT --tokens 40960
     """
+    from mlcalib.evaluation.tasks import listed
     from mlcalib.studies import study as run
 
+    evaluation: dict[str, Any] = {
+        "tasks": None if tasks is None else listed(tasks),
+        "languages": languages,
+        "data": None if data is None else str(data),
+        "limit": limit,
+    }
     given: dict[str, Any] = {
         "corpus": corpus,
         "tokens": tokens,
@@ -70,6 +88,8 @@ def study(
         "device": device,
         "memory": memory,
         "hidden_states": hidden_states,
+        "evaluation": {key: value for key, value in evaluation.items() if value is not None}
+        or None,
     }
     changes = {key: value for key, value in given.items() if value is not None}
     run(

@@ -34,11 +34,9 @@ from mlcalib.formats import find_file
 from mlcalib.languages import language_set
 from mlcalib.models.device import choose_device, own_device
 from mlcalib.models.llm_int8 import LLMInt8
+from mlcalib.studies.grid import FLOAT
 from mlcalib.studies.run import ModelStudy, model_path
 from mlcalib.studies.spec import EvaluationSpec, StudySpec
-
-FLOAT = "float"
-"""The name of the model before quantization, among the variants."""
 
 
 def check_evaluation(spec: StudySpec) -> None:

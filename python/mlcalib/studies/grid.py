@@ -17,6 +17,8 @@ from mlcalib.quantization.scheme import SCHEMES, choose
 from mlcalib.quantizers import quantizers
 from mlcalib.studies.spec import QuantizerSpec, StudySpec
 
+FLOAT = "float"
+"""The name of the model before quantization, among the variants."""
 Many = tuple[Any, ...]
 
 
@@ -112,7 +114,7 @@ def variants_of(spec: StudySpec) -> dict[str, VariantSpec]:
     for each in spec.quantizers:
         kind = _int8 if each.method == LLM_INT8 else _quantized
         for variant in kind(spec, each, settings):
-            if variant.name in found:
+            if variant.name in (*found, FLOAT):
                 raise ValueError(
                     f"Two variants are called '{variant.name}'; leave one out, or give one a name."
                 )
@@ -158,9 +160,7 @@ def _int8(spec: StudySpec, given: QuantizerSpec, settings: list[str]) -> Iterato
         )
 
 
-def _quantized(
-    spec: StudySpec, given: QuantizerSpec, settings: list[str]
-) -> Iterator[VariantSpec]:
+def _quantized(spec: StudySpec, given: QuantizerSpec, settings: list[str]) -> Iterator[VariantSpec]:
     """Yield the checkpoints of a quantizer: of all its values, on every setting if it needs one."""
     several = dict(given.model_extra or {})
     modes = _many(given.propagate or spec.propagate)
@@ -190,9 +190,7 @@ def _quantized(
             )
 
 
-def _label(
-    method: str, scheme: str | None, form: str | None, options: Mapping[str, Any]
-) -> str:
+def _label(method: str, scheme: str | None, form: str | None, options: Mapping[str, Any]) -> str:
     """Return what was asked for in short, e.g. ``gptq-w4-g64`` or ``rtn-W8A8``."""
     left = dict(options)
     scales = left.pop("scales", None)

@@ -14,7 +14,8 @@ from mlcalib.quantization.memory import MemoryPlan
 from mlcalib.quantization.memory_needs import OtherText
 from mlcalib.quantization.pass_plan import plan_pass
 from mlcalib.quantization.variant import Variant
-from mlcalib.studies.evaluate import FLOAT, evaluation_file
+from mlcalib.studies.evaluate import evaluation_file
+from mlcalib.studies.grid import FLOAT
 from mlcalib.studies.layer_measures import LayerMeasures
 from mlcalib.studies.run import ModelStudy
 

@@ -225,7 +225,7 @@ def read_study(study: str | Path | Mapping[str, Any], **changes: Any) -> StudySp
 
     Args:
         study: the name of a preset, the path of a YAML file, or its content.
-        changes: new values of single keys.
+        changes: new values of single keys, of ``evaluation`` also of single keys in it.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -249,4 +249,11 @@ def read_study(study: str | Path | Mapping[str, Any], **changes: Any) -> StudySp
             raise ValueError(f"{study} is not valid YAML: {error}") from error
         if not isinstance(content, dict):
             raise ValueError(f"{study} holds a YAML {type(content).__name__}, expected keys")
+    if isinstance(inner := changes.get("evaluation"), Mapping):
+        changes["evaluation"] = {**_keys(content.get("evaluation")), **inner}
     return StudySpec(**{**content, **changes})
+
+
+def _keys(evaluation: Any) -> Mapping[str, Any]:
+    """Return the keys of an evaluation as a study has it, which may be none at all."""
+    return evaluation if isinstance(evaluation, Mapping) else {}

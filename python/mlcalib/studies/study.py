@@ -40,15 +40,17 @@ def study(
     and number of threads.
 
     Args:
-        spec: the name of a preset (``paper``, ``paper-small``, ``curves``), the path of a YAML
-            file, its content, or a ``StudySpec``.
+        spec: the name of a preset (``paper``, ``paper-small``, ``quantization-multilingual``,
+            ``quantization-multilingual-small``, ``curves``), the path of a YAML file, its content,
+            or a ``StudySpec``.
         out: the folder of the study. It may hold an unfinished study.
         plan_only: only print what would be done.
         progress: whether to show progress bars.
         echo: is called with each piece of text that is printed.
         ranks: the processes that do this together, from ``joined_ranks``; each calls this with the
             same arguments, and all see the folder of the study.
-        changes: new values of single keys of the study, e.g. ``corpus`` or ``tokens``.
+        changes: new values of single keys of the study, e.g. ``corpus`` or ``tokens``; of
+            ``evaluation`` also of single keys in it.
 
     Returns:
         The study: ``results``, ``table(name)``, ``figure(name)``, ``report()``, and as ``plans``

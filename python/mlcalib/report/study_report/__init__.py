@@ -5,6 +5,7 @@ from pathlib import Path
 from mlcalib.report.page import check_page, write_figures, write_page
 from mlcalib.report.page.canvas import Drawing, style
 from mlcalib.report.page.document import Section
+from mlcalib.report.study_report import sizes
 from mlcalib.report.study_report.answer import answer
 from mlcalib.report.study_report.costs import cost
 from mlcalib.report.study_report.figures import drawings
@@ -13,7 +14,7 @@ from mlcalib.report.study_report.quality import curves, heat_maps
 from mlcalib.report.study_report.ranges import ranges
 from mlcalib.report.study_report.results import ModelReport, Results, results
 from mlcalib.report.study_report.tables import tables
-from mlcalib.report.study_report.tasks import fidelities, tasks
+from mlcalib.report.study_report.tasks import fidelities, perplexities, tasks
 from mlcalib.report.study_report.tracing import layer_losses
 
 
@@ -66,7 +67,9 @@ def sections(found: Results) -> list[Section]:
         prefix = _prefix(found, report)
         inner = [
             heat_maps(report, prefix),
+            sizes.section(report, prefix),
             curves(report, prefix),
+            perplexities(report, prefix),
             tasks(found, report, prefix),
             fidelities(report, prefix),
             prediction(report, prefix),

@@ -5,25 +5,35 @@ from dataclasses import replace
 
 from mlcalib.report.comparison.relative_changes import Model
 from mlcalib.report.evaluation_report.compared import FIDELITY, PERPLEXITY, Compared, compare
-from mlcalib.report.study_report.comparison import Grid
 from mlcalib.report.study_report.folder import FLOAT, Evaluation
 from mlcalib.results.rows import ItemScores, Results, joined
 
 
 def compared(
-    evaluations: Mapping[str, Evaluation], grid: Grid, *, resamples: int, seed: int
+    evaluations: Mapping[str, Evaluation],
+    labels: Mapping[str, str],
+    *,
+    perplexity: bool = False,
+    resamples: int,
+    seed: int,
 ) -> Compared | None:
-    """Return the float model and the variants of a heat map, as an evaluation has its models.
+    """Return the float model and some variants, as an evaluation has its models.
 
-    None where benchmark tasks and fidelity were not measured, or nothing of the float model.
+    Args:
+        evaluations: ``float`` or variant → evaluation.
+        labels: variant → what tables call it.
+        perplexity: whether perplexity is compared, too.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
+
+    Returns:
+        None where nothing of it was measured, or nothing of the float model.
     """
-    labels = {FLOAT: FLOAT} | {
-        column.variant: column.label for column in [*grid.references, *grid.columns]
-    }
+    labels = {FLOAT: FLOAT, **labels}
     measured = {
         name: evaluations[name] for name in labels if name in evaluations and evaluations[name].rows
     }
-    joint = joined(_as_results(each, name) for name, each in measured.items())
+    joint = joined(_as_results(each, name, perplexity) for name, each in measured.items())
     if not joint or FLOAT not in measured:
         return None
     named = {_origin(each, name): labels[name] for name, each in measured.items()}
@@ -34,8 +44,12 @@ def _origin(evaluation: Evaluation, variant: str) -> Model:
     return variant, evaluation.rows[0].method, evaluation.rows[0].calibration
 
 
-def _as_results(evaluation: Evaluation, variant: str) -> Results:
-    rows = [replace(row, model=variant) for row in evaluation.rows if row.task != PERPLEXITY]
+def _as_results(evaluation: Evaluation, variant: str, perplexity: bool) -> Results:
+    rows = [
+        replace(row, model=variant)
+        for row in evaluation.rows
+        if perplexity or row.task != PERPLEXITY
+    ]
     first = {(row.task, row.language): row.metric for row in reversed(rows)}
     of = _origin(evaluation, variant)
     items = [
@@ -48,6 +62,11 @@ def _as_results(evaluation: Evaluation, variant: str) -> Results:
         ItemScores(*of, code, FIDELITY, "kl", values, evaluation.documents[code].tokens)
         for code, values in evaluation.divergence.items()
     ]
+    if perplexity:
+        items += [
+            ItemScores(*of, code, PERPLEXITY, "perplexity", each.loss, each.tokens)
+            for code, each in evaluation.documents.items()
+        ]
     lacking = [
         ItemScores(*of, cell.language, cell.task, cell.metric, [], missing=str(cell))
         for cell in evaluation.missing

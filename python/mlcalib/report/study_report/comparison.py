@@ -3,10 +3,17 @@
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
-from mlcalib.report.study_report.folder import FLOAT, Documents, ModelResults, StudyFile
+from mlcalib.report.study_report.folder import (
+    FLOAT,
+    Documents,
+    ModelResults,
+    StudyFile,
+    Variant,
+)
 from mlcalib.results.significance import Difference, Part, combine, holm, resample
 
 ENGLISH = "en"
@@ -289,11 +296,18 @@ def grids(plan: StudyFile, measured: Measured) -> list[Grid]:
 
 
 def _references(plan: StudyFile, like: str) -> list[Column]:
-    options = plan.variants[like].options
-    same = ("bits", "group_size", "symmetric")
+    """Return what needs no text on the same grids and in the same format.
+
+    Other formats round activations, or do not.
+    """
     return [
         Column(name, None, f"none ({variant.method})")
         for name, variant in plan.variants.items()
-        if variant.setting is None
-        and all(variant.options.get(key) == options.get(key) for key in same)
+        if variant.setting is None and _held(variant) == _held(plan.variants[like])
     ]
+
+
+def _held(variant: Variant) -> list[Any]:
+    """Return what of a variant says how weights and activations are held."""
+    grid = ("bits", "group_size", "symmetric", "numbers", "super_block", "scale_bits", "mix")
+    return [variant.format, *(variant.options.get(key) for key in grid)]

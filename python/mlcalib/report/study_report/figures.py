@@ -5,6 +5,7 @@ from mlcalib.report.study_report.curve_figures import curves, point_records, sca
 from mlcalib.report.study_report.map_figures import layers, outside, rise_records, rises
 from mlcalib.report.study_report.quality import curve_panels, limit
 from mlcalib.report.study_report.results import ModelReport
+from mlcalib.report.study_report.sizes import drawing
 
 
 def drawings(report: ModelReport, prefix: str) -> list[Drawing]:
@@ -22,6 +23,8 @@ def drawings(report: ModelReport, prefix: str) -> list[Drawing]:
         if panels := curve_panels(points):
             name = f"{prefix}curves-{quantizer}"
             found.append(Drawing(name, curves(points, panels), point_records(points)))
+    if (size := drawing(report, prefix)) is not None:
+        found.append(size)
     if (dots := scatter(report)) is not None:
         found.append(Drawing(f"{prefix}predicted", *dots))
     if (blocks := outside(report)) is not None:

@@ -36,6 +36,7 @@ class Variant(_Part):
     method: str
     quantizer: str
     options: dict[str, Any] = {}
+    format: str | None = None
 
 
 class EvaluationPlan(_Part):
@@ -137,6 +138,7 @@ class Record(_Part):
     warnings: list[str] = []
     seconds: dict[str, float] = {}
     bytes: int | None = None
+    bits_per_weight: float | None = None
 
 
 class Outside(_Part):

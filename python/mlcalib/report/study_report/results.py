@@ -12,6 +12,9 @@ from mlcalib.report.study_report.folder import FLOAT, ModelResults, Study, Study
 from mlcalib.report.study_report.layers import Activations, activations
 from mlcalib.results.significance import Difference
 
+ALL = "all quantizers"
+"""What quantizers that stand side by side are called together."""
+
 
 @dataclass(frozen=True)
 class Point:
@@ -60,11 +63,24 @@ class ModelReport:
 
     @cached_property
     def compared(self) -> dict[str, Compared]:
-        """Quantizer of the main budget → its benchmark tasks, where they were measured."""
+        """Quantizer of the main budget → its benchmark tasks, where they were measured.
+
+        Where no settings compete, all quantizers stand side by side instead, with perplexity.
+        """
+        evaluations, settings = self.model.evaluations, [len(grid.columns) for grid in self.main]
         options = {"resamples": self.resamples, "seed": self.measured.seed}
-        found = {
-            grid.quantizer: compared(self.model.evaluations, grid, **options) for grid in self.main
-        }
+        if len(settings) > 1 and max(settings) == 1:
+            shown = {
+                each.variant for grid in self.main for each in [*grid.references, *grid.columns]
+            }
+            variants = self.study.plan.variants.items()
+            labels = {name: each.quantizer for name, each in variants if name in shown}
+            every = compared(evaluations, labels, perplexity=True, **options)
+            return {} if every is None else {ALL: every}
+        found = {}
+        for grid in self.main:
+            labels = {each.variant: each.label for each in [*grid.references, *grid.columns]}
+            found[grid.quantizer] = compared(evaluations, labels, **options)
         return {quantizer: each for quantizer, each in found.items() if each is not None}
 
     def points(self, quantizer: str) -> list[Point]:

@@ -12,6 +12,7 @@ from mlcalib.report.study_report.folder import FLOAT
 from mlcalib.report.study_report.layers import place, predicted
 from mlcalib.report.study_report.prediction import correlation, pairs
 from mlcalib.report.study_report.results import ModelReport, Results
+from mlcalib.report.study_report.sizes import records
 from mlcalib.report.study_report.tasks import task_grids
 from mlcalib.results.significance import Difference
 
@@ -23,6 +24,7 @@ def tables(results: Results) -> dict[str, Records]:
     makers: dict[str, Callable[[ModelReport], Records]] = {
         "rises": _rises,
         "settings": _settings,
+        "sizes": records,
         "predicted": _predicted,
         "rank_correlation": _correlations,
         "layer_losses": _layer_losses,

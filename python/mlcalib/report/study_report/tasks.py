@@ -172,6 +172,14 @@ def _relative(each: Compared, quantizer: str) -> list[Block]:
     return blocks
 
 
+def perplexities(report: ModelReport, prefix: str) -> Section | None:
+    """Return the relative changes of perplexity, all quantizers side by side; None elsewhere."""
+    found = [each for each in report.compared.values() if each.perplexity]
+    blocks = [block for each in found for block in changes(each, each.perplexity, None)]
+    title = "What quantization changed: perplexity"
+    return Section(f"{prefix}perplexity", title, blocks) if blocks else None
+
+
 def fidelities(report: ModelReport, prefix: str) -> Section | None:
     """Return how far predictions moved, a heat map's variants side by side; None if unmeasured."""
     section = Section(f"{prefix}fidelity", "Fidelity: how far predictions moved")

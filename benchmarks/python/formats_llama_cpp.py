@@ -117,9 +117,10 @@ def mean(values: Mapping[str, float]) -> float:
 
 
 def show(out: Path, study: Path | None) -> None:
-    from mlcalib.report.page.canvas import style, svg
+    from mlcalib.report.page.canvas import style
     from mlcalib.report.study_report.results import results
     from mlcalib.report.study_report.sizes import KL, Size, size_figure, sizes
+    from mlcalib.studies.finished import StudyFigure
 
     peers = [
         Size(
@@ -141,7 +142,8 @@ def show(out: Path, study: Path | None) -> None:
         if what != KL:
             raise ValueError(f"{study} has no fidelity for all of its variants")
         with style():
-            (study / "size.svg").write_text(svg(size_figure([*own, *peers], what)()))
+            figure = size_figure([*own, *peers], what)()
+        (study / "size.svg").write_text(StudyFigure("size", figure).svg)
 
 
 def _worst(values: Mapping[str, float]) -> float:

@@ -41,9 +41,14 @@ class StudyFigure:
     def __repr__(self) -> str:
         return f"StudyFigure '{self.name}'"
 
-    def _repr_html_(self) -> str:
+    @property
+    def svg(self) -> str:
+        """The figure as SVG to be put into a page, whose colour of text it takes."""
         with style():
             return inline(svg(self.figure), self.name)
+
+    def _repr_html_(self) -> str:
+        return self.svg
 
 
 class Study:
@@ -172,12 +177,13 @@ class Study:
         if not self._exists:
             return "not begun"
         plan, found = self._computed.study.plan, self._computed.models
-        made = sum(len(report.model.records) for report in found)
+        written = [name for name, variant in plan.variants.items() if variant.has_checkpoint]
+        made = sum(name in report.model.records for report in found for name in written)
         measured = sum(len(report.model.evaluations) for report in found)
-        checkpoints = len(plan.variants) * len(found)
-        text = f"{made} of {checkpoints} checkpoints made"
+        text = f"{made} of {len(written) * len(found)} checkpoints made"
         if plan.evaluation.languages:
-            text += f", {measured} of {checkpoints + len(found)} models evaluated"
+            total = (len(plan.variants) + 1) * len(found)
+            text += f", {measured} of {total} models evaluated"
         return text
 
     @cached_property

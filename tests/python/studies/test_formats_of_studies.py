@@ -1,4 +1,4 @@
-"""Variants of a study that are held in other formats, or in none, and what is said of their size."""
+"""Variants of a study in other formats, or without any, and what is said of their sizes."""
 
 import json
 
@@ -82,7 +82,7 @@ def test_each_way_is_held_in_its_format(finished):
     assert held["NF4"]["bnb_4bit_quant_type"] == "nf4"
     assert held["W8A8"]["format"] == held["W8A8-SmoothQuant-en"]["format"] == "int-quantized"
     assert held["W8"]["format"] == held["W4-g-en"]["format"] == "pack-quantized"
-    (gathered,) = [json.loads((folder / "costs.json").read_text())]
+    gathered = json.loads((folder / "costs.json").read_text())
     assert (gathered["tokens"], gathered["separate_tokens"]) == (200, 3 * 200)
 
 
@@ -131,20 +131,21 @@ def test_all_ways_stand_side_by_side_in_the_groups(finished):
     groups = finished.table("tasks_groups")
     assert set(groups["label"]) == {name.removesuffix("-en") for name in WAYS}
     assert set(groups["task"]) == {"perplexity"}
-    assert {"script", "family", "tier"} <= set(groups["grouping"])
+    assert {"script", "family", "resource tier"} <= set(groups["grouping"])
     page = finished.report().read_text()
     assert "What quantization changed: perplexity" in page
     assert "Quality against size" in page
 
 
-def test_a_way_is_added_to_a_finished_study(finished, model, text):
-    quantizers = [*read_study(PRESET).model_dump(exclude_defaults=True)["quantizers"]]
-    quantizers += [{"method": "rtn", "scheme": ["FP8_DYNAMIC", "W4A16"], "group_size": [32]}]
-    changes = options(model, text) | {"quantizers": quantizers[:-1]}
-    (planned,) = run(PRESET, finished.folder, plan_only=True, **changes).plans
+def test_it_says_where_it_stands(finished, model, text):
+    assert "6 of 6 checkpoints made, 8 of 8 models evaluated" in repr(finished)
+    (planned,) = run(PRESET, finished.folder, plan_only=True, **options(model, text)).plans
     assert planned.todo == []
-    found = variants_of(read_study(PRESET, quantizers=[{"scheme": ["NF4", "MXFP4A16"]}]))
-    assert {each.format for each in found.values()} == {"bitsandbytes", "compressed-tensors-mxfp4"}
+    quantizers = [{"scheme": ["NF4", "MXFP4A16"]}]
+    changes = options(model, text) | {"quantizers": quantizers}
+    (planned,) = run(PRESET, finished.folder, plan_only=True, **changes).plans
+    assert planned.todo == ["gptq-NF4-en", "gptq-MXFP4A16-en"]
+    assert planned.tokens == 200
 
 
 @pytest.mark.parametrize(

@@ -12,19 +12,19 @@ from mlcalib.results.rows import ItemScores, Results, joined
 def compared(
     evaluations: Mapping[str, Evaluation],
     labels: Mapping[str, str],
-    *,
-    perplexity: bool = False,
     resamples: int,
     seed: int,
+    *,
+    perplexity: bool = False,
 ) -> Compared | None:
     """Return the float model and some variants, as an evaluation has its models.
 
     Args:
         evaluations: ``float`` or variant → evaluation.
         labels: variant → what tables call it.
-        perplexity: whether perplexity is compared, too.
         resamples: of the bootstrap.
         seed: of the bootstrap.
+        perplexity: whether perplexity is compared, too.
 
     Returns:
         None where nothing of it was measured, or nothing of the float model.

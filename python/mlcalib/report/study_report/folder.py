@@ -30,13 +30,18 @@ class Setting(_Part):
 
 
 class Variant(_Part):
-    """One quantized checkpoint: quantizer options × setting."""
+    """Quantizer options × setting."""
 
     setting: str | None = None
     method: str
     quantizer: str
     options: dict[str, Any] = {}
     format: str | None = None
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether weights are written; LLM.int8() is only a way to run the float model."""
+        return self.method != "llm_int8"
 
 
 class EvaluationPlan(_Part):

@@ -68,19 +68,19 @@ class ModelReport:
         Where no settings compete, all quantizers stand side by side instead, with perplexity.
         """
         evaluations, settings = self.model.evaluations, [len(grid.columns) for grid in self.main]
-        options = {"resamples": self.resamples, "seed": self.measured.seed}
+        resamples, seed = self.resamples, self.measured.seed
         if len(settings) > 1 and max(settings) == 1:
             shown = {
                 each.variant for grid in self.main for each in [*grid.references, *grid.columns]
             }
             variants = self.study.plan.variants.items()
             labels = {name: each.quantizer for name, each in variants if name in shown}
-            every = compared(evaluations, labels, perplexity=True, **options)
+            every = compared(evaluations, labels, resamples, seed, perplexity=True)
             return {} if every is None else {ALL: every}
         found = {}
         for grid in self.main:
             labels = {each.variant: each.label for each in [*grid.references, *grid.columns]}
-            found[grid.quantizer] = compared(evaluations, labels, **options)
+            found[grid.quantizer] = compared(evaluations, labels, resamples, seed)
         return {quantizer: each for quantizer, each in found.items() if each is not None}
 
     def points(self, quantizer: str) -> list[Point]:
@@ -146,7 +146,7 @@ class ModelReport:
         """Say what is not there yet, a line each."""
         variants = self.study.plan.variants
         names = list(variants)
-        quantized = [each for each in names if variants[each].method != "llm_int8"]
+        quantized = [each for each in names if variants[each].has_checkpoint]
         evaluations = [each for each in [FLOAT, *names] if each not in self.model.evaluations]
         records = [each for each in quantized if each not in self.model.records]
         found = []

@@ -8,7 +8,7 @@ from mlcalib.common.optional import optional
 from mlcalib.report.evaluation_report.compared import FIDELITY
 from mlcalib.report.page.canvas import INK, Drawing, Records, new
 from mlcalib.report.page.colours import CATEGORIES
-from mlcalib.report.page.document import Cell, Details, Paragraph, Plot, Row, Section, Table
+from mlcalib.report.page.document import Block, Cell, Details, Paragraph, Plot, Row, Section, Table
 from mlcalib.report.page.words import full_name, signed
 from mlcalib.report.study_report.results import ModelReport
 
@@ -124,12 +124,12 @@ def section(report: ModelReport, prefix: str) -> Section | None:
         ]
         for at, each in ((at, found[at]) for at in order)
     ]
-    blocks = [
+    blocks: list[Block] = [
         Paragraph(MEANING, "note"),
         Plot(f"{prefix}size", f"{what}; lines: the frontiers of each calibration."),
         Details("The numbers", [Table("Boxed: on the frontier of the mean", header, rows)]),
     ]
-    return Section(f"{prefix}size", "Quality against size", [*blocks])
+    return Section(f"{prefix}size", "Quality against size", blocks)
 
 
 def records(report: ModelReport) -> Records:

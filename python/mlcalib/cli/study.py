@@ -34,6 +34,10 @@ def study(
             "is finished already.",
         ),
     ] = False,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="Replaces the models of the study. May be given several times."),
+    ] = None,
     corpus: Annotated[
         str | None, typer.Option(help=f"Replaces the corpus of the study. {CORPUS}")
     ] = None,
@@ -82,6 +86,7 @@ def study(
         "limit": limit,
     }
     given: dict[str, Any] = {
+        "models": model,
         "corpus": corpus,
         "tokens": tokens,
         "dtype": dtype,

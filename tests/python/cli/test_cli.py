@@ -148,6 +148,22 @@ def test_bits_and_skip_per_layer(run, folder, tmp_path):
     assert AutoModelForCausalLM.from_pretrained(out).dtype == torch.float32
 
 
+def test_a_study_is_changed_from_the_command_line(run, folder, tmp_path):
+    out = tmp_path / "out"
+    study = ("study", "quantization-multilingual-small", "--out", out, "--model", folder, "--plan")
+    code, said, _ = run(*study, "--languages", "en,sw", "--limit", 1)
+    assert code == 0
+    assert f"model {folder} ({folder.name}): 6 checkpoints to make" in said
+    code, _, err = run(*study, "--languages", "sw", "--tasks", "flores", "--data", tmp_path)
+    assert code == 1
+    assert "fidelity is measured on the text of perplexity, but the tasks are flores" in err
+    code, _, err = run(*study, "--tasks", "perplexity, flores", "--data", tmp_path)
+    assert code == 1
+    assert f"{tmp_path}" in err
+    assert "flores" in err
+    assert not out.exists()
+
+
 def test_info(run):
     code, text, _ = run("info")
     assert code == 0

@@ -1,6 +1,7 @@
 """What several test files share."""
 
 import os
+from inspect import unwrap
 from typing import Any
 
 import pytest
@@ -53,8 +54,8 @@ def registered(monkeypatch):
     from transformers import modeling_utils
     from transformers.quantizers import auto
 
-    for user in (auto, modeling_utils):
-        monkeypatch.setattr(user, "get_hf_quantizer", user.get_hf_quantizer)
+    for user in (auto, modeling_utils):  # unwrapped: code of a page may have registered before
+        monkeypatch.setattr(user, "get_hf_quantizer", unwrap(user.get_hf_quantizer))
     mlcalib.register_packed.cache_clear()
     mlcalib.register_packed()
     yield

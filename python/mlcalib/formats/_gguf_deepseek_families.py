@@ -6,13 +6,13 @@ From V3 on a bias corrects the scores before experts are chosen.
 from typing import Any
 
 from mlcalib.formats._gguf_config import rope
-from mlcalib.formats._gguf_expert_families import CORRECTION, SIGMOID, as_many_heads
+from mlcalib.formats._gguf_expert_families import CORRECTION, EXPERT_BIAS, SIGMOID, as_many_heads
 from mlcalib.formats._gguf_family import GgufFamily, Values, experts
 
 _SHARED = ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts")
 
 
-def _mla(config: Any) -> Values:
+def mla(config: Any) -> Values:
     """Return what attention of low rank has; its keys and values are stored whole."""
     found: Values = {
         "attention.kv_lora_rank": config.kv_lora_rank,
@@ -31,7 +31,7 @@ def _mla(config: Any) -> Values:
 
 def _deepseek_v2(config: Any) -> Values:
     return (
-        _mla(config)
+        mla(config)
         | experts(config)
         | {
             "leading_dense_block_count": config.first_k_dense_replace,
@@ -43,7 +43,7 @@ def _deepseek_v2(config: Any) -> Values:
 
 
 def _youtu(config: Any) -> Values:
-    return _mla(config) | {
+    return mla(config) | {
         "leading_dense_block_count": config.num_hidden_layers,
         "expert_feed_forward_length": config.intermediate_size,
         "expert_shared_count": 0,
@@ -127,7 +127,7 @@ DEEPSEEK_FAMILIES = {
         slides=True,
         more=_afmoe,
         unlike=_afmoe_limits,
-        names={".expert_bias": ".expert_bias.bias"},
+        names=EXPERT_BIAS,
     ),
     "Dots1ForCausalLM": GgufFamily(
         "dots1",
@@ -139,7 +139,7 @@ DEEPSEEK_FAMILIES = {
     "DeepseekV2ForCausalLM": GgufFamily("deepseek2", more=_deepseek_v2, unlike=_deepseek_v2_limits),
     "DeepseekV3ForCausalLM": GgufFamily(
         "deepseek2",
-        more=lambda config: _mla(config) | weighted(config, SIGMOID),
+        more=lambda config: mla(config) | weighted(config, SIGMOID),
         unlike=_deepseek_limits,
         names=CORRECTION,
     ),
@@ -159,7 +159,7 @@ DEEPSEEK_FAMILIES = {
     ),
     "Glm4MoeLiteForCausalLM": GgufFamily(
         "deepseek2",
-        more=lambda config: _mla(config) | weighted(config, SIGMOID) | _leading_dense(config),
+        more=lambda config: mla(config) | weighted(config, SIGMOID) | _leading_dense(config),
         unlike=lambda config: _dense_first(config) or _deepseek_limits(config),
         names=CORRECTION,
     ),

@@ -9,20 +9,28 @@ from mlcalib.formats._gguf_family import (
     QWEN,
     GgufFamily,
     Values,
+    clamped,
     deepstack,
     experts,
     granite,
+    no_positions_every_fourth,
 )
 
-_BLOCK_SPARSE = {
+BLOCK_SPARSE = {
     ".block_sparse_moe.experts.": ".mlp.experts.",
     ".router.weight": ".router.layer.weight",
 }
 SIGMOID = 2  # LLAMA_EXPERT_GATING_FUNC_TYPE of src/llama-hparams.h
 CORRECTION = {"e_score_correction_bias": "e_score_correction.bias"}
+EXPERT_BIAS = {".expert_bias": ".expert_bias.bias"}
+SHARED_MLP = {
+    "shared_mlp.input_linear": ("mlp.shared_experts.gate_proj", "mlp.shared_experts.up_proj"),
+}
+"""The parts of the experts that read all tokens in Granite's mixtures."""
 
 
-def _qwen2_moe(config: Any) -> Values:
+def with_shared_expert(config: Any) -> Values:
+    """Return what a mixture has beside one expert that reads all tokens, of its own width."""
     shared = {"expert_shared_feed_forward_length": config.shared_expert_intermediate_size}
     return experts(config) | shared
 
@@ -93,9 +101,7 @@ def _dbrx(config: Any) -> Values:
         "expert_count": config.ffn_config.moe_num_experts,
         "expert_used_count": config.ffn_config.moe_top_k,
     }
-    if (clip := config.attn_config.clip_qkv) is not None:
-        found["attention.clamp_kqv"] = float(clip)
-    return found
+    return found | clamped(config.attn_config.clip_qkv)
 
 
 def _dbrx_limits(config: Any) -> str | None:
@@ -117,9 +123,8 @@ def _llama4(config: Any) -> Values:
 def _llama4_limits(config: Any) -> str | None:
     """Refuse what is not in the two published models."""
     blocks, step = range(config.num_hidden_layers), config.interleave_moe_layer_step
-    every_fourth = [int((block + 1) % 4 != 0) for block in blocks]
-    if list(config.no_rope_layers) != every_fourth:
-        return "positions that are left out of other blocks than every fourth"
+    if (other := no_positions_every_fourth(config)) is not None:
+        return other
     if list(config.moe_layers) != [block for block in blocks if (block + 1) % step == 0]:
         return f"experts in other blocks than every {step}"
     chosen = (config.attention_chunk_size, config.floor_scale, config.attn_scale)
@@ -149,19 +154,14 @@ EXPERT_FAMILIES = {
         },
     ),
     "GraniteMoeForCausalLM": replace(
-        LLAMA, name="granitemoe", more=_granite_moe, names=_BLOCK_SPARSE
+        LLAMA, name="granitemoe", more=_granite_moe, names=BLOCK_SPARSE
     ),
     "GraniteMoeSharedForCausalLM": replace(
         LLAMA,
         name="granitemoe",
         more=_granite_moe,
-        names=_BLOCK_SPARSE,
-        splits={
-            "shared_mlp.input_linear": (
-                "mlp.shared_experts.gate_proj",
-                "mlp.shared_experts.up_proj",
-            ),
-        },
+        names=BLOCK_SPARSE,
+        splits=SHARED_MLP,
     ),
     "Ernie4_5_MoeForCausalLM": GgufFamily(
         "ernie4_5-moe",
@@ -187,7 +187,7 @@ EXPERT_FAMILIES = {
         QWEN,
         name="qwen2moe",
         head="own",
-        more=_qwen2_moe,
+        more=with_shared_expert,
         unlike=lambda config: every_block_has_experts(config, False),
     ),
     "Qwen3MoeForCausalLM": replace(

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from mlcalib.formats._gguf_config import head_dim, rope
-from mlcalib.formats._gguf_deepseek_families import DEEPSEEK_FAMILIES
+from mlcalib.formats._gguf_deepseek_families import DEEPSEEK_FAMILIES, mla
 from mlcalib.formats._gguf_expert_families import EXPERT_FAMILIES
 from mlcalib.formats._gguf_family import (
     FREQUENCIES,
@@ -18,8 +18,10 @@ from mlcalib.formats._gguf_family import (
     TANH_GELU,
     GgufFamily,
     Values,
+    clamped,
     deepstack,
     granite,
+    no_positions_every_fourth,
 )
 from mlcalib.formats._gguf_fused_families import FUSED_FAMILIES
 from mlcalib.formats._gguf_inside import inside_classes
@@ -97,18 +99,11 @@ def _cohere(config: Any) -> str | None:
     return "norms of q and k" if getattr(config, "use_qk_norm", False) else None
 
 
-def _smollm3(config: Any) -> str | None:
-    every_fourth = [int((block + 1) % 4 != 0) for block in range(config.num_hidden_layers)]
-    if list(config.no_rope_layers) != every_fourth:
-        return "positions that are left out of other blocks than every fourth"
-    return None
-
-
 def _stablelm(config: Any) -> Values:
     return {"use_parallel_residual": bool(config.use_parallel_residual)}
 
 
-def _stablelm_norms(config: Any) -> str | None:
+def _normed(config: Any) -> str | None:
     return "norms of q and k" if config.qk_layernorm else None
 
 
@@ -121,31 +116,13 @@ def _slides(config: Any) -> str | None:
     return "sliding windows" if config.sliding_window is not None else None
 
 
-def _minicpm3(config: Any) -> Values:
-    found: Values = {
-        "attention.kv_lora_rank": config.kv_lora_rank,
-        "attention.key_length": config.qk_nope_head_dim + config.qk_rope_head_dim,
-        "attention.value_length": config.v_head_dim,
-        "rope.dimension_count": config.qk_rope_head_dim,
-        "attention.q_lora_rank": config.q_lora_rank,
-    }
-    return found
-
-
 def _minicpm3_limits(config: Any) -> str | None:
     scales = (config.scale_emb, config.scale_depth, config.dim_model_base)
     return None if scales == (12, 1.4, 256) else f"scales of {scales}"
 
 
 def _olmo(config: Any) -> Values:
-    found: Values = {"attention.layer_norm_epsilon": 1e-5}
-    if config.clip_qkv is not None:
-        found["attention.clamp_kqv"] = float(config.clip_qkv)
-    return found
-
-
-def _partial(config: Any) -> str | None:
-    return "norms of q and k" if getattr(config, "qk_layernorm", False) else None
+    return {"attention.layer_norm_epsilon": 1e-5} | clamped(config.clip_qkv)
 
 
 _XIELU = {f".act_fn.{name}": f"xielu.{name}" for name in ("alpha_n", "alpha_p", "beta", "eps")}
@@ -162,7 +139,11 @@ _FAMILIES = {
     "Ministral3ForCausalLM": replace(LLAMA, name="mistral3", more=_ministral3, biases=()),
     "GraniteForCausalLM": replace(LLAMA, name="granite", more=granite),
     "SmolLM3ForCausalLM": replace(
-        LLAMA, name="smollm3", unlike=_smollm3, ropes=("default", "linear", "yarn"), biases=()
+        LLAMA,
+        name="smollm3",
+        unlike=no_positions_every_fourth,
+        ropes=("default", "linear", "yarn"),
+        biases=(),
     ),
     "Qwen2ForCausalLM": QWEN,
     "Qwen3ForCausalLM": replace(QWEN, name="qwen3"),
@@ -177,7 +158,7 @@ _FAMILIES = {
     "Olmo2ForCausalLM": GgufFamily("olmo2", head="own"),
     "Olmo3ForCausalLM": GgufFamily("olmo2", head="own", slides=True),
     "StableLmForCausalLM": GgufFamily(
-        "stablelm", head="own", more=_stablelm, unlike=_stablelm_norms, biases=("use_qkv_bias",)
+        "stablelm", head="own", more=_stablelm, unlike=_normed, biases=("use_qkv_bias",)
     ),
     "Starcoder2ForCausalLM": GgufFamily("starcoder2", activations=TANH_GELU, biases=("use_bias",)),
     "Glm4ForCausalLM": GgufFamily("glm4", biases=("attention_bias",)),
@@ -195,7 +176,7 @@ _FAMILIES = {
         "apertus", ropes=FREQUENCIES, activations=("xielu",), numbers=_XIELU
     ),
     "MiniCPM3ForCausalLM": GgufFamily(
-        "minicpm3", more=_minicpm3, unlike=_minicpm3_limits, ropes=("default", "longrope")
+        "minicpm3", more=mla, unlike=_minicpm3_limits, ropes=("default", "longrope")
     ),
     "Qwen2VLForConditionalGeneration": replace(QWEN, name="qwen2vl"),
     "Qwen2_5_VLForConditionalGeneration": replace(QWEN, name="qwen2vl"),
@@ -204,7 +185,7 @@ _FAMILIES = {
         "jais2", activations=("relu2",), biases=("attention_bias", "mlp_bias")
     ),
     "PaddleOCRVLForConditionalGeneration": GgufFamily("paddleocr"),
-    "PhiForCausalLM": GgufFamily("phi2", head="own", activations=TANH_GELU, unlike=_partial),
+    "PhiForCausalLM": GgufFamily("phi2", head="own", activations=TANH_GELU, unlike=_normed),
     **EXPERT_FAMILIES,
     **DEEPSEEK_FAMILIES,
     **FUSED_FAMILIES,

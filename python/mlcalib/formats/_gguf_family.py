@@ -80,6 +80,19 @@ def deepstack(config: Any) -> Values:
     return {"n_deepstack_layers": len(config.vision_config.deepstack_visual_indexes)}
 
 
+def clamped(limit: float | None) -> Values:
+    """Return what q, k and v are clipped to, of a config that may leave them as they are."""
+    return {} if limit is None else {"attention.clamp_kqv": float(limit)}
+
+
+def no_positions_every_fourth(config: Any) -> str | None:
+    """Refuse positions that are left out of other blocks than every fourth."""
+    every_fourth = [int((block + 1) % 4 != 0) for block in range(config.num_hidden_layers)]
+    if list(config.no_rope_layers) != every_fourth:
+        return "positions that are left out of other blocks than every fourth"
+    return None
+
+
 def granite(config: Any) -> Values:
     """Return the multipliers of Granite."""
     return {

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from mlcalib.formats._gguf_family import GELU, TANH_GELU, GgufFamily, Values
+from mlcalib.formats._gguf_family import GELU, TANH_GELU, GgufFamily, Values, clamped
 from mlcalib.formats._gguf_rows import by_group, by_head, falcon_heads
 
 _GPT = GgufFamily("gpt2", ropes=("default",), activations=TANH_GELU)
@@ -54,9 +54,7 @@ def _mpt(config: Any) -> Values:
         "attention.layer_norm_epsilon": float(config.layer_norm_epsilon),
         "attention.max_alibi_bias": float(config.attn_config.alibi_bias_max),
     }
-    if (clip := config.attn_config.clip_qkv) is not None:
-        found["attention.clamp_kqv"] = float(clip)
-    return found
+    return found | clamped(config.attn_config.clip_qkv)
 
 
 def _mpt_limits(config: Any) -> str | None:

@@ -14,40 +14,16 @@ from mlcalib.models import gguf_architectures
 from mlcalib.models.base import GgufArchitecture
 
 _NAMES = {
-    "ApertusForCausalLM": "apertus",
-    "BambaForCausalLM": "granitehybrid",
-    "BloomForCausalLM": "bloom",
-    "Dots1ForCausalLM": "dots1",
-    "Ernie4_5_MoeForCausalLM": "ernie4_5-moe",
-    "FalconForCausalLM": "falcon",
     "FalconH1ForCausalLM": "falcon-h1",
-    "FalconMambaForCausalLM": "mamba",
-    "GPT2LMHeadModel": "gpt2",
-    "GPTBigCodeForCausalLM": "starcoder",
-    "GPTNeoXForCausalLM": "gptneox",
     "Gemma3ForConditionalGeneration": "gemma3",
     "Gemma3nForCausalLM": "gemma3n",
-    "Glm4MoeForCausalLM": "glm4moe",
-    "HunYuanDenseV1ForCausalLM": "hunyuan-dense",
-    "HunYuanMoEV1ForCausalLM": "hunyuan-moe",
-    "Lfm2ForCausalLM": "lfm2",
-    "Lfm2MoeForCausalLM": "lfm2moe",
     "Llama4ForConditionalGeneration": "llama4",
     "LlavaForConditionalGeneration": "llama",
-    "MambaForCausalLM": "mamba",
-    "Mamba2ForCausalLM": "mamba2",
-    "MiniMaxM2ForCausalLM": "minimax-m2",
-    "MptForCausalLM": "mpt",
-    "OlmoForCausalLM": "olmo",
     "PhimoeForCausalLM": "phimoe",
-    "Qwen2VLForConditionalGeneration": "qwen2vl",
-    "Qwen2_5_VLForConditionalGeneration": "qwen2vl",
-    "Qwen3VLForConditionalGeneration": "qwen3vl",
-    "Qwen3VLMoeForConditionalGeneration": "qwen3vlmoe",
     "VoxtralForConditionalGeneration": "llama",
 }
-"""As llama.cpp's converters register them (``@ModelBase.register`` in ``conversion``), of those
-whose converter leaves the inputs of linears in their order."""
+"""Of classes without a family, as llama.cpp's converters register them (``@ModelBase.register`` in
+``conversion``), of those whose converter leaves the inputs of linears in their order."""
 
 
 def architecture_name(config: Any, architecture: str) -> str | None:

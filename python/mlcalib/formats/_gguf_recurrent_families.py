@@ -7,7 +7,15 @@ from torch import Tensor
 
 from mlcalib.formats._gguf_config import rope
 from mlcalib.formats._gguf_deepseek_families import weighted
-from mlcalib.formats._gguf_expert_families import CORRECTION, SIGMOID, every_block_has_experts
+from mlcalib.formats._gguf_expert_families import (
+    BLOCK_SPARSE,
+    CORRECTION,
+    EXPERT_BIAS,
+    SHARED_MLP,
+    SIGMOID,
+    every_block_has_experts,
+    with_shared_expert,
+)
 from mlcalib.formats._gguf_family import LLAMA, GgufFamily, Values, experts, granite
 from mlcalib.formats._gguf_rows import gated_delta, interleaved, mamba, mamba2
 
@@ -149,8 +157,7 @@ def _lfm2_limits(config: Any) -> str | None:
 
 
 def _qwen3_next(config: Any) -> Values:
-    shared = {"expert_shared_feed_forward_length": config.shared_expert_intermediate_size}
-    return experts(config) | shared | _delta(config)
+    return with_shared_expert(config) | _delta(config)
 
 
 def _delta(config: Any) -> Values:
@@ -165,9 +172,13 @@ def _delta(config: Any) -> Values:
 
 
 def _qwen3_next_limits(config: Any) -> str | None:
+    return _several_sizes(config) or every_block_has_experts(config, True)
+
+
+def _several_sizes(config: Any) -> str | None:
     if config.linear_key_head_dim != config.linear_value_head_dim:
         return "keys and values of several sizes"
-    return every_block_has_experts(config, True)
+    return None
 
 
 def _sections(config: Any) -> Values:
@@ -179,9 +190,7 @@ def _sections(config: Any) -> Values:
 def _qwen3_5_limits(config: Any) -> str | None:
     if config.linear_num_key_heads != config.linear_num_value_heads:
         return "more heads of values than of keys, which it wants in an order of input channels"
-    if config.linear_key_head_dim != config.linear_value_head_dim:
-        return "keys and values of several sizes"
-    return None
+    return _several_sizes(config)
 
 
 def _qkv_and_z(config: Any) -> list[int]:
@@ -220,20 +229,11 @@ RECURRENT_FAMILIES = {
     "GraniteMoeHybridForCausalLM": replace(
         _HYBRID,
         more=_granite_hybrid,
-        names=_DT
-        | {
-            ".block_sparse_moe.experts.": ".mlp.experts.",
-            ".router.weight": ".router.layer.weight",
-        },
+        names=_DT | BLOCK_SPARSE,
         renamed=lambda saved, config: (
             saved if config.num_local_experts else saved.replace("_shexp", "")
         ),
-        splits={
-            "shared_mlp.input_linear": (
-                "mlp.shared_experts.gate_proj",
-                "mlp.shared_experts.up_proj",
-            ),
-        },
+        splits=SHARED_MLP,
     ),
     "JambaForCausalLM": GgufFamily(
         "jamba",
@@ -278,6 +278,6 @@ RECURRENT_FAMILIES = {
         name="lfm2moe",
         more=_lfm2_moe,
         unlike=_lfm2_moe_limits,
-        names={".expert_bias": ".expert_bias.bias"},
+        names=EXPERT_BIAS,
     ),
 }

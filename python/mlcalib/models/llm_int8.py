@@ -123,8 +123,9 @@ def run_in_int8(model: "PreTrainedModel", threshold: float = THRESHOLD) -> "PreT
 
 def int8_bits_per_weight(model: "PreTrainedModel") -> float:
     """Return what a weight of ``run_in_int8`` takes: 8 bits, and its share of a row's scale."""
-    weights = sum(module.weight.numel() for module in _linears(model).values())
-    rows = sum(module.out_features for module in _linears(model).values())
+    linears = _linears(model).values()
+    weights = sum(module.weight.numel() for module in linears)
+    rows = sum(module.out_features for module in linears)
     return 8 + 32 * rows / weights
 
 

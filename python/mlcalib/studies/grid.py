@@ -112,8 +112,8 @@ def variants_of(spec: StudySpec) -> dict[str, VariantSpec]:
     settings = list(settings_of(spec))
     found: dict[str, VariantSpec] = {}
     for each in spec.quantizers:
-        kind = _int8 if each.method == LLM_INT8 else _quantized
-        for variant in kind(spec, each, settings):
+        int8 = each.method == LLM_INT8
+        for variant in _int8(spec, each) if int8 else _quantized(spec, each, settings):
             if variant.name in (*found, FLOAT):
                 raise ValueError(
                     f"Two variants are called '{variant.name}'; leave one out, or give one a name."
@@ -128,9 +128,8 @@ class _Int8Options(Config):
     threshold: float = Field(default=THRESHOLD, ge=0)
 
 
-def _int8(spec: StudySpec, given: QuantizerSpec, settings: list[str]) -> Iterator[VariantSpec]:
+def _int8(spec: StudySpec, given: QuantizerSpec) -> Iterator[VariantSpec]:
     """Yield the variants of ``llm_int8``: float models that are evaluated in another way."""
-    del settings  # it needs no text
     several = dict(given.model_extra or {})
     for name in ("scheme", "format", "propagate"):
         if getattr(given, name) is not None:
@@ -145,10 +144,9 @@ def _int8(spec: StudySpec, given: QuantizerSpec, settings: list[str]) -> Iterato
         )
     for values in product(*map(_many, several.values())):
         options = _Int8Options(**dict(zip(several, values, strict=True)))
-        label = LLM_INT8
-        if options.threshold != THRESHOLD:
-            label += f"-threshold_{options.threshold:g}"
-        label = given.name or label
+        usual = options.threshold == THRESHOLD
+        own = LLM_INT8 if usual else f"{LLM_INT8}-threshold_{options.threshold:g}"
+        label = given.name or own
         yield VariantSpec(
             name=label,
             setting=None,

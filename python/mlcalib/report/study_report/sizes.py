@@ -110,7 +110,7 @@ def section(report: ModelReport, prefix: str) -> Section | None:
     if not compares_sizes(found):
         return None
     best = set(frontier([(each.bits, each.mean) for each in found]))
-    order = sorted(range(len(found)), key=lambda at: (found[at].bits, found[at].mean))
+    order = sorted(enumerate(found), key=lambda place: (place[1].bits, place[1].mean))
     header: Row = [
         "variant", "bits per weight", f"mean {what}", Cell("worst language", plain=True), "its",
     ]  # fmt: skip
@@ -122,7 +122,7 @@ def section(report: ModelReport, prefix: str) -> Section | None:
             Cell(full_name(each.worst), plain=True),
             signed(each.cost[each.worst], 4),
         ]
-        for at, each in ((at, found[at]) for at in order)
+        for at, each in order
     ]
     blocks: list[Block] = [
         Paragraph(MEANING, "note"),

@@ -3,7 +3,8 @@
 import json
 
 import pytest
-from small_models import tiny_llama
+from small_models import save_tiny_llama
+from small_text import write_texts
 
 import mlcalib
 from mlcalib.studies import read_study, variants_of
@@ -14,26 +15,12 @@ WAYS = ["W8", "W8A8", "W8A8-SmoothQuant-en", "W4-en", "W4-g-en", "NF4", "llm_int
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
-    root = tmp_path_factory.mktemp("text")
-    sentence = "the market opens before sunrise and first buyers are waiting beside road"
-    words = sentence.split()
-    for code, start in (("en", 1), ("sw", 5)):
-        (root / code).mkdir()
-        for split in ("calib", "eval"):
-            lines = [
-                " ".join(words[(i * start + j * j + len(split)) % len(words)] for j in range(9))
-                for i in range(40)
-            ]
-            (root / code / f"{split}.txt").write_text("\n".join(lines))
-    return root
+    return write_texts(tmp_path_factory.mktemp("text"), ["en", "sw"])
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory, tokenizer):
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    tiny_llama(vocabulary=384).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return save_tiny_llama(tmp_path_factory.mktemp("models") / "tiny", tokenizer)
 
 
 @pytest.fixture(scope="module")

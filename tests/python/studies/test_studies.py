@@ -8,6 +8,7 @@ import pytest
 from small_html import Shown
 from small_models import tiny_llama
 from small_tasks import write_all
+from small_text import write_texts
 
 import mlcalib
 from mlcalib.evaluation import scorer as scoring
@@ -15,26 +16,10 @@ from mlcalib.judging import pair, read_generations
 from mlcalib.quantization.block_files import BlockFiles
 from mlcalib.studies import read_study, settings_of, variants_of
 
-SENTENCES = {
-    "en": "the market opens before sunrise and first buyers are waiting beside road",
-    "fr": "le marché ouvre avant aube et premiers acheteurs attendent au bord de la route",
-    "sw": "soko hufunguliwa kabla ya jua kuchomoza na wanunuzi wa kwanza wanasubiri kando",
-}
-
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
-    root = tmp_path_factory.mktemp("text")
-    for code, sentence in SENTENCES.items():
-        words = sentence.split()
-        (root / code).mkdir()
-        for split, start in (("calib", 1), ("eval", 7)):
-            lines = [
-                " ".join(words[(i * start + j * j) % len(words)] for j in range(9 + i % 5))
-                for i in range(40)
-            ]
-            (root / code / f"{split}.txt").write_text("\n".join(lines))
-    return root
+    return write_texts(tmp_path_factory.mktemp("text"), ["en", "fr", "sw"])
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,17 @@ OPTIONS = {
     "gptq": {"method": "gptq"},
     "gptq-float": {"method": "gptq", "propagate": "float", "hidden_states": "disk"},
     "corrected": {"method": "gptq", "correction": 0.5},
+    # 4 and 2 sequences, of which 4 make a leaf.
+    "fisher": {"method": "gptq", "correction": 0.5, "fisher_tokens": 180},
+    "fisher-worst": {"method": "gptq", "fisher_tokens": 500, "objective": "worst"},
+    "fisher-text": {"method": "gptq", "fisher_tokens": 10_000, "fisher_labels": "text"},
+    "fisher-awq": {"method": "awq", "propagate": "float", "fisher_tokens": 10_000},
+    "fisher-mixtral": {
+        "method": "gptq",
+        "model": "mixtral",
+        "format": "dense",
+        "fisher_tokens": 10_000,
+    },
     "awq": {"method": "awq", "symmetric": True},
     "awq-block": {"method": "awq", "objective": "block", "probe_tokens": 128},
     "rtn": {"method": "rtn"},
@@ -53,7 +64,7 @@ OPTIONS = {
 }
 
 
-THREE = ("gptq", "awq", "mixtral", "mixtral-diagonal")
+THREE = ("gptq", "fisher-text", "awq", "mixtral", "mixtral-diagonal")
 SIZES = {name: (1, 2, 3) if name in THREE else (1, 2) for name in OPTIONS}
 
 
@@ -125,7 +136,6 @@ def main(folder):
                 mlcalib.study(spec, folder / f"study-{size}", ranks=ranks, progress=False, echo=str)
         if 2 in groups:
             quantize(folder, "gptq-2-again", groups[2], OPTIONS["gptq"])
-            told["fisher"] = refused(folder, groups[2])
         told["unlike"] = unlike(folder, every)
         interrupted(folder, every)
         (folder / f"told-{every.rank}.json").write_text(json.dumps(told))
@@ -133,15 +143,6 @@ def main(folder):
         if every.rank == 1:
             raise OSError(28, "No space left on device")
         every.wait()
-
-
-def refused(folder, ranks):
-    """Return what is said to gradients."""
-    try:
-        quantize(folder, "fisher", ranks, {"method": "gptq", "fisher_tokens": 64})
-    except NotImplementedError as error:
-        return str(error)
-    return ""
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ class LossGradients:
         self,
         source: Source,
         text: CalibrationSet,
-        counts: Mapping[str, int],
+        sequences: Mapping[str, range],
         devices: Mapping[str, torch.device],
         labels: Labels = "model",
     ) -> None:
@@ -98,12 +98,12 @@ class LossGradients:
         Args:
             source: the float model.
             text: the calibration text.
-            counts: language → number of its sequences, from the first on.
+            sequences: language → those of its sequences that run.
             devices: block → where it runs.
             labels: what is to be predicted.
         """
         adapter = source.adapter
-        self._source, self._text, self._counts, self._devices = source, text, counts, devices
+        self._source, self._text, self._own, self._devices = source, text, sequences, devices
         self._labels = labels
         self._names = [name for name, _ in adapter.named_blocks(source.model)]
         self._arguments = Arguments(adapter, self._device)
@@ -220,8 +220,8 @@ class LossGradients:
             bar.update()
 
     def _sequences(self) -> Iterator[Place]:
-        for language, count in self._counts.items():
-            for index in range(count):
+        for language, indexes in self._own.items():
+            for index in indexes:
                 yield language, index
 
     def _ids(self, sequence: Place) -> Tensor:

@@ -127,7 +127,7 @@ def run_pass(  # noqa: PLR0913 - what a pass is made of
         check_text(source.model, text)
         _check_images(source, text)
         unfinished = {id(job): job for each in waiting.values() for job in each}
-        fisher = _fisher(source, unfinished, text, places, by_text=plan.fisher_by_text)
+        fisher = _fisher(source, unfinished, text, places, ranks, by_text=plan.fisher_by_text)
         if fisher is not None:
             fisher.run(stopwatch, None if description is None else "gradients")
         several = len(set(places.values())) > 1
@@ -234,6 +234,7 @@ def _fisher(
     jobs: Mapping[int, Job],
     text: CalibrationSet,
     places: Mapping[str, torch.device],
+    ranks: Ranks,
     *,
     by_text: bool,
 ) -> Fisher | None:
@@ -258,7 +259,7 @@ def _fisher(
         return None
     (own,) = labels
     by_text = by_text and own == "model"  # divergences are predicted from these alone
-    return Fisher(source, text, asked, places, labels=own, by_text=by_text)
+    return Fisher(source, text, asked, places, labels=own, by_text=by_text, ranks=ranks)
 
 
 @dataclass

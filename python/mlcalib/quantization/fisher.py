@@ -1,7 +1,6 @@
 """How much the loss feels what each linear reads and returns: statistics of its gradients."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,15 +9,17 @@ from torch import Tensor, nn
 
 from mlcalib.calibration_sets import CalibrationSet
 from mlcalib.common.errors import named
+from mlcalib.common.ranks import Ranks
 from mlcalib.common.stopwatch import Stopwatch
-from mlcalib.models import Adapter
+from mlcalib.models.device import CPU
 from mlcalib.quantization.backward import LossGradients
+from mlcalib.quantization.dealing import dealt
+from mlcalib.quantization.fisher_sums import OUTPUT, SALIENCY, Beginning, FisherSums, Part
 from mlcalib.quantization.propagation import Mixture, Prefix, longest_texts
 from mlcalib.quantization.source import Source
 from mlcalib.quantizers.base import Labels
 from mlcalib.statistics import StatisticSet
-
-SALIENCY, OUTPUT = "saliency_gram", "output_gram"
+from mlcalib.statistics.pairwise import leaf_sequences
 
 
 @dataclass
@@ -35,6 +36,14 @@ class BlockFisher:
     inputs: dict[str, StatisticSet] = field(default_factory=dict)
     outputs: dict[str, StatisticSet] = field(default_factory=dict)
     languages: Mapping[Prefix, "BlockFisher"] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, sums: Mapping[Part, StatisticSet]) -> "BlockFisher":
+        """Return what sums make up; they become its own."""
+        found = cls()
+        for part, each in sums.items():
+            (found.inputs if part.kind == SALIENCY else found.outputs)[part.name] = each
+        return found
 
     @classmethod
     def mixed(cls, texts: "Mapping[Prefix, BlockFisher]", mixture: Mixture) -> "BlockFisher":
@@ -137,6 +146,7 @@ class Fisher:
         *,
         labels: Labels = "model",
         by_text: bool = True,
+        ranks: Ranks | None = None,
     ) -> None:
         """Take what is wanted; nothing runs.
 
@@ -147,107 +157,65 @@ class Fisher:
             devices: block → where it runs.
             labels: whose loss is taken; see ``Quantizer.fisher_labels``.
             by_text: whether that of each text is kept, and not of mixtures alone.
+            ranks: the processes of the run, each of which runs its share of every language's
+                sequences; ``gather`` is then collective.
         """
         self._by_text = by_text
-        self._adapter, self._size = source.adapter, text.seq_len
+        self._adapter, self._size, self._devices = source.adapter, text.seq_len, devices
+        self._ranks = Ranks() if ranks is None else ranks
         self._asked = {
             key: (mixture, sequences_of(mixture, tokens, text.seq_len))
             for key, (mixture, tokens) in asked.items()
         }
-        self._counts: dict[str, int] = {}
+        self._beginnings: dict[str, set[int]] = {}
         for _, sequences in self._asked.values():
             for prefix, count in sequences.items():
-                before = self._counts.get(prefix.language, 0)
-                self._counts[prefix.language] = max(before, count)
-        self._gradients = LossGradients(source, text, self._counts, devices, labels)
+                self._beginnings.setdefault(prefix.language, set()).add(count)
+        self._counts = {language: max(each) for language, each in self._beginnings.items()}
+        self._own = dealt(self._counts, text.seq_len, self._ranks.rank, self._ranks.size)
+        self._gradients = LossGradients(source, text, self._own, devices, labels)
 
     def run(self, stopwatch: Stopwatch, description: str | None) -> None:
         """Run the text forward and backward; see ``LossGradients.run``."""
         self._gradients.run(stopwatch, description)
 
     def gather(self, block_name: str, block: nn.Module) -> Felt:
-        """Return what the loss feels of a block.
+        """Return what the loss feels of a block; over ranks collective.
 
         The block runs forward and backward once more. Its gradients are forgotten.
 
         Raises:
             ValueError: a gradient is NaN or Inf; names the block and the language.
         """
-        felt = Felt({key: BlockFisher() for key in self._asked})
+        of_leaf = leaf_sequences(self._size)
+        sums = FisherSums(self._adapter, block, self._beginnings, of_leaf, self._ranks)
         for language, count in self._counts.items():
-            running = BlockFisher()
+            sums.begin_text()
             for index in range(count):
-                where = f"gradients in {block_name}, text in '{language}'"
-                with named(where), _watched(running, self._adapter, block):
-                    self._gradients.backward(block_name, block, (language, index))
-                self._take(felt, running, language, index + 1)
+                if index in self._own[language]:
+                    where = f"gradients in {block_name}, text in '{language}'"
+                    with named(where), sums.sequence(index):
+                        self._gradients.backward(block_name, block, (language, index))
+                sums.end_sequence(language, index)
         self._gradients.forget(block_name)
+        felt = Felt({key: BlockFisher() for key in self._asked})
+        for beginning, found in sums.together(self._devices.get(block_name, CPU)):
+            self._take(felt, BlockFisher.of(found), beginning)
         for fisher in felt.mixtures.values():
             fisher.check_finite(block_name)
         return felt
 
-    def _take(self, felt: Felt, running: BlockFisher, language: str, length: int) -> None:
-        """Add the first ``length`` sequences of a language where they stand for a text of it."""
+    def _take(self, felt: Felt, found: BlockFisher, beginning: Beginning) -> None:
+        """Add the first sequences of a language where they stand for a text of it."""
         made: dict[Prefix, BlockFisher] = {}  # which several ask for
         for key, (mixture, sequences) in self._asked.items():
             for prefix, wanted in sequences.items():
-                if prefix.language != language or wanted != length:
+                if beginning != (prefix.language, wanted):
                     continue
-                share = prefix.tokens / (length * self._size)
-                felt.mixtures[key].merge(running, mixture[prefix] * share)
+                share = prefix.tokens / (wanted * self._size)
+                felt.mixtures[key].merge(found, mixture[prefix] * share)
                 if self._by_text:
                     if prefix not in made:
                         made[prefix] = BlockFisher()
-                        made[prefix].merge(running, share)
+                        made[prefix].merge(found, share)
                     felt.texts.setdefault(key, {})[prefix] = made[prefix]
-
-
-@contextmanager
-def _watched(found: BlockFisher, adapter: Adapter, block: nn.Module) -> Iterator[None]:
-    """Inside, a block runs forward and backward on a sequence; that is added to ``found``."""
-    seen: dict[str, list[tuple[Tensor, Tensor]]] = {}  # linear → input and gradient of each call
-
-    def watch(name: str) -> Callable[..., None]:
-        def forward(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            x = args[0].detach().flatten(0, -2).float()
-
-            def take(gradient: Tensor) -> None:
-                seen.setdefault(name, []).append((x, gradient.flatten(0, -2).float()))
-
-            if output.requires_grad:
-                output.register_hook(take)  # type: ignore[no-untyped-call]
-
-        return forward
-
-    linears = adapter.linears_of(block)
-    with ExitStack() as stack:
-        for name in (name for members in linears.values() for name in members):
-            handle = adapter.linear(block, name).register_forward_hook(watch(name))
-            stack.callback(handle.remove)
-        yield
-    for key, members in linears.items():
-        calls = {name: seen[name] for name in members if name in seen}
-        _add_input(found, key, {name: _joined(each) for name, each in calls.items()})
-
-
-def _joined(calls: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    x, gradient = zip(*calls, strict=True)
-    return torch.cat(x), torch.cat(gradient)
-
-
-def _add_input(found: BlockFisher, key: str, seen: Mapping[str, tuple[Tensor, Tensor]]) -> None:
-    """Add what was seen of the linears of an input: x [tokens, in] and g [tokens, out] of each."""
-    if not seen:
-        return
-    x = next(iter(seen.values()))[0]
-    felt = torch.stack([g.square().sum(1) for _, g in seen.values()]).sum(0).sqrt()
-    _set(found.inputs, key, SALIENCY, x.shape[1]).update(x * felt.unsqueeze(1))
-    size = x.square().sum(1, keepdim=True).sqrt()
-    for name, (_, g) in seen.items():
-        _set(found.outputs, name, OUTPUT, g.shape[1]).update(g * size)
-
-
-def _set(sets: dict[str, StatisticSet], name: str, kind: str, channels: int) -> StatisticSet:
-    if name not in sets:
-        sets[name] = StatisticSet((kind,), channels)
-    return sets[name]

@@ -65,12 +65,13 @@ class MemoryPlan:
     def traffic(self) -> int:
         """Bytes that each rank sends, and receives, in its largest block.
 
-        Nodes go to who puts them together, and sums come back, all but a rank's own; what experts
-        read and codes once.
+        Nodes go to who puts them together, and sums come back, all but a rank's own, also those of
+        the loss; what experts read and codes once.
         """
         sums = 2 * self.needs.everywhere + self.needs.sent
         again = 2 if len(self.groups) > 1 and self.needs.solve else 1
-        return (sums * again + self.needs.codes) * (self.ranks - 1) // self.ranks
+        sent = sums * again + 2 * self.needs.fisher_texts + self.needs.codes
+        return sent * (self.ranks - 1) // self.ranks
 
     @property
     def total(self) -> int:

@@ -30,8 +30,9 @@ class Needs:
             have solved new weights and codes.
         hidden: hidden states of all sequences.
         other: statistics of text that is only measured, and its hidden states.
-        fisher: statistics of the loss: of one language, and of the mixture of each job that asks
-            for them; on the CPU also what blocks read and the gradients there.
+        fisher: statistics of the loss: of one text and of the mixture of each job that asks for
+            them, with sums of parts of the text; on the CPU also what blocks read and the gradients
+            there.
         fisher_texts: those of each text by itself.
         statistics: language → statistics of the inputs of its text.
         inputs: input → its share in the statistics of one text.
@@ -147,7 +148,11 @@ def needs_of(  # noqa: PLR0913 - what decides it
         for weights in inputs.values()
     )
     blocks = len(adapter.named_blocks(source.model))
-    kept = 2 * max(fisher.tokens, default=0) * width * size * blocks if device.type == "cpu" else 0
+    backward = max(fisher.tokens, default=0)
+    if text is not None:
+        backward = backward * _tokens_of_rank(text, ranks) // tokens_of(text)
+    kept = 2 * backward * width * size * blocks if device.type == "cpu" else 0
+    parts = 1 + (0 if text is None else _nodes(text, ranks))
     # Of experts, a token has the outputs of a few.
     wide = sum(
         weight.shape[0] * (sizes_of.chosen if adapter.expert_of(linears[key][0]) else 1)
@@ -170,7 +175,7 @@ def needs_of(  # noqa: PLR0913 - what decides it
         turns=max(solving - 1, 0) * max(mixed, solved + weights * size),
         hidden=0 if text is None else _tokens_of_rank(text, ranks) * token * models,
         other=beside,
-        fisher=(len(fisher.tokens) + 1) * felt + kept if fisher.tokens else 0,
+        fisher=(len(fisher.tokens) + parts) * felt + kept if fisher.tokens else 0,
         fisher_texts=fisher.texts * felt,
         statistics={code: count * each for code, count in prefixes.items()},
         inputs=of_input,

@@ -44,8 +44,7 @@ class Piece(Generic[Key]):
         loss: tr(D G Dᵀ) per token of the mixture; None without calibration, or where no token
             came.
         losses: whose text → tr(D G Dᵀ) per token.
-        divergence: language → what it costs the model, of a whole linear where that is known; not
-            told to other ranks, over which gradients are not shared.
+        divergence: language → what it costs the model, of a whole linear where that is known.
     """
 
     layer: str
@@ -71,6 +70,7 @@ class _Told(Generic[Key]):
     dead_channels: int
     loss: float | None
     losses: dict[Key, float]
+    divergence: dict[str, float]
 
 
 def shared(
@@ -140,6 +140,7 @@ def _told(piece: Piece[Key]) -> _Told[Key]:
         result.dead_channels,
         piece.loss,
         piece.losses,
+        piece.divergence,
     )
 
 
@@ -157,4 +158,4 @@ def _empty(told: _Told[Key], device: torch.device) -> Piece[Key]:
         damp=told.damp,
         dead_channels=told.dead_channels,
     )
-    return Piece(told.layer, told.first, result, told.loss, told.losses)
+    return Piece(told.layer, told.first, result, told.loss, told.losses, told.divergence)

@@ -155,13 +155,12 @@ class QuantizationJob:
         return found
 
     def _lost(self, blocks: Iterable[str]) -> dict[str, float]:
-        """Return language → what finished blocks cost it, in nats per token."""
+        """Return language → what finished blocks cost it, in nats per token; collective."""
         for name in blocks:
             if name not in self._costs:
-                layers = self.sink.record(name)["layers"]
-                self._costs[name] = _by_language(
-                    {layer: each.get("divergence", {}) for layer, each in layers.items()}
-                )
+                record = self.sink.record(name) if self.ranks.writes else {"layers": {}}
+                costs = {key: each.get("divergence", {}) for key, each in record["layers"].items()}
+                self._costs[name] = _by_language(self.ranks.of_first(costs))
         return _by_language(self._costs)
 
     def _measure(self, solved: VariantBlock[Text], measured: References[Text]) -> None:

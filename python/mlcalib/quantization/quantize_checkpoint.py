@@ -27,7 +27,7 @@ from mlcalib.quantization.pass_plan import plan_pass
 from mlcalib.quantization.propagation import mixture_of
 from mlcalib.quantization.quality import with_quality
 from mlcalib.quantization.quantization_job import QuantizationJob
-from mlcalib.quantization.recipe import Recipe, check_method, check_ranks, make_recipe
+from mlcalib.quantization.recipe import Recipe, check_method, make_recipe
 from mlcalib.quantization.scheme import choose
 from mlcalib.quantization.shared_sink import shared_sink
 from mlcalib.quantization.sink import FileSink, Sink
@@ -124,7 +124,6 @@ def quantize_checkpoint(  # noqa: PLR0913 - what a quantization is made of
     with stopwatch.timed("load"):
         source, tokenizer = asked.open()
     recipe = asked.recipe(source, tokenizer)
-    check_ranks(recipe.quantizer, ranks)
     text = asked.text(source, tokenizer)
     with stopwatch.timed("load"):
         source = source.ready()

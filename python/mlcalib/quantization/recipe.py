@@ -11,7 +11,6 @@ from mlcalib.checkpoints.check import foresee
 from mlcalib.checkpoints.held import common_dtype
 from mlcalib.common.gguf_types import BLOCK_TYPES, MIXES
 from mlcalib.common.hub import hub_name
-from mlcalib.common.ranks import Ranks
 from mlcalib.formats import Format, formats, types_in_mix
 from mlcalib.models import Adapter
 from mlcalib.models.own_rules import TransposedLinear
@@ -198,17 +197,4 @@ def check_method(
         raise ValueError(
             f"{method} with {options} compares the quantized model's activations with the float "
             "model's, but propagate='float' gathers the latter alone; pass propagate='quantized'."
-        )
-
-
-def check_ranks(quantizer: Quantizer, ranks: Ranks) -> None:
-    """Refuse what only a process by itself can do.
-
-    Raises:
-        NotImplementedError: gradients of the loss.
-    """
-    if quantizer.fisher_tokens and not ranks.alone:
-        raise NotImplementedError(
-            f"fisher_tokens={quantizer.fisher_tokens} runs the model backward, which is not shared "
-            f"over ranks; leave it out, or start one process instead of {ranks.size}."
         )

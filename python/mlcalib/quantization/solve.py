@@ -200,11 +200,12 @@ def solve_block(  # noqa: PLR0913 - what a solution is made of
     ]
     solved = SolvedBlock[Key](ranks=Ranks() if ranks is None else ranks)
     shapes = [(sum(task.rows), task.linears[0].in_features) for task in tasks]
-    # Scales of FP8 are divided by a number that all rows decide together.
+    # Scales of FP8 are divided by a number that all rows decide together; with an output Gram, rows
+    # make up for the errors of others.
     whole = {
         index
         for index, task in enumerate(tasks)
-        if task.solver.spec.scale_dtype == torch.float8_e4m3fn
+        if task.solver.spec.scale_dtype == torch.float8_e4m3fn or task.solver.fisher_tokens
     }
     own: list[Piece[Key]] = []
     given = {index: owners[task.name] for index, task in enumerate(tasks) if task.name in owners}
@@ -247,7 +248,7 @@ def _solve_part(
             if grams or (fisher is not None and fisher.languages):
                 moved = change()
                 measured = losses_per_token(moved, grams)
-                if fisher is not None:  # whole linears: gradients are not shared over ranks
+                if fisher is not None:
                     moved = scaled.unscaled_output(member, moved)
                     divergence = fisher.divergences(task.name, member, moved)
         loss = None

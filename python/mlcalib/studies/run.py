@@ -30,7 +30,7 @@ from mlcalib.quantization.model_files import ModelFiles, outline
 from mlcalib.quantization.open_source import open_source
 from mlcalib.quantization.propagation import Mixture, mixture_of
 from mlcalib.quantization.quantization_job import QuantizationJob
-from mlcalib.quantization.recipe import Recipe, check_ranks, make_recipe
+from mlcalib.quantization.recipe import Recipe, make_recipe
 from mlcalib.quantization.shared_sink import shared_sink
 from mlcalib.quantization.sink import FileSink
 from mlcalib.quantization.source import Source
@@ -142,8 +142,6 @@ def open_model(spec: StudySpec, name: str, out: Path, ranks: Ranks) -> ModelStud
         )
         for variant in _checkpoints(spec).values()
     }
-    for recipe in recipes.values():
-        check_ranks(recipe.quantizer, ranks)
     slug = slug_of(name)
     if spec.settings or spec.evaluation or spec.layers:
         check_context(name, source.model.config.to_dict(), spec.seq_len)

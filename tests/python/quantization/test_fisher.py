@@ -74,12 +74,19 @@ def wanted_of(model, calibration, labels="model"):
                     continue
                 g = output.grad.flatten(0, -2).double()
                 felt.setdefault((block, key), (x.double(), []))[1].append(g.square().sum(1))
-                o = (g * x.double().square().sum(1, keepdim=True)).T @ g
+                groups = model.get_submodule(name).weight.shape[0] // g.shape[1]  # read in turn
+                o = torch.block_diag(
+                    *(output_gram(x[i::groups].double(), g[i::groups]) for i in range(groups))
+                )
                 outputs[block, member] = outputs.get((block, member), 0) + share * o
             for key, (x, weights) in felt.items():
                 weighted = (x * sum(weights).unsqueeze(1)).T @ x
                 inputs[key] = inputs.get(key, 0) + share * weighted
     return inputs, outputs
+
+
+def output_gram(x, g):
+    return (g * x.square().sum(1, keepdim=True)).T @ g
 
 
 def close(found, wanted, tolerance=1e-3):
@@ -118,6 +125,22 @@ def test_what_blocks_hand_over_has_gradients(name):
     assert {(block, key) for block in found for key in found[block].inputs} == inputs.keys()
     for (block, member), gram in outputs.items():
         assert close(found[block].outputs[member].view("output_gram")["gram"], gram)
+
+
+def test_rows_that_read_tokens_in_turn_are_solved(tokenizer):
+    name = "DeepseekV4ForCausalLM"
+    model = next(
+        made for _, made in tiny_models(name, architectures()[name]) if isinstance(made, nn.Module)
+    )
+    calibration = mlcalib.calibration(None, corpus={"en": [list(range(5, 69))]}, seq_len=16)
+    given = {"group_size": 16, "progress": False, "format": "dense"}
+    with_it, without = (
+        mlcalib.quantize(model, calibration, tokenizer=tokenizer, fisher_tokens=tokens, **given)
+        for tokens in (64, 0)
+    )
+    grouped = "model.layers.0.self_attn.o_a_proj"
+    assert not torch.equal(with_it.linears[grouped].codes, without.linears[grouped].codes)
+    assert with_it.divergence[grouped]["en"] > 0
 
 
 def test_labels_may_be_those_of_the_text(calibration):

@@ -11,12 +11,12 @@ void register_grid(py::module_& m) {
                        "The values a weight may take: 2^bits levels per group of input channels.")
       .def(py::init([](int64_t bits, int64_t group_size, bool symmetric, const std::string& range,
                        at::ScalarType scale_dtype, const std::string& numbers, double global_scale,
-                       int64_t super_block, int64_t scale_bits) {
+                       int64_t super_block, int64_t scale_bits, bool per_tensor) {
              const GridSpec spec{bits,         group_size,
                                  symmetric,    parse_range(range),
                                  scale_dtype,  parse_numbers(numbers),
                                  global_scale, super_block,
-                                 scale_bits};
+                                 scale_bits,   per_tensor};
              spec.check();
              return spec;
            }),
@@ -27,7 +27,7 @@ void register_grid(py::module_& m) {
            py::arg("numbers") = std::string(to_string(defaults.numbers)),
            py::arg("global_scale") = defaults.global_scale,
            py::arg("super_block") = defaults.super_block,
-           py::arg("scale_bits") = defaults.scale_bits)
+           py::arg("scale_bits") = defaults.scale_bits, py::arg("per_tensor") = defaults.per_tensor)
       .def_readonly("bits", &GridSpec::bits)
       .def_readonly("group_size", &GridSpec::group_size)
       .def_readonly("symmetric", &GridSpec::symmetric)
@@ -39,6 +39,7 @@ void register_grid(py::module_& m) {
       .def_readonly("global_scale", &GridSpec::global_scale)
       .def_readonly("super_block", &GridSpec::super_block)
       .def_readonly("scale_bits", &GridSpec::scale_bits)
+      .def_readonly("per_tensor", &GridSpec::per_tensor)
       .def_property_readonly("has_minima", &GridSpec::has_minima)
       .def("groups", &GridSpec::groups, py::arg("channels"),
            "Number of groups in a row of `channels`; the last may be shorter.")
@@ -47,7 +48,7 @@ void register_grid(py::module_& m) {
             return py::make_tuple(spec.bits, spec.group_size, spec.symmetric,
                                   std::string(to_string(spec.range)), spec.scale_dtype,
                                   std::string(to_string(spec.numbers)), spec.global_scale,
-                                  spec.super_block, spec.scale_bits);
+                                  spec.super_block, spec.scale_bits, spec.per_tensor);
           },
           [](const py::tuple& state) {
             return GridSpec{
@@ -55,7 +56,7 @@ void register_grid(py::module_& m) {
                 state[2].cast<bool>(),           parse_range(state[3].cast<std::string>()),
                 state[4].cast<at::ScalarType>(), parse_numbers(state[5].cast<std::string>()),
                 state[6].cast<double>(),         state[7].cast<int64_t>(),
-                state[8].cast<int64_t>()};
+                state[8].cast<int64_t>(),        state[9].cast<bool>()};
           }));
 
   py::class_<Grid>(m, "Grid", "scale float32 and zero uint8 (float32 minima), both [rows, groups].")

@@ -9,20 +9,22 @@ namespace mlcalib {
 void register_linear(py::module_& m) {
   py::class_<QuantizedLinear>(m, "QuantizedLinear", "What every solver returns.")
       .def(py::init([](at::Tensor codes, Grid grid, std::optional<double> loss, double damp,
-                       int64_t dead_channels) {
+                       int64_t dead_channels, double input_bound) {
              return QuantizedLinear{.codes = std::move(codes),
                                     .grid = std::move(grid),
                                     .loss = loss,
                                     .damp = damp,
-                                    .dead_channels = dead_channels};
+                                    .dead_channels = dead_channels,
+                                    .input_bound = input_bound};
            }),
            py::arg("codes"), py::arg("grid"), py::kw_only(), py::arg("loss") = py::none(),
-           py::arg("damp") = 0.0, py::arg("dead_channels") = 0)
+           py::arg("damp") = 0.0, py::arg("dead_channels") = 0, py::arg("input_bound") = 0.0)
       .def_readonly("codes", &QuantizedLinear::codes)
       .def_readonly("grid", &QuantizedLinear::grid)
       .def_readonly("loss", &QuantizedLinear::loss)
       .def_readonly("damp", &QuantizedLinear::damp)
       .def_readonly("dead_channels", &QuantizedLinear::dead_channels)
+      .def_readonly("input_bound", &QuantizedLinear::input_bound)
       .def(
           "to",
           [](const QuantizedLinear& linear, const at::Device& device) { return linear.to(device); },

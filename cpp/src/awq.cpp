@@ -31,6 +31,8 @@ void AwqOptions::check() const {
   grid.check();
   TORCH_CHECK_VALUE(grid.range != Range::kGramBlock, "range is 'gram_block', expected 'minmax', ",
                     "'mse' or 'gram' for the scale search; clip after it with awq_clip.");
+  TORCH_CHECK_VALUE(!grid.per_tensor, "per_tensor is true, expected false: the search fits each ",
+                    "row by itself; scale channels by smoothquant instead.");
   TORCH_CHECK_VALUE(points > 0, "points is ", points, ", expected a positive number of exponents.");
   TORCH_CHECK_VALUE(exact > 0, "exact is ", exact, ", expected a positive number of candidates.");
   TORCH_CHECK_VALUE(sketch > 0, "sketch is ", sketch, ", expected a positive number of rows.");

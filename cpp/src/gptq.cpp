@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cmath>
 #include <mlcalib/gptq.hpp>
+#include <variant>
 
 #include "check.hpp"
 #include "cholesky.hpp"
@@ -78,6 +79,12 @@ class Solver {
   /// H, with the damping that the factorisation took.
   at::Tensor hessian() const { return damped(damp_); }
 
+  /// What a solve of these weights, or of some of their rows, stands on.
+  GptqGrids grids_of(const at::Tensor& weight) const {
+    if (options_.grid.per_tensor) return tensor_grid(weight);
+    return options_.static_grid ? GptqGrids(FittedBefore()) : FittedAsReached();
+  }
+
   /// row_feed: of GptqProblem.
   GptqSolution run(const at::Tensor& weight, GptqGrids grids, at::Tensor row_feed = {}) const {
     return gptq_stub(weight.device().type(), {.weight = weight,
@@ -98,6 +105,12 @@ class Solver {
   }
 
  private:
+  // A group that is a whole row is reached before any of its columns has changed.
+  Grid tensor_grid(const at::Tensor& weight) const {
+    const bool weighted = options_.grid.range == Range::kGram;
+    return fit_tensor_grid(weight, weighted ? importance_ : at::Tensor(), ranging_, options_.grid);
+  }
+
   at::Tensor damped(double damp) const {
     at::Tensor copy = gram_.clone(at::MemoryFormat::Contiguous);
     copy.diagonal().add_(damp * mean_);
@@ -112,9 +125,11 @@ class Solver {
   at::Tensor ranging_;  // H, where the range search weighs by its blocks
 };
 
-// Rows are independent: of each the better one.
+// Rows are independent: of each the better one. Where they share a scale, of all together.
 void keep_better(GptqSolution& best, const GptqSolution& other) {
-  const at::Tensor better = other.energy < best.energy;
+  const at::Tensor better = best.grid.spec.per_tensor
+                                ? (other.energy.sum() < best.energy.sum()).expand_as(best.energy)
+                                : other.energy < best.energy;
   const at::Tensor rows = better.unsqueeze(1);
   best.codes = at::where(rows, other.codes, best.codes);
   best.grid.scale = at::where(rows, other.grid.scale, best.grid.scale);
@@ -126,8 +141,7 @@ void keep_better(GptqSolution& best, const GptqSolution& other) {
 // Scales refitted to the codes, and all solved again on these, options.refit times; the best of it
 // all.
 GptqSolution refine(const at::Tensor& weight, const Solver& solver, const GptqOptions& options) {
-  GptqSolution current =
-      solver.run(weight, options.static_grid ? GptqGrids(FittedBefore()) : FittedAsReached());
+  GptqSolution current = solver.run(weight, solver.grids_of(weight));
   GptqSolution best = current;
   const int64_t rounds = options.refit;
   const at::Tensor hessian = rounds > 0 ? solver.hessian() : at::Tensor();
@@ -188,13 +202,22 @@ QuantizedLinear gptq(const at::Tensor& weight, const at::Tensor& gram, const Gpt
 
 namespace {
 
+// Of the rows of one of the weights, whose grids are alike where they are given.
+GptqGrids grids_of_rows(const GptqGrids& grids, const at::Tensor& weight) {
+  const Grid* given = std::get_if<Grid>(&grids);
+  if (given == nullptr) return grids;
+  const auto rows = [&](const at::Tensor& all) { return all.narrow(0, 0, weight.size(0)); };
+  return Grid{rows(given->scale), rows(given->zero), given->spec};
+}
+
 // One linear with an output Gram: rows in falling order of its diagonal, and back again.
 QuantizedLinear solve_two_sided(const Solver& solver, const at::Tensor& weight,
-                                const at::Tensor& output, const GptqOptions& options) {
+                                const at::Tensor& output, const GptqGrids& grids,
+                                const GptqOptions& options) {
   const at::Tensor order = at::argsort(output.diagonal(), /*stable=*/true, /*dim=*/0,
                                        /*descending=*/true);
   const at::Tensor feed = row_feed(output, order, options.output_damp);
-  const GptqSolution solution = solver.run(weight.index_select(0, order), FittedBefore(), feed);
+  const GptqSolution solution = solver.run(weight.index_select(0, order), grids, feed);
   const auto back = [&](const at::Tensor& rows) {
     return at::empty_like(rows).index_copy_(0, order, rows);
   };
@@ -226,9 +249,11 @@ std::vector<QuantizedLinear> gptq(at::TensorList weights, const at::Tensor& gram
   solved.grid = with_global_scale(options.grid, checked);
   const Solver solver(gram, solved);
   const int64_t dead = count_dead_channels(gram);
+  const GptqGrids grids = solver.grids_of(at::cat(checked));
   std::vector<QuantizedLinear> result;
   for (size_t i = 0; i < checked.size(); ++i) {
-    result.push_back(solve_two_sided(solver, checked[i], outputs[i], solved));
+    result.push_back(
+        solve_two_sided(solver, checked[i], outputs[i], grids_of_rows(grids, checked[i]), solved));
     result.back().dead_channels = dead;
   }
   return result;

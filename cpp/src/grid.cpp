@@ -85,6 +85,13 @@ void GridSpec::check() const {
            static_cast<double>(static_cast<float>(global_scale)) == global_scale),
       "global_scale is ", global_scale, ", expected a positive float32 with scale_dtype ",
       "float8_e4m3fn, or 0.");
+  if (per_tensor) {
+    TORCH_CHECK_VALUE(group_size == kWholeRow, "group_size is ", group_size,
+                      ", expected -1 with per_tensor=True.");
+    TORCH_CHECK_VALUE(symmetric, "per_tensor=True has no zero points; pass symmetric=True.");
+    TORCH_CHECK_VALUE(wide, "scale_dtype is ", scale_dtype,
+                      ", expected float32, bfloat16 or float16 with per_tensor=True.");
+  }
   if (super_block == 0) {
     TORCH_CHECK_VALUE(scale_bits == 0, "scale_bits is ", scale_bits,
                       ", expected 0 without a super_block.");
@@ -201,10 +208,12 @@ Grid fit_grid(const at::Tensor& weight, const GridSpec& asked,
     check_gram(*gram, checked.size(1));
     check_device(*gram, "gram", checked, "weight");
   }
+  const at::Tensor importance =
+      spec.range == Range::kGram ? gram->diagonal().contiguous() : at::Tensor();
+  const at::Tensor block = spec.range == Range::kGramBlock ? gram->contiguous() : at::Tensor();
+  if (spec.per_tensor) return fit_tensor_grid(checked, importance, block, spec);
   const auto [scale, zero] =
-      fit_grid_stub(checked.device().type(), checked,
-                    spec.range == Range::kGram ? gram->diagonal().contiguous() : at::Tensor(),
-                    spec.range == Range::kGramBlock ? gram->contiguous() : at::Tensor(), spec);
+      fit_grid_stub(checked.device().type(), checked, importance, block, spec);
   return round_grid(scale, zero, spec);
 }
 

@@ -21,4 +21,9 @@ int64_t fit_width(const GridSpec& spec, int64_t columns);
 /// ValueError where a scale overflows that type.
 Grid round_grid(const at::Tensor& scale, const at::Tensor& zero, const GridSpec& spec);
 
+/// The rounded grid of a spec that is per_tensor, with the same scale in all rows of weight float32
+/// [rows, cols]. importance and gram are those of fit_grid_stub.
+Grid fit_tensor_grid(const at::Tensor& weight, const at::Tensor& importance, const at::Tensor& gram,
+                     const GridSpec& spec);
+
 }  // namespace mlcalib

@@ -51,11 +51,25 @@ at::Tensor refit_rows(const at::Tensor& weight, const at::Tensor& unit, const at
   return at::where((fitted > 0).logical_and_(at::isfinite(fitted)), fitted, scale);
 }
 
+// The one scale of all rows.
+at::Tensor refit_tensor_scale(const at::Tensor& weight, const at::Tensor& unit,
+                              const at::Tensor& scale, const at::Tensor& hessian) {
+  const at::Tensor product = at::mm(unit, hessian);
+  const at::Tensor fitted = (product * weight).sum(at::kDouble) / (product * unit).sum(at::kDouble);
+  const at::Tensor better = (fitted > 0).logical_and_(at::isfinite(fitted));
+  return at::where(better, fitted.to(at::kFloat), scale);
+}
+
 }  // namespace
 
 at::Tensor refit_scale(const at::Tensor& weight, const at::Tensor& codes, const Grid& grid,
                        const at::Tensor& hessian) {
   const int64_t width = group_width(grid.spec, weight.size(1));
+  if (grid.spec.per_tensor) {
+    const Grid units{at::ones_like(grid.scale), grid.zero, grid.spec};
+    const at::Tensor unit = dequantize_stub(weight.device().type(), codes, units);
+    return refit_tensor_scale(weight, unit, grid.scale, hessian);
+  }
   std::vector<at::Tensor> parts;
   for (int64_t first = 0; first < weight.size(0); first += kRows) {
     const int64_t count = std::min(kRows, weight.size(0) - first);

@@ -38,11 +38,15 @@ class GridSpec(metaclass=_Extension):
     zero points, but minima, which are from 0 to 2^scale_bits - 1 times a second number: a level is
     scale · code - minimum. These are the K-quants of GGUF. 0 stands for none.
 
+    ``per_tensor`` gives all weights that are fitted together one scale, which is repeated for each
+    row; ranges are then chosen by the error of all of them.
+
     Raises:
         ValueError: bits outside 2…8, a group size neither -1 nor positive, an unknown range, other
             numbers with other bits than theirs or with ``symmetric=False``, a ``scale_dtype`` or a
             ``global_scale`` that the numbers do not have, a ``super_block`` that ``group_size``
-            does not divide, other ``scale_bits`` than 2…8 with one or than 0 without.
+            does not divide, other ``scale_bits`` than 2…8 with one or than 0 without,
+            ``per_tensor`` with groups, zero points or scales in FP8.
     """
 
     def __init__(
@@ -56,6 +60,7 @@ class GridSpec(metaclass=_Extension):
         global_scale: float = 0.0,
         super_block: int = 0,
         scale_bits: int = 0,
+        per_tensor: bool = False,
     ) -> None: ...
     @property
     def bits(self) -> int: ...
@@ -75,6 +80,8 @@ class GridSpec(metaclass=_Extension):
     def super_block(self) -> int: ...
     @property
     def scale_bits(self) -> int: ...
+    @property
+    def per_tensor(self) -> bool: ...
     @property
     def has_minima(self) -> bool: ...
     def groups(self, channels: int) -> int: ...
@@ -108,7 +115,9 @@ class QuantizedLinear(metaclass=_Extension):
 
     ``loss`` is tr(D G Dᵀ) with D = weight - dequantized, or None where no Gram was given. ``damp``
     is the damping used, a fraction of the mean of the Gram's diagonal; ``dead_channels`` counts the
-    channels that no calibration token excited (they are rounded).
+    channels that no calibration token excited (they are rounded). ``input_bound`` is the largest
+    magnitude of its input that a checkpoint with static activations holds, or 0 where it is not
+    known.
     """
 
     def __init__(
@@ -119,6 +128,7 @@ class QuantizedLinear(metaclass=_Extension):
         loss: float | None = None,
         damp: float = 0.0,
         dead_channels: int = 0,
+        input_bound: float = 0.0,
     ) -> None: ...
     @property
     def codes(self) -> Tensor: ...
@@ -130,6 +140,8 @@ class QuantizedLinear(metaclass=_Extension):
     def damp(self) -> float: ...
     @property
     def dead_channels(self) -> int: ...
+    @property
+    def input_bound(self) -> float: ...
     def dequantize(self) -> Tensor: ...
     def to(self, device: torch.device) -> QuantizedLinear: ...
 

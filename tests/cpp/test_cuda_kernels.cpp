@@ -99,6 +99,12 @@ TEST(CudaKernels, QuantizeAndDequantize) {
     }
   }
   specs.push_back({.bits = 2, .group_size = 16, .super_block = 64, .scale_bits = 4});
+  specs.push_back({.bits = 8,
+                   .group_size = kWholeRow,
+                   .symmetric = true,
+                   .range = Range::kMse,
+                   .numbers = Numbers::kE4m3,
+                   .per_tensor = true});
   for (const GridSpec& spec : specs) {
     const at::Tensor weight = random_weight(7, 150, 1);
     const Grid grid = fit_grid(weight, spec);

@@ -71,6 +71,30 @@ def fit_group(
     return best_scale, best_zero
 
 
+def fit_tensor(
+    w: Tensor,
+    bits: int,
+    importance: Tensor | None,
+    search: bool,
+    gram: Tensor | None = None,
+    numbers: str = "integer",
+):
+    """(scale, zero) of a whole weight w [rows, columns]; the best of the shrunk ranges."""
+    largest = 2**bits - 1 if numbers == "integer" else NUMBERS[numbers].nan_to_num(0).max()
+    width = 2 if numbers == "integer" else 1  # of the range, in extremes
+    zero = (largest + 1) / 2 if numbers == "integer" else 0.0
+    best, found = math.inf, None
+    for shrink in SHRINKS if search else [1.0]:
+        scale = (width * w.abs().max() * shrink / largest).clamp(min=1.17549435e-38)
+        d = w - nearest(w, scale, torch.tensor(zero).double(), largest, numbers)
+        lost = (d @ gram * d).sum() if gram is not None else d * d
+        if gram is None and importance is not None:
+            lost = lost * importance
+        if found is None or float(lost.sum()) < best:
+            best, found = float(lost.sum()), scale
+    return found, zero
+
+
 def fit_block(
     w: Tensor,
     group_size: int,

@@ -49,6 +49,9 @@ struct GridSpec {
   /// others have no zero points, but minima: 0 … 2^scale_bits − 1 of a second number. 0: none.
   int64_t super_block = 0;
   int64_t scale_bits = 0;  ///< 2 … 8 with a super_block, else 0
+  /// One scale for all weights that are fitted together, repeated for each row; symmetric, and
+  /// group_size is kWholeRow.
+  bool per_tensor = false;
 
   /// Throws ValueError for fields outside their domain.
   void check() const;

@@ -20,6 +20,8 @@ struct QuantizedLinear {
   std::optional<double> loss;  ///< tr(D G Dᵀ), D = weight − dequantized; absent without a Gram
   double damp = 0;             ///< damping used, a fraction of the mean of the Gram's diagonal
   int64_t dead_channels = 0;   ///< channels that no calibration token excited (rounded)
+  /// Largest magnitude of its input that a checkpoint with static activations holds; 0: not known.
+  double input_bound = 0;
 
   at::Tensor dequantize() const { return mlcalib::dequantize(codes, grid); }
   /// The same on another device; the tensors themselves where they are there already.
@@ -28,7 +30,8 @@ struct QuantizedLinear {
             {grid.scale.to(device), grid.zero.to(device), grid.spec},
             loss,
             damp,
-            dead_channels};
+            dead_channels,
+            input_bound};
   }
 };
 

@@ -28,6 +28,11 @@ for bits, symmetric in ((3, False), (4, True)):
         "rtn": core.rtn(weight, spec, gram),
         "clip": core.rtn(weight, core.GridSpec(bits, 64, symmetric, "gram_block"), gram),
         "activation": core.gptq(weight, gram, core.GptqOptions(spec)),
+        "tensor": core.gptq(
+            weight,
+            gram,
+            core.GptqOptions(core.GridSpec(bits, -1, True, "gram", per_tensor=True)),
+        ),
         "running": core.gptq(
             weight, gram, core.GptqOptions(spec, order="natural", static_grid=False)
         ),

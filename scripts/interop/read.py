@@ -9,6 +9,7 @@ import ctypes
 import json
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
 INT8, FP8 = "compressed-tensors-int8", "compressed-tensors-fp8"
-FP4 = ("compressed-tensors-mxfp4", "compressed-tensors-nvfp4")
+STATIC, W4A4 = "compressed-tensors-fp8-static", "compressed-tensors-nvfp4-w4a4"
+FP4 = ("compressed-tensors-mxfp4", "compressed-tensors-nvfp4", W4A4)
 IDS = torch.arange(24)[None] * 7 % 300
 Difference = tuple[float | None, float | None]  # of weights, of logits
 
@@ -53,8 +55,8 @@ def read_transformers(case: dict[str, Any], folder: Path, expected: Any) -> Diff
     if case["format"] == "gguf":
         options["gguf_file"] = "model.gguf"
     loaded = AutoModelForCausalLM.from_pretrained(folder / "checkpoint", **options)
-    if case["format"] in (INT8, FP8):
-        return read_rounding(case, loaded, expected, ROUND[case["format"]])
+    if case["format"] in ROUND:
+        return read_rounding(case, loaded, expected, folder)
     # First the logits: compressed-tensors decompresses in the model's first forward.
     apart = largest(logits(loaded), logits(expected))
     if case["format"] in ("gptq", "gptq-v2", "awq"):
@@ -66,13 +68,15 @@ def read_transformers(case: dict[str, Any], folder: Path, expected: Any) -> Diff
     return max(weights), apart
 
 
-def read_rounding(
-    case: dict[str, Any], loaded: Any, expected: Any, rounding: Callable[..., Any]
-) -> Difference:
+def read_rounding(case: dict[str, Any], loaded: Any, expected: Any, folder: Path) -> Difference:
     """Compare weights as they are; logits with those of rounded activations, like the reader's."""
-    handles = [
-        expected.get_submodule(name).register_forward_pre_hook(rounding) for name in case["linears"]
-    ]
+    handles = []
+    with safe_open(folder / "checkpoint/model.safetensors", framework="pt") as file:
+        for name in case["linears"]:
+            of_input = [f"{name}.{each}" for each in ("input_scale", "input_global_scale")]
+            stored = [file.get_tensor(each) for each in of_input if each in file.keys()]  # noqa: SIM118
+            rounding = partial(ROUND[case["format"]], *stored)
+            handles.append(expected.get_submodule(name).register_forward_pre_hook(rounding))
     # First the logits: compressed-tensors decompresses in the model's first forward.
     apart = largest(logits(loaded), logits(expected))
     for handle in handles:
@@ -105,7 +109,43 @@ def round_tokens_to_fp8(_: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch
     return (codes * scale,)
 
 
-ROUND = {INT8: round_tokens, FP8: round_tokens_to_fp8}
+def round_to_fp8(
+    scale: torch.Tensor, _: Any, inputs: tuple[torch.Tensor, ...]
+) -> tuple[torch.Tensor, ...]:
+    """Round to FP8 times a scale, in x's dtype."""
+    (x,) = inputs
+    codes = (x / scale).clamp(-448, 448).to(torch.float8_e4m3fn).to(x.dtype)
+    return (codes * scale,)
+
+
+def round_to_nvfp4(
+    factor: torch.Tensor, _: Any, inputs: tuple[torch.Tensor, ...]
+) -> tuple[torch.Tensor, ...]:
+    """Round to FP4 numbers in groups of 16, whose scales are FP8 numbers divided by a factor.
+
+    compressed-tensors divides by 6 in x's dtype.
+    """
+    (x,) = inputs
+    groups = x.unflatten(-1, (-1, 16))
+    step = groups.abs().amax(-1, keepdim=True) / torch.tensor(6, dtype=x.dtype)
+    groups = groups.float()
+    scale = (factor * step).clamp(max=448).to(torch.float8_e4m3fn).float()
+    scale = torch.where(scale == 0, 2.0**-9, scale) / factor
+    numbers = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+    edges = (numbers[1:] + numbers[:-1]) / 2
+    units = groups / scale
+    below = torch.bucketize(units.abs(), edges)  # of two that are as near, the lower one
+    above = torch.bucketize(units.abs(), edges, right=True)
+    nearest = torch.where(below % 2 == 0, below, above)  # and the even one
+    return ((numbers[nearest] * units.sign() * scale).flatten(-2).to(x.dtype),)
+
+
+ROUND: dict[str, Callable[..., tuple[torch.Tensor, ...]]] = {
+    INT8: round_tokens,
+    FP8: round_tokens_to_fp8,
+    STATIC: round_to_fp8,
+    W4A4: round_to_nvfp4,
+}
 
 
 def read_bitsandbytes(case: dict[str, Any], folder: Path, expected: Any) -> Difference:
@@ -248,7 +288,7 @@ def read_mixes(case: dict[str, Any], folder: Path, expected: Any) -> Difference:
 Reader = Callable[[dict[str, Any], Path, Any], Difference]
 READERS: dict[str, tuple[tuple[str, ...], str, Reader]] = {
     "transformers, compressed-tensors": (
-        ("compressed-tensors", INT8, FP8, *FP4),
+        ("compressed-tensors", INT8, FP8, STATIC, *FP4),
         "compressed-tensors",
         read_transformers,
     ),

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from mlcalib._core import GridSpec, rtn
 from mlcalib.checkpoints import save_checkpoint
 from mlcalib.common.gguf_types import MIXES
-from mlcalib.formats import formats, types_in_mix
+from mlcalib.formats import formats, types_in_mix, with_bound
 from mlcalib.formats._gguf_blocks import GGUF_GRIDS
 from mlcalib.models import gguf_architectures
 from mlcalib.models.llm_int8 import Int8Linear
@@ -43,6 +43,12 @@ FLOATS = {
         4, 32, True, scale_dtype=torch.float8_e8m0fnu, numbers="e2m1"
     ),
     "compressed-tensors-nvfp4": GridSpec(
+        4, 16, True, scale_dtype=torch.float8_e4m3fn, numbers="e2m1"
+    ),
+    "compressed-tensors-fp8-static": GridSpec(
+        8, -1, True, scale_dtype=BFLOAT, numbers="e4m3", per_tensor=True
+    ),
+    "compressed-tensors-nvfp4-w4a4": GridSpec(
         4, 16, True, scale_dtype=torch.float8_e4m3fn, numbers="e2m1"
     ),
     "bitsandbytes": GridSpec(4, 32, True, scale_dtype=BFLOAT, numbers="nf4"),
@@ -92,9 +98,13 @@ def hidden_of(model: Any) -> str:
 
 
 def write(folder: Path, model: Any, tokenizer: Any, form: str, spec: GridSpec) -> None:
-    """Quantize by rounding; write the checkpoint and the model that it stands for."""
+    """Quantize by rounding; write the checkpoint and the model that it stands for.
+
+    Where it has static ranges of inputs they are such that the largest values are clipped.
+    """
     quantized = {
-        name: rtn(module.weight.detach(), spec) for name, module in linears_of(model).items()
+        name: with_bound(rtn(module.weight.detach(), spec), 3.0)
+        for name, module in linears_of(model).items()
     }
     checkpoint_format = formats.get(form)()
     save_checkpoint(model, tokenizer, folder / "checkpoint", checkpoint_format, quantized, {})

@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from mlcalib.checkpoints.record import language_losses
+from mlcalib.checkpoints.record import clipped_shares, language_losses
 from mlcalib.common.files import atomic_file
 from mlcalib.formats import formats
 from mlcalib.languages import language, script_name
@@ -24,6 +24,7 @@ _NOT_MEASURED = (
     "perplexity and bits per byte per language, and writes them here."
 )
 _ORDER = ["base_model", "base_model_relation"]  # of metadata; the rest as the hub's library has it
+_FURTHER = ("activation_clip",)  # what a recipe has where it was asked for
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
@@ -145,6 +146,8 @@ def _summary(record: Mapping[str, Any]) -> str:
     if super_block := options.pop("super_block", 0):
         groups += f" in super-blocks of {super_block}, scales in {options['scale_bits']} bits"
     options.pop("scale_bits", None)
+    if options.pop("per_tensor", False):
+        groups = "one scale for all linears that read one input"
     mix = options.pop("mix", "")
     most = f"{mix} of llama.cpp, most of them " if mix else ""
     lines = [
@@ -171,15 +174,22 @@ def _calibration(record: Mapping[str, Any]) -> str:
     losses = language_losses(record)
     mean = fmean(losses.values()) if losses else 0.0
     table = [["language", "name", "script", "tokens asked", "got", "loss per token", "of the mean"]]
+    clipped = clipped_shares(record)
+    table[0] += ["activations clipped"] if clipped else []
     for code, report in calibration["languages"].items():
         row = [code, language(code).name, script_name(language(code).script)]
         row += [f"{report['asked']:,}", f"{report['got']:,}"]
         row += [f"{losses[code]:.4g}", f"{losses[code] / mean:.2f}" if mean else "1.00"]
+        row += [f"{clipped.get(code, 0.0):.2g}"] if clipped else []
         table.append(row)
     on = {
         "quantized": "already quantized model (`propagate=quantized`)",
         "float": "floating-point model (`propagate=float`)",
     }
+    static = (
+        " Activations have static ranges: the last column is the share of a language's calibration "
+        "values that lie outside them, at most, mean over the linears."
+    )
     got = sum(report["got"] for report in calibration["languages"].values())
     return (
         f"{got:,} tokens of the corpus `{calibration['corpus']}`, set `{calibration['set']}`, in "
@@ -189,6 +199,7 @@ def _calibration(record: Mapping[str, Any]) -> str:
         "The loss is what quantization does to the outputs of linears on the calibration text "
         "itself: the squared error ‖x(W - Ŵ)ᵀ‖² per token, summed over all quantized linears, and "
         "as a share of the mean over languages. It compares languages, not models."
+        f"{static if clipped else ''}"
     )
 
 
@@ -220,6 +231,7 @@ def _again(record: Mapping[str, Any]) -> str:
         for each in recipe["overrides"]
         if each["options"] is not None
     }
+    keywords |= {name: recipe[name] for name in _FURTHER if recipe.get(name)}
     keywords |= {"ignore": ignore} if ignore else {}
     keywords |= {"overrides": own} if own else {}
     keywords |= recipe["options"]

@@ -80,6 +80,11 @@ def convert(source: str | Path, out: str | Path, format: str, *, dtype: str = "a
 def _specs(checkpoint: Checkpoint, form: Format, dtype: torch.dtype) -> dict[str, GridSpec]:
     """Return the grids as the other format holds them, after a look at all scales and zeros."""
     form.check_numbers(checkpoint.specs)
+    if form.static_inputs and not checkpoint.format.static_inputs:
+        raise ValueError(
+            f"{type(form).__name__} stores ranges of activations, which this checkpoint does not "
+            "have: they come from calibration text. Quantize the model again with this format."
+        )
     found, centred = {}, True
     for name in checkpoint.linears:
         grid = checkpoint.linear(name).grid
@@ -98,7 +103,8 @@ def _shape(checkpoint: Checkpoint, name: str) -> tuple[int, int]:
 
 def _linear(checkpoint: Checkpoint, name: str, spec: GridSpec) -> QuantizedLinear:
     linear = checkpoint.linear(name)
-    return QuantizedLinear(linear.codes, Grid(linear.grid.scale, linear.grid.zero, spec))
+    grid = Grid(linear.grid.scale, linear.grid.zero, spec)
+    return QuantizedLinear(linear.codes, grid, input_bound=linear.input_bound)
 
 
 def _packed(

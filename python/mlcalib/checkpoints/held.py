@@ -54,6 +54,7 @@ def with_scales(spec: GridSpec, dtype: torch.dtype, *, symmetric: bool | None = 
         spec.global_scale if dtype == torch.float8_e4m3fn else 0.0,
         spec.super_block,
         spec.scale_bits,
+        spec.per_tensor,
     )
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -41,6 +42,7 @@ def layer_record(
     shrinkage: float | None = None,
     divergence: Mapping[str, float] | None = None,
     statistics: str | None = None,
+    clipped: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """Return what is recorded of one linear.
 
@@ -54,12 +56,17 @@ def layer_record(
             None where these are not known.
         statistics: of a linear of an expert: ``gram``, or ``diagonal`` where the losses are those
             of the diagonals of the languages' Grams. Either way it is solved with a whole Gram.
+        clipped: language → the share of its input's values that the checkpoint's range of it
+            leaves outside; None where the checkpoint stores no ranges of inputs.
     """
     known: dict[str, Any] = {} if shrinkage is None else {"shrinkage": shrinkage}
     if statistics is not None:
         known["statistics"] = statistics
     if divergence is not None:
         known["divergence"] = dict(divergence)
+    if clipped is not None:
+        known["input_bound"] = linear.input_bound
+        known["input_clipped"] = dict(clipped)
     return known | {
         "loss_per_token": dict(losses),
         "input_range": {language: list(pair) for language, pair in ranges.items()},
@@ -198,6 +205,18 @@ def language_losses(record: Mapping[str, Any]) -> dict[str, float]:
         code: sum(layer["loss_per_token"].get(code, 0.0) for layer in record["layers"].values())
         for code in calibration["languages"]
     }
+
+
+def clipped_shares(record: Mapping[str, Any]) -> dict[str, float]:
+    """Return language → the share of activations outside the static ranges, mean over linears.
+
+    Empty where a checkpoint stores no ranges; see ``layer_record``.
+    """
+    found: dict[str, list[float]] = {}
+    for layer in record["layers"].values():
+        for language, share in layer.get("input_clipped", {}).items():
+            found.setdefault(language, []).append(share)
+    return {language: fmean(shares) for language, shares in found.items()}
 
 
 def _unseen_experts(

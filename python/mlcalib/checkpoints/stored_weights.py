@@ -67,6 +67,11 @@ class StoredWeights:
         self.names = [*(name for name in self._files if name not in codes), *self._owned]
 
     @property
+    def packed(self) -> Checkpoint | None:
+        """The linears whose codes a format of mlcalib reads; None where there are none."""
+        return self._packed
+
+    @property
     def files(self) -> set[Path]:
         """The files that hold tensors."""
         return set(self._files.values())

@@ -40,9 +40,9 @@ def quantize(
         str | None,
         typer.Option(
             help="The numbers of weights and activations by name: W4A16, W4A16_ASYM, W8A16, "
-            "FP8_DYNAMIC, NF4, MXFP4A16, NVFP4A16 (all with gptq), W8A8 (with smoothquant, in "
-            "compressed-tensors-int8), or a mix of llama.cpp's K-quants, Q2_K to Q6_K, such as "
-            "Q4_K_M (in gguf). It stands for --bits, --symmetric and a --group-size; "
+            "FP8, FP8_DYNAMIC, NF4, MXFP4A16, NVFP4A16, NVFP4 (all with gptq), W8A8 (with "
+            "smoothquant, in compressed-tensors-int8), or a mix of llama.cpp's K-quants, Q2_K to "
+            "Q6_K, such as Q4_K_M (in gguf). It stands for --bits, --symmetric and a --group-size; "
             "--method and --group-size can be given too."
         ),
     ] = None,
@@ -128,6 +128,13 @@ def quantize(
         str | None,
         typer.Option(help=f"{FORMAT} The default is compressed-tensors, or what --scheme says."),
     ] = None,
+    activation_clip: Annotated[
+        float,
+        typer.Option(
+            help="The share of each language's values that the static ranges of activations may "
+            "leave outside, in formats that store them (--scheme FP8, NVFP4); 0 holds all of them."
+        ),
+    ] = 0.0,
     dtype: Dtype = "auto",
     device: Device = "auto",
     memory: Memory = None,
@@ -226,6 +233,7 @@ def quantize(
         "quality": quality,
         "propagate": propagate,
         "format": saved,
+        "activation_clip": activation_clip,
         "dtype": dtype,
         "device": device,
         "memory": memory,

@@ -14,6 +14,7 @@ from mlcalib.formats._readers import (
     split_linears,
 )
 from mlcalib.formats._section import Kind, Problem, as_written
+from mlcalib.formats._static_inputs import with_bound
 from mlcalib.formats.base import MODELOPT, Format, find_file, find_format, formats, stored_section
 
 __all__ = [
@@ -37,4 +38,5 @@ __all__ = [
     "split_linears",
     "stored_section",
     "types_in_mix",
+    "with_bound",
 ]

@@ -14,9 +14,10 @@ SCALE_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 def by_grid(specs: Mapping[str, GridSpec]) -> list[tuple[GridSpec, list[str]]]:
     """Return what a checkpoint tells apart: each grid and its linears, the largest group first."""
-    groups: dict[tuple[int, int, bool, str, int], tuple[GridSpec, list[str]]] = {}
+    groups: dict[tuple[int, int, bool, str, int, bool], tuple[GridSpec, list[str]]] = {}
     for name, spec in specs.items():
-        key = (spec.bits, spec.group_size, spec.symmetric, spec.numbers, spec.super_block)
+        held = (spec.numbers, spec.super_block, spec.per_tensor)
+        key = (spec.bits, spec.group_size, spec.symmetric, *held)
         groups.setdefault(key, (spec, []))[1].append(name)
     return sorted(groups.values(), key=lambda group: -len(group[1]))
 
@@ -28,6 +29,8 @@ def describe(spec: GridSpec) -> str:
         kind = f"numbers {spec.numbers}"
     if spec.super_block:
         kind += f", super_block {spec.super_block}"
+    if spec.per_tensor:
+        kind += ", per_tensor"
     return f"{spec.bits} bits, group_size {spec.group_size}, {kind}"
 
 
@@ -191,6 +194,7 @@ def with_dtype(spec: GridSpec, dtype: torch.dtype) -> GridSpec:
         numbers=spec.numbers,
         super_block=spec.super_block,
         scale_bits=spec.scale_bits,
+        per_tensor=spec.per_tensor,
     )
 
 

@@ -1,7 +1,7 @@
 """What every checkpoint format answers."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -41,6 +41,10 @@ class Format(ABC):
             none.
         numbers: the numbers of grids that it holds; see ``GridSpec``.
         super_blocks: whether it holds grids with a ``super_block``.
+        per_tensor: whether it holds grids with one scale for each tensor, and no others; None for
+            either.
+        static_inputs: whether it stores the range of the input of each linear, which text has to
+            show: an ``input_bound`` of each linear.
         half_scales: whether scales may be float16 whatever the model's dtype.
         float32_scales: whether scales take 32 bits whatever the model's dtype.
         dequantizes: whether mlcalib runs models on dequantized weights, because it has no product
@@ -55,6 +59,8 @@ class Format(ABC):
     file: ClassVar[str | None] = None
     numbers: ClassVar[tuple[str, ...]] = ("integer",)
     super_blocks: ClassVar[bool] = False
+    per_tensor: ClassVar[bool | None] = False
+    static_inputs: ClassVar[bool] = False
     half_scales: ClassVar[bool] = False
     float32_scales: ClassVar[bool] = False
     dequantizes: ClassVar[bool] = False
@@ -109,6 +115,15 @@ class Format(ABC):
                     f"{type(self).__name__} holds no super-blocks, in which the scales of {name} "
                     "lie; save with gguf or dense"
                 )
+            if self.per_tensor is not None and spec.per_tensor != self.per_tensor:
+                held = (
+                    "one scale for each tensor" if self.per_tensor else "scales of rows or groups"
+                )
+                remedy = "compressed-tensors-fp8-static or dense" if spec.per_tensor else "dense"
+                raise ValueError(
+                    f"{type(self).__name__} holds {held}, and {name} has others; save with {remedy}"
+                    f", or quantize with per_tensor={self.per_tensor}"
+                )
 
     def check_model(self, config: Any, architecture: str, tokenizer: Any) -> None:  # noqa: B027
         """Refuse, before any forward, a model that the format cannot hold; by default none.
@@ -133,7 +148,7 @@ class Format(ABC):
             rows: of the weight, its output channels.
             columns: its input channels.
         """
-        groups = rows * spec.groups(columns)
+        groups = 1 if spec.per_tensor else rows * spec.groups(columns)
         number = 32 if self.float32_scales else 8 * min(spec.scale_dtype.itemsize, 2)
         total = rows * columns * spec.bits
         if spec.super_block:
@@ -142,6 +157,8 @@ class Format(ABC):
             return total + kinds * (groups * spec.scale_bits + blocks * number)
         if spec.scale_dtype == torch.float8_e4m3fn:
             total += 32  # what all its scales are divided by
+        if self.static_inputs:
+            total += max(number, 32 if spec.scale_dtype == torch.float8_e4m3fn else 0)
         return total + groups * (number + (0 if spec.symmetric else spec.bits))
 
     def write_file(
@@ -202,6 +219,19 @@ class Format(ABC):
         By default whatever has codes does.
         """
         return None if self.codes is not None else "it keeps no codes"
+
+    def input_rounding(
+        self, name: str, tensors: Mapping[str, Tensor]
+    ) -> Callable[[Tensor], Tensor] | None:
+        """Return how the input of a linear is rounded while a model runs; None for not at all.
+
+        Only of formats that ``dequantizes``; transformers rounds for the others.
+
+        Args:
+            name: the linear.
+            tensors: those of the checkpoint, at least of this linear.
+        """
+        return None
 
     def tensors_decide(self, config: Mapping[str, Any]) -> bool:
         """Return whether only the tensors tell that ``unpack`` can read such a checkpoint."""

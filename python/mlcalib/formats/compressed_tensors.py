@@ -51,6 +51,7 @@ from mlcalib.formats._readers import (
     of_folder,
 )
 from mlcalib.formats._section import Problem
+from mlcalib.formats._static_inputs import has_static_inputs
 from mlcalib.formats.base import Format, Shapes, formats
 
 if TYPE_CHECKING:
@@ -84,10 +85,16 @@ class CompressedTensors(Format):
             NotImplementedError: another format of compressed-tensors.
         """
         form = config.get("format") or "pack-quantized"
-        if form in _OTHERS and not (
-            form == "float-quantized"
-            and any(found != ("channel",) for found in stated_weights(config, "strategy"))
-        ):
+        static = has_static_inputs(config)
+        if form == "float-quantized":
+            scales = {found[0] for found in stated_weights(config, "strategy")}
+            if scales == {"channel"} and not static:
+                return formats.get(_OTHERS[form])()
+            if scales == {"tensor"} and static:
+                return formats.get("compressed-tensors-fp8-static")()
+        elif form == "nvfp4-pack-quantized" and static:
+            return formats.get("compressed-tensors-nvfp4-w4a4")()
+        elif form in _OTHERS:
             return formats.get(_OTHERS[form])()
         if form not in ("pack-quantized", "mixed-precision"):  # of which each group is checked
             raise NotImplementedError(

@@ -24,6 +24,7 @@ class Dense(Format):
     """
 
     super_blocks: ClassVar[bool] = True
+    per_tensor: ClassVar[bool | None] = None
     numbers: ClassVar[tuple[str, ...]] = ("integer", "nf4", "e2m1", "e4m3")
     stored: ClassVar[str] = "dequantized: nothing is smaller than in the base model"
     loading: ClassVar[str] = by_transformers(packed=False)

@@ -11,8 +11,10 @@ from mlcalib._core import QuantizedLinear
 from mlcalib.checkpoints.record import layer_record, resources
 from mlcalib.common.ranks import Ranks
 from mlcalib.common.stopwatch import Stopwatch
+from mlcalib.formats import with_bound
 from mlcalib.models import Adapter
 from mlcalib.quantization.fisher import BlockFisher
+from mlcalib.quantization.input_bounds import Bound, input_bounds
 from mlcalib.quantization.job import BlockView, Outcome, Text
 from mlcalib.quantization.probe import Probe
 from mlcalib.quantization.propagation import BlockStatistics, Flow, Mixture
@@ -175,6 +177,16 @@ class QuantizationJob:
         own_text: BlockStatistics,
     ) -> None:
         adapter, name = block.adapter, block.name
+        variant = self.variant
+        bounds: dict[str, Bound] = {}
+        if variant.static_inputs:
+            clip = variant.activation_clip
+            bounds = input_bounds(adapter, name, own, own_text, solved.divided, clip)
+            solved.linears |= {
+                layer: with_bound(solved.linears[layer], bound.largest)
+                for layer, bound in bounds.items()
+                if layer in solved.linears
+            }
         with self.stopwatch.timed("write"):
             record = {
                 **_losses(solved),
@@ -185,6 +197,7 @@ class QuantizationJob:
                     _of_experts(
                         adapter, name, own, own_text, "diagonal" if block.diagonal else "gram"
                     ),
+                    bounds,
                 ),
                 "scales": solved.scales,
                 "expert_tokens": expert_tokens(adapter, name, own, own_text),
@@ -212,6 +225,7 @@ class QuantizationJob:
         ranges: Mapping[str, Mapping[str, tuple[float, float]]],
         shrinkage: Mapping[str, float],
         statistics: Mapping[str, str],
+        bounds: Mapping[str, Bound],
     ) -> dict[str, Any]:
         languages = {prefix.language for prefix in self.variant.mixture}
         return {
@@ -226,6 +240,7 @@ class QuantizationJob:
                 shrinkage.get(layer),
                 solved.divergence.get(layer),
                 statistics.get(layer),
+                bounds[layer].clipped if layer in bounds else None,
             )
             for layer, linear in solved.linears.items()
         }

@@ -20,7 +20,6 @@ from mlcalib.quantization.recipe import check_method, make_recipe
 from mlcalib.quantization.scheme import choose
 from mlcalib.quantization.sink import MemorySink
 from mlcalib.quantization.text_check import check_text
-from mlcalib.quantization.variant import Variant
 from mlcalib.quantization.weight_check import check_block
 from mlcalib.quantizers import Method
 
@@ -37,6 +36,7 @@ def quantize(  # noqa: PLR0913 - what a quantization is made of
     quality: Literal["fast", "balanced", "best"] | None = None,
     propagate: Propagate | None = None,
     format: str | Sequence[str] | None = None,  # noqa: A002
+    activation_clip: float = 0.0,
     tokenizer: "PreTrainedTokenizerBase | None" = None,
     dtype: str = "auto",
     device: str = "auto",
@@ -67,12 +67,12 @@ def quantize(  # noqa: PLR0913 - what a quantization is made of
             ``[mlcalib.SmoothQuant(), mlcalib.GPTQ(bits=8)]`` scale channels by the first and solve
             by the second. The default is ``gptq``, or what ``scheme`` says.
         scheme: the numbers of weights and activations: ``W4A16``, ``W4A16_ASYM``, ``W8A16``,
-            ``FP8_DYNAMIC``, ``NF4``, ``MXFP4A16``, ``NVFP4A16`` (all with ``gptq``) or ``W8A8``
-            (with ``smoothquant`` and the format ``compressed-tensors-int8``). It stands for
-            ``bits``, ``symmetric`` and a ``group_size``; ``method`` by name, ``group_size`` and
-            other options can be given too. ``Q2_K``, ``Q3_K_S``, ``Q3_K_M``, ``Q3_K_L``,
-            ``Q4_K_S``, ``Q4_K_M``, ``Q5_K_S``, ``Q5_K_M`` and ``Q6_K`` are the mixes of llama.cpp,
-            in the format ``gguf``.
+            ``FP8``, ``FP8_DYNAMIC``, ``NF4``, ``MXFP4A16``, ``NVFP4A16``, ``NVFP4`` (all with
+            ``gptq``) or ``W8A8`` (with ``smoothquant`` and the format ``compressed-tensors-int8``).
+            It stands for ``bits``, ``symmetric`` and a ``group_size``; ``method`` by name,
+            ``group_size`` and other options can be given too. ``Q2_K``, ``Q3_K_S``, ``Q3_K_M``,
+            ``Q3_K_L``, ``Q4_K_S``, ``Q4_K_M``, ``Q5_K_S``, ``Q5_K_M`` and ``Q6_K`` are the mixes of
+            llama.cpp, in the format ``gguf``.
         quality: how much is done with ``gptq``, which it stands for with ``propagate`` and options:
             ``fast`` (float propagation), ``balanced`` (quantized propagation and a ``correction``)
             or ``best`` (gradients of the loss, too: ``fisher_tokens``).
@@ -82,6 +82,8 @@ def quantize(  # noqa: PLR0913 - what a quantization is made of
         format: the checkpoint format to save, or several, e.g. ``["compressed-tensors", "gguf"]``:
             scales are then rounded so that each holds them exactly. Grids that one cannot hold are
             refused now. The default is ``compressed-tensors``, or what ``scheme`` says.
+        activation_clip: the share of each language's calibration values that the static ranges of
+            activations may leave outside, in formats that store them; 0 holds all of them.
         tokenizer: of a transformers model, saved with it. With a folder or a hub name it replaces
             the model's own.
         dtype: of the weights while they are quantized, and of those that are not: ``auto`` (as they
@@ -150,6 +152,7 @@ def quantize(  # noqa: PLR0913 - what a quantization is made of
         propagate=propagate if calibration is not None else None,
         format=first,
         further=further,
+        activation_clip=activation_clip,
         ignore=ignore,
         overrides=overrides,
         options=options,
@@ -160,7 +163,7 @@ def quantize(  # noqa: PLR0913 - what a quantization is made of
             check_block(source.adapter, block_name, block)  # before the first forward
     mixture = {} if calibration is None else mixture_of(calibration)
     sink = MemorySink(source.model, source.adapter, recipe.checkpoint_format)
-    job = QuantizationJob(Variant(recipe.quantizer, recipe.exceptions, mixture), sink)
+    job = QuantizationJob(recipe.variant(mixture), sink)
     run_pass(
         source,
         [job],
@@ -199,5 +202,10 @@ def quantize(  # noqa: PLR0913 - what a quantization is made of
         },
         divergence={
             name: layer["divergence"] for name, layer in layers.items() if "divergence" in layer
+        },
+        clipped={
+            name: layer["input_clipped"]
+            for name, layer in layers.items()
+            if "input_clipped" in layer
         },
     )

@@ -50,6 +50,7 @@ def quantize_checkpoint(  # noqa: PLR0913 - what a quantization is made of
     quality: Literal["fast", "balanced", "best"] | None = None,
     propagate: Propagate | None = None,
     format: str | None = None,  # noqa: A002
+    activation_clip: float = 0.0,
     dtype: str = "auto",
     device: str = "auto",
     memory: float | None = None,
@@ -80,6 +81,7 @@ def quantize_checkpoint(  # noqa: PLR0913 - what a quantization is made of
         quality: see ``mlcalib.quantize``.
         propagate: see ``mlcalib.quantize``.
         format: see ``mlcalib.quantize``.
+        activation_clip: see ``mlcalib.quantize``.
         dtype: see ``mlcalib.quantize``.
         device: see ``mlcalib.quantize``.
         memory: see ``mlcalib.quantize``.
@@ -113,7 +115,18 @@ def quantize_checkpoint(  # noqa: PLR0913 - what a quantization is made of
     method, options, format = choose(method, scheme, format, options)  # noqa: A001
     propagate, options = with_quality(quality, method, propagate, options)
     model = located(model, revision, token)
-    asked = _Asked(model, calibration, method, propagate, format, dtype, ignore, overrides, options)
+    asked = _Asked(
+        model,
+        calibration,
+        method,
+        propagate,
+        format,
+        dtype,
+        ignore,
+        overrides,
+        options,
+        activation_clip,
+    )
     _check_place(hidden_states)
     place = choose_device(device)
     out = full_path(out)
@@ -204,6 +217,7 @@ def plan_checkpoint(  # noqa: PLR0913 - what a quantization is made of
     quality: Literal["fast", "balanced", "best"] | None = None,
     propagate: Propagate | None = None,
     format: str | None = None,  # noqa: A002
+    activation_clip: float = 0.0,
     dtype: str = "auto",
     device: str = "auto",
     memory: float | None = None,
@@ -223,7 +237,18 @@ def plan_checkpoint(  # noqa: PLR0913 - what a quantization is made of
     device = own_device(device, ranks)
     method, options, format = choose(method, scheme, format, options)  # noqa: A001
     propagate, options = with_quality(quality, method, propagate, options)
-    asked = _Asked(model, calibration, method, propagate, format, dtype, ignore, overrides, options)
+    asked = _Asked(
+        model,
+        calibration,
+        method,
+        propagate,
+        format,
+        dtype,
+        ignore,
+        overrides,
+        options,
+        activation_clip,
+    )
     _check_place(hidden_states)
     source, tokenizer = asked.open()
     recipe = asked.recipe(source, tokenizer)
@@ -252,6 +277,7 @@ class _Asked:
     ignore: Sequence[str]
     overrides: Mapping[str, Mapping[str, Any]] | None
     options: Mapping[str, Any]
+    activation_clip: float
 
     def open(self) -> "tuple[Source, PreTrainedTokenizerBase]":
         """Return the model without weights, and its tokenizer; what can be checked is."""
@@ -271,6 +297,7 @@ class _Asked:
             method=self.method,
             propagate=self.propagate if self.calibration is not None else None,
             format=self.format,
+            activation_clip=self.activation_clip,
             ignore=self.ignore,
             overrides=self.overrides,
             options=self.options,
@@ -287,7 +314,7 @@ class _Asked:
 def _variant(recipe: Recipe, text: CalibrationSet | None) -> Variant:
     """Return what solves, on all of a text."""
     mixture = {} if text is None else mixture_of(text)
-    return Variant(recipe.quantizer, recipe.exceptions, mixture)
+    return recipe.variant(mixture)
 
 
 def _check_place(hidden_states: str) -> None:

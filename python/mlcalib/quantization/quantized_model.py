@@ -52,6 +52,8 @@ class QuantizedModel:
             of languages are those of the diagonals of their Grams.
         divergence: name → language → what it costs the model, KL(float ‖ quantized) to second
             order in nats per token; with ``fisher_tokens``. Over linears it adds up.
+        clipped: name → language → the share of its input's values outside the range that a format
+            with static activations stores; empty with other formats.
     """
 
     model: "PreTrainedModel"
@@ -72,6 +74,7 @@ class QuantizedModel:
     shrinkage: dict[str, float] = field(default_factory=dict)
     statistics: dict[str, str] = field(default_factory=dict)
     divergence: dict[str, dict[str, float]] = field(default_factory=dict)
+    clipped: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def save(self, out: str | Path, format: str | None = None) -> None:  # noqa: A002
         """Write a Hugging Face folder with a model card; all of it or nothing.
@@ -157,7 +160,7 @@ class QuantizedModel:
             dtype = held_dtype(name, grid, form, self.model.dtype)
             if grid.spec.scale_dtype != dtype:
                 grid = Grid(grid.scale, grid.zero, with_scales(grid.spec, dtype))
-            found[name] = QuantizedLinear(linear.codes, grid)
+            found[name] = QuantizedLinear(linear.codes, grid, input_bound=linear.input_bound)
         specs = {name: linear.grid.spec for name, linear in found.items()}
         codes = {name: linear.codes for name, linear in found.items()}
         form.check(specs, {name: (each.shape[0], each.shape[1]) for name, each in codes.items()})
@@ -173,6 +176,7 @@ class QuantizedModel:
                 self.shrinkage.get(name),
                 self.divergence.get(name),
                 self.statistics.get(name),
+                self.clipped.get(name),
             )
             for name, linear in self.linears.items()
         }

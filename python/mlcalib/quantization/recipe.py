@@ -15,6 +15,8 @@ from mlcalib.formats import Format, formats, types_in_mix
 from mlcalib.models import Adapter
 from mlcalib.models.own_rules import TransposedLinear
 from mlcalib.quantization.overrides import Override, resolve
+from mlcalib.quantization.propagation import Mixture
+from mlcalib.quantization.variant import Variant
 from mlcalib.quantizers import Quantizer, quantizers
 from mlcalib.statistics import compares
 
@@ -34,6 +36,8 @@ class Recipe:
         bits_per_weight: what a quantized weight takes in the checkpoint format on average, with
             scales and zero points; see ``Format.bits``.
         description: what was asked for, for the records; JSON types.
+        static_inputs: whether a format stores the ranges of inputs.
+        activation_clip: the share of each language's values that these may leave outside.
     """
 
     quantizer: Quantizer
@@ -42,6 +46,18 @@ class Recipe:
     specs: Mapping[str, GridSpec]
     bits_per_weight: float
     description: dict[str, Any]
+    static_inputs: bool = False
+    activation_clip: float = 0.0
+
+    def variant(self, mixture: Mixture) -> Variant:
+        """Return the one way to quantize that this is, on a mixture of text."""
+        return Variant(
+            self.quantizer,
+            self.exceptions,
+            mixture,
+            static_inputs=self.static_inputs,
+            activation_clip=self.activation_clip,
+        )
 
 
 def make_recipe(  # noqa: PLR0913 - what a quantization is made of
@@ -55,6 +71,7 @@ def make_recipe(  # noqa: PLR0913 - what a quantization is made of
     propagate: str | None,
     format: str,  # noqa: A002
     further: Sequence[str] = (),
+    activation_clip: float = 0.0,
     ignore: Sequence[str] = (),
     overrides: Mapping[str, Mapping[str, Any]] | None = None,
     options: Mapping[str, Any],
@@ -71,6 +88,7 @@ def make_recipe(  # noqa: PLR0913 - what a quantization is made of
         propagate: ``quantized`` or ``float``; None without calibration.
         format: the checkpoint format.
         further: others that are to hold the same grids.
+        activation_clip: see ``mlcalib.quantize``.
         ignore: patterns of linears that stay in floating point.
         overrides: pattern → options of the linears that it matches.
         options: of the quantizer.
@@ -81,6 +99,8 @@ def make_recipe(  # noqa: PLR0913 - what a quantization is made of
     kind = quantizers.get(method)
     checked = kind.Options(**options)
     forms = {each: formats.get(each)() for each in (format, *further)}
+    static = [called for called, form in forms.items() if form.static_inputs]
+    _check_static(static, activation_clip, calibrated=propagate is not None)
     scale_dtype = common_dtype(list(forms.values()), dtype)
     shapes = {
         layer: (linear.out_features, linear.in_features)
@@ -117,7 +137,7 @@ def make_recipe(  # noqa: PLR0913 - what a quantization is made of
         form.check(specs, shapes)
         form.check_model(model.config, type(model).__name__, tokenizer)
         foresee(form, specs, shapes, quantizer.order, left, dtype)
-    description = {
+    description: dict[str, Any] = {
         "model": hub_name(name),
         "method": method,
         "options": checked.model_dump(),
@@ -127,8 +147,38 @@ def make_recipe(  # noqa: PLR0913 - what a quantization is made of
         "format": format,
         "dtype": str(dtype).removeprefix("torch."),
     }
+    if static:
+        description["activation_clip"] = activation_clip
     bits = bits_per_weight(forms[format], specs, shapes)
-    return Recipe(quantizer, exceptions, forms[format], specs, bits, description)
+    return Recipe(
+        quantizer,
+        exceptions,
+        forms[format],
+        specs,
+        bits,
+        description,
+        static_inputs=bool(static),
+        activation_clip=activation_clip,
+    )
+
+
+def _check_static(static: Sequence[str], clip: float, *, calibrated: bool) -> None:
+    """Refuse ranges of inputs that no text shows, and a share that means nothing."""
+    if not 0 <= clip < 1:
+        raise ValueError(
+            f"activation_clip is {clip}, expected a share of activations, from 0 to below 1."
+        )
+    if clip and not static:
+        raise ValueError(
+            f"activation_clip is {clip}, but the format stores no ranges of activations; leave it "
+            "out, or give format='compressed-tensors-fp8-static' or 'compressed-tensors-nvfp4-w4a4'"
+            " (scheme='FP8' or 'NVFP4')."
+        )
+    if static and not calibrated:
+        raise ValueError(
+            f"{static[0]} stores ranges of activations, which calibration text shows; pass "
+            "calibration=mlcalib.calibration(...) and a method that uses it, such as gptq."
+        )
 
 
 def bits_per_weight(

@@ -24,6 +24,7 @@ class Scheme:
         numbers: what scales multiply; see ``GridSpec``.
         format: the one checkpoint format that holds it, or says how activations are rounded; None
             where any format will do.
+        per_tensor: whether linears of one input have one scale; see ``QuantizerOptions``.
         mix: which linears lie on which grids; see ``QuantizerOptions``.
     """
 
@@ -33,6 +34,7 @@ class Scheme:
     group_size: int
     format: str | None = None
     numbers: str = "integer"
+    per_tensor: bool = False
     mix: str = ""
 
 
@@ -49,9 +51,11 @@ SCHEMES = {
     "W8A16": Scheme("gptq", 8, symmetric=True, group_size=128),
     "W8A8": Scheme("smoothquant", 8, True, -1, "compressed-tensors-int8"),
     "FP8_DYNAMIC": Scheme("gptq", 8, True, -1, "compressed-tensors-fp8", "e4m3"),
+    "FP8": Scheme("gptq", 8, True, -1, "compressed-tensors-fp8-static", "e4m3", per_tensor=True),
     "NF4": Scheme("gptq", 4, True, 64, "bitsandbytes", "nf4"),
     "MXFP4A16": Scheme("gptq", 4, True, 32, "compressed-tensors-mxfp4", "e2m1"),
     "NVFP4A16": Scheme("gptq", 4, True, 16, "compressed-tensors-nvfp4", "e2m1"),
+    "NVFP4": Scheme("gptq", 4, True, 16, "compressed-tensors-nvfp4-w4a4", "e2m1"),
 } | {name: _mixed(name) for name in MIXES}
 
 
@@ -92,7 +96,7 @@ def choose(
             f"scheme is '{scheme}', and method is {method!r}, an object, which has all options; "
             f"give one of them, or the method by name: method='{found.method}', scheme='{scheme}'."
         )
-    for option in ("bits", "symmetric", "numbers", "mix"):
+    for option in ("bits", "symmetric", "numbers", "per_tensor", "mix"):
         own = getattr(found, option)
         if options.get(option, own) != own:
             raise ValueError(
@@ -111,6 +115,8 @@ def choose(
     }
     if found.numbers != "integer":
         grid["numbers"] = found.numbers
+    if found.per_tensor:
+        grid["per_tensor"] = True
     if found.mix:
         grid = {"mix": found.mix}
     return method or found.method, grid | dict(options), format or found.format or _FORMAT

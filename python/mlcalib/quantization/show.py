@@ -102,6 +102,7 @@ def _chosen(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 def _bits(linear: QuantizedLinear) -> int:
     spec, groups = linear.grid.spec, linear.grid.scale.numel()
+    groups = 1 if spec.per_tensor else groups
     if spec.super_block:
         blocks = groups * spec.group_size // spec.super_block
         numbers = groups * spec.scale_bits + blocks * 8 * spec.scale_dtype.itemsize

@@ -200,12 +200,14 @@ def solve_block(  # noqa: PLR0913 - what a solution is made of
     ]
     solved = SolvedBlock[Key](ranks=Ranks() if ranks is None else ranks)
     shapes = [(sum(task.rows), task.linears[0].in_features) for task in tasks]
-    # Scales of FP8 are divided by a number that all rows decide together; with an output Gram, rows
-    # make up for the errors of others.
+    # Scales of FP8 are divided by a number that all rows decide together, as they do on one scale;
+    # with an output Gram, rows make up for the errors of others.
     whole = {
         index
         for index, task in enumerate(tasks)
-        if task.solver.spec.scale_dtype == torch.float8_e4m3fn or task.solver.fisher_tokens
+        if task.solver.spec.scale_dtype == torch.float8_e4m3fn
+        or task.solver.spec.per_tensor
+        or task.solver.fisher_tokens
     }
     own: list[Piece[Key]] = []
     given = {index: owners[task.name] for index, task in enumerate(tasks) if task.name in owners}

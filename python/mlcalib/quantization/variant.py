@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Generic
 
-from torch import nn
+from torch import Tensor, nn
 
 from mlcalib.common.ranks import Ranks
 from mlcalib.common.stopwatch import Stopwatch
@@ -30,10 +30,12 @@ class VariantBlock(SolvedBlock[Key], Generic[Key]):
     Attributes:
         scales: source of a scale group → how its scales were found.
         shrinkage: input of an expert → the share of its tokens that all experts lent.
+        divided: input → what its channels are divided by, float32 [in].
     """
 
     scales: dict[str, dict[str, float]] = field(default_factory=dict)
     shrinkage: dict[str, float] = field(default_factory=dict)
+    divided: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -44,11 +46,15 @@ class Variant:
         quantizer: what solves.
         exceptions: linear → what solves it instead, or None to leave it in floating point.
         mixture: prefixes of text and their weights; empty without calibration.
+        static_inputs: whether the checkpoint stores the ranges of inputs.
+        activation_clip: the share of each language's values that these may leave outside.
     """
 
     quantizer: Quantizer
     exceptions: Mapping[str, Quantizer | None]
     mixture: Mixture
+    static_inputs: bool = False
+    activation_clip: float = 0.0
 
     @property
     def worst_off(self) -> bool:
@@ -71,7 +77,8 @@ class Variant:
     @property
     def kinds(self) -> tuple[str, ...]:
         """Statistics to be kept: losses need the Gram, records ranges, the rest the quantizer."""
-        return tuple(dict.fromkeys(("gram", "range", *self.quantizer.kinds)))
+        counted = ("histogram",) if self.static_inputs and self.activation_clip else ()
+        return tuple(dict.fromkeys(("gram", "range", *counted, *self.quantizer.kinds)))
 
     @property
     def skipped(self) -> set[str]:
@@ -165,4 +172,6 @@ class Variant:
             owners=owners,
         )
         known = {each.name: getattr(solved, each.name) for each in fields(solved)}
-        return VariantBlock(**known, scales=scaled.found, shrinkage=shrinkage)
+        return VariantBlock(
+            **known, scales=scaled.found, shrinkage=shrinkage, divided=scaled.scales
+        )

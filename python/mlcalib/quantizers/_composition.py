@@ -8,7 +8,16 @@ from pydantic import BeforeValidator, PlainSerializer
 from mlcalib.quantizers import quantizers
 from mlcalib.quantizers.base import QuantizerOptions
 
-_GRID = ("bits", "group_size", "symmetric", "numbers", "super_block", "scale_bits", "mix")
+_GRID = (
+    "bits",
+    "group_size",
+    "symmetric",
+    "numbers",
+    "super_block",
+    "scale_bits",
+    "per_tensor",
+    "mix",
+)
 _SHARED = (*_GRID, "fisher_tokens", "fisher_labels")
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from mlcalib import _core
@@ -30,7 +30,8 @@ class AWQ(QuantizerOptions):
         group_size: how many input channels share a scale; -1 is the whole row.
         symmetric: whether the zero point is fixed at the middle of the range.
         numbers: what scales multiply: ``integer``, ``nf4``, or floats of 4 (``e2m1``) or 8 bits
-            (``e4m3``); see ``QuantizerOptions``, also for ``super_block`` and ``scale_bits``.
+            (``e4m3``); see ``QuantizerOptions``, also for ``super_block``,
+            ``scale_bits`` and ``per_tensor``.
         mix: grids of GGUF, as llama.cpp chooses them for a name such as ``Q4_K_M``; empty for one
             grid for all linears.
         range: how ranges are chosen while scales are searched; without ``clip`` also at the end.
@@ -60,6 +61,15 @@ class AWQ(QuantizerOptions):
     probe_tokens: int = Field(default=4096, ge=1)
     fisher_tokens: int = Field(default=0, ge=0)
     fisher_labels: Labels = "model"
+
+    @model_validator(mode="after")
+    def _of_rows(self) -> "AWQ":
+        if self.per_tensor:
+            raise ValueError(
+                "per_tensor is True, but the search of awq fits each row by itself; scale channels "
+                "by smoothquant instead."
+            )
+        return self
 
 
 @quantizers.register

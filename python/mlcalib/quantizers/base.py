@@ -39,6 +39,7 @@ class QuantizerOptions(Config):
         super_block: 0, or how many input channels share a number whose multiples the scales of
             their groups are; see ``GridSpec``.
         scale_bits: the bits of these multiples; 0 without a ``super_block``.
+        per_tensor: whether all linears that read one input have one scale together, and no groups.
         mix: empty, or which linears lie on which grids of GGUF, as llama.cpp's own quantizer
             chooses them for a file of this name, e.g. ``Q4_K_M``. ``bits``, ``group_size``,
             ``symmetric``, ``super_block`` and ``scale_bits`` are then those of most linears.
@@ -53,6 +54,7 @@ class QuantizerOptions(Config):
     numbers: Literal["integer", "nf4", "e2m1", "e4m3"] = "integer"
     super_block: int = 0
     scale_bits: int = 0
+    per_tensor: bool = False
     mix: str = ""
 
     if not TYPE_CHECKING:  # type checkers take the arguments from the fields
@@ -115,6 +117,7 @@ class QuantizerOptions(Config):
             self.numbers,
             super_block=self.super_block,
             scale_bits=self.scale_bits,
+            per_tensor=self.per_tensor,
         )
 
     def of_type(self, block_type: BlockType) -> "QuantizerOptions":
@@ -301,8 +304,24 @@ class Quantizer:
         gram = None if statistics is None else statistics.gram()
         if gram is not None and sensitivity is not None:
             (gram,) = felt_grams([gram], [sensitivity.saliency])
+        if self.spec.per_tensor:
+            return self._on_one_scale(weights, gram)
         spec = _core.with_global_scale(self.spec, weights)
         return [self.fitted(weight, spec, gram) for weight in weights]
+
+    def _on_one_scale(
+        self, weights: Sequence[Tensor], gram: Tensor | None
+    ) -> list[QuantizedLinear]:
+        """Round weights to nearest with one scale, fitted to all of them."""
+        whole = self.fitted(torch.cat(list(weights)), self.spec, gram)
+        grid, found, first = whole.grid, [], 0
+        for weight in weights:
+            rows = slice(first, first + len(weight))
+            own = Grid(grid.scale[rows].clone(), grid.zero[rows].clone(), grid.spec)
+            codes = whole.codes[rows].clone()  # one result does not keep the others' memory
+            found.append(QuantizedLinear(codes, own, dead_channels=whole.dead_channels))
+            first += len(weight)
+        return found
 
     def round(self, weights: Sequence[Tensor]) -> list[QuantizedLinear]:
         """Round linears whose input no token has reached, so that there are no statistics.
@@ -310,6 +329,9 @@ class Quantizer:
         The grids weigh all channels equally. For arguments and errors see ``solve``.
         """
         results = []
+        if self.spec.per_tensor:
+            alike = torch.eye(weights[0].shape[1], device=weights[0].device)
+            return self._on_one_scale(weights, alike)
         spec = _core.with_global_scale(self.spec, weights)
         for weight in weights:
             alike = torch.eye(weight.shape[1], device=weight.device)

@@ -33,7 +33,8 @@ class GPTQ(QuantizerOptions):
         group_size: how many input channels share a scale; -1 is the whole row.
         symmetric: whether the zero point is fixed at the middle of the range.
         numbers: what scales multiply: ``integer``, ``nf4``, or floats of 4 (``e2m1``) or 8 bits
-            (``e4m3``); see ``QuantizerOptions``, also for ``super_block`` and ``scale_bits``.
+            (``e4m3``); see ``QuantizerOptions``, also for ``super_block``,
+            ``scale_bits`` and ``per_tensor``.
         mix: grids of GGUF, as llama.cpp chooses them for a name such as ``Q4_K_M``; empty for one
             grid for all linears.
         range: how the range of each group is chosen; ``gram`` weights errors by the diagonal of

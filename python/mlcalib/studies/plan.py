@@ -13,7 +13,6 @@ from mlcalib.notebook import html
 from mlcalib.quantization.memory import MemoryPlan
 from mlcalib.quantization.memory_needs import OtherText
 from mlcalib.quantization.pass_plan import plan_pass
-from mlcalib.quantization.variant import Variant
 from mlcalib.studies.evaluate import evaluation_file
 from mlcalib.studies.grid import FLOAT
 from mlcalib.studies.layer_measures import LayerMeasures
@@ -135,7 +134,7 @@ def _passes(study: ModelStudy, todo: Sequence[str], ranks: Ranks) -> MemoryPlan:
     for name in todo:
         recipe = study.recipes[name]
         mixture = study.mixture(study.variants[name])
-        variants.append(Variant(recipe.quantizer, recipe.exceptions, mixture))
+        variants.append(recipe.variant(mixture))
     other = None
     if spec.layers is not None:
         languages = len(study.layers_languages())

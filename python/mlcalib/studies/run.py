@@ -35,7 +35,6 @@ from mlcalib.quantization.shared_sink import shared_sink
 from mlcalib.quantization.sink import FileSink
 from mlcalib.quantization.source import Source
 from mlcalib.quantization.text_check import check_text
-from mlcalib.quantization.variant import Variant
 from mlcalib.studies.grid import VariantSpec, variants_of
 from mlcalib.studies.layer_measures import LayerMeasures
 from mlcalib.studies.spec import StudySpec
@@ -252,7 +251,7 @@ def _jobs(study: ModelStudy, ranks: Ranks) -> dict[str, QuantizationJob]:
     jobs = {}
     for name in names:
         recipe = study.recipes[name]
-        variant = Variant(recipe.quantizer, recipe.exceptions, study.mixture(study.variants[name]))
+        variant = recipe.variant(study.mixture(study.variants[name]))
         own = None
         if ranks.writes:
             files = BlockFiles(study.folder / "parts" / name / "blocks")

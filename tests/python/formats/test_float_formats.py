@@ -9,31 +9,48 @@ from compressed_tensors.quantization import (
     QuantizationConfig,
     preset_name_to_scheme,
 )
-from compressed_tensors.quantization.utils import calculate_qparams, generate_gparam
+from compressed_tensors.quantization.lifecycle.forward import fake_quantize
+from compressed_tensors.quantization.utils import (
+    calculate_qparams,
+    compute_dynamic_scales_and_zp,
+    generate_gparam,
+)
 from core_data import random_gram, random_weight
 
 from mlcalib import _core
 from mlcalib._core import GptqOptions, GridSpec
-from mlcalib.formats import formats
+from mlcalib.formats import formats, with_bound
 
-NAMES = ("mxfp4", "nvfp4", "fp8")
-MXFP4, NVFP4, FP8 = (formats.get(f"compressed-tensors-{name}")() for name in NAMES)
+NAMES = ("mxfp4", "nvfp4", "nvfp4-w4a4", "fp8", "fp8-static")
+MXFP4, NVFP4, W4A4, FP8, STATIC = (formats.get(f"compressed-tensors-{name}")() for name in NAMES)
 NF4 = formats.get("bitsandbytes")()
 SPECS = {
     MXFP4: GridSpec(4, 32, True, scale_dtype=torch.float8_e8m0fnu, numbers="e2m1"),
     NVFP4: GridSpec(4, 16, True, scale_dtype=torch.float8_e4m3fn, numbers="e2m1"),
+    W4A4: GridSpec(4, 16, True, scale_dtype=torch.float8_e4m3fn, numbers="e2m1"),
     FP8: GridSpec(8, -1, True, scale_dtype=torch.bfloat16, numbers="e4m3"),
+    STATIC: GridSpec(8, -1, True, scale_dtype=torch.bfloat16, numbers="e4m3", per_tensor=True),
     NF4: GridSpec(4, 64, True, scale_dtype=torch.bfloat16, numbers="nf4"),
 }
-PRESETS = {MXFP4: "MXFP4A16", NVFP4: "NVFP4A16", FP8: "FP8_DYNAMIC"}
+PRESETS = {
+    MXFP4: "MXFP4A16",
+    NVFP4: "NVFP4A16",
+    W4A4: "NVFP4",
+    FP8: "FP8_DYNAMIC",
+    STATIC: "FP8",
+}
 FP4 = pytest.mark.parametrize("form", [MXFP4, NVFP4], ids=NAMES[:2])
+INPUTS = pytest.mark.parametrize("form", [W4A4, STATIC], ids=["nvfp4-w4a4", "fp8-static"])
 FLOATS = pytest.mark.parametrize("form", PRESETS, ids=NAMES)
-ALL = pytest.mark.parametrize("form", SPECS, ids=[*NAMES, "nf4"])
+ALL = pytest.mark.parametrize(
+    "form", SPECS, ids=["mxfp4", "nvfp4", "nvfp4-w4a4", "fp8", "fp8-static", "nf4"]
+)
 
 
 def solved(form, rows=24, columns=128, seed=0):
     weight = (random_weight(rows, columns, seed) * 0.05).bfloat16()
-    return weight, _core.gptq(weight, random_gram(columns), GptqOptions(SPECS[form]))
+    linear = _core.gptq(weight, random_gram(columns), GptqOptions(SPECS[form]))
+    return weight, with_bound(linear, 7.3) if form.static_inputs else linear
 
 
 @ALL
@@ -47,6 +64,9 @@ def test_unpack_returns_what_was_packed(form):
     assert torch.equal(back.grid.zero, linear.grid.zero)
     own = GridSpec.__getstate__(linear.grid.spec)
     assert GridSpec.__getstate__(back.grid.spec) == own
+    again = form.pack("a", back)
+    packed = form.pack("a", linear)
+    assert all(torch.equal(again[name].float(), each.float()) for name, each in packed.items())
 
 
 @FLOATS
@@ -66,6 +86,59 @@ def test_the_compressed_tensors_library_reads_what_was_packed(form):
     assert library.can_compress(torch.nn.Linear, scheme)
     weight = library.decompress(state, scheme)["weight"]
     assert torch.equal(weight, linear.dequantize().to(weight.dtype))
+
+
+@INPUTS
+def test_inputs_up_to_the_bound_are_held(form):
+    _, linear = solved(form)
+    back = form.unpack("a", form.pack("a", linear), SPECS[form])
+    assert back.input_bound == pytest.approx(7.3, rel=1e-2)
+    assert back.input_bound >= 7.3 * (1 - 1e-6)
+
+
+def test_inputs_are_rounded_as_the_compressed_tensors_library_rounds_them():
+    _, linear = solved(W4A4)
+    tensors = W4A4.pack("a", linear)
+    arguments = preset_name_to_scheme("NVFP4", ["Linear"]).input_activations
+    divisor = tensors["a.input_global_scale"]
+    x = torch.randn(2, 9, 128, generator=torch.Generator().manual_seed(1)) * 2
+    x[0, 0, :16] = 0
+    x[1, 3, 40] = 30.0  # clipped: larger than the bound
+    module = torch.nn.Linear(128, 8)
+    scale, zero = compute_dynamic_scales_and_zp(x, arguments, module, divisor)
+    wanted = fake_quantize(x, scale, zero, arguments, global_scale=divisor)
+    found = W4A4.input_rounding("a", tensors)(x)
+    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-7)
+    assert W4A4.input_rounding("a", tensors)(x.bfloat16()).dtype == torch.bfloat16
+
+
+@INPUTS
+def test_a_linear_without_a_range_of_its_input_is_refused(form):
+    _, linear = solved(form)
+    with pytest.raises(ValueError, match="a: the range of its input is not known"):
+        form.pack("a", with_bound(linear, 0.0))
+
+
+@INPUTS
+def test_a_damaged_range_is_told(form):
+    _, linear = solved(form)
+    tensors = form.pack("a", linear)
+    (name,) = (each for each in tensors if "input" in each)
+    for value in (torch.zeros(1), torch.ones(2), torch.tensor([torch.inf])):
+        with pytest.raises(ValueError, match=f"{name} is .* expected a positive number"):
+            form.unpack("a", tensors | {name: value}, SPECS[form])
+    del tensors[name]
+    with pytest.raises(ValueError, match=f"no tensor {name}"):
+        form.unpack("a", tensors, SPECS[form])
+
+
+def test_rows_with_several_scales_are_no_tensor_with_one():
+    _, linear = solved(STATIC)
+    scale = linear.grid.scale.clone()
+    scale[3] *= 2
+    grid = _core.Grid(scale, linear.grid.zero, linear.grid.spec)
+    with pytest.raises(ValueError, match="its rows have several scales"):
+        STATIC.pack("a", with_bound(_core.QuantizedLinear(linear.codes, grid), 1.0))
 
 
 @FP4
@@ -99,15 +172,18 @@ def test_rounding_is_that_of_the_compressed_tensors_library(form):
         (MXFP4, SPECS[NVFP4], "mxfp4-pack-quantized holds groups of 32; given 4 bits"),
         (NVFP4, SPECS[MXFP4], "nvfp4-pack-quantized holds groups of 16"),
         (NF4, GridSpec(4, 16, True, numbers="nf4"), "NF4 in blocks of 32, 64"),
+        (FP8, SPECS[STATIC], "holds scales of rows or groups, and a has others; save with compr"),
+        (STATIC, SPECS[FP8], "holds one scale for each tensor, and a has others; save with dense"),
         (formats.get("gptq")(), SPECS[NF4], "not of nf4 .*save with bitsandbytes or dense"),
     ],
 )
 def test_grids_that_do_not_fit_are_refused(form, spec, message):
-    check = (
-        form.check if spec.numbers in form.numbers else lambda specs, _: form.check_numbers(specs)
-    )
+    def check():
+        form.check_numbers({"a": spec})
+        form.check({"a": spec}, {"a": (8, 128)})
+
     with pytest.raises(ValueError, match=message):
-        check({"a": spec}, {"a": (8, 128)})
+        check()
 
 
 def test_nf4_that_is_damaged_is_told():

@@ -6,7 +6,7 @@ import torch
 from mlcalib import _core
 from mlcalib._core import GridSpec
 from mlcalib.common.gguf_types import BLOCK_TYPES
-from mlcalib.formats import formats
+from mlcalib.formats import formats, with_bound
 from mlcalib.quantization.recipe import bits_per_weight
 
 ROWS, COLUMNS = 32, 512
@@ -25,6 +25,14 @@ CASES = [
         "compressed-tensors-nvfp4",
         GridSpec(4, 16, True, scale_dtype=torch.float8_e4m3fn, numbers="e2m1"),
     ),
+    (
+        "compressed-tensors-nvfp4-w4a4",
+        GridSpec(4, 16, True, scale_dtype=torch.float8_e4m3fn, numbers="e2m1"),
+    ),
+    (
+        "compressed-tensors-fp8-static",
+        GridSpec(8, -1, True, numbers="e4m3", per_tensor=True, **HALF),
+    ),
     ("bitsandbytes", GridSpec(4, 64, True, numbers="nf4", **HALF)),
     ("awq", GridSpec(4, 128, False, scale_dtype=torch.float16)),
     ("gptq-v2", GridSpec(4, 128, False, scale_dtype=torch.float16)),
@@ -41,7 +49,7 @@ BESIDE = ("weight_shape", "quant_map", "bitsandbytes__nf4", "g_idx")
 def test_bits_are_those_of_the_packed_tensors(name, spec):
     form = formats.get(name)()
     weight = torch.randn(ROWS, COLUMNS, generator=torch.Generator().manual_seed(0))
-    linear = _core.rtn(weight, _core.with_global_scale(spec, [weight]))
+    linear = with_bound(_core.rtn(weight, _core.with_global_scale(spec, [weight])), 2.0)
     stored = {
         key: tensor
         for key, tensor in form.pack("linear", linear).items()

@@ -1,10 +1,13 @@
 """``mlcalib.load``: a quantized checkpoint as a model on packed weights; ``load_to_run``."""
 
 import logging
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor, nn
 
 from mlcalib.checkpoints import FileCheckpoint, open_checkpoint
 from mlcalib.checkpoints.expected import check_model
@@ -98,8 +101,8 @@ def load_to_run(
 
     So a quantized checkpoint is evaluated within its own memory. W8A8 ones round activations as
     transformers does; what cannot be held packed is read by transformers, but NF4 and FP4 are
-    dequantized. Packed weights run on the CPU only: elsewhere they are dequantized when they are
-    there, which a warning says.
+    dequantized, with activations rounded where the checkpoint says so. Packed weights run on the
+    CPU only: elsewhere they are dequantized when they are there, which a warning says.
 
     Args:
         source: a folder, a hub name or a GGUF file (whose weights are dequantized).
@@ -172,7 +175,37 @@ def _load_dequantized(
         state_dict={name: tensor.to(kind) for name, tensor in weights.read(weights.names)},
         dtype=kind,
     )
+    _round_inputs(model, weights)
     return model.to(device or "cpu").eval()
+
+
+def _round_inputs(model: "PreTrainedModel", weights: StoredWeights) -> None:
+    """Let linears round their inputs, where the format of a checkpoint has static ranges of them.
+
+    Raises:
+        NotImplementedError: the model has no module of its own for a linear of the checkpoint.
+    """
+    checkpoint = weights.packed
+    if checkpoint is None or not checkpoint.format.static_inputs:
+        return
+    for name, names in checkpoint.linears.items():
+        small = {each: checkpoint.tensor(each) for each in names if "input" in each}
+        rounding = checkpoint.format.input_rounding(name, small)
+        try:
+            linear = model.get_submodule(name)
+        except AttributeError as error:
+            raise NotImplementedError(
+                f"{weights.folder}: {type(model).__name__} has no module {name}, whose input is to "
+                "be rounded; convert the checkpoint to dense to run it on inputs as they are."
+            ) from error
+        if rounding is not None:
+            linear.register_forward_pre_hook(partial(_rounded, rounding))
+
+
+def _rounded(
+    rounding: Callable[[Tensor], Tensor], _: nn.Module, args: tuple[Tensor, ...]
+) -> tuple[Tensor, ...]:
+    return (rounding(args[0]), *args[1:])
 
 
 def _load_file(checkpoint: FileCheckpoint, dtype: str) -> "PreTrainedModel":

@@ -310,4 +310,5 @@ def _references(plan: StudyFile, like: str) -> list[Column]:
 def _held(variant: Variant) -> list[Any]:
     """Return what of a variant says how weights and activations are held."""
     grid = ("bits", "group_size", "symmetric", "numbers", "super_block", "scale_bits", "mix")
-    return [variant.format, *(variant.options.get(key) for key in grid)]
+    held = [variant.options.get(key) for key in (*grid, "per_tensor")]
+    return [variant.format, *held]

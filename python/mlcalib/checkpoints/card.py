@@ -24,7 +24,7 @@ _NOT_MEASURED = (
     "perplexity and bits per byte per language, and writes them here."
 )
 _ORDER = ["base_model", "base_model_relation"]  # of metadata; the rest as the hub's library has it
-_FURTHER = ("activation_clip",)  # what a recipe has where it was asked for
+_FURTHER = ("activation_clip", "kv_cache")  # what a recipe has where it was asked for
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
@@ -159,6 +159,8 @@ def _summary(record: Mapping[str, Any]) -> str:
         f"- Versions: {', '.join(f'{name} {at}' for name, at in record['versions'].items())}; "
         f"{record['isa']}, {record['threads']} threads",
     ]
+    if record.get("kv_cache"):
+        lines.append("- Keys and values: scales for a cache in FP8 (`k_scale`, `v_scale`)")
     if recipe["model"].endswith(".gguf"):
         lines.append(
             "- The base model is a GGUF file. Where this page says float, it means the weights of "

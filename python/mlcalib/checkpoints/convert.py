@@ -54,6 +54,12 @@ def convert(source: str | Path, out: str | Path, format: str, *, dtype: str = "a
     found = find_file(Path(source))
     if found is None and known_family(checkpoint.config):
         check_model(StoredWeights(Path(source), model_dtype))
+    cached = checkpoint.section.get("kv_cache_scheme")
+    if cached and not form.kv_cache:
+        raise ValueError(
+            f"{source} has scales of keys and values, for which {format} has no place; give a "
+            "format of compressed-tensors."
+        )
     specs = _specs(checkpoint, form, model_dtype)
     form.check(specs, {name: _shape(checkpoint, name) for name in specs})
     if form.file is not None:
@@ -63,6 +69,8 @@ def convert(source: str | Path, out: str | Path, format: str, *, dtype: str = "a
         return
     order = checkpoint.format.order(checkpoint.section)
     section = form.quantization_config(specs, order, _ignore(checkpoint))
+    if cached and section is not None:
+        section["kv_cache_scheme"] = cached
     config = changed_config(checkpoint.config, section, model_dtype)
     with atomic_folder(out) as folder:
         if found is None:

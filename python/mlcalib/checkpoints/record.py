@@ -89,6 +89,7 @@ def checkpoint_record(
     seconds: Mapping[str, float],
     device: str,
     made_with: Mapping[str, Mapping[str, int]] | None = None,
+    kv_cache: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the content of ``mlcalib.json``; JSON types.
 
@@ -102,6 +103,8 @@ def checkpoint_record(
         device: what blocks ran on: ``cpu``, or the name of a GPU.
         made_with: block → ``resources``, where they were not all made by one process with the
             threads that there are now.
+        kv_cache: attention module → ``k`` and ``v`` → bound, ranges and clipped shares; see
+            ``CacheRanges.describe``. Empty or None where the checkpoint has no scales of them.
     """
     record = {
         "mlcalib": _core.build_info()["version"],
@@ -118,6 +121,7 @@ def checkpoint_record(
         "layers": dict(layers),
         "scales": dict(scales),
         "expert_tokens": dict(expert_tokens),
+        **({"kv_cache": dict(kv_cache)} if kv_cache else {}),
     }
     spent = {phase: round(time, 3) for phase, time in seconds.items()}
     return record | {"warnings": warnings(record), "seconds": spent}

@@ -14,6 +14,7 @@ from mlcalib.checkpoints.source_files import config_of, copy_files, save_json
 from mlcalib.common import compat
 from mlcalib.common.files import atomic_folder
 from mlcalib.common.safetensors_write import Piece, tensor_piece, write_checkpoint_files
+from mlcalib.formats import KV_CACHE_SCHEME
 from mlcalib.formats.base import Format
 
 if TYPE_CHECKING:
@@ -129,10 +130,13 @@ def quantization_section(
     specs: Mapping[str, GridSpec],
     order: "Order",
     saved: Callable[[str], str],
+    *,
+    kv_cache: bool = False,
 ) -> dict[str, Any] | None:
     """Return the ``quantization_config`` of a model whose linears in ``specs`` are quantized.
 
-    It names linears as the checkpoint does, and so do readers.
+    It names linears as the checkpoint does, and so do readers. With ``kv_cache`` the checkpoint has
+    scales of keys and values.
     """
     ignore = [
         saved(name)
@@ -140,7 +144,10 @@ def quantization_section(
         if _is_linear(module) and name not in specs
     ]
     named = {saved(name): spec for name, spec in specs.items()}
-    return checkpoint_format.quantization_config(named, order, ignore)
+    section = checkpoint_format.quantization_config(named, order, ignore)
+    if kv_cache and section is not None:
+        section["kv_cache_scheme"] = dict(KV_CACHE_SCHEME)
+    return section
 
 
 def write_checkpoint(  # noqa: PLR0913 - what a checkpoint is made of

@@ -135,6 +135,13 @@ def quantize(
             "leave outside, in formats that store them (--scheme FP8, NVFP4); 0 holds all of them."
         ),
     ] = 0.0,
+    kv_cache: Annotated[
+        str | None,
+        typer.Option(
+            help="fp8 stores scales of keys and values, of the calibration text, for readers that "
+            "keep their cache in 8 bits; in the formats of compressed-tensors."
+        ),
+    ] = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
     memory: Memory = None,
@@ -234,6 +241,7 @@ def quantize(
         "propagate": propagate,
         "format": saved,
         "activation_clip": activation_clip,
+        "kv_cache": kv_cache,
         "dtype": dtype,
         "device": device,
         "memory": memory,

@@ -14,10 +14,11 @@ from mlcalib.formats._readers import (
     split_linears,
 )
 from mlcalib.formats._section import Kind, Problem, as_written
-from mlcalib.formats._static_inputs import with_bound
+from mlcalib.formats._static_inputs import KV_CACHE_SCHEME, cache_scales, with_bound
 from mlcalib.formats.base import MODELOPT, Format, find_file, find_format, formats, stored_section
 
 __all__ = [
+    "KV_CACHE_SCHEME",
     "MODELOPT",
     "READERS",
     "Facts",
@@ -28,6 +29,7 @@ __all__ = [
     "Verdict",
     "Verdicts",
     "as_written",
+    "cache_scales",
     "cannot_tell",
     "find_file",
     "find_format",

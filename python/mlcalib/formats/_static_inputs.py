@@ -71,3 +71,31 @@ def has_static_inputs(config: Mapping[str, Any]) -> bool:
     found = groups.values() if isinstance(groups, dict) else ()
     inputs = [(group.get("input_activations") or {}).get("dynamic", True) for group in found]
     return bool(inputs) and not any(dynamic is True for dynamic in inputs)
+
+
+KV_CACHE_SCHEME = {
+    "num_bits": 8,
+    "type": "float",
+    "symmetric": True,
+    "strategy": "tensor",
+    "dynamic": False,
+    "observer": "static_minmax",
+}
+"""What compressed-tensors calls FP8 keys and values with one scale each; vLLM takes no other."""
+
+
+def cache_scales(found: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return the scales of keys and values, [1] each, by their names.
+
+    transformers and vLLM read ``k_scale`` and ``v_scale`` of an attention module
+    (``maybe_remap_kv_scale_name`` in vllm/model_executor/model_loader/weight_utils.py).
+
+    Args:
+        found: attention module → ``k`` and ``v`` → the largest magnitude, ``bound``.
+        dtype: of the scales.
+    """
+    return {
+        f"{name}.{kind}_scale": scale_up_to(each["bound"], dtype)
+        for name, kinds in found.items()
+        for kind, each in kinds.items()
+    }

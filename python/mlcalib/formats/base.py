@@ -45,6 +45,7 @@ class Format(ABC):
             either.
         static_inputs: whether it stores the range of the input of each linear, which text has to
             show: an ``input_bound`` of each linear.
+        kv_cache: whether it has a place for the scales of keys and values.
         half_scales: whether scales may be float16 whatever the model's dtype.
         float32_scales: whether scales take 32 bits whatever the model's dtype.
         dequantizes: whether mlcalib runs models on dequantized weights, because it has no product
@@ -61,6 +62,7 @@ class Format(ABC):
     super_blocks: ClassVar[bool] = False
     per_tensor: ClassVar[bool | None] = False
     static_inputs: ClassVar[bool] = False
+    kv_cache: ClassVar[bool] = False
     half_scales: ClassVar[bool] = False
     float32_scales: ClassVar[bool] = False
     dequantizes: ClassVar[bool] = False

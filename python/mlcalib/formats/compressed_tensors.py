@@ -74,6 +74,7 @@ class CompressedTensors(Format):
     """2 to 8 bits, symmetric or not, in groups that divide the input channels or in whole rows."""
 
     codes: ClassVar[str] = "weight_packed"
+    kv_cache: ClassVar[bool] = True
     stored: ClassVar[str] = "packed (compressed-tensors, pack-quantized)"
     loading: ClassVar[str] = by_transformers("compressed-tensors")
 

@@ -330,6 +330,7 @@ class _Pass:
             in_turns=found.in_turns,
             owners=found.owners,
             diagonal=self.gatherer is not None and self.gatherer.diagonal,
+            cache=found.cache,
         )
         own = block
         outcomes: list[Outcome] = []

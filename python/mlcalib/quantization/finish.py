@@ -42,6 +42,14 @@ def merged(source: Source, sink: Sink, *keys: str) -> list[dict[str, Any]]:
     return [found[key] for key in keys]
 
 
+def cache_record(source: Source, sink: Sink) -> dict[str, Any]:
+    """Return attention module → ranges of its keys and values; empty where none were asked for."""
+    found: dict[str, Any] = {}
+    for name, _ in source.adapter.named_blocks(source.model):
+        found |= sink.record(name).get("kv_cache", {})
+    return found
+
+
 def finish_record(
     source: Source,
     sink: Sink,
@@ -64,6 +72,7 @@ def finish_record(
         seconds,
         device_name(device),
         None if usual else made_with,
+        cache_record(source, sink),
     )
 
 
@@ -108,7 +117,14 @@ def finish(
         model,
         tokenizer,
         out,
-        quantization_section(model, form, specs, order, source.adapter.saved),
+        quantization_section(
+            model,
+            form,
+            specs,
+            order,
+            source.adapter.saved,
+            kv_cache=bool(record.get("kv_cache")),
+        ),
         _pieces(source, sink),
         record,
         config_file=form.config_file,

@@ -1,12 +1,14 @@
 """The statistics of a block, of all languages at once or in turns where memory is short."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 from torch import nn
 
 from mlcalib.common.ranks import Ranks
 from mlcalib.common.stopwatch import Stopwatch
+from mlcalib.quantization.cache_ranges import CacheRanges
 from mlcalib.quantization.expert_rows import Taken, expert_owners
 from mlcalib.quantization.job import Job, Text, Wants
 from mlcalib.quantization.propagation import BlockStatistics, Flow, Prefix
@@ -26,6 +28,7 @@ class Gathered:
         in_turns: whether they did: ``Gatherer.again`` gives their Grams.
         owners: input of an expert → the rank that alone has its Grams; empty where all have them.
         advanced: whether the hidden states have moved on.
+        cache: keys and values, where a job asks for them.
     """
 
     statistics: BlockStatistics = field(default_factory=dict)
@@ -34,6 +37,7 @@ class Gathered:
     in_turns: bool = False
     advanced: bool = False
     owners: Mapping[str, int] = field(default_factory=dict)
+    cache: CacheRanges | None = None
 
 
 @dataclass
@@ -66,17 +70,27 @@ class Gatherer:
     def gather(self, name: str, block: nn.Module, waiting: Sequence[Job]) -> Gathered:
         """Return what the text shows of a block; ``waiting`` are the jobs that want to know."""
         owners = self._owners(block)
+        cache = CacheRanges(name, block) if any(job.kv_cache for job in waiting) else None
         mixing = _Mixing(waiting, self._kinds, self.stopwatch)
         if len(self.groups) > 1:
-            return self._in_turns(name, block, mixing, owners)
+            return self._in_turns(name, block, mixing, owners, cache)
         taken = mixing.take if self.diagonal and owners else None
-        statistics = self._collect(name, block, self._kinds, owners, taken, advance=self.advance)
+        statistics = self._collect(
+            name, block, self._kinds, owners, taken, advance=self.advance, cache=cache
+        )
         measured = of_kind("calibration", references(statistics))
         mixed = [None if taken is None else sums for sums in mixing.mixed]
-        return Gathered(statistics, measured, mixed, advanced=self.advance, owners=owners)
+        return Gathered(
+            statistics, measured, mixed, advanced=self.advance, owners=owners, cache=cache
+        )
 
     def _in_turns(
-        self, name: str, block: nn.Module, mixing: "_Mixing", owners: Mapping[str, int]
+        self,
+        name: str,
+        block: nn.Module,
+        mixing: "_Mixing",
+        owners: Mapping[str, int],
+        cache: CacheRanges | None,
     ) -> Gathered:
         """Mix the statistics of a group of languages before those of the next are gathered."""
         statistics: BlockStatistics = {}
@@ -84,7 +98,9 @@ class Gatherer:
             return Gathered(mixed=list(mixing.mixed), in_turns=True)
         taken = mixing.take if self.diagonal else None
         for group in self.groups:
-            found = self._collect(name, block, self._kinds, owners, taken, languages=group)
+            found = self._collect(
+                name, block, self._kinds, owners, taken, languages=group, cache=cache
+            )
             for key, by_prefix in found.items():
                 if taken is None or key not in owners:
                     mixing.take(key, by_prefix)
@@ -93,7 +109,9 @@ class Gatherer:
         if taken is not None:
             known = {key: statistics[key] for key in owners if key in statistics}
             measured = of_kind("calibration", references(known))
-        return Gathered(statistics, measured, list(mixing.mixed), in_turns=True, owners=owners)
+        return Gathered(
+            statistics, measured, list(mixing.mixed), in_turns=True, owners=owners, cache=cache
+        )
 
     def again(self, name: str, block: nn.Module) -> Iterator[References[Text]]:
         """Give the Grams of one group of languages after the other; the text runs once more.
@@ -126,6 +144,7 @@ class Gatherer:
         *,
         languages: Sequence[str] | None = None,
         advance: bool = False,
+        cache: CacheRanges | None = None,
     ) -> BlockStatistics:
         skipped = set.intersection(*(job.skipped for job in self.jobs)) if self.jobs else set()
         if self.diagonal and taken is None:
@@ -140,6 +159,7 @@ class Gatherer:
             languages=languages,
             experts=owners,
             taken=taken,
+            beside=nullcontext if cache is None else cache.watching,
         )
 
 

@@ -8,6 +8,7 @@ from typing import Protocol
 from torch import nn
 
 from mlcalib.models import Adapter
+from mlcalib.quantization.cache_ranges import CacheRanges
 from mlcalib.quantization.fisher import BlockFisher
 from mlcalib.quantization.probe import Probe
 from mlcalib.quantization.propagation import BlockStatistics, Flow, Mixture, Prefix
@@ -39,6 +40,7 @@ class BlockView:
         diagonal: whether of experts each language has a diagonal, and the mixture alone a Gram.
         in_turns: whether the Grams of the calibration text are not in ``measured``, because all at
             once would not fit into memory, but given to ``Outcome.measure``.
+        cache: keys and values, where a job asks for them.
     """
 
     adapter: Adapter
@@ -54,6 +56,7 @@ class BlockView:
     in_turns: bool = False
     owners: Mapping[str, int] = field(default_factory=dict)
     diagonal: bool = False
+    cache: CacheRanges | None = None
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,10 @@ class Wants(Protocol):
     def looks_at_all(self) -> bool:
         """Whether it looks at the Grams of all experts of a block at once."""
 
+    @property
+    def kv_cache(self) -> bool:
+        """Whether it looks at keys and values."""
+
 
 class Job(Wants, Protocol):
     """What a pass does with each block."""
@@ -145,6 +152,9 @@ class Observation:
     """See ``Job``; where it is, ``measure`` takes the Grams."""
 
     looks_at_all = True
+    """See ``Job``."""
+
+    kv_cache = False
     """See ``Job``."""
 
     def __init__(self) -> None:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from itertools import accumulate, zip_longest
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
@@ -49,6 +50,9 @@ BlockStatistics = dict[str, dict[Prefix, StatisticSet]]
 
 Observe = Callable[[str, str, Tensor], None]
 """Called with the key of an input, a language and activations [tokens, channels]."""
+
+Beside = Callable[[str], AbstractContextManager[object]]
+"""Called with a language; what it returns is entered while a sequence of its text runs."""
 
 
 def longest_texts(prefixes: Iterable[Prefix]) -> dict[str, Prefix]:
@@ -176,7 +180,7 @@ class Flow:
             self._ranks,
         )
 
-    def collect(
+    def collect(  # noqa: PLR0913 - what is gathered, and of what
         self,
         block_name: str,
         block: nn.Module,
@@ -188,13 +192,15 @@ class Flow:
         languages: Collection[str] | None = None,
         experts: Mapping[str, int] = MappingProxyType({}),
         taken: Taken | None = None,
+        beside: Beside = nullcontext,
     ) -> BlockStatistics:
         """Return the block's statistics; with ``advance`` its outputs are the next hidden states.
 
         Inputs that only ``skipped`` linears (names in the model) read have none. ``observe`` sees
         what the statistics of whole texts see. ``languages`` are those whose text runs, by default
         all. ``experts`` are inputs that are summed when a text has run, one after the other, each
-        by a rank that alone has its Grams; ``taken`` gets their statistics of each text.
+        by a rank that alone has its Grams; ``taken`` gets their statistics of each text. ``beside``
+        is called with the language of a sequence, and is entered while the sequence runs.
         """
         kinds = tuple(kinds)
         comparing = self._compares and compares(kinds)
@@ -238,7 +244,7 @@ class Flow:
                 rows.begin_sequence(index, length)
                 if comparing:
                     reference = self._run_float(block_name, block, language, index)
-                with watching(self._adapter, block, see):
+                with beside(language), watching(self._adapter, block, see):
                     if advance:
                         self._move(block_name, block, language, index)
                     else:

@@ -65,6 +65,11 @@ class QuantizationJob:
         return self.variant.looks_at_all
 
     @property
+    def kv_cache(self) -> bool:
+        """See ``Job``."""
+        return self.variant.kv_cache
+
+    @property
     def kinds(self) -> tuple[str, ...]:
         """See ``Job``."""
         return self.variant.kinds
@@ -203,6 +208,8 @@ class QuantizationJob:
                 "expert_tokens": expert_tokens(adapter, name, own, own_text),
                 "made_with": resources(self.ranks),
             }
+            if block.cache is not None:
+                record["kv_cache"] = block.cache.describe(variant.activation_clip)
             self.sink.keep(name, own, solved.linears, record)
 
     def _mixed(self, block: BlockView, mixture: Mixture) -> dict[str, StatisticSet]:

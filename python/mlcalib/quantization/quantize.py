@@ -10,7 +10,7 @@ from mlcalib.common.stopwatch import Stopwatch
 from mlcalib.formats import formats
 from mlcalib.models.device import choose_device, device_name
 from mlcalib.quantization.block_pass import Propagate, run_pass
-from mlcalib.quantization.finish import merged
+from mlcalib.quantization.finish import cache_record, merged
 from mlcalib.quantization.open_source import open_with_tokenizer
 from mlcalib.quantization.propagation import mixture_of
 from mlcalib.quantization.quality import with_quality
@@ -37,6 +37,7 @@ def quantize(  # noqa: PLR0913 - what a quantization is made of
     propagate: Propagate | None = None,
     format: str | Sequence[str] | None = None,  # noqa: A002
     activation_clip: float = 0.0,
+    kv_cache: Literal["fp8"] | None = None,
     tokenizer: "PreTrainedTokenizerBase | None" = None,
     dtype: str = "auto",
     device: str = "auto",
@@ -83,7 +84,10 @@ def quantize(  # noqa: PLR0913 - what a quantization is made of
             scales are then rounded so that each holds them exactly. Grids that one cannot hold are
             refused now. The default is ``compressed-tensors``, or what ``scheme`` says.
         activation_clip: the share of each language's calibration values that the static ranges of
-            activations may leave outside, in formats that store them; 0 holds all of them.
+            activations, and of keys and values, may leave outside, in formats that store them; 0
+            holds all of them.
+        kv_cache: ``fp8`` stores FP8 scales of keys and values, of the calibration text, for readers
+            that keep their cache in 8 bits; in the formats of compressed-tensors.
         tokenizer: of a transformers model, saved with it. With a folder or a hub name it replaces
             the model's own.
         dtype: of the weights while they are quantized, and of those that are not: ``auto`` (as they
@@ -153,6 +157,7 @@ def quantize(  # noqa: PLR0913 - what a quantization is made of
         format=first,
         further=further,
         activation_clip=activation_clip,
+        kv_cache=kv_cache,
         ignore=ignore,
         overrides=overrides,
         options=options,
@@ -208,4 +213,5 @@ def quantize(  # noqa: PLR0913 - what a quantization is made of
             for name, layer in layers.items()
             if "input_clipped" in layer
         },
+        kv_cache=cache_record(source, sink),
     )

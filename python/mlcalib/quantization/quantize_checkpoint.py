@@ -27,7 +27,7 @@ from mlcalib.quantization.pass_plan import plan_pass
 from mlcalib.quantization.propagation import mixture_of
 from mlcalib.quantization.quality import with_quality
 from mlcalib.quantization.quantization_job import QuantizationJob
-from mlcalib.quantization.recipe import Recipe, check_method, make_recipe
+from mlcalib.quantization.recipe import Recipe, check_method, check_ranks, make_recipe
 from mlcalib.quantization.scheme import choose
 from mlcalib.quantization.shared_sink import shared_sink
 from mlcalib.quantization.sink import FileSink, Sink
@@ -51,6 +51,7 @@ def quantize_checkpoint(  # noqa: PLR0913 - what a quantization is made of
     propagate: Propagate | None = None,
     format: str | None = None,  # noqa: A002
     activation_clip: float = 0.0,
+    kv_cache: Literal["fp8"] | None = None,
     dtype: str = "auto",
     device: str = "auto",
     memory: float | None = None,
@@ -82,6 +83,7 @@ def quantize_checkpoint(  # noqa: PLR0913 - what a quantization is made of
         propagate: see ``mlcalib.quantize``.
         format: see ``mlcalib.quantize``.
         activation_clip: see ``mlcalib.quantize``.
+        kv_cache: see ``mlcalib.quantize``.
         dtype: see ``mlcalib.quantize``.
         device: see ``mlcalib.quantize``.
         memory: see ``mlcalib.quantize``.
@@ -126,6 +128,7 @@ def quantize_checkpoint(  # noqa: PLR0913 - what a quantization is made of
         overrides,
         options,
         activation_clip,
+        kv_cache,
     )
     _check_place(hidden_states)
     place = choose_device(device)
@@ -137,6 +140,7 @@ def quantize_checkpoint(  # noqa: PLR0913 - what a quantization is made of
     with stopwatch.timed("load"):
         source, tokenizer = asked.open()
     recipe = asked.recipe(source, tokenizer)
+    check_ranks(recipe, ranks)
     text = asked.text(source, tokenizer)
     with stopwatch.timed("load"):
         source = source.ready()
@@ -218,6 +222,7 @@ def plan_checkpoint(  # noqa: PLR0913 - what a quantization is made of
     propagate: Propagate | None = None,
     format: str | None = None,  # noqa: A002
     activation_clip: float = 0.0,
+    kv_cache: Literal["fp8"] | None = None,
     dtype: str = "auto",
     device: str = "auto",
     memory: float | None = None,
@@ -248,6 +253,7 @@ def plan_checkpoint(  # noqa: PLR0913 - what a quantization is made of
         overrides,
         options,
         activation_clip,
+        kv_cache,
     )
     _check_place(hidden_states)
     source, tokenizer = asked.open()
@@ -278,6 +284,7 @@ class _Asked:
     overrides: Mapping[str, Mapping[str, Any]] | None
     options: Mapping[str, Any]
     activation_clip: float
+    kv_cache: str | None
 
     def open(self) -> "tuple[Source, PreTrainedTokenizerBase]":
         """Return the model without weights, and its tokenizer; what can be checked is."""
@@ -298,6 +305,7 @@ class _Asked:
             propagate=self.propagate if self.calibration is not None else None,
             format=self.format,
             activation_clip=self.activation_clip,
+            kv_cache=self.kv_cache,
             ignore=self.ignore,
             overrides=self.overrides,
             options=self.options,

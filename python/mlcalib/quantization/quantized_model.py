@@ -54,6 +54,7 @@ class QuantizedModel:
             order in nats per token; with ``fisher_tokens``. Over linears it adds up.
         clipped: name → language → the share of its input's values outside the range that a format
             with static activations stores; empty with other formats.
+        kv_cache: attention module → ``k`` and ``v`` → ranges, where they were asked for.
     """
 
     model: "PreTrainedModel"
@@ -75,6 +76,7 @@ class QuantizedModel:
     statistics: dict[str, str] = field(default_factory=dict)
     divergence: dict[str, dict[str, float]] = field(default_factory=dict)
     clipped: dict[str, dict[str, float]] = field(default_factory=dict)
+    kv_cache: dict[str, Any] = field(default_factory=dict)
 
     def save(self, out: str | Path, format: str | None = None) -> None:  # noqa: A002
         """Write a Hugging Face folder with a model card; all of it or nothing.
@@ -95,7 +97,8 @@ class QuantizedModel:
         model, adapter = self.model, self.adapter
         form = formats.get(format)()
         linears = self._held(form)
-        sink = MemorySink(model, adapter, form, linears)
+        blocks = {name: self._cache_of(name) for name, _ in adapter.named_blocks(model)}
+        sink = MemorySink(model, adapter, form, linears, blocks)
         specs = {name: linear.grid.spec for name, linear in linears.items()}
         name, order = self.recipe["model"], self.recipe["order"]
         source = Source(name, model, adapter, model.dtype, self.folder, self.extra)
@@ -110,6 +113,11 @@ class QuantizedModel:
             save_tokenizer=self.tokenizer_given,
         )
         self.seconds["write"] = self.seconds.get("write", 0.0) + time.perf_counter() - start
+
+    def _cache_of(self, block: str) -> dict[str, Any]:
+        """Return what a block's record says of its keys and values."""
+        found = {name: each for name, each in self.kv_cache.items() if name.startswith(f"{block}.")}
+        return {"kv_cache": found}
 
     def push_to_hub(
         self,
@@ -154,6 +162,11 @@ class QuantizedModel:
     def _held(self, form: Format) -> dict[str, QuantizedLinear]:
         """Return the linears with grids as a format holds them; refuse one that cannot."""
         form.check_numbers({name: linear.grid.spec for name, linear in self.linears.items()})
+        if self.kv_cache and not form.kv_cache:
+            raise ValueError(
+                f"{type(form).__name__} has no place for the scales of keys and values; save in a "
+                "format of compressed-tensors, or quantize without kv_cache."
+            )
         found = {}
         for name, linear in self.linears.items():
             grid = linear.grid
@@ -188,6 +201,7 @@ class QuantizedModel:
             self.expert_tokens,
             self.seconds,
             self.device,
+            kv_cache=self.kv_cache,
         )
 
     def warnings(self) -> list[str]:

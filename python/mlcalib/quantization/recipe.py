@@ -11,9 +11,11 @@ from mlcalib.checkpoints.check import foresee
 from mlcalib.checkpoints.held import common_dtype
 from mlcalib.common.gguf_types import BLOCK_TYPES, MIXES
 from mlcalib.common.hub import hub_name
+from mlcalib.common.ranks import Ranks
 from mlcalib.formats import Format, formats, types_in_mix
 from mlcalib.models import Adapter
 from mlcalib.models.own_rules import TransposedLinear
+from mlcalib.quantization.cache_ranges import caches
 from mlcalib.quantization.overrides import Override, resolve
 from mlcalib.quantization.propagation import Mixture
 from mlcalib.quantization.variant import Variant
@@ -38,6 +40,7 @@ class Recipe:
         description: what was asked for, for the records; JSON types.
         static_inputs: whether a format stores the ranges of inputs.
         activation_clip: the share of each language's values that these may leave outside.
+        kv_cache: whether the ranges of keys and values are stored.
     """
 
     quantizer: Quantizer
@@ -48,6 +51,7 @@ class Recipe:
     description: dict[str, Any]
     static_inputs: bool = False
     activation_clip: float = 0.0
+    kv_cache: bool = False
 
     def variant(self, mixture: Mixture) -> Variant:
         """Return the one way to quantize that this is, on a mixture of text."""
@@ -57,6 +61,7 @@ class Recipe:
             mixture,
             static_inputs=self.static_inputs,
             activation_clip=self.activation_clip,
+            kv_cache=self.kv_cache,
         )
 
 
@@ -72,6 +77,7 @@ def make_recipe(  # noqa: PLR0913 - what a quantization is made of
     format: str,  # noqa: A002
     further: Sequence[str] = (),
     activation_clip: float = 0.0,
+    kv_cache: str | None = None,
     ignore: Sequence[str] = (),
     overrides: Mapping[str, Mapping[str, Any]] | None = None,
     options: Mapping[str, Any],
@@ -89,6 +95,7 @@ def make_recipe(  # noqa: PLR0913 - what a quantization is made of
         format: the checkpoint format.
         further: others that are to hold the same grids.
         activation_clip: see ``mlcalib.quantize``.
+        kv_cache: see ``mlcalib.quantize``.
         ignore: patterns of linears that stay in floating point.
         overrides: pattern → options of the linears that it matches.
         options: of the quantizer.
@@ -100,7 +107,10 @@ def make_recipe(  # noqa: PLR0913 - what a quantization is made of
     checked = kind.Options(**options)
     forms = {each: formats.get(each)() for each in (format, *further)}
     static = [called for called, form in forms.items() if form.static_inputs]
-    _check_static(static, activation_clip, calibrated=propagate is not None)
+    calibrated = propagate is not None
+    _check_static(static, activation_clip, calibrated=calibrated, cached=kv_cache is not None)
+    if kv_cache is not None:
+        _check_cache(kv_cache, model, adapter, forms, calibrated=calibrated)
     scale_dtype = common_dtype(list(forms.values()), dtype)
     shapes = {
         layer: (linear.out_features, linear.in_features)
@@ -147,8 +157,10 @@ def make_recipe(  # noqa: PLR0913 - what a quantization is made of
         "format": format,
         "dtype": str(dtype).removeprefix("torch."),
     }
-    if static:
+    if static or kv_cache:
         description["activation_clip"] = activation_clip
+    if kv_cache:
+        description["kv_cache"] = kv_cache
     bits = bits_per_weight(forms[format], specs, shapes)
     return Recipe(
         quantizer,
@@ -159,16 +171,46 @@ def make_recipe(  # noqa: PLR0913 - what a quantization is made of
         description,
         static_inputs=bool(static),
         activation_clip=activation_clip,
+        kv_cache=kv_cache is not None,
     )
 
 
-def _check_static(static: Sequence[str], clip: float, *, calibrated: bool) -> None:
+def _check_cache(
+    kv_cache: str,
+    model: "PreTrainedModel",
+    adapter: Adapter,
+    forms: Mapping[str, Format],
+    *,
+    calibrated: bool,
+) -> None:
+    """Refuse a cache in other numbers, and where nothing could hold or show its ranges."""
+    if kv_cache != "fp8":
+        raise ValueError(f"kv_cache is '{kv_cache}', expected 'fp8', or None for no ranges.")
+    if lacking := [called for called, form in forms.items() if not form.kv_cache]:
+        raise ValueError(
+            f"{lacking[0]} has no place for the scales of keys and values; leave kv_cache out, or "
+            "give a format of compressed-tensors."
+        )
+    if not calibrated:
+        raise ValueError(
+            "kv_cache='fp8' stores ranges of keys and values, which calibration text shows; pass "
+            "calibration=mlcalib.calibration(...)."
+        )
+    blocks = [block for _, block in adapter.named_blocks(model)]
+    if not any(caches(module) for block in blocks for module in block.modules()):
+        raise ValueError(
+            f"{type(model).__name__} has no attention with keys and values (k_proj and v_proj, or "
+            "qkv_proj), whose cache readers of compressed-tensors would round; leave kv_cache out."
+        )
+
+
+def _check_static(static: Sequence[str], clip: float, *, calibrated: bool, cached: bool) -> None:
     """Refuse ranges of inputs that no text shows, and a share that means nothing."""
     if not 0 <= clip < 1:
         raise ValueError(
             f"activation_clip is {clip}, expected a share of activations, from 0 to below 1."
         )
-    if clip and not static:
+    if clip and not (static or cached):
         raise ValueError(
             f"activation_clip is {clip}, but the format stores no ranges of activations; leave it "
             "out, or give format='compressed-tensors-fp8-static' or 'compressed-tensors-nvfp4-w4a4'"
@@ -247,4 +289,17 @@ def check_method(
         raise ValueError(
             f"{method} with {options} compares the quantized model's activations with the float "
             "model's, but propagate='float' gathers the latter alone; pass propagate='quantized'."
+        )
+
+
+def check_ranks(recipe: Recipe, ranks: Ranks) -> None:
+    """Refuse what only a process by itself can do.
+
+    Raises:
+        NotImplementedError: ranges of keys and values.
+    """
+    if recipe.kv_cache and not ranks.alone:
+        raise NotImplementedError(
+            "kv_cache='fp8' looks at keys and values, which are not shared over ranks; leave it "
+            f"out, or start one process instead of {ranks.size}."
         )

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from mlcalib._core import Grid, GridSpec, QuantizedLinear
 from mlcalib.common.safetensors_write import Piece, tensor_piece
-from mlcalib.formats import Format
+from mlcalib.formats import Format, cache_scales
 from mlcalib.models import Adapter
 from mlcalib.quantization.block_files import BlockFiles
 
@@ -99,11 +99,14 @@ class FileSink:
                     tensors[name] = content
         else:
             tensors = _packed(self.checkpoint_format, self.adapter, block_name, block, linears)
+            tensors |= _cached(self.adapter, block, record)
         self.files.write(block_name, tensors, record)
 
     def restore(self, block_name: str, block: nn.Module) -> None:
         """See ``Sink``; weights become what ``Variant.solve`` leaves."""
         tensors = self.files.tensors(block_name)
+        for name in _cached(self.adapter, block, self.record(block_name)):
+            del tensors[name]  # nothing of the block
         floating = tensors if self._whole else self.adapter.loaded_tensors(tensors)
         for path, module in block.named_modules():
             for key, parameter in module.named_parameters(recurse=False):
@@ -188,6 +191,7 @@ class MemorySink:
         """See ``Sink``; packed now."""
         block = self.model.get_submodule(block_name)
         packed = _packed(self.checkpoint_format, self.adapter, block_name, block, self.linears)
+        packed |= _cached(self.adapter, block, self.records.get(block_name, {}))
         return {name: tensor_piece(tensor) for name, tensor in packed.items()}
 
     def contents(self, block_name: str) -> Iterator[Content]:
@@ -214,6 +218,12 @@ def _contents(
             yield layer, linears[layer]
         else:
             yield f"{block_name}.{key}", tensor
+
+
+def _cached(adapter: Adapter, block: nn.Module, record: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the scales of keys and values that a block's record has ranges of."""
+    scales = cache_scales(record.get("kv_cache", {}), next(block.parameters()).dtype)
+    return {adapter.saved(name): scale for name, scale in scales.items()}
 
 
 def _packed(

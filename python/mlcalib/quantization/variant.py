@@ -48,6 +48,7 @@ class Variant:
         mixture: prefixes of text and their weights; empty without calibration.
         static_inputs: whether the checkpoint stores the ranges of inputs.
         activation_clip: the share of each language's values that these may leave outside.
+        kv_cache: whether it stores the ranges of keys and values.
     """
 
     quantizer: Quantizer
@@ -55,6 +56,7 @@ class Variant:
     mixture: Mixture
     static_inputs: bool = False
     activation_clip: float = 0.0
+    kv_cache: bool = False
 
     @property
     def worst_off(self) -> bool:

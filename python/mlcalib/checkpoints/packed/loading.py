@@ -18,6 +18,7 @@ from mlcalib.common.hub import located, model_folder
 from mlcalib.common.safetensors_read import read_json
 from mlcalib.formats import find_format, stored_section
 from mlcalib.models.device import CPU, choose_device
+from mlcalib.models.kv_cache import round_cache
 from mlcalib.models.loading import (
     architecture,
     check_dtype,
@@ -50,7 +51,8 @@ def load(
     than the model itself. Embeddings, norms and linears that are not quantized are as stored. The
     model is for inference; to save or quantize it again, use the folder. Packed weights run on the
     CPU only, so on a GPU the linears hold dequantized weights, which a warning says; and so they do
-    everywhere where the format has NF4 or FP4 numbers, and K-quants of GGUF files.
+    everywhere where the format has NF4 or FP4 numbers, and K-quants of GGUF files. Keys and values
+    are rounded to FP8 where the checkpoint has scales of them.
 
     Args:
         folder: a checkpoint in a format that keeps codes (``compressed-tensors``, ``gptq``,
@@ -91,6 +93,7 @@ def load(
     model: PreTrainedModel = model_loader(config).from_pretrained(
         folder, config=config, dtype=dtype, use_safetensors=True
     )
+    _round_cache(model, StoredWeights(Path(folder), torch.float32))
     return _on(model, place)
 
 
@@ -136,7 +139,9 @@ def load_to_run(
     dequantizes = form is not None and form.dequantizes
     if dequantizes or stored.get("quant_method") not in compat.quantization_methods():
         return _load_dequantized(folder, config, dtype, device)
-    return load_model(source, dtype, device, config)
+    model = load_model(source, dtype, device, config)
+    _round_cache(model, StoredWeights(folder, torch.float32))
+    return model
 
 
 def _on(model: "PreTrainedModel", device: torch.device) -> "PreTrainedModel":
@@ -176,6 +181,7 @@ def _load_dequantized(
         dtype=kind,
     )
     _round_inputs(model, weights)
+    _round_cache(model, weights)
     return model.to(device or "cpu").eval()
 
 
@@ -200,6 +206,24 @@ def _round_inputs(model: "PreTrainedModel", weights: StoredWeights) -> None:
             ) from error
         if rounding is not None:
             linear.register_forward_pre_hook(partial(_rounded, rounding))
+
+
+def _round_cache(model: "PreTrainedModel", weights: StoredWeights) -> None:
+    """Let attention round keys and values where the checkpoint has scales of them.
+
+    Not where compressed-tensors does: it knows the cache by another name than transformers 5.23.
+    """
+    if not (weights.section or {}).get("kv_cache_scheme"):
+        return
+    ends = (".k_scale", ".v_scale")
+    found = {
+        name: float(scale)
+        for name, scale in weights.read(name for name in weights.names if name.endswith(ends))
+    }
+    names = dict.fromkeys(name.removesuffix(ends[0]).removesuffix(ends[1]) for name in found)
+    if any(hasattr(module, "kv_cache") for module in model.modules()):
+        return
+    round_cache(model, {name: (found[name + ends[0]], found[name + ends[1]]) for name in names})
 
 
 def _rounded(

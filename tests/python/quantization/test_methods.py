@@ -10,6 +10,7 @@ from small_models import save_tiny_llama
 
 import mlcalib
 from mlcalib.common.gguf_types import MIXES
+from mlcalib.formats import formats
 from mlcalib.quantization.quantize_checkpoint import plan_checkpoint
 from mlcalib.quantization.scheme import SCHEMES, choose
 from mlcalib.quantizers import quantizers
@@ -136,7 +137,9 @@ def test_a_scheme_means_what_compressed_tensors_means_by_it(name):
     assert (options["bits"], options["symmetric"]) == (weights.num_bits, weights.symmetric)
     assert options["group_size"] == (weights.group_size or -1)
     rounding = ("compressed-tensors-int8", "compressed-tensors-fp8")
-    assert (preset.input_activations is not None) == (saved in rounding)
+    rounds = saved in rounding or formats.get(saved).static_inputs
+    assert (preset.input_activations is not None) == rounds
+    assert options.get("per_tensor", False) == (weights.strategy == "tensor")
     assert (options.get("numbers", "integer") != "integer") == (weights.type == "float")
     assert quantizers.get(method).Options(**options).bits == weights.num_bits
 
@@ -148,7 +151,7 @@ def test_schemes_are_recipes(folder, text):
     four = mlcalib.quantize(folder, text, scheme="W4A16", method="rtn", format="gptq", **asked)
     assert four.recipe["options"] == {
         "bits": 4, "group_size": 32, "symmetric": True, "range": "minmax", "numbers": "integer",
-        "super_block": 0, "scale_bits": 0, "mix": "",
+        "super_block": 0, "scale_bits": 0, "per_tensor": False, "mix": "",
     }  # fmt: skip
     assert (four.recipe["method"], four.recipe["format"]) == ("rtn", "gptq")
 

@@ -15,22 +15,19 @@ already are not found again; the table is of all rows in it.
 """
 
 import argparse
-import copy
 import json
 import math
+import statistics
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from rotations import ROTATIONS, gather, largest_change, rotate, rotated_gram, solve
+from torch import Tensor
 
 import mlcalib
-from mlcalib import _core as core
 from mlcalib.evaluation import eval_text, fidelity_of, reference_of
-from mlcalib.models import Adapter, ScaleGroup, find_adapter
 from mlcalib.models.loading import find_smollm2, load_model, load_tokenizer, shared_copy
 
 TOKENS, SEQ_LEN, SCORED, GROUP = 20_480, 512, 1_024, 64
@@ -38,218 +35,14 @@ METHODS: dict[str, dict[str, Any]] = {
     "rtn": {"method": "rtn", "range": "mse"},
     "best": {"quality": "best"},
 }
-ROTATIONS = ("residual", "heads", "both")
 ROWS = [
     f"{method}:{bits}:{rotation}"
     for method, widths in {"gptq": (3, 2, 4), "rtn": (3, 2, 4), "best": (3, 2)}.items()
     for bits in widths
     for rotation in ("none", *(f"{name}:{seed}" for name in ROTATIONS for seed in range(3)))
 ]
-T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
+T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571}
 """Student's t of 95 % intervals, by the number of seeds."""
-
-
-class Double(TorchFunctionMode):
-    """Computes in float64 what transformers computes in float32 whatever the dtype: norms, softmax.
-
-    Without it, two models that are equal would differ by the rounding of their norms.
-    """
-
-    def __torch_function__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = dict(kwargs or {})
-        if args and isinstance(args[0], Tensor) and args[0].dtype == torch.float64:
-            if function is Tensor.float or (function is Tensor.to and torch.float32 in args):
-                return args[0]
-            if kwargs.get("dtype") == torch.float32:
-                kwargs["dtype"] = torch.float64
-        return function(*args, **kwargs)
-
-
-def random_rotation(channels: int, generator: torch.Generator) -> Tensor:
-    """Return an orthogonal float64 [channels, channels]: random signs, Hadamard ⊗ orthogonal.
-
-    Of 2ᵏ · m channels with an odd m, the Hadamard matrix is of 2ᵏ and the orthogonal one, which is
-    uniformly random, of m.
-    """
-    hadamard = torch.ones(1, 1, dtype=torch.float64)
-    while channels % (2 * len(hadamard)) == 0:
-        hadamard = torch.kron(
-            hadamard, torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64) / math.sqrt(2)
-        )
-    odd = channels // len(hadamard)
-    signs = torch.randint(2, (channels, 1), generator=generator).double() * 2 - 1
-    return signs * torch.kron(_orthogonal(odd, generator), hadamard)
-
-
-def _orthogonal(size: int, generator: torch.Generator) -> Tensor:
-    q, r = torch.linalg.qr(torch.randn(size, size, dtype=torch.float64, generator=generator))
-    return (q * r.diagonal().sign()).contiguous()
-
-
-def keeping_the_mean(channels: int, generator: torch.Generator) -> Tensor:
-    """Return an orthogonal Q with Q 1 = 1, with which norms that subtract the mean commute."""
-    first = torch.full((channels, 1), channels**-0.5, dtype=torch.float64)
-    rest = torch.randn(channels, channels - 1, dtype=torch.float64, generator=generator)
-    basis = torch.linalg.qr(torch.cat([first, rest], 1))[0]  # the first column is ±1 / sqrt(n)
-    inner = torch.block_diag(
-        torch.ones(1, 1, dtype=torch.float64), random_rotation(channels - 1, generator)
-    )
-    return basis @ inner @ basis.T
-
-
-@torch.no_grad()
-def rotate_residual(model: Any, adapter: Adapter, generator: torch.Generator) -> dict[str, Tensor]:
-    """Rotate the residual stream, h → h Q, by folding Q into all that reads or writes it.
-
-    Weights of norms go into the linears that read them, and the output head gets weights of its
-    own. The logits stay, unless norms stand behind attention and MLP: see ``largest_change``.
-
-    Returns:
-        Linear → T [in, in], where its input is now x T: diag(1 / weight of the norm) Q.
-    """
-    changes = {}
-    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    head.weight = nn.Parameter(head.weight.detach().clone())
-    model.config.tie_word_embeddings = False
-    norms = [module for name, module in model.named_modules() if name.endswith("layernorm")]
-    subtracts = any(type(norm).__name__.endswith("LayerNorm") for norm in norms)
-    make = keeping_the_mean if subtracts else random_rotation
-    q = make(embedding.weight.shape[1], generator).to(embedding.weight)
-    _change(embedding, lambda weight: weight @ q)
-    offset = 0.0
-    for block_name, block in adapter.named_blocks(model):
-        for group in adapter.scale_groups_of(block):
-            names = _readers(adapter, block, group)
-            readers = [adapter.module(block, name) for name in names]
-            source = adapter.module(block, group.source)
-            if isinstance(source, nn.Linear):  # values and products of gate and up
-                for writer in readers:
-                    _change(writer, lambda weight: q.T @ weight, along_outputs=True)
-            else:
-                offset = group.offset
-                change = q / (offset + source.weight)[:, None]
-                changes |= {f"{block_name}.{name}": change for name in names}
-                _fold_norm(source, readers, offset)
-                for reader in readers:
-                    _change(reader, lambda weight: weight @ q)
-    _fold_norm(model.base_model.norm, [head], offset)
-    _change(head, lambda weight: weight @ q)
-    return changes
-
-
-@torch.no_grad()
-def rotate_heads(model: Any, adapter: Adapter, generator: torch.Generator) -> dict[str, Tensor]:
-    """Rotate the values of each key-value head, and back in what the output projection reads.
-
-    Returns:
-        Linear → T [in, in], where its input is now x T.
-    """
-    changes = {}
-    for block_name, block in adapter.named_blocks(model):
-        for group in adapter.scale_groups_of(block):
-            if not group.source.endswith("v_proj"):
-                continue
-            values = adapter.module(block, group.source)
-            (name,) = _readers(adapter, block, group)
-            output = adapter.module(block, name)
-            size = adapter.module(block, group.source.rpartition(".")[0]).head_dim
-            heads = [
-                random_rotation(size, generator).to(values.weight)
-                for _ in range(values.out_features // size)
-            ]
-            shared = output.in_features // values.out_features  # query heads of a key-value head
-            made = torch.block_diag(*heads)
-            read = torch.block_diag(*(head for head in heads for _ in range(shared)))
-            _change(values, lambda weight, made=made: made.T @ weight, along_outputs=True)
-            _change(output, lambda weight, read=read: weight @ read)
-            changes[f"{block_name}.{name}"] = read
-    return changes
-
-
-def rotate(model: Any, rotation: str, seed: int) -> tuple[Any, dict[str, Tensor]]:
-    """Return a rotated copy of a model in float64, and linear → how its input changed."""
-    model = copy.deepcopy(model).double()
-    adapter = find_adapter(type(model).__name__)
-    generator = torch.Generator().manual_seed(seed)
-    changes: dict[str, Tensor] = {}
-    if rotation in ("residual", "both"):
-        changes |= rotate_residual(model, adapter, generator)
-    if rotation in ("heads", "both"):
-        changes |= rotate_heads(model, adapter, generator)
-    return model, changes
-
-
-@torch.no_grad()
-def gather(model: Any, ids: Tensor) -> dict[str, Tensor]:
-    """Return linear → the Gram of what it reads, [in, in]; linears of one input share one.
-
-    Args:
-        model: of one kind of block.
-        ids: [n, seq_len], of all calibration text.
-    """
-    adapter, grams, hooks = find_adapter(type(model).__name__), dict[str, Tensor](), []
-    for block_name, block in adapter.named_blocks(model):
-        for names in adapter.linears_of(block).values():
-            linear = adapter.linear(block, names[0])
-            gram = torch.zeros(linear.in_features, linear.in_features, dtype=linear.weight.dtype)
-            grams |= {f"{block_name}.{name}": gram for name in names}
-
-            def add(_: nn.Module, read: tuple[Tensor], gram: Tensor = gram) -> None:
-                x = read[0].flatten(0, -2)
-                gram += x.T @ x
-
-            hooks.append(linear.register_forward_pre_hook(add))
-    for sequence in ids:
-        model(sequence[None])
-    for hook in hooks:
-        hook.remove()
-    return grams
-
-
-def rotated_gram(gram: Tensor, change: Tensor | None) -> Tensor:
-    """Return Tᵀ G T, the Gram of inputs x T; G where they did not change."""
-    return gram if change is None else change.T @ gram.to(change) @ change
-
-
-@torch.no_grad()
-def solve(model: Any, grams: dict[str, Tensor], bits: int) -> None:
-    """Quantize the linears of a model by GPTQ with mlcalib's defaults, from their Grams."""
-    options = core.GptqOptions(core.GridSpec(bits=bits, group_size=GROUP, range="gram"))
-    for name, gram in grams.items():
-        linear = model.get_submodule(name)
-        solved = core.gptq(linear.weight.float(), gram.float(), options)
-        linear.weight = nn.Parameter(solved.dequantize().to(linear.weight))
-
-
-@torch.no_grad()
-def largest_change(model: Any, rotated: Any, ids: Tensor) -> float:
-    """Return the largest change of a logit in float64, as a fraction of the largest logit."""
-    with Double():
-        expected = copy.deepcopy(model).double()(ids).logits
-        return float((rotated(ids).logits - expected).abs().max() / expected.abs().max())
-
-
-def _readers(adapter: Adapter, block: nn.Module, group: ScaleGroup) -> list[str]:
-    linears = adapter.linears_of(block)
-    return [*(name for key in group.inputs for name in linears[key]), *group.readers]
-
-
-def _fold_norm(norm: nn.Module, readers: list[nn.Module], offset: float) -> None:
-    scale = offset + norm.weight
-    for reader in readers:
-        _change(reader, lambda weight: weight * scale)
-    norm.weight = nn.Parameter(torch.full_like(norm.weight, 1 - offset))
-
-
-def _change(
-    module: nn.Module, change: Callable[[Tensor], Tensor], *, along_outputs: bool = False
-) -> None:
-    """Change a weight, and with the outputs of a linear its bias."""
-    module.weight = nn.Parameter(change(module.weight))
-    if along_outputs and getattr(module, "bias", None) is not None:
-        module.bias = nn.Parameter(change(module.bias))
 
 
 def measure(
@@ -277,7 +70,7 @@ def measure(
                 grams = gather(model, torch.cat(list(calibration.ids.values())))
             start = shared_copy(start)
             made = {name: rotated_gram(gram, changes.get(name)) for name, gram in grams.items()}
-            solve(start, made, int(bits))
+            solve(start, made, int(bits), GROUP)
         else:
             start = mlcalib.quantize(
                 start,
@@ -307,6 +100,47 @@ def measure(
     return found
 
 
+def table(found: list[dict[str, Any]]) -> str:
+    """Return a table in Markdown: of each row the mean over seeds, and its change from no rotation.
+
+    The interval, 95 % by Student's t, is over seeds of the rotation; text and model are the same.
+    """
+    lines = [
+        "| quantizer | rotation | seeds | KL mean | KL worst | change of mean | change of worst |"
+        " rise mean | rise worst |",
+        "| --- | --- | --: | --: | --: | --: | --: | --: | --: |",
+    ]
+    of: dict[str, list[dict[str, Any]]] = {}
+    for each in found:
+        of.setdefault(":".join(each["row"].split(":")[:3]), []).append(each)
+    order = [":".join(row.split(":")[:3]) for row in ROWS]
+    for name in sorted(of, key=order.index):
+        method, bits, rotation = name.split(":")
+        columns = [
+            [pick(each[metric].values()) for each in of[name]]
+            for metric in ("kl", "rise")
+            for pick in (statistics.fmean, max)
+        ]
+        mean, worst, *rises = (f"{statistics.fmean(column):.3f}" for column in columns)
+        changes = ["", ""]
+        if rotation != "none" and f"{method}:{bits}:none" in of:
+            (start,) = of[f"{method}:{bits}:none"]
+            starts = (statistics.fmean(start["kl"].values()), max(start["kl"].values()))
+            changes = [shift(column, begun) for column, begun in zip(columns, starts, strict=False)]
+        cells = [f"W{bits} {method}", rotation, str(len(of[name])), mean, worst, *changes]
+        lines.append(f"| {' | '.join([*cells, *(f'+{rise}' for rise in rises)])} |")
+    return "\n".join(lines)
+
+
+def shift(values: list[float], start: float) -> str:
+    """Return how far the mean of values is from where they start, with its interval over seeds."""
+    by = statistics.fmean(values) - start
+    if len(values) not in T_95:
+        return f"{by:+.3f}"
+    half = T_95[len(values)] * statistics.stdev(values) / math.sqrt(len(values))
+    return f"{by:+.3f} [{by - half:+.3f}, {by + half:+.3f}]"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("text", type=Path, nargs="?")
@@ -322,7 +156,7 @@ def main() -> None:
             change = largest_change(model, rotate(model, name, 0)[0], ids)
             print(f"{name}: the largest change of a logit is {change:.1e} of the largest logit")
         return
-    measure(model, tokenizer, given.text, given.rows, given.out)
+    print(table(measure(model, tokenizer, given.text, given.rows, given.out)))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from mlcalib import _core as core
 from mlcalib.models import find_adapter
 from mlcalib.models.experts import unfuse
 
-SCRIPT = Path(__file__).parents[3] / "benchmarks" / "python" / "rotations_smollm2.py"
+SCRIPT = Path(__file__).parents[3] / "benchmarks" / "python" / "rotations.py"
 spec = importlib.util.spec_from_file_location(SCRIPT.stem, SCRIPT)
 rotations = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(rotations)
@@ -103,11 +103,11 @@ def test_solves_as_quantize_does(name, tokenizer):
         quality="fast",
         tokenizer=tokenizer,
         bits=3,
-        group_size=rotations.GROUP,
+        group_size=32,
         format="dense",
         progress=False,
     )
-    rotations.solve(model, rotations.gather(model, ids), 3)
+    rotations.solve(model, rotations.gather(model, ids), bits=3, group_size=32)
     for key, linear in find_adapter(type(model).__name__).named_linears(model):
         other = quantized.model.get_submodule(key).weight
         assert share_equal(linear.weight, other) >= NEARLY_ALL

@@ -56,6 +56,7 @@ from mlcalib.quantization.imatrix import ImportanceMatrix, imatrix  # noqa: E402
 from mlcalib.quantization.quantize import quantize  # noqa: E402
 from mlcalib.quantization.quantize_checkpoint import quantize_checkpoint  # noqa: E402
 from mlcalib.quantization.quantized_model import QuantizedModel  # noqa: E402
+from mlcalib.quantization.tune import tune, tune_checkpoint  # noqa: E402
 from mlcalib.quantizers import Quantizer  # noqa: E402
 from mlcalib.quantizers.awq import AWQ  # noqa: E402
 from mlcalib.quantizers.base import QuantizerOptions  # noqa: E402
@@ -102,6 +103,8 @@ __all__ = [
     "quantize_checkpoint",
     "register_packed",
     "study",
+    "tune",
+    "tune_checkpoint",
 ]
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
 
 CARD = "README.md"
+_OPTIONS = ("model", "learning_rate", "epochs", "batch", "held_out", "seed")  # of ``tune``
 _CAUSAL, _SEEING = "AutoModelForCausalLM", "AutoModelForImageTextToText"
 _TASK = "image-text-to-text"  # what the hub calls that of the second
 _BEGIN = "<!-- results: mlcalib evaluate --card writes what stands from here -->"
@@ -23,6 +24,7 @@ _NOT_MEASURED = (
     "Nothing has been measured yet. `mlcalib evaluate BASE_MODEL THIS_FOLDER --card` measures "
     "perplexity and bits per byte per language, and writes them here."
 )
+_TUNED = "Tuned scales"
 _ORDER = ["base_model", "base_model_relation"]  # of metadata; the rest as the hub's library has it
 _FURTHER = ("activation_clip", "kv_cache")  # what a recipe has where it was asked for
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
@@ -42,6 +44,7 @@ def model_card(record: Mapping[str, Any], loaded_by: str = _CAUSAL) -> str:
         "Results": f"{_BEGIN}\n{_NOT_MEASURED}\n{_END}",
         "Calibration": _calibration(record),
         "Layers": _layers(record),
+        _TUNED: "\n\n".join(map(_tuned, record.get("tuned", ()))),
         "To look at": "\n".join(f"- {warning}" for warning in record["warnings"]),
         "Load it": _loading(recipe["format"], loaded_by),
         "Make it again": _again(record),
@@ -65,6 +68,40 @@ def converted_card(card: str, old: str, new: str) -> str:
     ):
         card = card.replace(before, after)
     return card
+
+
+def tuned_card(card: str, tuned: Mapping[str, Any]) -> str:
+    """Return the card of a checkpoint whose scales were tuned, without what was measured before.
+
+    Args:
+        card: of the checkpoint, mlcalib's or another tool's; "" for none.
+        tuned: what was done, as ``mlcalib.json`` has it.
+    """
+    if card.count(_BEGIN) == 1 and _END in card.partition(_BEGIN)[2]:
+        before, _, rest = card.partition(_BEGIN)
+        card = f"{before}{_BEGIN}\n{_NOT_MEASURED}\n{_END}{rest.partition(_END)[2]}"
+    section = f"## {_TUNED}\n\n{_tuned(tuned)}\n"
+    before, heading, after = card.partition("\n## Load it\n")
+    return f"{before.rstrip()}\n\n{section}{heading}{after}".lstrip()
+
+
+def _tuned(tuned: Mapping[str, Any]) -> str:
+    """Say what ``mlcalib.tune`` did."""
+    table = [["language", "tokens held out", "before", "after"]]
+    for code, (before, after) in tuned["kl"].items():
+        table.append([code, f"{tuned['held_out_tokens'][code]:,}", f"{before:.4f}", f"{after:.4f}"])
+    kept = (
+        f"those after epoch {tuned['kept_epoch']} were kept"
+        if tuned["kept_epoch"]
+        else ("none was better than before, so scales are as they were")
+    )
+    return (
+        f"The scales were trained against `{tuned['model']}` on {tuned['tokens']:,} tokens of the "
+        f"set `{tuned['calibration']['set']}` (`mlcalib.tune`): {tuned['epochs']} epochs, learning "
+        f"rate {tuned['learning_rate']:g}, seed {tuned['seed']}; {kept}. Codes and zero points are "
+        "as they were; losses of layers are those before. KL(float ‖ model) on text that was held "
+        f"out, in nats per token:\n\n{_markdown(table, 1)}"
+    )
 
 
 def _loading(name: str, loaded_by: str) -> str:
@@ -209,7 +246,8 @@ def _layers(record: Mapping[str, Any]) -> str:
     lines = [f"{len(record['layers'])} linears are quantized. The rest of the model is not."]
     for override in record["recipe"]["overrides"]:
         options = override["options"]
-        done = "in floating point" if options is None else _words(options)
+        words = (f"{name} {value}" for name, value in (options or {}).items())
+        done = "in floating point" if options is None else ", ".join(words)
         lines.append(f"- `{override['pattern']}` ({len(override['linears'])} linears): {done}")
     return "\n\n".join([lines[0], "\n".join(lines[1:])]).strip()
 
@@ -243,23 +281,34 @@ def _again(record: Mapping[str, Any]) -> str:
     given += [] if calibration is None else ["calibration"]
     given += ["tokenizer=tokenizer"] if in_memory else []
     lines.append(f"quantized = mlcalib.quantize({', '.join([*given, _arguments(keywords)])})")
+    for tuned in record.get("tuned", ()):
+        lines += _tuned_again(tuned, record)
     lines.append(f"quantized.save('OUT', {recipe['format']!r})")
     return "```python\n" + "\n".join(lines) + "\n```"
+
+
+def _tuned_again(tuned: Mapping[str, Any], record: Mapping[str, Any]) -> list[str]:
+    text, first = tuned["calibration"], record["calibration"]
+    lines = []
+    if first is None or text["fingerprint"] != first["fingerprint"]:
+        given = text["arguments"]
+        made = f"mlcalib.calibration({_arguments(given)})" if given else "...  # given in memory"
+        lines.append(f"calibration = {made}")
+    options = {key: tuned[key] for key in _OPTIONS}
+    lines.append(f"quantized = mlcalib.tune(quantized, calibration, {_arguments(options)})")
+    return lines
 
 
 def _arguments(given: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}={value!r}" for name, value in given.items())
 
 
-def _words(options: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in options.items())
-
-
 def _languages(record: Mapping[str, Any]) -> list[str]:
     return list(record["calibration"]["languages"]) if record["calibration"] else []
 
 
-def _markdown(table: Sequence[Sequence[str]]) -> str:
+def _markdown(table: Sequence[Sequence[str]], names: int = 3) -> str:
+    """Return a table whose first columns are names, and the others numbers."""
     header, *body = table
-    rule = ["---"] * 3 + ["--:"] * (len(header) - 3)
+    rule = ["---"] * names + ["--:"] * (len(header) - names)
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [header, rule, *body])

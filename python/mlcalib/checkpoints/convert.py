@@ -1,14 +1,16 @@
 """``mlcalib.convert``: codes from one checkpoint format into another, as they are."""
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mlcalib._core import Grid, GridSpec, QuantizedLinear
 from mlcalib.checkpoints import Checkpoint, open_checkpoint, save_tensors
-from mlcalib.checkpoints.card import CARD, converted_card
+from mlcalib.checkpoints.card import CARD, converted_card, tuned_card
 from mlcalib.checkpoints.config_check import known_family
 from mlcalib.checkpoints.expected import check_model
 from mlcalib.checkpoints.held import held_dtype, with_scales
@@ -16,7 +18,8 @@ from mlcalib.checkpoints.source_files import changed_config, copy_files, save_js
 from mlcalib.checkpoints.stored_weights import StoredWeights
 from mlcalib.common import compat
 from mlcalib.common.files import atomic_folder, check_output
-from mlcalib.common.safetensors_read import read_json
+from mlcalib.common.safetensors_read import INDEX, read_json
+from mlcalib.common.safetensors_write import file_pieces, tensor_piece, write_checkpoint_files
 from mlcalib.formats import Format, find_file, formats
 from mlcalib.models.loading import load_tokenizer
 
@@ -83,6 +86,75 @@ def convert(source: str | Path, out: str | Path, format: str, *, dtype: str = "a
         if form.config_file is not None:
             save_json(folder / form.config_file, section)
         save_tensors(_packed(checkpoint, form, specs, model_dtype), folder)
+
+
+def rewrite(
+    source: str | Path, out: str | Path, scales: Mapping[str, Tensor], tuned: Mapping[str, Any]
+) -> None:
+    """Write a quantized checkpoint again with other scales; all of it or nothing.
+
+    Every other tensor and file is copied byte for byte, but for ``mlcalib.json``, if there is one,
+    and the model card, which get what was done.
+
+    Args:
+        source: a folder with a quantized checkpoint.
+        out: a folder that does not exist.
+        scales: linear (its name in the checkpoint) → [out, groups] float32, exact in the dtype of
+            its grid.
+        tuned: what was done, as the list ``tuned`` of ``mlcalib.json`` has it.
+
+    Raises:
+        FileExistsError: ``out`` exists.
+        ValueError: the source is damaged or not quantized, or does not hold such scales.
+    """
+    checkpoint, source = open_checkpoint(source), Path(source)
+    weights = {file.name for file in checkpoint.files.values()} | {INDEX}
+    with atomic_folder(out) as folder:
+        for path in sorted(source.iterdir()):
+            if path.is_file() and path.name not in weights:
+                shutil.copyfile(path, folder / path.name)
+        pieces = {
+            name: piece
+            for file in sorted({*checkpoint.files.values()})
+            for name, piece in file_pieces(file).items()
+        }
+        for name, scale in scales.items():
+            for tensor, changed in _rescaled(checkpoint, name, scale).items():
+                pieces[tensor] = tensor_piece(changed)
+        write_checkpoint_files(folder, pieces, "5GB")
+        record = folder / "mlcalib.json"
+        if record.is_file():
+            content = read_json(record)
+            content["tuned"] = [*content.get("tuned", []), dict(tuned)]
+            save_json(record, content)
+        card = folder / CARD
+        text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+        card.write_text(tuned_card(text, tuned), encoding="utf-8")
+
+
+def _rescaled(checkpoint: Checkpoint, name: str, scale: Tensor) -> dict[str, Tensor]:
+    """Return the tensors of a linear that hold its scales, with other scales.
+
+    Raises:
+        ValueError: with them the linear is another one than it is to be.
+    """
+    old = checkpoint.linear(name)
+    new = QuantizedLinear(old.codes, Grid(scale, old.grid.zero, old.grid.spec))
+    stored = {tensor: checkpoint.tensor(tensor) for tensor in checkpoint.linears[name]}
+    changed = {
+        tensor: value
+        for tensor, value in checkpoint.format.pack(name, new).items()
+        if value.is_floating_point()
+    }
+    back = checkpoint.format.unpack(name, {**stored, **changed}, old.grid.spec)
+    same = (
+        torch.equal(back.codes, new.codes),
+        torch.equal(back.grid.scale, scale),
+        torch.equal(back.grid.zero, old.grid.zero),
+    )
+    if not all(same) or any(stored[each].shape != to.shape for each, to in changed.items()):
+        raise ValueError(f"{name}: the checkpoint does not hold these scales beside its codes")
+    return changed
 
 
 def _specs(checkpoint: Checkpoint, form: Format, dtype: torch.dtype) -> dict[str, GridSpec]:

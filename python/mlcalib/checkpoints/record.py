@@ -1,6 +1,6 @@
 """What ``mlcalib.json`` records of a checkpoint, and what of it people should look at."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -90,6 +90,7 @@ def checkpoint_record(
     device: str,
     made_with: Mapping[str, Mapping[str, int]] | None = None,
     kv_cache: Mapping[str, Any] | None = None,
+    tuned: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """Return the content of ``mlcalib.json``; JSON types.
 
@@ -105,6 +106,7 @@ def checkpoint_record(
             threads that there are now.
         kv_cache: attention module → ``k`` and ``v`` → bound, ranges and clipped shares; see
             ``CacheRanges.describe``. Empty or None where the checkpoint has no scales of them.
+        tuned: of each time that scales were tuned, what ``mlcalib.tune`` did.
     """
     record = {
         "mlcalib": _core.build_info()["version"],
@@ -122,6 +124,7 @@ def checkpoint_record(
         "scales": dict(scales),
         "expert_tokens": dict(expert_tokens),
         **({"kv_cache": dict(kv_cache)} if kv_cache else {}),
+        **({"tuned": list(tuned)} if tuned else {}),
     }
     spent = {phase: round(time, 3) for phase, time in seconds.items()}
     return record | {"warnings": warnings(record), "seconds": spent}
@@ -181,6 +184,8 @@ def warnings(record: Mapping[str, Any]) -> list[str]:
             f"losses of languages in {len(diagonal)} linears of experts are those of the diagonals "
             "of their Grams, because memory was short: they leave out what channels do together"
         )
+    if any(each["kept_epoch"] == 0 for each in record.get("tuned", ())):
+        found.append("tuning did not help on held-out text: scales were left as they were")
     shares = {name: layer.get("shrinkage", 0.0) for name, layer in record["layers"].items()}
     return found + _unseen_experts(record["expert_tokens"], shares)
 

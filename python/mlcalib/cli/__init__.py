@@ -24,6 +24,7 @@ from mlcalib.cli.quantize import quantize
 from mlcalib.cli.report import report
 from mlcalib.cli.shared import alone
 from mlcalib.cli.study import study
+from mlcalib.cli.tune import tune
 
 app = typer.Typer(
     help="Quantize multilingual language models with calibration text in many languages, and "
@@ -69,7 +70,19 @@ def options(
 
 
 SHARED = (quantize, study, evaluate)
-ALONE = (report, convert, check, imatrix, generate, judge, annotate, demo, languages, info)
+ALONE = (
+    tune,
+    report,
+    convert,
+    check,
+    imatrix,
+    generate,
+    judge,
+    annotate,
+    demo,
+    languages,
+    info,
+)
 for command in (*SHARED, *(alone(each) for each in ALONE)):
     app.command()(command)
 app.command(context_settings=CONTEXT)(alone(lm_eval))

@@ -55,6 +55,7 @@ class QuantizedModel:
         clipped: name → language → the share of its input's values outside the range that a format
             with static activations stores; empty with other formats.
         kv_cache: attention module → ``k`` and ``v`` → ranges, where they were asked for.
+        tuned: what ``mlcalib.tune`` did, one record for each time; JSON types.
     """
 
     model: "PreTrainedModel"
@@ -77,6 +78,7 @@ class QuantizedModel:
     divergence: dict[str, dict[str, float]] = field(default_factory=dict)
     clipped: dict[str, dict[str, float]] = field(default_factory=dict)
     kv_cache: dict[str, Any] = field(default_factory=dict)
+    tuned: list[dict[str, Any]] = field(default_factory=list)
 
     def save(self, out: str | Path, format: str | None = None) -> None:  # noqa: A002
         """Write a Hugging Face folder with a model card; all of it or nothing.
@@ -202,6 +204,7 @@ class QuantizedModel:
             self.seconds,
             self.device,
             kv_cache=self.kv_cache,
+            tuned=self.tuned,
         )
 
     def warnings(self) -> list[str]:

@@ -16,7 +16,7 @@ CPP := $(shell find cpp tests/cpp benchmarks/cpp examples/cpp -name '*.[ch]pp' -
 export CCACHE_BASEDIR := $(CURDIR)
 
 .PHONY: help demo test test-cpp test-python test-standin test-isa test-asan test-clang test-oldest test-newest \
-        test-docs docs notebooks test-docs-browser test-torch test-browser test-interop fuzz sweep example-cpp wheel wheels test-wheel lint tidy cuda-check bench lock install clean
+        peers test-docs docs notebooks test-docs-browser test-torch test-browser test-interop fuzz sweep example-cpp wheel wheels test-wheel lint tidy cuda-check bench lock install clean
 
 help:
 	@echo "make demo   quantize SmolLM2-135M three ways and compare per language (into demo/)"
@@ -39,6 +39,7 @@ help:
 	@echo "make example-cpp  install the C++ library under build/, build and run examples/cpp against it"
 	@echo "make cuda-check  compile the CUDA kernels with nvcc, without a GPU"
 	@echo "make bench  benchmarks"
+	@echo "make peers TEXT=FOLDER  other tools beside mlcalib, each in its own environment (gigabytes; an hour)"
 	@echo "make lock   renew constraints.txt, the versions that these commands install"
 	@echo "make clean  remove what was built (not .venv)"
 
@@ -191,6 +192,10 @@ bench: install
 	build/release-cpp/benchmarks/cpp/mlcalib_benchmarks --benchmark_out=$(RESULTS)/core.json
 	$(BIN)/python benchmarks/python/kernels.py --json $(RESULTS)/kernels.json
 	$(BIN)/python benchmarks/python/quantize_smollm2.py
+
+# Other tools beside mlcalib; TEXT has LANGUAGE/{calib,eval}.txt. BITS, TOKENS, SCORED, ITERS and TOOLS: scripts/peers.sh
+peers: install
+	scripts/peers.sh $(PYTHON) $(BIN)/python $(or $(TEXT),../shared/data/text) build/peers
 
 clean:
 	rm -rf build demo dist

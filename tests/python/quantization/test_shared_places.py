@@ -28,9 +28,9 @@ def calibration():
     return from_ids(ids, seq_len=24)
 
 
-def shared_llama():
+def shared_llama(**options):
     """A Llama of three blocks, the last of which has the MLP of the first."""
-    model = tiny_llama(layers=3)
+    model = tiny_llama(layers=3, **options)
     model.model.layers[2].mlp = model.model.layers[0].mlp
     model.__class__ = type("Shared", (type(model),), {})  # without a family file
     return model

@@ -11,6 +11,7 @@ from foreign_reader import from_transformers
 from safetensors.torch import load_file
 from small_models import tiny_llama, tiny_model
 from small_text import IDS
+from test_shared_places import shared_llama
 from torch.nn.functional import kl_div, log_softmax
 
 import mlcalib
@@ -423,6 +424,21 @@ def test_checkpoints_that_are_refused(model, text, tokenizer, tmp_path):
     with pytest.raises(FileExistsError, match="dense exists"):
         mlcalib.tune_checkpoint(tmp_path / "gguf", "FLOAT", tmp_path / "dense", text)
     assert not (tmp_path / "out").exists()
+
+
+def test_linears_that_share_a_weight_share_its_scales(more, tokenizer):
+    model = shared_llama(vocabulary=384)
+    quantized = mlcalib.quantize(
+        model, method="rtn", bits=3, group_size=32, tokenizer=tokenizer, progress=False
+    )
+    assert quantized.adapter.places
+    tuned = mlcalib.tune(quantized, more, model=model, **OPTIONS)
+    for name, owner in quantized.adapter.places.items():
+        scale = tuned.linears[owner].grid.scale
+        assert torch.equal(tuned.linears[name].grid.scale, scale)
+        assert not torch.equal(quantized.linears[owner].grid.scale, scale)
+        weights = [tuned.model.get_submodule(each).weight for each in (name, owner)]
+        assert torch.equal(*weights)
 
 
 def test_weights_of_languages_count(model, quantized, text):

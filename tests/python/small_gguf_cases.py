@@ -44,6 +44,7 @@ _MAMBA_2 = {
     "mamba_chunk_size": 8,
 }  # fmt: skip
 _SECTIONS = {**_DEFAULT, "mrope_section": [3, 3, 2]}
+_HALF_SECTIONS = {**_DEFAULT, "mrope_section": [1, 1, 2], "partial_rotary_factor": 0.5}
 VISION = {
     "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
     "image_size": 28, "patch_size": 14, "depth": 1, "embed_dim": 32, "num_heads": 2,
@@ -316,6 +317,45 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "inside, minicpm": ("MiniCPMV4_6", {"text_config": {**_DELTA, "model_type": "qwen3_5_text"}}),
     "inside, voxtral": (
         "Voxtral", {"text_config": {"model_type": "llama"}, "audio_config": VISION},
+    ),
+    "glm4, 4v": ("Glm4v", {"text_config": {"rope_parameters": _HALF_SECTIONS}}),
+    "glm4, ocr": ("GlmOcr", {"text_config": {"rope_parameters": _SECTIONS}}),
+    "glm4moe, 4v": (
+        "Glm4vMoe",
+        {
+            "text_config": {
+                **_SCORED, "attention_bias": True, "rope_parameters": _HALF_SECTIONS,
+            },
+        },
+    ),
+    "hunyuan_vl": (
+        "HunYuanVL",
+        {
+            "text_config": {
+                "head_dim": 32, "tie_word_embeddings": True,
+                "rope_parameters": {
+                    "rope_type": "dynamic", "rope_theta": 10000.0, "alpha": 100.0, "factor": 1.0,
+                    "mrope_section": [4, 8, 4],
+                },
+            },
+        },
+    ),
+    "kimi-linear": (
+        "KimiLinear",
+        {
+            **_DEEPSEEK, **_SCORED, "q_lora_rank": None, "linear_head_dim": 16,
+            "linear_num_heads": 4, "num_local_experts": 4, "num_hidden_layers": 3,
+            "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+            "qk_nope_head_dim": 24,
+        },
+    ),
+    "mimo2": (
+        "MiMoV2Flash",
+        {
+            **_SCORED, "head_dim": 32, "v_head_dim": 16, "num_hidden_layers": 3,
+            "sliding_window": 8, "num_key_value_heads": 1, "routed_scaling_factor": 1.0,
+            "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+        },
     ),
     "gptneox": ("GPTNeoX", {"rope_parameters": {**_DEFAULT, "partial_rotary_factor": 0.5}}),
     "gptneox, one after the other": (

@@ -80,6 +80,11 @@ def warn(config: Any) -> None:
             "llama.cpp rounds the ends of YaRN's ramp to whole channels, and this model does not "
             "(truncate=False): some positions turn at other speeds there, by a few per cent."
         )
+    if len(given.get("mrope_section") or ()) > 3:
+        _log.warning(
+            "llama.cpp has the position 0 in the fourth of this model's sections for all tokens of "
+            "text, and transformers has their positions: the channels that turn slowest do not."
+        )
     if _activation(config) == "gelu" or config.model_type == "mpt":
         _log.warning(
             "llama.cpp approximates GELU by tanh, and this model does not: hidden units differ by "

@@ -7,7 +7,8 @@ from typing import Any
 
 from mlcalib.formats._gguf_config import rope
 from mlcalib.formats._gguf_expert_families import CORRECTION, EXPERT_BIAS, SIGMOID, as_many_heads
-from mlcalib.formats._gguf_family import GgufFamily, Values, experts
+from mlcalib.formats._gguf_family import GgufFamily, Values, experts, glm_sections
+from mlcalib.formats._gguf_rows import rotated_first
 
 _SHARED = ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts")
 
@@ -121,6 +122,37 @@ def _exaone_moe(config: Any) -> Values:
     return weighted(config, SIGMOID) | _leading_dense(config) | shared
 
 
+def _kimi_linear(config: Any) -> Values:
+    """Return what a mixture of delta attention and attention of low rank has.
+
+    A length of 0 says that keys and values are stored whole.
+    """
+    heads = config.num_attention_heads
+    full = [kind == "full_attention" for kind in config.layer_types]
+    return (
+        mla(config)
+        | weighted(config, SIGMOID)
+        | _leading_dense(config)
+        | {
+            "attention.head_count_kv": [heads if each else 0 for each in full],
+            "attention.key_length_mla": 0,
+            "attention.value_length_mla": 0,
+            "kda.head_dim": config.linear_head_dim,
+            "ssm.conv_kernel": config.linear_conv_kernel_dim,
+        }
+    )
+
+
+def _kimi_linear_limits(config: Any) -> str | None:
+    if config.q_lora_rank is not None:
+        return f"queries of rank {config.q_lora_rank}"
+    if config.linear_num_heads != config.num_attention_heads:
+        return "another number of heads in blocks of delta attention"
+    if not config.norm_topk_prob:
+        return "weights of experts that do not sum to 1"
+    return _dense_first(config)
+
+
 DEEPSEEK_FAMILIES = {
     "AfmoeForCausalLM": GgufFamily(
         "afmoe",
@@ -162,6 +194,25 @@ DEEPSEEK_FAMILIES = {
         more=lambda config: mla(config) | weighted(config, SIGMOID) | _leading_dense(config),
         unlike=lambda config: _dense_first(config) or _deepseek_limits(config),
         names=CORRECTION,
+    ),
+    "Glm4vMoeForConditionalGeneration": GgufFamily(
+        "glm4moe",
+        head="own",
+        more=lambda config: weighted(config, SIGMOID) | glm_sections(config),
+        biases=("attention_bias",),
+        names=CORRECTION,
+    ),
+    "KimiLinearForCausalLM": GgufFamily(
+        "kimi-linear",
+        rows=rotated_first,
+        head="own",
+        more=_kimi_linear,
+        unlike=_kimi_linear_limits,
+        kinds=("linear_attention",),
+        names={**CORRECTION, ".forget_gate.": ".", ".dt_bias": ".dt_proj.bias"},
+        splits={
+            "self_attn.conv1d": tuple(f"self_attn.{part}_conv1d" for part in "qkv"),
+        },
     ),
     "SolarOpenForCausalLM": GgufFamily(
         "glm4moe",

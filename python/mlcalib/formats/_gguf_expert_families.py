@@ -135,6 +135,33 @@ def _llama4_limits(config: Any) -> str | None:
     return None
 
 
+def _mimo(config: Any) -> Values:
+    """Return what MiMo has: twice as many heads of keys and values in blocks that slide."""
+    heads = config.num_key_value_heads
+    slides = [kind == "sliding_attention" for kind in config.layer_types]
+    found = experts(config) | {
+        "attention.head_count_kv": [2 * heads if each else heads for each in slides],
+        "attention.key_length": config.head_dim,
+        "attention.value_length": config.v_head_dim,
+        "attention.value_scale": float(config.attention_value_scale or 1.0),
+    }
+    if config.n_group > 1:
+        found["expert_group_count"] = config.n_group
+        found["expert_group_used_count"] = config.topk_group
+    return found
+
+
+def _mimo_limits(config: Any) -> str | None:
+    if set(config.layer_types) != {"full_attention", "sliding_attention"}:
+        return "blocks that are all alike"
+    shares = {each.get("partial_rotary_factor") for each in config.rope_parameters.values()}
+    if len(shares) > 1:
+        return f"partial_rotary_factor of {sorted(shares)}"
+    if not config.norm_topk_prob or config.routed_scaling_factor != 1.0:
+        return "weights of experts that do not sum to 1"
+    return None
+
+
 EXPERT_FAMILIES = {
     "Llama4ForCausalLM": GgufFamily(
         "llama4",
@@ -178,6 +205,14 @@ EXPERT_FAMILIES = {
             ".mlp.gate.": ".block_sparse_moe.gate.",
             ".mlp.e_": ".block_sparse_moe.e_",
         },
+    ),
+    "MiMoV2FlashForCausalLM": GgufFamily(
+        "mimo2",
+        head="own",
+        slides=True,
+        more=_mimo,
+        unlike=_mimo_limits,
+        names=CORRECTION | {".sinks": ".sinks.weight"},
     ),
     "HunYuanMoEV1ForCausalLM": GgufFamily("hunyuan-moe", more=_hunyuan),
     "MixtralForCausalLM": replace(

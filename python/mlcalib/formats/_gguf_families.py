@@ -20,13 +20,14 @@ from mlcalib.formats._gguf_family import (
     Values,
     clamped,
     deepstack,
+    glm_sections,
     granite,
     no_positions_every_fourth,
 )
 from mlcalib.formats._gguf_fused_families import FUSED_FAMILIES
 from mlcalib.formats._gguf_inside import inside_classes
 from mlcalib.formats._gguf_recurrent_families import RECURRENT_FAMILIES
-from mlcalib.formats._gguf_rows import as_it_is, interleaved
+from mlcalib.formats._gguf_rows import as_it_is, halved, interleaved
 from mlcalib.models import gguf_architectures
 
 
@@ -112,6 +113,20 @@ def _ministral3(config: Any) -> Values:
     return {} if beta is None else {"attention.temperature_scale": float(beta)}
 
 
+def _hunyuan_vl(config: Any) -> Values:
+    alpha = rope(config).get("alpha")
+    return {"rope.scaling.alpha": float(alpha)} if alpha else {}
+
+
+def _hunyuan_vl_limits(config: Any) -> str | None:
+    given = rope(config)
+    if given["rope_type"] == "dynamic" and not given.get("alpha"):
+        return "rope_type 'dynamic' without alpha"
+    if not given.get("mrope_section"):
+        return "positions without sections"
+    return None
+
+
 def _slides(config: Any) -> str | None:
     return "sliding windows" if config.sliding_window is not None else None
 
@@ -132,6 +147,7 @@ _GEMMA = GgufFamily(
 _COHERE = GgufFamily(
     "command-r", head="tied", more=_logit_scale, unlike=_cohere, ropes=("default",)
 )
+_GLM_4V = GgufFamily("glm4", rows=halved, more=glm_sections)
 
 _FAMILIES = {
     "LlamaForCausalLM": LLAMA,
@@ -162,6 +178,8 @@ _FAMILIES = {
     ),
     "Starcoder2ForCausalLM": GgufFamily("starcoder2", activations=TANH_GELU, biases=("use_bias",)),
     "Glm4ForCausalLM": GgufFamily("glm4", biases=("attention_bias",)),
+    "Glm4vForConditionalGeneration": _GLM_4V,
+    "GlmOcrForConditionalGeneration": _GLM_4V,
     "Exaone4ForCausalLM": GgufFamily("exaone4", ropes=FREQUENCIES, unlike=_slides),
     "SeedOssForCausalLM": GgufFamily("seed_oss", biases=("attention_bias",)),
     "Ernie4_5ForCausalLM": GgufFamily("ernie4_5"),
@@ -171,6 +189,9 @@ _FAMILIES = {
     ),
     "GlmForCausalLM": GgufFamily("chatglm", biases=("attention_bias",)),
     "HunYuanDenseV1ForCausalLM": GgufFamily("hunyuan-dense"),
+    "HunYuanVLForConditionalGeneration": GgufFamily(
+        "hunyuan_vl", ropes=("default", "dynamic"), more=_hunyuan_vl, unlike=_hunyuan_vl_limits
+    ),
     "OlmoForCausalLM": replace(LLAMA, name="olmo", more=_olmo, biases=()),
     "ApertusForCausalLM": GgufFamily(
         "apertus", ropes=FREQUENCIES, activations=("xielu",), numbers=_XIELU

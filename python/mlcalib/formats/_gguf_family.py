@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from mlcalib.formats._gguf_config import rope
 from mlcalib.formats._gguf_rows import as_it_is, interleaved
 
 Values = dict[str, Any]
@@ -78,6 +79,12 @@ def experts(config: Any) -> Values:
 def deepstack(config: Any) -> Values:
     """Return how many blocks of Qwen3-VL add what is seen."""
     return {"n_deepstack_layers": len(config.vision_config.deepstack_visual_indexes)}
+
+
+def glm_sections(config: Any) -> Values:
+    """Return those of GLM's models that see, where a config leaves them out."""
+    given = rope(config).get("mrope_section")
+    return {} if given else {"rope.dimension_sections": [8, 12, 12, 0]}
 
 
 def clamped(limit: float | None) -> Values:

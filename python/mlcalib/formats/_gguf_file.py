@@ -31,7 +31,7 @@ _FILE_TYPES = {kind: f"MOSTLY_{kind}" for kind in BLOCK_TYPES} | {
 }
 _log = logging.getLogger(__name__)
 _PHI_3 = {"<unk>", "<s>", "</s>", "<|endoftext|>"}
-_ALWAYS_FLOAT = ("ffn_gate_inp", "_norm.", "position_embd", "conv1d.", "shortconv.conv.")
+_ALWAYS_FLOAT = ("ffn_gate_inp", "_norm.", "position_embd", "conv1d", "shortconv.conv.")
 
 
 def check_config(config: Any, architecture: str, tokenizer: Any) -> None:

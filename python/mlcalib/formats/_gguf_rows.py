@@ -5,12 +5,13 @@ tensor in the model, its values (numbers, or packed codes: uint8 [rows, bytes]) 
 moves rows as a whole.
 """
 
+import re
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mlcalib.formats._gguf_config import rope
+from mlcalib.formats._gguf_config import head_dim, rope
 
 
 def interleaved(name: str, values: Tensor, config: Any) -> Tensor:
@@ -26,6 +27,26 @@ def interleaved(name: str, values: Tensor, config: Any) -> Tensor:
     halves = each[:, :turned].reshape(heads, 2, -1, *values.shape[1:])
     pairs = halves.transpose(1, 2).reshape(heads, turned, *values.shape[1:])
     return torch.cat([pairs, each[:, turned:]], dim=1).reshape(values.shape)
+
+
+def halved(name: str, values: Tensor, config: Any) -> Tensor:
+    """Put rows of q and k from the pairs (x₀ y₀ x₁ y₁ …) into halves, for positions in sections."""
+    if not any(part in name for part in (".q_proj.", ".k_proj.")):
+        return values
+    each = values.reshape(-1, head_dim(config), *values.shape[1:])
+    turned = int((rope(config).get("partial_rotary_factor") or 1.0) * each.shape[1])
+    pairs = each[:, :turned]
+    return torch.cat([pairs[:, ::2], pairs[:, 1::2], each[:, turned:]], dim=1).reshape(values.shape)
+
+
+def rotated_first(name: str, values: Tensor, config: Any) -> Tensor:
+    """Put what positions may turn first in each head of q, as llama.cpp has it in those of k."""
+    block = re.search(r"\.layers\.(\d+)\.self_attn\.q_proj\.", name)
+    if block is None or config.layer_types[int(block[1])] != "full_attention":
+        return mamba(name, values, config) if name.endswith(".A_log") else values
+    each = values.reshape(config.num_attention_heads, -1, *values.shape[1:])
+    turned = [each[:, config.qk_nope_head_dim :], each[:, : config.qk_nope_head_dim]]
+    return torch.cat(turned, dim=1).reshape(values.shape)
 
 
 def by_head(name: str, values: Tensor, config: Any) -> Tensor:
@@ -57,7 +78,7 @@ def falcon_heads(config: Any) -> int:
 def mamba(name: str, values: Tensor, config: Any) -> Tensor:
     """Give what recurrent blocks hold besides linears the shapes and signs that graphs read."""
     if name.endswith(".A_log"):
-        return -values.float().exp()
+        return -values.double().exp().float()  # the same on every processor
     if name.endswith((".conv1d.weight", ".conv.conv.weight")):
         return values.squeeze(1)
     return values

@@ -106,6 +106,12 @@ def refused(config, case, match):
         ("inside, qwen35", {"linear_num_value_heads": 4}, "more heads of values than of keys"),
         ("nemotron_h, experts", {"moe_latent_size": 32}, "experts of a narrower width"),
         ("minicpm3", {"scale_emb": 1}, "scales of"),
+        ("kimi-linear", {"q_lora_rank": 32}, "queries of rank 32"),
+        ("kimi-linear", {"linear_num_heads": 2}, "another number of heads"),
+        ("kimi-linear", {"norm_topk_prob": False}, "do not sum to 1"),
+        ("kimi-linear", {"mlp_layer_types": ["sparse", "dense"]}, "blocks without experts"),
+        ("mimo2", {"routed_scaling_factor": 1.5}, "do not sum to 1"),
+        ("mimo2", {"layer_types": ["sliding_attention"] * 3}, "blocks that are all alike"),
     ],
 )
 def test_what_llama_cpp_computes_otherwise_is_refused_before_anything_runs(case, options, match):
@@ -124,6 +130,19 @@ def test_positions_that_llama_cpp_scales_otherwise_are_refused_or_said(caplog):
     with caplog.at_level(logging.WARNING):
         GGUF.check_model(config, "Qwen3ForCausalLM", make_tokenizer())
     assert "truncate=False" in caplog.text
+    config = gguf_config("hunyuan_vl")
+    rope = config.text_config.rope_parameters
+    rope["mrope_section"] = [4] * 4
+    with caplog.at_level(logging.WARNING):
+        GGUF.check_model(config, "HunYuanVLForConditionalGeneration", make_tokenizer())
+    assert "position 0 in the fourth" in caplog.text
+    del rope["mrope_section"]
+    refused(config, "hunyuan_vl", "positions without sections")
+    rope |= {"mrope_section": [4, 8, 4], "alpha": None}
+    refused(config, "hunyuan_vl", "without alpha")
+    config = gguf_config("mimo2")
+    config.rope_parameters["sliding_attention"]["partial_rotary_factor"] = 0.5
+    refused(config, "mimo2", "partial_rotary_factor of")
 
 
 RTN = {"method": "rtn", "format": "gguf", "group_size": 32, "symmetric": True, "progress": False}
@@ -151,7 +170,7 @@ def test_codes_of_experts_lie_in_one_tensor(tmp_path):
 
 @pytest.mark.parametrize(
     "case",
-    ["gpt2", "gptneox", "falcon, groups", "qwen3next", "granitemoe, shared", "inside, llama"],
+    ["gpt2", "gptneox", "falcon, groups", "qwen3next", "granitemoe, shared", "inside, llama", "glm4, 4v"],
 )
 def test_codes_move_as_weights_do(case, tmp_path):
     """Rows that lie otherwise in llama.cpp, and linears that come apart there."""

@@ -50,6 +50,7 @@ def gguf_model(case: str) -> Any:
     model = gguf_class(case)(config)
     ones = ("gemma", "qwen3_next", "qwen3_5")  # whose norms multiply by 1 + weight
     offset = config.model_type.startswith(ones) or config.model_type == "nemotron"
+    offset = offset and not config.model_type.startswith("gemma3n")
     tensors = dict(model.named_parameters())
     kept = model.state_dict()
     tensors |= {name: each for name, each in model.named_buffers() if name in kept}

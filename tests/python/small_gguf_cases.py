@@ -357,6 +357,20 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "layer_types": ["full_attention", "sliding_attention", "full_attention"],
         },
     ),
+    "gemma3n": (
+        "Gemma3nText",
+        {
+            "head_dim": 8, "sliding_window": 8, "num_hidden_layers": 22, "num_kv_shared_layers": 2,
+            "intermediate_size": 256, "vocab_size_per_layer_input": 200,
+        },
+    ),
+    "inside, cohere2": (
+        "Cohere2Vision",
+        {"text_config": {"model_type": "cohere2", "sliding_window": 8, "logit_scale": 0.25}},
+    ),
+    "inside, command-r": (
+        "AyaVision", {"text_config": {"model_type": "cohere", "logit_scale": 0.25}},
+    ),
     "gptneox": ("GPTNeoX", {"rope_parameters": {**_DEFAULT, "partial_rotary_factor": 0.5}}),
     "gptneox, one after the other": (
         "GPTNeoX", {"use_parallel_residual": False, "hidden_act": "gelu_fast"},

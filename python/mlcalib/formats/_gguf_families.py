@@ -25,6 +25,7 @@ from mlcalib.formats._gguf_family import (
     no_positions_every_fourth,
 )
 from mlcalib.formats._gguf_fused_families import FUSED_FAMILIES
+from mlcalib.formats._gguf_gemma_families import GEMMA_FAMILIES
 from mlcalib.formats._gguf_inside import inside_classes
 from mlcalib.formats._gguf_recurrent_families import RECURRENT_FAMILIES
 from mlcalib.formats._gguf_rows import as_it_is, halved, interleaved
@@ -207,6 +208,7 @@ _FAMILIES = {
     ),
     "PaddleOCRVLForConditionalGeneration": GgufFamily("paddleocr"),
     "PhiForCausalLM": GgufFamily("phi2", head="own", activations=TANH_GELU, unlike=_normed),
+    **GEMMA_FAMILIES,
     **EXPERT_FAMILIES,
     **DEEPSEEK_FAMILIES,
     **FUSED_FAMILIES,

@@ -43,6 +43,7 @@ class GgufFamily:
         shares: config → rows of each part; as many of each where it says nothing.
         numbers: end of the name of a tensor of one number for each block → the key of a file that
             lists them.
+        unread: config → names of tensors that a file must have and no block reads → their shapes.
         kinds: of blocks that its graph knows besides those of full attention.
     """
 
@@ -62,6 +63,7 @@ class GgufFamily:
     splits: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     shares: Callable[[Any], list[int]] | None = None
     numbers: Mapping[str, str] = field(default_factory=dict)
+    unread: Callable[[Any], Mapping[str, tuple[int, ...]]] = lambda _: {}
     kinds: Collection[str] = ()
 
 

@@ -7,10 +7,13 @@ import copy
 from typing import Any
 
 _INSIDE = (
+    "AyaVisionForConditionalGeneration",
+    "Cohere2VisionForConditionalGeneration",
     "DeepseekVLForConditionalGeneration",
     "DeepseekVLHybridForConditionalGeneration",
     "Exaone4_5_ForConditionalGeneration",
     "Gemma3ForConditionalGeneration",
+    "Gemma3nForConditionalGeneration",
     "GotOcr2ForConditionalGeneration",
     "Idefics2ForConditionalGeneration",
     "Idefics3ForConditionalGeneration",
@@ -37,6 +40,8 @@ _INSIDE = (
     "VoxtralForConditionalGeneration",
 )
 """Classes whose language model computes what the class of its config computes."""
+_AS_THEY_ARE = ("aya_vision", "cohere2_vision")
+"""Types of models whose logits are not multiplied by their language model's ``logit_scale``."""
 PARTS = ("language_model.", "text_model.")
 """What the names of the language model's tensors have that those of its class have not."""
 
@@ -62,6 +67,8 @@ def language_config(config: Any) -> Any:
     text = copy.copy(text)
     said = [each for each in (config, text) if hasattr(each, "tie_word_embeddings")]
     text.tie_word_embeddings = bool(said and said[0].tie_word_embeddings)
+    if config.model_type in _AS_THEY_ARE:
+        text.logit_scale = 1.0
     return text
 
 

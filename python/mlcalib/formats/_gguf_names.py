@@ -16,7 +16,6 @@ from mlcalib.models.base import GgufArchitecture
 _NAMES = {
     "FalconH1ForCausalLM": "falcon-h1",
     "Gemma3ForConditionalGeneration": "gemma3",
-    "Gemma3nForCausalLM": "gemma3n",
     "Llama4ForConditionalGeneration": "llama4",
     "LlavaForConditionalGeneration": "llama",
     "PhimoeForCausalLM": "phimoe",

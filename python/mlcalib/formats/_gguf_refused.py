@@ -5,15 +5,11 @@ Found out with transformers 5.24, gguf 0.19 and llama-cpp-python 0.3.36.
 
 _NEWER = "the package gguf 0.19 has no names for its tensors"
 _VISION = "no rule for the language model inside of it"
-_SCALED = "llama.cpp multiplies logits by logit_scale, and transformers does not here"
-_STACKED = "no rule for the tensors that llama.cpp stacks (altup)"
 _TOKENIZER = "its tokenizer is of a kind of its own in llama.cpp (gemma4)"
 _WHY = {
     "BitNetForCausalLM": "its weights are -1, 0 and 1 with a scale for each matrix",
     "ChameleonForConditionalGeneration": _VISION,
     "Cohere2MoeForCausalLM": _NEWER,
-    "Cohere2VisionForConditionalGeneration": _SCALED,
-    "AyaVisionForConditionalGeneration": _SCALED,
     "DeepseekOcr2ForConditionalGeneration": _VISION,
     "DeepseekV32ForCausalLM": _NEWER,
     "DeepseekV4ForCausalLM": _NEWER,
@@ -22,8 +18,6 @@ _WHY = {
     "FalconH1ForCausalLM": (
         "its converter multiplies weights by the multipliers of the config, which would move codes"
     ),
-    "Gemma3nForCausalLM": _STACKED,
-    "Gemma3nForConditionalGeneration": _STACKED,
     "Gemma4ForCausalLM": _TOKENIZER,
     "Gemma4ForConditionalGeneration": _TOKENIZER,
     "Gemma4UnifiedForConditionalGeneration": _TOKENIZER,

@@ -16,7 +16,8 @@ from mlcalib.formats._gguf_inside import PARTS
 
 Stored = tuple[str, Tensor, str | None]
 """Name, values, and the type of packed blocks (uint8 [rows, bytes]) or None for a plain tensor."""
-_EXPERT = re.compile(r"\.experts\.(\d+)\.")
+_ONE_OF = re.compile(r"\.(experts|altup_projections|altup_unembed_projections)\.(\d+)\.")
+"""Of what lies in one tensor: experts of a block, or projections of Gemma 3n."""
 
 
 def stored_tensors(
@@ -34,25 +35,28 @@ def stored_tensors(
     Raises:
         ValueError: a tensor without a name in such files, or experts that are not alike.
     """
-    experts: dict[str, dict[int, Stored]] = {}
-    count = family.more(config).get("expert_count", 0)
+    stacks: dict[str, dict[int, Stored]] = {}
+    more = family.more(config)
+    counts = {"experts": more.get("expert_count", 0)}
     for name, values, kind in _arranged(family, config, tensors):
         if (known := stored_name(name, family.names, names)) is None:
             raise ValueError(f"{name} has no name in GGUF files of {architecture}")
         saved = family.renamed(known, config)
-        if (number := _EXPERT.search(name)) is not None:
-            alike = experts.setdefault(saved, {})
-            alike[int(number[1])] = (name, values, kind)
-            if len(alike) == count:
-                yield _stacked(saved, experts.pop(saved))
+        if (one := _ONE_OF.search(name)) is not None:
+            alike = stacks.setdefault(saved, {})
+            alike[int(one[2])] = (name, values, kind)
+            if len(alike) == counts.get(one[1], more.get("altup.num_inputs", 0) - 1):
+                yield _stacked(saved, stacks.pop(saved))
             continue
         offset = family.norm_offset and saved.endswith("norm.weight") and "ssm_" not in saved
         yield saved, values.float() + family.norm_offset if offset else values, kind
         if saved == "token_embd.weight" and family.head == "own" and config.tie_word_embeddings:
             yield "output.weight", values, kind
-    if experts:
-        saved, some = next(iter(experts.items()))
-        raise ValueError(f"{saved} needs {count} experts, and {len(some)} were given")
+    if stacks:
+        saved, some = next(iter(stacks.items()))
+        raise ValueError(f"{saved} needs {counts['experts']} experts, and {len(some)} were given")
+    for saved, shape in family.unread(config).items():
+        yield saved, torch.zeros(shape, dtype=torch.float16), None
 
 
 def _arranged(family: GgufFamily, config: Any, tensors: Iterable[Stored]) -> Iterator[Stored]:
@@ -80,7 +84,7 @@ def stored_name(name: str, known: Mapping[str, str], names: Any) -> str | None:
     Returns:
         None where it has no name.
     """
-    name = _EXPERT.sub(".experts.", name)
+    name = _ONE_OF.sub(r".\1.", name)
     for pattern, other in known.items():
         name = re.sub(pattern, other, name)
     # Converters leave out what says which model of several a language model is.
@@ -91,7 +95,7 @@ def stored_name(name: str, known: Mapping[str, str], names: Any) -> str | None:
 
 def expert_group(name: str) -> str | None:
     """Return what the linears have in common that lie in one tensor, or None."""
-    return _EXPERT.sub(".experts.", name) if _EXPERT.search(name) else None
+    return _ONE_OF.sub(r".\1.", name) if _ONE_OF.search(name) else None
 
 
 def _stacked(saved: str, experts: dict[int, Stored]) -> Stored:

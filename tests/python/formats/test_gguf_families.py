@@ -110,6 +110,12 @@ def refused(config, case, match):
         ("kimi-linear", {"linear_num_heads": 2}, "another number of heads"),
         ("kimi-linear", {"norm_topk_prob": False}, "do not sum to 1"),
         ("kimi-linear", {"mlp_layer_types": ["sparse", "dense"]}, "blocks without experts"),
+        ("gemma3n", {"laurel_rank": 32}, r"laurel_rank=32 \(it takes 64\)"),
+        ("gemma3n", {"num_kv_shared_layers": 3}, "other blocks than the first 20"),
+        ("gemma3n", {"layer_types": ["sliding_attention"] * 22}, "later ones read"),
+        ("gemma3n", {"activation_sparsity_pattern": [0.0] * 22}, "few hidden units in other"),
+        ("gemma3n", {"intermediate_size": [256] * 21 + [128]}, "MLPs of several sizes"),
+        ("gemma3n", {"altup_correct_scale": False}, "altup_correct_scale=False"),
         ("mimo2", {"routed_scaling_factor": 1.5}, "do not sum to 1"),
         ("mimo2", {"layer_types": ["sliding_attention"] * 3}, "blocks that are all alike"),
     ],
@@ -170,7 +176,15 @@ def test_codes_of_experts_lie_in_one_tensor(tmp_path):
 
 @pytest.mark.parametrize(
     "case",
-    ["gpt2", "gptneox", "falcon, groups", "qwen3next", "granitemoe, shared", "inside, llama", "glm4, 4v"],
+    [
+        "gpt2",
+        "gptneox",
+        "falcon, groups",
+        "qwen3next",
+        "granitemoe, shared",
+        "inside, llama",
+        "glm4, 4v",
+    ],
 )
 def test_codes_move_as_weights_do(case, tmp_path):
     """Rows that lie otherwise in llama.cpp, and linears that come apart there."""

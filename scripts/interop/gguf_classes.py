@@ -39,8 +39,7 @@ def main() -> None:
     for reason, names in why.items():
         print(f"| {reason} | {_short(names)} |")
     named = set(architecture_names().values()) | {"clip"}
-    refused = {"bitnet", "gemma3n", "gemma4", "glm-dsa", "gptj", "hunyuan_vl", "kimi-linear"}
-    refused |= {"chameleon", "deepseek2-ocr", "mimo2", "mistral4", "nemotron_h", "step35"}
+    refused = {"bitnet", "chameleon", "gemma4", "glm-dsa", "gptj", "mistral4", "nemotron_h"}
     rest = sorted(set(gguf.MODEL_ARCH_NAMES.values()) - named - refused)
     print(f"\nNo causal or image-text class of transformers has these: {', '.join(rest)}.")
 

@@ -3,9 +3,10 @@
     python gguf_families.py write OUT    in mlcalib's environment: files in float32, and logits
     python gguf_families.py read OUT     where llama-cpp-python is: how far its logits are apart
 
-llama.cpp has GELU in a table of float16, by its approximation with tanh; the model in memory takes
-it likewise, and Gemma 3n has its deviations divided by one fewer, as there. Models that see or hear are compared by the language model inside. The file of
-digests (``tests/python/formats/gguf_families.json``) says which files these were: ``--renew``.
+llama.cpp has GELU in a table of float16, by its approximation with tanh, and divides the deviations
+of Gemma 3n's hidden units by one fewer; the model in memory does likewise. Models that see or hear
+are compared by the language model inside. The file of digests
+(``tests/python/formats/gguf_families.json``) says which files these were: ``--renew``.
 """
 
 import argparse

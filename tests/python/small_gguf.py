@@ -48,7 +48,7 @@ def gguf_model(case: str) -> Any:
     """Return a model of a case; every number in it, norms and biases too, is its own."""
     config = gguf_config(case)
     model = gguf_class(case)(config)
-    ones = ("gemma", "qwen3_next", "qwen3_5")  # whose norms multiply by 1 + weight
+    ones = ("gemma", "qwen3_next", "qwen3_5", "step3p7")  # whose norms multiply by 1 + weight
     offset = config.model_type.startswith(ones) or config.model_type == "nemotron"
     offset = offset and not config.model_type.startswith("gemma3n")
     tensors = dict(model.named_parameters())

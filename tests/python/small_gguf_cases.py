@@ -371,6 +371,44 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "inside, command-r": (
         "AyaVision", {"text_config": {"model_type": "cohere", "logit_scale": 0.25}},
     ),
+    "deepseek2-ocr": (
+        "DeepseekOcr2",
+        {
+            "vision_config": {
+                "sam_config": {
+                    "hidden_size": 32, "output_channels": 16, "num_hidden_layers": 1,
+                    "num_attention_heads": 2, "mlp_dim": 32, "downsample_channels": [32, 32],
+                },
+                "encoder_config": {
+                    "vocab_size": 8, "hidden_size": 32, "intermediate_size": 32,
+                    "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2,
+                },
+            },
+            "text_config": {
+                **_MOE, "n_routed_experts": 4, "n_shared_experts": 2, "moe_intermediate_size": 32,
+                "routed_scaling_factor": 1.5, "mlp_layer_types": ["dense", "sparse"],
+                "num_key_value_heads": 4,
+            },
+        },
+    ),
+    "step35": (
+        "Step3p7",
+        {
+            "text_config": {
+                **_MOE, "num_hidden_layers": 3, "num_sliding_attention_heads": 6, "head_dim": 16,
+                "pad_token_id": 2,
+                "n_routed_experts": 4, "moe_intermediate_size": 32, "share_expert_dim": 96,
+                "moe_router_scaling_factor": 1.5, "sliding_window": 8,
+                "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+                "mlp_layer_types": ["dense", "sparse", "sparse"],
+                "swiglu_limits": [0, 0.2, 0], "swiglu_limits_shared": [0, 0, 0.1],
+                "rope_parameters": {
+                    "full_attention": {**_LLAMA_3, "partial_rotary_factor": 0.5},
+                    "sliding_attention": _DEFAULT,
+                },
+            },
+        },
+    ),
     "gptneox": ("GPTNeoX", {"rope_parameters": {**_DEFAULT, "partial_rotary_factor": 0.5}}),
     "gptneox, one after the other": (
         "GPTNeoX", {"use_parallel_residual": False, "hidden_act": "gelu_fast"},

@@ -180,8 +180,10 @@ def _other_yarn(given: dict[str, Any]) -> str:
 def _llama3_factors(config: Any) -> "np.ndarray[Any, Any]":
     given = rope(config)
     size, factor = head_dim(config), given["factor"]
+    turned = int((given.get("partial_rotary_factor") or 1.0) * size)
     low, high = given["low_freq_factor"], given["high_freq_factor"]
     length = given["original_max_position_embeddings"]
-    turns = length * given["rope_theta"] ** (-np.arange(0, size, 2) / size) / (2 * math.pi)
+    turns = length * given["rope_theta"] ** (-np.arange(0, turned, 2) / turned) / (2 * math.pi)
     smooth = np.clip((turns - low) / (high - low), 0, 1)
-    return np.asarray(1 / ((1 - smooth) / factor + smooth), dtype=np.float32)
+    factors = 1 / ((1 - smooth) / factor + smooth)
+    return np.pad(factors, (0, (size - turned) // 2), constant_values=1).astype(np.float32)

@@ -51,10 +51,20 @@ def _youtu(config: Any) -> Values:
     }
 
 
+def _deepseek_ocr(config: Any) -> Values:
+    shared = {
+        "expert_shared_count": config.n_shared_experts,
+        "expert_weights_scale": float(config.routed_scaling_factor),
+    }
+    return experts(config) | _leading_dense(config) | shared
+
+
 def _deepseek_v2_limits(config: Any) -> str | None:
-    if config.topk_method != "greedy":
-        return f"topk_method={config.topk_method!r}"
-    return _deepseek_limits(config)
+    return _greedy(config) or _deepseek_limits(config)
+
+
+def _greedy(config: Any) -> str | None:
+    return None if config.topk_method == "greedy" else f"topk_method={config.topk_method!r}"
 
 
 def _deepseek_limits(config: Any) -> str | None:
@@ -169,6 +179,11 @@ DEEPSEEK_FAMILIES = {
         names=CORRECTION,
     ),
     "DeepseekV2ForCausalLM": GgufFamily("deepseek2", more=_deepseek_v2, unlike=_deepseek_v2_limits),
+    "DeepseekOcr2ForConditionalGeneration": GgufFamily(
+        "deepseek2-ocr",
+        more=_deepseek_ocr,
+        unlike=lambda config: _dense_first(config) or _greedy(config) or as_many_heads(config),
+    ),
     "DeepseekV3ForCausalLM": GgufFamily(
         "deepseek2",
         more=lambda config: mla(config) | weighted(config, SIGMOID),

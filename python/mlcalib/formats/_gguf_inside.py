@@ -65,6 +65,8 @@ def language_config(config: Any) -> Any:
     if text is config:
         return config
     text = copy.copy(text)
+    if hasattr(text, "allow_global_per_layer_attribute_access"):
+        text.allow_global_per_layer_attribute_access = True  # families ask for heads of each kind
     said = [each for each in (config, text) if hasattr(each, "tie_word_embeddings")]
     text.tie_word_embeddings = bool(said and said[0].tie_word_embeddings)
     if config.model_type in _AS_THEY_ARE:

@@ -5,6 +5,7 @@ from typing import Any
 
 from mlcalib.common.gguf_types import MixedModel
 from mlcalib.formats._gguf_family import EXPERT_COUNTS
+from mlcalib.formats._gguf_inside import language_config
 from mlcalib.formats._gguf_names import architecture_name, gguf_names
 
 
@@ -28,7 +29,7 @@ def types_in_mix(mix: str, config: Any, architecture: str) -> Callable[[str, int
             f"mix '{mix}' chooses types by llama.cpp's names of tensors, which mlcalib does not "
             f"know for {architecture}; give bits, group_size, symmetric, super_block and scale_bits"
         )
-    text = config.get_text_config()
+    text = language_config(config)
     name_of = gguf_names(config, architecture)
     heads = text.num_attention_heads
     model = MixedModel(

@@ -116,6 +116,11 @@ def refused(config, case, match):
         ("gemma3n", {"activation_sparsity_pattern": [0.0] * 22}, "few hidden units in other"),
         ("gemma3n", {"intermediate_size": [256] * 21 + [128]}, "MLPs of several sizes"),
         ("gemma3n", {"altup_correct_scale": False}, "altup_correct_scale=False"),
+        ("deepseek2-ocr", {"topk_method": "group_limited_greedy"}, "topk_method"),
+        ("deepseek2-ocr", {"num_key_value_heads": 2}, "fewer heads"),
+        ("step35", {"layer_types": ["full_attention"] * 3}, "blocks that are all alike"),
+        ("step35", {"query_pre_attn_scalar": 8}, "query_pre_attn_scalar=8"),
+        ("step35", {"swiglu_limits_shared": [1, 0, 0]}, "limits of blocks without experts"),
         ("mimo2", {"routed_scaling_factor": 1.5}, "do not sum to 1"),
         ("mimo2", {"layer_types": ["sliding_attention"] * 3}, "blocks that are all alike"),
     ],
@@ -149,6 +154,9 @@ def test_positions_that_llama_cpp_scales_otherwise_are_refused_or_said(caplog):
     config = gguf_config("mimo2")
     config.rope_parameters["sliding_attention"]["partial_rotary_factor"] = 0.5
     refused(config, "mimo2", "partial_rotary_factor of")
+    config = gguf_config("step35")
+    config.text_config.rope_parameters["full_attention"]["partial_rotary_factor"] = 1.0
+    refused(config, "step35", "partial_rotary_factor of")
 
 
 RTN = {"method": "rtn", "format": "gguf", "group_size": 32, "symmetric": True, "progress": False}

@@ -13,6 +13,7 @@
 namespace mlcalib {
 
 inline constexpr float kShrinkStep = 0.03F;
+inline constexpr int kNarrower = 10;  // candidates of a signed scale that do not widen the range
 inline constexpr float kSmallestScale = 1.17549435e-38F;  // FLT_MIN: a group of zeros is zeros
 
 // ---- Levels ----
@@ -49,13 +50,34 @@ MLCALIB_HD Extremes<T> balanced(Extremes<T> extremes) {
   return {-high, high};
 }
 
-/// The candidate-th shrunk range; extremes are balanced where the shape is symmetric.
+/// What candidates are made of.
+template <class T>
+MLCALIB_HD Extremes<T> range_of(Extremes<T> extremes, const GridShape& shape) {
+  return shape.symmetric && !shape.signed_scales ? balanced(extremes) : extremes;
+}
+
+/// The candidate-th scale that has the sign which lets the larger extreme be code 0. As in
+/// llama.cpp, that code is the extreme itself, then 1/4, 2/4, … of a level less than the extreme,
+/// and at last 1/4 … 4/4 more: rounding by scales that differ little is what a group gains by where
+/// it has few weights and many levels.
+template <class T>
+MLCALIB_HD Level<T> signed_level(Extremes<T> extremes, const GridShape& shape, int candidate) {
+  const float middle = (shape.largest + 1.0F) / 2;
+  const int quarters = candidate < kNarrower ? candidate : kNarrower - 1 - candidate;
+  const float levels = middle + 0.25F * static_cast<float>(quarters);
+  const T extreme = max_of(extremes.high, -extremes.low);
+  const T scale = max_of(extreme / levels, splat<T>(kSmallestScale));
+  return {extremes.high > -extremes.low ? -scale : scale, splat<T>(middle)};
+}
+
+/// The candidate-th level of a range_of.
 template <class T>
 MLCALIB_HD Level<T> candidate_level(Extremes<T> extremes, const GridShape& shape, int candidate) {
   const float shrink = 1.0F - kShrinkStep * static_cast<float>(candidate);
   if (shape.numbers != Numbers::kInteger) {
     return {max_of(scale_of(extremes.high * shrink, shape), splat<T>(kSmallestScale)), T{}};
   }
+  if (shape.signed_scales) return signed_level(extremes, shape, candidate);
   const T max_code = splat<T>(shape.largest);
   const T scale =
       max_of((extremes.high - extremes.low) * shrink / max_code, splat<T>(kSmallestScale));

@@ -2,6 +2,7 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/isfinite.h>
+#include <ATen/ops/where.h>
 #include <c10/util/Exception.h>
 
 #include <algorithm>
@@ -121,7 +122,8 @@ GridShape grid_shape(const GridSpec& spec) {
           .numbers = spec.numbers,
           .scales = scales,
           .global_scale = static_cast<float>(spec.global_scale),
-          .minima = spec.has_minima()};
+          .minima = spec.has_minima(),
+          .signed_scales = spec.has_signed_scales()};
 }
 
 int64_t fit_width(const GridSpec& spec, int64_t columns) {
@@ -160,18 +162,31 @@ at::Tensor held_in(at::ScalarType type, const at::Tensor& values) {
   return held;
 }
 
-// Each as the nearest of least … most times what makes the largest of them `most`: values are
-// [rows, groups of a super-block, …].
-at::Tensor in_steps(const at::Tensor& values, int64_t least, int64_t most, at::ScalarType type) {
+// What makes the largest of the values `most` times it: values are [rows, groups of a super-block,
+// …], not negative.
+at::Tensor step_of(const at::Tensor& values, int64_t most, at::ScalarType type) {
   // Not divided: CUDA divides by a number as it multiplies by the inverse.
-  const at::Tensor step =
-      held_in(type, values.amax(1, /*keepdim=*/true).mul(1.0F / static_cast<float>(most)));
+  return held_in(type, values.amax(1, /*keepdim=*/true).mul(1.0F / static_cast<float>(most)));
+}
+
+// Each as the nearest of least … most times step_of.
+at::Tensor in_steps(const at::Tensor& values, int64_t least, int64_t most, at::ScalarType type) {
+  const at::Tensor step = step_of(values, most, type);
   return values.div(step).round_().clamp_(least, most).mul_(step);
 }
 
+// Values of either sign, none of them 0, as the nearest of −most … most − 1 times a step whose sign
+// lets the value of largest magnitude be −most of it. One too small for that keeps its sign.
+at::Tensor in_signed_steps(const at::Tensor& values, int64_t most, at::ScalarType type) {
+  const at::Tensor positive = values.amax(1, /*keepdim=*/true) > -values.amin(1, /*keepdim=*/true);
+  const at::Tensor magnitude = step_of(values.abs(), most, type);
+  const at::Tensor step = at::where(positive, -magnitude, magnitude);
+  const at::Tensor codes = values.div(step).round_().clamp_(-most, most - 1);
+  return at::where(codes == 0, values.sign() * step.sign(), codes).mul_(step);
+}
+
 Grid round_super_blocks(const at::Tensor& scale, const at::Tensor& zero, const GridSpec& spec) {
-  const int64_t most =
-      spec.symmetric ? int64_t{1} << (spec.scale_bits - 1) : (int64_t{1} << spec.scale_bits) - 1;
+  const int64_t most = (int64_t{1} << spec.scale_bits) - 1;
   const int64_t width = spec.super_block / spec.group_size;
   const at::Tensor scales = at::empty_like(scale, at::MemoryFormat::Contiguous);
   const at::Tensor minima = at::empty_like(scales);
@@ -179,7 +194,10 @@ Grid round_super_blocks(const at::Tensor& scale, const at::Tensor& zero, const G
     const auto part = [&](const at::Tensor& all) {
       return all.narrow(1, first, std::min(width, all.size(1) - first));
     };
-    part(scales).copy_(in_steps(part(scale), 1, most, spec.scale_dtype));
+    part(scales).copy_(
+        spec.has_signed_scales()
+            ? in_signed_steps(part(scale), int64_t{1} << (spec.scale_bits - 1), spec.scale_dtype)
+            : in_steps(part(scale), 1, most, spec.scale_dtype));
     if (spec.has_minima()) part(minima).copy_(in_steps(part(zero), 0, most, spec.scale_dtype));
   }
   return {scales, spec.has_minima() ? minima : zero.to(at::kByte).contiguous(), spec};

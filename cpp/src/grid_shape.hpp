@@ -14,7 +14,8 @@ enum class Scales {
 };
 
 /// Codes of integers are 0 … largest; of other numbers it is the largest one. With minima, the zero
-/// of a level is what the weight of code 0 lies below zero.
+/// of a level is what the weight of code 0 lies below zero. With signed scales, which are
+/// symmetric, the sign of a scale decides which end of a group has the level more.
 struct GridShape {
   float largest;
   bool symmetric;
@@ -23,6 +24,7 @@ struct GridShape {
   Scales scales = Scales::kAny;
   float global_scale = 0;
   bool minima = false;
+  bool signed_scales = false;
 };
 
 /// Shrunk ranges tried by the searches: 1.00, 0.97, … 0.61.

@@ -48,7 +48,8 @@ at::Tensor refit_rows(const at::Tensor& weight, const at::Tensor& unit, const at
   const auto [solved, info] =
       at::linalg_solve_ex(normal + ridge * at::eye(groups, weight.options()), wanted.unsqueeze(-1));
   const at::Tensor fitted = solved.squeeze(-1);
-  return at::where((fitted > 0).logical_and_(at::isfinite(fitted)), fitted, scale);
+  const at::Tensor same_sign = fitted.mul(scale.sign()) > 0;
+  return at::where(same_sign.logical_and_(at::isfinite(fitted)), fitted, scale);
 }
 
 // The one scale of all rows.

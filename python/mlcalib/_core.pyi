@@ -34,9 +34,10 @@ class GridSpec(metaclass=_Extension):
 
     ``super_block`` is a number of input channels, whole groups of integers, whose scales are
     multiples of one number in ``scale_dtype``: from 1 to 2^scale_bits - 1 times, or where
-    ``symmetric`` from 1 to 2^(scale_bits - 1) times. Where they are not symmetric, groups have no
-    zero points, but minima, which are from 0 to 2^scale_bits - 1 times a second number: a level is
-    scale · code - minimum. These are the K-quants of GGUF. 0 stands for none.
+    ``symmetric`` from -2^(scale_bits - 1) to 2^(scale_bits - 1) - 1 times but not 0, so that the
+    sign of a scale decides on which side of 0 there is a level more. Where they are not symmetric,
+    groups have no zero points, but minima, which are from 0 to 2^scale_bits - 1 times a second
+    number: a level is scale · code - minimum. These are the K-quants of GGUF. 0 stands for none.
 
     ``per_tensor`` gives all weights that are fitted together one scale, which is repeated for each
     row; ranges are then chosen by the error of all of them.

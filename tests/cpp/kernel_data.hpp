@@ -34,6 +34,11 @@ inline constexpr std::array kOtherShapes{
     GridShape{6, true, 14, Numbers::kE2m1, Scales::kE4m3, 0.37F},
     GridShape{448, true, 14, Numbers::kE4m3},
     GridShape{448, true, 1, Numbers::kE4m3, Scales::kPowers}};
+/// Integers whose scales have a sign.
+inline constexpr std::array kSignedShapes{
+    GridShape{.largest = 3, .symmetric = true, .candidates = 14, .signed_scales = true},
+    GridShape{.largest = 7, .symmetric = true, .candidates = 1, .signed_scales = true},
+    GridShape{.largest = 63, .symmetric = true, .candidates = 14, .signed_scales = true}};
 
 inline std::vector<float> draw(Values values, int64_t count, uint32_t seed) {
   std::mt19937 engine(seed);

@@ -86,7 +86,7 @@ Level search(const Group& group, int64_t row, const GridShape& shape) {
     (c % 2 == 0 ? even : odd) = widened(c % 2 == 0 ? even : odd, weight(c));
   }
   Extremes extremes = joined(odd, even);
-  if (shape.symmetric) extremes = balanced(extremes);
+  extremes = range_of(extremes, shape);
   Level best = candidate_level(extremes, shape, 0);
   float best_loss = 0;
   std::vector<float> error(group.columns);
@@ -119,6 +119,7 @@ TEST_P(CudaArithmetic, RangeSearch) {
       std::vector<GridShape> shapes{
           {3, false, 14}, {7, true, 14}, {15, false, 14}, {15, true, 1}, {255, false, 1}};
       shapes.insert(shapes.end(), kOtherShapes.begin(), kOtherShapes.end());
+      shapes.insert(shapes.end(), kSignedShapes.begin(), kSignedShapes.end());
       for (const GridShape& shape : shapes) {
         std::vector<float> scale(kRowTile), zero(kRowTile), wanted(kRowTile), wanted_zero(kRowTile);
         cpu_.fit_group({.weight = group.panel,

@@ -105,6 +105,8 @@ TEST(CudaKernels, QuantizeAndDequantize) {
                    .range = Range::kMse,
                    .numbers = Numbers::kE4m3,
                    .per_tensor = true});
+  specs.push_back(
+      {.bits = 3, .group_size = 16, .symmetric = true, .super_block = 64, .scale_bits = 6});
   for (const GridSpec& spec : specs) {
     const at::Tensor weight = random_weight(7, 150, 1);
     const Grid grid = fit_grid(weight, spec);

@@ -152,6 +152,44 @@ TEST_P(KernelTest, OtherNumbers) {
   }
 }
 
+TEST_P(KernelTest, SignedScales) {
+  constexpr int64_t kColumns = 16;
+  const std::vector<float> weight = draw(values_, kColumns * kRowTile, 1);
+  const std::vector<float> gram = draw_gram(kColumns);
+  std::vector<float> scratch(kColumns * kRowTile);
+  GroupPanel group{.weight = weight.data(),
+                   .importance = nullptr,
+                   .gram = nullptr,
+                   .gram_stride = kColumns,
+                   .scratch = scratch.data(),
+                   .columns = kColumns};
+  for (const GridShape& shape : kSignedShapes) {
+    for (const float* by : {static_cast<const float*>(nullptr), gram.data()}) {
+      group.gram = by;
+      std::vector<float> scale(kRowTile), zero(kRowTile), wanted(kRowTile), wanted_zero(kRowTile);
+      table_.fit_group(group, shape, scale.data(), zero.data());
+      baseline().fit_group(group, shape, wanted.data(), wanted_zero.data());
+      EXPECT_TRUE(same_bits(scale, wanted));
+      EXPECT_TRUE(same_bits(zero, wanted_zero));
+      for (int64_t r = 0; r < kRowTile; ++r) {
+        float low = 0, high = 0;
+        for (int64_t c = 0; c < kColumns; ++c) {
+          low = std::min(low, weight[c * kRowTile + r]);
+          high = std::max(high, weight[c * kRowTile + r]);
+        }
+        EXPECT_EQ(scale[r]<0, high> - low);
+        EXPECT_NE(scale[r], 0);
+        EXPECT_EQ(zero[r], (shape.largest + 1) / 2);
+      }
+      std::vector<uint8_t> codes(weight.size()), nearest(weight.size());
+      const auto n = static_cast<int64_t>(weight.size());
+      table_.quantize_run(weight.data(), n, scale[0], zero[0], shape, codes.data());
+      baseline().quantize_run(weight.data(), n, scale[0], zero[0], shape, nearest.data());
+      EXPECT_TRUE(same_bits(codes, nearest));
+    }
+  }
+}
+
 TEST_P(KernelTest, GptqBlock) {
   for (const int64_t columns : {1, 5, 32}) {
     const std::vector<float> weight = draw(values_, columns * kRowTile, 4);

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 SHRINKS = [1 - 0.03 * i for i in range(14)]
+LEVELS = [*(i / 4 for i in range(10)), *(-i / 4 for i in range(1, 5))]
+"""Of signed scales: how many more than 2^(bits - 1) an extreme is away from 0."""
 
 _POSITIVE = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
 NUMBERS = {  # by code: of arXiv 2305.14314 (appendix E), OCP MX 1.0 and OCP OFP8
@@ -35,21 +37,28 @@ def fit_group(
     global_scale: float = 0.0,
     *,
     minima: bool = False,
+    signed: bool = False,
 ):
     """(scale, zero) [rows] of one group w [rows, columns]; the best of the shrunk ranges.
 
     Errors are weighted by ``importance`` [columns], or by the group's block of the Gram. For
     ``scales`` see ``held_scale``. With ``minima``, zero is what the weight of code 0 is below 0.
+    With ``signed`` scales code 0 is on the side of the larger extreme; see ``LEVELS``.
     """
     max_code = 2**bits - 1
     low, high = w.amin(1).clamp(max=0), w.amax(1).clamp(min=0)
+    side = torch.where(high > -low, -1.0, 1.0)  # of code 0
     if symmetric:
         high = torch.maximum(high, -low)
         low = -high
     best = None
-    for shrink in SHRINKS if search else [1.0]:
+    tried = LEVELS if signed else SHRINKS
+    for shrink in tried if search else tried[:1]:
         scale = ((high - low) * shrink / max_code).clamp(min=1.17549435e-38)
-        if numbers != "integer":
+        if signed:
+            zero = torch.full_like(scale, (max_code + 1) / 2)
+            scale = side * (high / (zero + shrink)).clamp(min=1.17549435e-38)
+        elif numbers != "integer":
             scale = held_scale(high * shrink, numbers, scales, global_scale)
             zero = torch.zeros_like(scale)
         elif symmetric:
@@ -111,17 +120,19 @@ def fit_block(
 
     For ``numbers`` see ``fit_group``.
     """
-    minima = super_block > 0 and not symmetric
+    minima, signed = super_block > 0 and not symmetric, super_block > 0 and symmetric
     found = []
     for first in range(0, w.shape[1], group_size):
         part = slice(first, first + group_size)
         own = None if importance is None else importance[part]
         searched = (bits, symmetric, own, search != "minmax")
-        found.append(fit_group(w[:, part], *searched, **numbers, minima=minima))
+        found.append(fit_group(w[:, part], *searched, **numbers, minima=minima, signed=signed))
     scale, zero = (torch.stack(each, 1) for each in zip(*found, strict=True))
     scale = scale.float().double()
-    if super_block:
-        scale = in_steps(scale, 1, 2 ** (scale_bits - 1) if symmetric else 2**scale_bits - 1)
+    if signed:
+        scale = in_signed_steps(scale, 2 ** (scale_bits - 1))
+    elif super_block:
+        scale = in_steps(scale, 1, 2**scale_bits - 1)
         zero = in_steps(zero, 0, 2**scale_bits - 1) if minima else zero
     return scale, zero
 
@@ -152,6 +163,16 @@ def in_steps(values: Tensor, least: int, most: int) -> Tensor:
     """
     step = (values.amax(1, keepdim=True) / most).clamp(min=2.0**-24).half().double()
     return torch.round(values / step).clamp(least, most) * step
+
+
+def in_signed_steps(values: Tensor, most: int) -> Tensor:
+    """The same from ``-most`` to ``most - 1`` but 0, where the largest magnitude is ``-most``."""
+    high, low = values.amax(1, keepdim=True), values.amin(1, keepdim=True)
+    step = (values.abs().amax(1, keepdim=True) / most).clamp(min=2.0**-24).half().double()
+    step = torch.where(high > -low, -step, step)
+    codes = torch.round(values / step)
+    codes = torch.where(codes == 0, values.sign() * step.sign(), codes)
+    return codes.clamp(-most, most - 1) * step
 
 
 def nearest_code(x: Tensor, numbers: str) -> Tensor:

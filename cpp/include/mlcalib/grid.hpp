@@ -45,8 +45,9 @@ struct GridSpec {
   /// the weights that are fitted together have the largest of these numbers.
   double global_scale = 0;
   /// Of integers: input channels, whole groups, that share one number of scale_dtype. The scales of
-  /// their groups are 1 … 2^scale_bits − 1 of it, or 1 … 2^(scale_bits − 1) where symmetric. The
-  /// others have no zero points, but minima: 0 … 2^scale_bits − 1 of a second number. 0: none.
+  /// their groups are 1 … 2^scale_bits − 1 of it, or where symmetric, signed, −2^(scale_bits − 1) …
+  /// 2^(scale_bits − 1) − 1 of it but 0: the sign decides which end has the level more. The others
+  /// have no zero points, but minima: 0 … 2^scale_bits − 1 of a second number. 0: none.
   int64_t super_block = 0;
   int64_t scale_bits = 0;  ///< 2 … 8 with a super_block, else 0
   /// One scale for all weights that are fitted together, repeated for each row; symmetric, and
@@ -60,6 +61,8 @@ struct GridSpec {
   int64_t max_code() const { return (int64_t{1} << bits) - 1; }
   /// Whether the zeros of a grid are minima.
   bool has_minima() const { return super_block != 0 && !symmetric; }
+  /// Whether scales may be negative.
+  bool has_signed_scales() const { return super_block != 0 && symmetric; }
 };
 
 /// scale float32 and zero uint8, both [rows, groups]; weight ≈ scale · number of the code, which is

@@ -80,7 +80,7 @@ def resources(ranks: Ranks) -> dict[str, int]:
     return {"ranks": ranks.size, "threads": torch.get_num_threads()}
 
 
-def checkpoint_record(
+def checkpoint_record(  # noqa: PLR0913 - what there is to know of a checkpoint
     recipe: Mapping[str, Any],
     calibration: CalibrationSet | None,
     layers: Mapping[str, Mapping[str, Any]],
@@ -90,6 +90,7 @@ def checkpoint_record(
     device: str,
     made_with: Mapping[str, Mapping[str, int]] | None = None,
     kv_cache: Mapping[str, Any] | None = None,
+    *,
     tuned: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """Return the content of ``mlcalib.json``; JSON types.

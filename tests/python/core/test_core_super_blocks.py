@@ -37,10 +37,14 @@ def options(spec):
 
 
 def multiples(values, most):
-    """Whether values [rows, groups] are whole multiples, at most so many, of one float16 number."""
-    step = (values.amax(1, keepdim=True) / most).half().float()
+    """Whether values [rows, groups] are whole multiples, at most so many, of one float16 number.
+
+    Negative ones at most one fewer than the value of largest magnitude, which then is negative.
+    """
+    top = values.gather(1, values.abs().argmax(1, keepdim=True))
+    step = (top / most).half().float()
     codes = values / step
-    return bool((codes == codes.round()).all()) and bool((codes <= most).all())
+    return bool((codes == codes.round()).all()) and bool(((-most < codes) & (codes <= most)).all())
 
 
 @pytest.mark.parametrize("name", GRIDS)
@@ -51,10 +55,30 @@ def test_scales_and_minima_are_multiples_of_one_number_in_a_super_block(name):
     width = spec.super_block // spec.group_size
     assert spec.has_minima != spec.symmetric
     assert grid.zero.dtype == (torch.uint8 if spec.symmetric else torch.float32)
-    assert (grid.scale > 0).all()
+    assert (grid.scale != 0).all()
+    negative = (grid.scale < 0).double().mean()
+    assert 0.4 < negative < 0.6 if spec.symmetric else negative == 0
     for first in range(0, grid.scale.shape[1], width):
         assert multiples(grid.scale[:, first : first + width], most)
         assert spec.symmetric or multiples(grid.zero[:, first : first + width], most)
+
+
+@pytest.mark.parametrize("search", ["minmax", "mse", "gram", "gram_block"])
+@pytest.mark.parametrize("name", ["Q3_K", "Q6_K"])
+def test_the_level_more_of_a_symmetric_group_is_on_the_side_of_its_larger_extreme(name, search):
+    """What is mirrored has the mirrored scales, and the same codes."""
+    weight, gram, spec = (
+        random_weight(20, COLUMNS, 5),
+        random_gram(COLUMNS, 5),
+        spec_of(name, search),
+    )
+    grid, mirrored = core.fit_grid(weight, spec, gram), core.fit_grid(-weight, spec, gram)
+    assert torch.equal(mirrored.scale, -grid.scale)
+    assert torch.equal(core.quantize(-weight, mirrored), core.quantize(weight, grid))
+    for first in range(0, COLUMNS, spec.group_size):
+        part = weight[:, first : first + spec.group_size]
+        larger_is_positive = part.amax(1) > -part.amin(1)
+        assert torch.equal(grid.scale[:, first // spec.group_size] < 0, larger_is_positive)
 
 
 @pytest.mark.parametrize("static", [True, False])
@@ -127,7 +151,7 @@ def test_zeros_and_tiny_groups_have_finite_levels():
         linear = core.rtn(weight, spec_of(name, "mse"))
         values = linear.dequantize()
         assert (values[:2].abs() <= 1e-6).all()
-        assert values[2, 40] == pytest.approx(1 if name == "Q2_K" else 6 / 7, abs=0.02)
+        assert values[2, 40] == pytest.approx(1, abs=0.02)
         assert (values[2, 48:] == 0).all()
 
 

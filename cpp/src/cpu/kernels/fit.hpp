@@ -21,12 +21,12 @@ struct RowLevels {
 };
 
 // Extremes of the weights of one vector of rows.
-inline Extremes<Vec> extremes_of(const GroupPanel& group, int64_t v, bool symmetric) {
+inline Extremes<Vec> extremes_of(const GroupPanel& group, int64_t v, const GridShape& shape) {
   Extremes<Vec> found;
   for (int64_t c = 0; c < group.columns; ++c) {
     found = widened(found, load(group.weight + c * kRowTile + v * kLanes));
   }
-  return symmetric ? balanced(found) : found;
+  return range_of(found, shape);
 }
 
 template <class NumberSet>
@@ -67,7 +67,7 @@ template <class NumberSet>
 inline void fit_group(const GroupPanel& group, const GridShape& shape, NumberSet numbers,
                       float* scale, float* zero) {
   Extremes<Vec> extremes[kVectors];
-  for (int64_t v = 0; v < kVectors; ++v) extremes[v] = extremes_of(group, v, shape.symmetric);
+  for (int64_t v = 0; v < kVectors; ++v) extremes[v] = extremes_of(group, v, shape);
   RowLevels best{};
   RowTile least{};
   for (int candidate = 0; candidate < shape.candidates; ++candidate) {

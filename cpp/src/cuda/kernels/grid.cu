@@ -26,20 +26,20 @@ struct Scaled {
 };
 
 template <class Weight>
-__device__ Extremes extremes_of(const Weight& weight, int columns, bool symmetric) {
+__device__ Extremes extremes_of(const Weight& weight, int columns, const GridShape& shape) {
   Extremes found;
   for (int c = Lanes::lane(); c < columns; c += kLanes) found = widened(found, weight(c));
   for (int bits = kLanes / 2; bits > 0; bits /= 2) {
     found = joined(found, {Lanes::across(found.low, bits), Lanes::across(found.high, bits)});
   }
-  return symmetric ? balanced(found) : found;
+  return range_of(found, shape);
 }
 
 /// The range of least loss(level), the same on all lanes.
 template <class Weight, class Loss>
 __device__ Level best_level(const Weight& weight, int columns, const GridShape& shape,
                             const Loss& loss) {
-  const Extremes extremes = extremes_of(weight, columns, shape.symmetric);
+  const Extremes extremes = extremes_of(weight, columns, shape);
   Level best = candidate_level(extremes, shape, 0);
   if (shape.candidates == 1) return best;
   float best_loss = 0;

@@ -29,6 +29,7 @@ from mlcalib.formats._gguf_gemma_families import GEMMA_FAMILIES
 from mlcalib.formats._gguf_inside import inside_classes
 from mlcalib.formats._gguf_recurrent_families import RECURRENT_FAMILIES
 from mlcalib.formats._gguf_rows import as_it_is, halved, interleaved
+from mlcalib.formats._gguf_sliding_families import SLIDING_FAMILIES
 from mlcalib.models import gguf_architectures
 
 
@@ -211,6 +212,7 @@ _FAMILIES = {
     **GEMMA_FAMILIES,
     **EXPERT_FAMILIES,
     **DEEPSEEK_FAMILIES,
+    **SLIDING_FAMILIES,
     **FUSED_FAMILIES,
     **RECURRENT_FAMILIES,
 }

@@ -139,7 +139,8 @@ def _rescaled(checkpoint: Checkpoint, name: str, scale: Tensor) -> dict[str, Ten
         ValueError: with them the linear is another one than it is to be.
     """
     old = checkpoint.linear(name)
-    new = QuantizedLinear(old.codes, Grid(scale, old.grid.zero, old.grid.spec))
+    grid = Grid(scale, old.grid.zero, old.grid.spec)
+    new = QuantizedLinear(old.codes, grid, input_bound=old.input_bound)
     stored = {tensor: checkpoint.tensor(tensor) for tensor in checkpoint.linears[name]}
     changed = {
         tensor: value
@@ -151,6 +152,7 @@ def _rescaled(checkpoint: Checkpoint, name: str, scale: Tensor) -> dict[str, Ten
         torch.equal(back.codes, new.codes),
         torch.equal(back.grid.scale, scale),
         torch.equal(back.grid.zero, old.grid.zero),
+        back.input_bound == old.input_bound,
     )
     if not all(same) or any(stored[each].shape != to.shape for each, to in changed.items()):
         raise ValueError(f"{name}: the checkpoint does not hold these scales beside its codes")

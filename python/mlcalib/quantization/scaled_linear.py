@@ -90,11 +90,13 @@ def check_grids(specs: Mapping[str, GridSpec]) -> None:
             held = f"multiples of one number for {spec.super_block} channels (super-blocks)"
         elif spec.scale_dtype not in _FREE:
             held = f"{str(spec.scale_dtype).removeprefix('torch.')} numbers, too few to move among"
+        elif spec.per_tensor:
+            held = "one number for all weights that are read together"
         else:
             continue
         raise ValueError(
-            f"{name}: its scales are {held}, and cannot be tuned; quantize with scales in float32, "
-            "bfloat16 or float16 (integers, NF4 or FP8 weights)."
+            f"{name}: its scales are {held}, and cannot be tuned; quantize with scales of rows or "
+            "groups in float32, bfloat16 or float16 (integers, NF4 or FP8 weights)."
         )
 
 

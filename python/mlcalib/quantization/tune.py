@@ -69,9 +69,10 @@ def tune(
         language. Losses of linears are those before.
 
     Raises:
-        ValueError: scales that cannot move freely (K-quants, MXFP4, NVFP4); no text, or too little
-            to hold some out, or text that the model cannot read; a float model with another
-            vocabulary; predictions with NaN or Inf; an option that is not possible.
+        ValueError: scales that cannot move freely (K-quants, MXFP4, NVFP4, FP8 with one scale for
+            each tensor); no text, or too little to hold some out, or text that the model cannot
+            read; a float model with another vocabulary; predictions with NaN or Inf; an option that
+            is not possible.
         OSError: the float model is not where it was.
     """
     options = Tuning(learning_rate, epochs, batch, held_out, seed)
@@ -245,4 +246,5 @@ def _with_scale(quantized: QuantizedLinear, scale: torch.Tensor) -> QuantizedLin
         loss=quantized.loss,
         damp=quantized.damp,
         dead_channels=quantized.dead_channels,
+        input_bound=quantized.input_bound,
     )

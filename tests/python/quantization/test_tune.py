@@ -360,15 +360,14 @@ REFUSED = [
     ("Q4_K_S", r"super-blocks\)"),
     ("MXFP4A16", "float8_e8m0fnu numbers"),
     ("NVFP4A16", "float8_e4m3fn numbers"),
+    ("FP8", "one number for all weights"),
 ]
 
 
 @pytest.mark.parametrize(("scheme", "message"), REFUSED)
 def test_scales_that_cannot_move_are_refused(scheme, message, text, tokenizer):
     model = tiny_llama(vocabulary=384, hidden=256, intermediate=256)
-    quantized = mlcalib.quantize(
-        model, method="rtn", tokenizer=tokenizer, progress=False, scheme=scheme
-    )
+    quantized = mlcalib.quantize(model, text, tokenizer=tokenizer, progress=False, scheme=scheme)
     with pytest.raises(ValueError, match=f"its scales are .*{message}.*cannot be tuned"):
         mlcalib.tune(quantized, text, model=model)
 

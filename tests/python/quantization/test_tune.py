@@ -38,6 +38,10 @@ GRIDS = [
 ]
 
 
+def named(spec):
+    return f"{spec.bits}-{spec.group_size}-{'a' * (not spec.symmetric)}{spec.numbers}"
+
+
 @pytest.fixture(scope="module")
 def model():
     return tiny_llama(vocabulary=384)
@@ -83,7 +87,7 @@ def divergence(model, quantized, text):
     return found
 
 
-@pytest.mark.parametrize("spec", GRIDS, ids=str)
+@pytest.mark.parametrize("spec", GRIDS, ids=named)
 def test_the_weight_is_the_dequantized_one(spec):
     own = torch.nn.Linear(64, 12)
     linear = _core.rtn(own.weight.detach(), spec)
@@ -93,7 +97,7 @@ def test_the_weight_is_the_dequantized_one(spec):
     assert torch.equal(scaled(x), torch.nn.functional.linear(x, linear.dequantize(), own.bias))
 
 
-@pytest.mark.parametrize("spec", GRIDS, ids=str)
+@pytest.mark.parametrize("spec", GRIDS, ids=named)
 def test_gradients_are_those_of_finite_differences(spec):
     draw = torch.Generator().manual_seed(1)
     own = torch.nn.Linear(64, 5).double()

@@ -68,7 +68,9 @@ def with_bound(quantized: QuantizedLinear, bound: float) -> QuantizedLinear:
 def has_static_inputs(config: Mapping[str, Any]) -> bool:
     """Return whether all groups of a section of compressed-tensors store ranges of inputs."""
     groups = config.get("config_groups")
-    found = groups.values() if isinstance(groups, dict) else ()
+    found = list(groups.values()) if isinstance(groups, dict) else []
+    if not all(isinstance(group, dict) for group in found):
+        return False  # names of presets
     inputs = [(group.get("input_activations") or {}).get("dynamic", True) for group in found]
     return bool(inputs) and not any(dynamic is True for dynamic in inputs)
 

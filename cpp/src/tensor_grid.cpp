@@ -28,7 +28,7 @@ Grid fit_tensor_grid(const at::Tensor& weight, const at::Tensor& importance, con
   const FullPrecision full_precision;
   const GridShape shape = grid_shape(spec);
   const float extreme = weight.abs().max().item<float>();
-  Grid best{.spec = spec};
+  Grid best{.scale = {}, .zero = {}, .spec = spec};
   double least = 0;
   for (int candidate = 0; candidate < shape.candidates; ++candidate) {
     const Level<float> level = candidate_level<float>({-extreme, extreme}, shape, candidate);

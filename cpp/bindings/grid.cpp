@@ -74,6 +74,8 @@ void register_grid(py::module_& m) {
       },
       py::arg("spec"), py::arg("weights"), NoGil(),
       "The spec with the global_scale that weights ask for together.");
+  m.def("nested_numbers", &nested_numbers,
+        "The numbers of scales that are quantized themselves, float32 [256].");
   m.def("fit_grid", &fit_grid, py::arg("weight"), py::arg("spec"), py::arg("gram") = py::none(),
         NoGil(), "The grid of weight [rows, cols]; gram [cols, cols] is needed for range='gram'.");
   m.def("quantize", &quantize, py::arg("weight"), py::arg("grid"), NoGil(),

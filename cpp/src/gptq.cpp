@@ -44,6 +44,9 @@ void GptqOptions::check() const {
   TORCH_CHECK_VALUE(static_grid || order == Order::kNatural,
                     "static_grid=False fits grids as groups are reached, which needs ",
                     "order='natural'; with order='activation' grids are static.");
+  TORCH_CHECK_VALUE(static_grid || !grid.has_nested_scales(),
+                    "static_grid=False fits grids as groups are reached, but scales in uint8 are ",
+                    "quantized together, before the solve; use static_grid=True.");
 }
 
 namespace {
@@ -79,21 +82,31 @@ class Solver {
   /// H, with the damping that the factorisation took.
   at::Tensor hessian() const { return damped(damp_); }
 
-  /// What a solve of these weights, or of some of their rows, stands on.
+  /// What a solve of these weights, or of some of their rows, stands on; where scales are quantized
+  /// together, of all rows of one.
   GptqGrids grids_of(const at::Tensor& weight) const {
-    if (options_.grid.per_tensor) return tensor_grid(weight);
-    return options_.static_grid ? GptqGrids(FittedBefore()) : FittedAsReached();
+    const GridSpec& spec = options_.grid;
+    if (spec.per_tensor) return tensor_grid(weight);
+    if (!spec.has_nested_scales()) {
+      return options_.static_grid ? GptqGrids(FittedBefore()) : FittedAsReached();
+    }
+    const bool weighted = spec.range == Range::kGram;
+    const auto [scale, zero] = fit_grid_stub(weight.device().type(), weight,
+                                             weighted ? importance_ : at::Tensor(), ranging_, spec);
+    return round_grid(scale, zero, spec);
   }
 
   /// row_feed: of GptqProblem.
   GptqSolution run(const at::Tensor& weight, GptqGrids grids, at::Tensor row_feed = {}) const {
+    const Grid* given = std::get_if<Grid>(&grids);
+    const GridSpec spec = given == nullptr ? options_.grid : given->spec;
     return gptq_stub(weight.device().type(), {.weight = weight,
                                               .visits = visits_,
                                               .group_of = groups_of(visits_, options_.grid),
                                               .factor = factor_,
                                               .importance = importance_,
                                               .gram = ranging_,
-                                              .spec = options_.grid,
+                                              .spec = spec,
                                               .grids = std::move(grids),
                                               .block = options_.block,
                                               .row_feed = std::move(row_feed)});
@@ -125,9 +138,11 @@ class Solver {
   at::Tensor ranging_;  // H, where the range search weighs by its blocks
 };
 
-// Rows are independent: of each the better one. Where they share a scale, of all together.
+// Rows are independent: of each the better one. Where they share a scale, or scales are quantized
+// together, of all.
 void keep_better(GptqSolution& best, const GptqSolution& other) {
-  const at::Tensor better = best.grid.spec.per_tensor
+  const GridSpec& spec = best.grid.spec;
+  const at::Tensor better = spec.per_tensor || spec.has_nested_scales()
                                 ? (other.energy.sum() < best.energy.sum()).expand_as(best.energy)
                                 : other.energy < best.energy;
   const at::Tensor rows = better.unsqueeze(1);
@@ -174,11 +189,22 @@ std::vector<QuantizedLinear> gptq(at::TensorList weights, const at::Tensor& gram
   GptqOptions solved = options;
   solved.grid = with_global_scale(options.grid, {weight});
   const Solver solver(gram, solved);
+  const int64_t dead = count_dead_channels(gram);
+  std::vector<QuantizedLinear> result;
+  if (solved.grid.has_nested_scales()) {  // of each weight together
+    for (const at::Tensor& each : checked) {
+      const GptqSolution own = refine(each, solver, solved);
+      result.push_back({.codes = own.codes,
+                        .grid = own.grid,
+                        .loss = solver.loss(own).sum().item<double>(),
+                        .damp = solver.damp(),
+                        .dead_channels = dead});
+    }
+    return result;
+  }
   const GptqSolution solution = refine(weight, solver, solved);
 
   const at::Tensor loss = solver.loss(solution);
-  const int64_t dead = count_dead_channels(gram);
-  std::vector<QuantizedLinear> result;
   int64_t first = 0;
   for (const at::Tensor& each : checked) {
     const int64_t rows = each.size(0);
@@ -212,17 +238,21 @@ GptqGrids grids_of_rows(const GptqGrids& grids, const at::Tensor& weight) {
 
 // One linear with an output Gram: rows in falling order of its diagonal, and back again.
 QuantizedLinear solve_two_sided(const Solver& solver, const at::Tensor& weight,
-                                const at::Tensor& output, const GptqGrids& grids,
+                                const at::Tensor& output, GptqGrids grids,
                                 const GptqOptions& options) {
   const at::Tensor order = at::argsort(output.diagonal(), /*stable=*/true, /*dim=*/0,
                                        /*descending=*/true);
   const at::Tensor feed = row_feed(output, order, options.output_damp);
+  if (Grid* given = std::get_if<Grid>(&grids)) {
+    given->scale = given->scale.index_select(0, order);
+    given->zero = given->zero.index_select(0, order);
+  }
   const GptqSolution solution = solver.run(weight.index_select(0, order), grids, feed);
   const auto back = [&](const at::Tensor& rows) {
     return at::empty_like(rows).index_copy_(0, order, rows);
   };
   return {.codes = back(solution.codes),
-          .grid = {back(solution.grid.scale), back(solution.grid.zero), options.grid},
+          .grid = {back(solution.grid.scale), back(solution.grid.zero), solution.grid.spec},
           .loss = {},
           .damp = solver.damp()};
 }
@@ -252,8 +282,9 @@ std::vector<QuantizedLinear> gptq(at::TensorList weights, const at::Tensor& gram
   const GptqGrids grids = solver.grids_of(at::cat(checked));
   std::vector<QuantizedLinear> result;
   for (size_t i = 0; i < checked.size(); ++i) {
-    result.push_back(
-        solve_two_sided(solver, checked[i], outputs[i], grids_of_rows(grids, checked[i]), solved));
+    GptqGrids own = solved.grid.has_nested_scales() ? solver.grids_of(checked[i])
+                                                    : grids_of_rows(grids, checked[i]);
+    result.push_back(solve_two_sided(solver, checked[i], outputs[i], std::move(own), solved));
     result.back().dead_channels = dead;
   }
   return result;

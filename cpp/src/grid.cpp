@@ -12,6 +12,7 @@
 #include "check.hpp"
 #include "grids.hpp"
 #include "host_device.hpp"
+#include "nested_scales.hpp"
 #include "stubs.hpp"
 #include "units.hpp"
 
@@ -77,15 +78,16 @@ void GridSpec::check() const {
   const bool wide =
       scale_dtype == at::kFloat || scale_dtype == at::kBFloat16 || scale_dtype == at::kHalf;
   const bool narrow = scale_dtype == at::kFloat8_e8m0fnu || scale_dtype == at::kFloat8_e4m3fn;
-  TORCH_CHECK_VALUE(wide || (floats && narrow), "scale_dtype is ", scale_dtype,
+  const bool nested = numbers == Numbers::kNf4 && has_nested_scales();
+  TORCH_CHECK_VALUE(wide || (floats && narrow) || nested, "scale_dtype is ", scale_dtype,
                     ", expected float32, bfloat16 or float16, or with numbers 'e2m1' or 'e4m3' ",
-                    "float8_e8m0fnu or float8_e4m3fn.");
+                    "float8_e8m0fnu or float8_e4m3fn, or with 'nf4' uint8.");
   TORCH_CHECK_VALUE(
-      global_scale == 0 ||
-          (scale_dtype == at::kFloat8_e4m3fn && std::isnormal(global_scale) && global_scale > 0 &&
-           static_cast<double>(static_cast<float>(global_scale)) == global_scale),
+      global_scale == 0 || ((scale_dtype == at::kFloat8_e4m3fn || nested) &&
+                            std::isnormal(global_scale) && global_scale > 0 &&
+                            static_cast<double>(static_cast<float>(global_scale)) == global_scale),
       "global_scale is ", global_scale, ", expected a positive float32 with scale_dtype ",
-      "float8_e4m3fn, or 0.");
+      "float8_e4m3fn or uint8, or 0.");
   if (per_tensor) {
     TORCH_CHECK_VALUE(group_size == kWholeRow, "group_size is ", group_size,
                       ", expected -1 with per_tensor=True.");
@@ -206,6 +208,13 @@ Grid round_super_blocks(const at::Tensor& scale, const at::Tensor& zero, const G
 }  // namespace
 
 Grid round_grid(const at::Tensor& scale, const at::Tensor& zero, const GridSpec& spec) {
+  if (spec.has_nested_scales()) {
+    GridSpec found = spec;
+    const float offset =
+        spec.global_scale != 0 ? static_cast<float>(spec.global_scale) : nested_offset(scale);
+    found.global_scale = offset;
+    return {held_nested(scale, offset), zero.to(at::kByte).contiguous(), found};
+  }
   if (spec.super_block != 0) return round_super_blocks(scale, zero, spec);
   if (spec.scale_dtype == at::kFloat8_e4m3fn) {  // nor is one of these zero
     const at::Tensor numbers = scale.mul(spec.global_scale).clamp_(E4m3::kStep, 448);

@@ -17,7 +17,8 @@ int64_t group_width(const GridSpec& spec, int64_t columns);
 int64_t fit_width(const GridSpec& spec, int64_t columns);
 
 /// The grid that a checkpoint can hold: scale rounded to spec.scale_dtype, zero as uint8; or both
-/// as super-blocks hold them. scale and zero are [rows, groups, …], of whole super-blocks. Throws
+/// as super-blocks hold them. scale and zero are [rows, groups, …], of whole super-blocks, or where
+/// scales are nested [rows, groups] of a whole weight; its spec has the global_scale. Throws
 /// ValueError where a scale overflows that type.
 Grid round_grid(const at::Tensor& scale, const at::Tensor& zero, const GridSpec& spec);
 

@@ -120,7 +120,7 @@ struct GptqProblem {
   GptqGrids grids;
   int64_t block = 0;  ///< columns solved between two matrix products
   /// float32 [rows, rows], see row_feed: later rows make up for the changes of earlier ones, and
-  /// grids are FittedBefore. Undefined where rows are independent.
+  /// grids are FittedBefore or given. Undefined where rows are independent.
   at::Tensor row_feed = {};
 };
 

@@ -156,8 +156,10 @@ def read_bitsandbytes(case: dict[str, Any], folder: Path, expected: Any) -> Diff
     apart = []
     for name in case["linears"]:
         weight = loaded.get_submodule(name).weight
-        found = dequantize_4bit(weight.data, weight.quant_state)
-        apart.append(largest(found, expected.get_submodule(name).weight))
+        wanted = expected.get_submodule(name).weight
+        # Of double quantization checkpoints say float32, and readers compute in the inputs' dtype.
+        found = dequantize_4bit(weight.data, weight.quant_state).to(wanted.dtype)
+        apart.append(largest(found, wanted))
     return max(apart), largest(logits(loaded), logits(expected))
 
 
@@ -294,7 +296,11 @@ READERS: dict[str, tuple[tuple[str, ...], str, Reader]] = {
     ),
     "transformers, GPTQModel": (("gptq", "gptq-v2", "awq"), "gptqmodel", read_transformers),
     "GPTQModel torch linear": (("gptq", "gptq-v2", "awq"), "gptqmodel", read_gptqmodel),
-    "transformers, bitsandbytes": (("bitsandbytes",), "bitsandbytes", read_bitsandbytes),
+    "transformers, bitsandbytes": (
+        ("bitsandbytes", "bitsandbytes-double"),
+        "bitsandbytes",
+        read_bitsandbytes,
+    ),
     "bitsandbytes, LLM.int8()": (("llm_int8",), "bitsandbytes", read_int8),
     "gguf": (("gguf",), "gguf", read_gguf),
     "transformers": (("gguf",), "transformers", read_transformers),

@@ -52,6 +52,7 @@ FLOATS = {
         4, 16, True, scale_dtype=torch.float8_e4m3fn, numbers="e2m1"
     ),
     "bitsandbytes": GridSpec(4, 32, True, scale_dtype=BFLOAT, numbers="nf4"),
+    "bitsandbytes-double": GridSpec(4, 32, True, scale_dtype=torch.uint8, numbers="nf4"),
 }
 LLM_INT8, THRESHOLD = "llm_int8", 6.0
 Q8_0 = GGUF_GRIDS["Q8_0"]

@@ -38,11 +38,13 @@ struct GridSpec {
   bool symmetric = false;    ///< zero point fixed at mid-range; true for all but integers
   Range range = Range::kMinMax;
   /// Scales are rounded to it before codes are chosen: float32, bfloat16 or float16; for floats of
-  /// few bits also Float8_e8m0fnu (powers of two) or Float8_e4m3fn (see global_scale).
+  /// few bits also Float8_e8m0fnu (powers of two) or Float8_e4m3fn (see global_scale). For
+  /// NormalFloat also Byte: codes of nested_numbers() (see global_scale).
   at::ScalarType scale_dtype = at::kFloat;
   Numbers numbers = Numbers::kInteger;
   /// Scales are Float8_e4m3fn numbers divided by this float32; 0: what lets the largest group of
-  /// the weights that are fitted together have the largest of these numbers.
+  /// the weights that are fitted together have the largest of these numbers. Of codes: what is
+  /// taken away from scales before they are quantized; 0: their mean over the weight.
   double global_scale = 0;
   /// Of integers: input channels, whole groups, that share one number of scale_dtype. The scales of
   /// their groups are 1 … 2^scale_bits − 1 of it, or where symmetric, signed, −2^(scale_bits − 1) …
@@ -61,6 +63,8 @@ struct GridSpec {
   int64_t max_code() const { return (int64_t{1} << bits) - 1; }
   /// Whether the zeros of a grid are minima.
   bool has_minima() const { return super_block != 0 && !symmetric; }
+  /// Whether scales are quantized themselves, those of all rows together.
+  bool has_nested_scales() const { return scale_dtype == at::kByte; }
   /// Whether scales may be negative.
   bool has_signed_scales() const { return super_block != 0 && symmetric; }
 };
@@ -83,6 +87,10 @@ GridSpec with_global_scale(GridSpec spec, at::TensorList weights);
 /// ValueError for NaN or Inf in weight, and for a scale that scale_dtype cannot hold.
 Grid fit_grid(const at::Tensor& weight, const GridSpec& spec,
               const std::optional<at::Tensor>& gram = std::nullopt);
+
+/// The numbers that scales are quantized to, float32 [256] by code: the dynamic map of bitsandbytes
+/// (arXiv 1511.04561), by which blocks of 256 scales, less an offset, are multiples of one float32.
+at::Tensor nested_numbers();
 
 /// Nearest codes, uint8 [rows, cols].
 at::Tensor quantize(const at::Tensor& weight, const Grid& grid);

@@ -7,6 +7,8 @@ import torch
 from mlcalib._core import Grid, GridSpec
 from mlcalib.formats import Format, held_scale
 
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
 
 def held_dtype(name: str, grid: Grid, form: Format, model_dtype: torch.dtype) -> torch.dtype:
     """Return the dtype in which a format holds the scales of a grid.
@@ -27,7 +29,7 @@ def held_dtype(name: str, grid: Grid, form: Format, model_dtype: torch.dtype) ->
             return dtype
     made = grid.spec.scale_dtype
     remedy = "no dtype changes that: give another format, such as compressed-tensors"
-    if form.scale_dtype(made) == made:
+    if made in _FLOATS and form.scale_dtype(made) == made:
         wanted = str(made).removeprefix("torch.")
         remedy = f"convert with another dtype (--dtype {wanted})"
     raise ValueError(
@@ -51,7 +53,7 @@ def with_scales(spec: GridSpec, dtype: torch.dtype, *, symmetric: bool | None = 
         spec.range,
         dtype,
         spec.numbers,
-        spec.global_scale if dtype == torch.float8_e4m3fn else 0.0,
+        spec.global_scale if dtype in (torch.float8_e4m3fn, torch.uint8) else 0.0,
         spec.super_block,
         spec.scale_bits,
         spec.per_tensor,
@@ -63,6 +65,17 @@ def common_dtype(forms: Sequence[Format], model_dtype: torch.dtype) -> torch.dty
 
     It is the one with the fewest digits, which all others have too. Only a float16 has fewer
     exponents: scales beyond them are refused when they are saved.
+
+    Raises:
+        ValueError: one format quantizes scales themselves, and another does not hold these.
     """
     dtypes = [form.scale_dtype(model_dtype) for form in forms]
+    if torch.uint8 in dtypes:
+        for form, dtype in zip(forms, dtypes, strict=True):
+            if form.codes is not None and dtype != torch.uint8:
+                raise ValueError(
+                    f"{type(form).__name__} holds scales in {dtype}, but another of the formats "
+                    "quantizes scales themselves (double quantization); quantize for each by itself"
+                )
+        return torch.uint8
     return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)

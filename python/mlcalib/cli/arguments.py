@@ -23,10 +23,9 @@ SEPARATOR = (
 FORMAT = (
     "The layout of the checkpoint: compressed-tensors (2 to 8 bits), gptq (2, 3, 4 or 8 bits; "
     "gptq-v2 stores zero points unchanged), awq (4 bits), compressed-tensors-int8 (8-bit weights "
-    "and activations), compressed-tensors-fp8, -mxfp4 or -nvfp4 and bitsandbytes (floats of 8 and "
-    "4 bits, and NF4: see --scheme), gguf (K-quants: see --scheme; or groups of 32: Q4_0, Q4_1, "
-    "Q5_0, Q5_1 or Q8_0), or dense "
-    "(dequantized weights)."
+    "and activations), compressed-tensors-fp8, -mxfp4 or -nvfp4 and bitsandbytes or "
+    "bitsandbytes-double (floats of 8 and 4 bits, and NF4: see --scheme), gguf (K-quants: see "
+    "--scheme; or groups of 32: Q4_0, Q4_1, Q5_0, Q5_1 or Q8_0), or dense (dequantized weights)."
 )
 DTYPE = (
     "The dtype of the model: float32, bfloat16, float16, or auto for the dtype in which it is "

@@ -40,10 +40,10 @@ def quantize(
         str | None,
         typer.Option(
             help="The numbers of weights and activations by name: W4A16, W4A16_ASYM, W8A16, "
-            "FP8, FP8_DYNAMIC, NF4, MXFP4A16, NVFP4A16, NVFP4 (all with gptq), W8A8 (with "
-            "smoothquant, in compressed-tensors-int8), or a mix of llama.cpp's K-quants, Q2_K to "
-            "Q6_K, such as Q4_K_M (in gguf). It stands for --bits, --symmetric and a --group-size; "
-            "--method and --group-size can be given too."
+            "FP8, FP8_DYNAMIC, NF4, NF4_DOUBLE, MXFP4A16, NVFP4A16, NVFP4 (all with gptq), W8A8 "
+            "(with smoothquant, in compressed-tensors-int8), or a mix of llama.cpp's K-quants, "
+            "Q2_K to Q6_K, such as Q4_K_M (in gguf). It stands for --bits, --symmetric and a "
+            "--group-size; --method and --group-size can be given too."
         ),
     ] = None,
     bits: Annotated[

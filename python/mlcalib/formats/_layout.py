@@ -141,10 +141,13 @@ def held_scale(grid: Grid, dtype: torch.dtype) -> Tensor | None:
     """Return the grid's scales in a dtype, [rows, groups]; None if it does not hold them exactly.
 
     In float8_e4m3fn they are what ``global_scale`` divides. Those of super-blocks are multiples of
-    a number, and are returned as they are; whether it is exact is found out when they are packed.
+    a number, and those in uint8 of several; they are returned as they are, and whether they are
+    exact is found out when they are packed.
     """
-    if grid.spec.super_block:
+    if grid.spec.super_block or dtype == grid.spec.scale_dtype == torch.uint8:
         return grid.scale
+    if dtype == torch.uint8:
+        return None
     if dtype == torch.float8_e4m3fn:
         divisor = grid.spec.global_scale
         if not divisor:

@@ -161,6 +161,8 @@ class Format(ABC):
             total += 32  # what all its scales are divided by
         if self.static_inputs:
             total += max(number, 32 if spec.scale_dtype == torch.float8_e4m3fn else 0)
+        if spec.scale_dtype == torch.uint8:
+            total += 32 * -(-groups // 256)  # nested_absmax of bitsandbytes
         return total + groups * (number + (0 if spec.symmetric else spec.bits))
 
     def write_file(

@@ -13,9 +13,8 @@ weight.quant_map                       float32 [16]        the numbers of Normal
 weight.quant_state.bitsandbytes__nf4   uint8               JSON: blocksize, dtype, shape, …
 =====================================  ==================  =======================================
 
-Checkpoints of other tools may have their scales quantized to 8 bits (double quantization): absmax
-is then uint8, and ``weight.nested_absmax``, ``weight.nested_quant_map`` and ``nested_offset`` say
-what it stands for. They are read, and written as they were dequantized.
+Where scales were quantized to 8 bits themselves (double quantization), the format is
+``bitsandbytes-double``.
 """
 
 import json
@@ -46,7 +45,7 @@ if TYPE_CHECKING:
     from mlcalib._core import Order
 
 BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
-_STATE = "weight.quant_state.bitsandbytes__nf4"
+STATE = "weight.quant_state.bitsandbytes__nf4"
 _KEYS = {
     "quant_method", "_load_in_4bit", "_load_in_8bit", "load_in_4bit", "load_in_8bit",
     "bnb_4bit_compute_dtype", "bnb_4bit_quant_storage", "bnb_4bit_quant_type",
@@ -67,8 +66,8 @@ class BitsAndBytes(Format):
     float32_scales: ClassVar[bool] = True
 
     @classmethod
-    def of_config(cls, config: Mapping[str, Any]) -> "BitsAndBytes":
-        """See ``Format.of_config``.
+    def of_config(cls, config: Mapping[str, Any]) -> Format:
+        """See ``Format.of_config``; double quantization has a format of its own.
 
         Raises:
             CannotReadError: other weights than NF4.
@@ -77,7 +76,8 @@ class BitsAndBytes(Format):
         if not (config.get("load_in_4bit") or config.get("_load_in_4bit")) or kind != "nf4":
             found = f"4 bits of kind {kind!r}" if config.get("load_in_4bit") else "8 bits"
             raise CannotReadError(f"bitsandbytes weights of {found} cannot be read; expected nf4")
-        return cls()
+        double = config.get("bnb_4bit_use_double_quant")
+        return formats.get("bitsandbytes-double")() if double else cls()
 
     def check(self, specs: Mapping[str, GridSpec], shapes: Mapping[str, tuple[int, int]]) -> None:
         """Refuse block sizes that bitsandbytes does not have, and blocks that cross rows."""
@@ -123,7 +123,7 @@ class BitsAndBytes(Format):
             f"{name}.weight": (pairs[:, :1] << 4 | pairs[:, 1:]).contiguous(),
             f"{name}.weight.absmax": stored_scale(name, grid).float().flatten(),
             f"{name}.weight.quant_map": _numbers(),
-            f"{name}.{_STATE}": torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8),
+            f"{name}.{STATE}": torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8),
         }
 
     def unpack(self, name: str, tensors: Mapping[str, Tensor], spec: GridSpec) -> QuantizedLinear:
@@ -132,7 +132,7 @@ class BitsAndBytes(Format):
         Raises:
             CannotReadError: blocks that cross rows.
         """
-        rows, columns, size, state = _state(name, tensors)
+        rows, columns, size, state = state_of(name, tensors)
         groups = rows * columns // size
         packed = tensor(tensors, f"{name}.weight", torch.uint8, (rows * columns // 2, 1))
         numbers = tensor(tensors, f"{name}.weight.quant_map", torch.float32, (16,))
@@ -187,16 +187,16 @@ def _numbers() -> Tensor:
     return _core.dequantize(torch.arange(16, dtype=torch.uint8)[None], one)[0]
 
 
-def _state(name: str, tensors: Mapping[str, Tensor]) -> tuple[int, int, int, dict[str, Any]]:
+def state_of(name: str, tensors: Mapping[str, Tensor]) -> tuple[int, int, int, dict[str, Any]]:
     """Return (out, in), the block size, and all that is said of a weight.
 
     Raises:
         ValueError: it says nothing that can be.
         CannotReadError: blocks that cross rows.
     """
-    raw = tensors.get(f"{name}.{_STATE}")
+    raw = tensors.get(f"{name}.{STATE}")
     if raw is None or raw.dtype != torch.uint8 or raw.dim() != 1:
-        raise ValueError(f"the checkpoint has no bytes {name}.{_STATE}")
+        raise ValueError(f"the checkpoint has no bytes {name}.{STATE}")
     try:
         state = loads(bytes(raw.tolist()).decode())
         size = state["blocksize"]
@@ -205,7 +205,7 @@ def _state(name: str, tensors: Mapping[str, Tensor]) -> tuple[int, int, int, dic
             raise ValueError("sizes are not whole numbers")
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(
-            f"{name}.{_STATE} does not say blocksize and shape ({type(error).__name__}: {error})"
+            f"{name}.{STATE} does not say blocksize and shape ({type(error).__name__}: {error})"
         ) from error
     if columns % size or columns % 2:
         raise CannotReadError(

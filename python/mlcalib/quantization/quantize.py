@@ -68,12 +68,12 @@ def quantize(  # noqa: PLR0913 - what a quantization is made of
             ``[mlcalib.SmoothQuant(), mlcalib.GPTQ(bits=8)]`` scale channels by the first and solve
             by the second. The default is ``gptq``, or what ``scheme`` says.
         scheme: the numbers of weights and activations: ``W4A16``, ``W4A16_ASYM``, ``W8A16``,
-            ``FP8``, ``FP8_DYNAMIC``, ``NF4``, ``MXFP4A16``, ``NVFP4A16``, ``NVFP4`` (all with
-            ``gptq``) or ``W8A8`` (with ``smoothquant`` and the format ``compressed-tensors-int8``).
-            It stands for ``bits``, ``symmetric`` and a ``group_size``; ``method`` by name,
-            ``group_size`` and other options can be given too. ``Q2_K``, ``Q3_K_S``, ``Q3_K_M``,
-            ``Q3_K_L``, ``Q4_K_S``, ``Q4_K_M``, ``Q5_K_S``, ``Q5_K_M`` and ``Q6_K`` are the mixes of
-            llama.cpp, in the format ``gguf``.
+            ``FP8``, ``FP8_DYNAMIC``, ``NF4``, ``NF4_DOUBLE``, ``MXFP4A16``, ``NVFP4A16``, ``NVFP4``
+            (all with ``gptq``) or ``W8A8`` (with ``smoothquant`` and the format
+            ``compressed-tensors-int8``). It stands for ``bits``, ``symmetric`` and a
+            ``group_size``; ``method`` by name, ``group_size`` and other options can be given too.
+            ``Q2_K``, ``Q3_K_S``, ``Q3_K_M``, ``Q3_K_L``, ``Q4_K_S``, ``Q4_K_M``, ``Q5_K_S``,
+            ``Q5_K_M`` and ``Q6_K`` are the mixes of llama.cpp, in the format ``gguf``.
         quality: how much is done with ``gptq``, which it stands for with ``propagate`` and options:
             ``fast`` (float propagation), ``balanced`` (quantized propagation and a ``correction``)
             or ``best`` (gradients of the loss, too: ``fisher_tokens``).

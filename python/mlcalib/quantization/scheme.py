@@ -53,6 +53,7 @@ SCHEMES = {
     "FP8_DYNAMIC": Scheme("gptq", 8, True, -1, "compressed-tensors-fp8", "e4m3"),
     "FP8": Scheme("gptq", 8, True, -1, "compressed-tensors-fp8-static", "e4m3", per_tensor=True),
     "NF4": Scheme("gptq", 4, True, 64, "bitsandbytes", "nf4"),
+    "NF4_DOUBLE": Scheme("gptq", 4, True, 64, "bitsandbytes-double", "nf4"),
     "MXFP4A16": Scheme("gptq", 4, True, 32, "compressed-tensors-mxfp4", "e2m1"),
     "NVFP4A16": Scheme("gptq", 4, True, 16, "compressed-tensors-nvfp4", "e2m1"),
     "NVFP4": Scheme("gptq", 4, True, 16, "compressed-tensors-nvfp4-w4a4", "e2m1"),

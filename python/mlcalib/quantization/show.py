@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+import torch
 from markupsafe import Markup
 
 from mlcalib._core import QuantizedLinear
@@ -108,6 +109,8 @@ def _bits(linear: QuantizedLinear) -> int:
         numbers = groups * spec.scale_bits + blocks * 8 * spec.scale_dtype.itemsize
         return linear.codes.numel() * spec.bits + numbers * (1 + spec.has_minima)
     zeros = 0 if spec.symmetric else groups * spec.bits
+    if spec.scale_dtype == torch.uint8:
+        zeros += 32 * -(-groups // 256)  # what the scales' own blocks are multiples of
     return linear.codes.numel() * spec.bits + groups * 8 * spec.scale_dtype.itemsize + zeros
 
 

@@ -201,11 +201,12 @@ def solve_block(  # noqa: PLR0913 - what a solution is made of
     solved = SolvedBlock[Key](ranks=Ranks() if ranks is None else ranks)
     shapes = [(sum(task.rows), task.linears[0].in_features) for task in tasks]
     # Scales of FP8 are divided by a number that all rows decide together, as they do on one scale;
-    # with an output Gram, rows make up for the errors of others.
+    # those in uint8 are quantized together; with an output Gram, rows make up for the errors of
+    # others.
     whole = {
         index
         for index, task in enumerate(tasks)
-        if task.solver.spec.scale_dtype == torch.float8_e4m3fn
+        if task.solver.spec.scale_dtype in (torch.float8_e4m3fn, torch.uint8)
         or task.solver.spec.per_tensor
         or task.solver.fisher_tokens
     }

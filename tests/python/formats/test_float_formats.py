@@ -174,7 +174,7 @@ def test_rounding_is_that_of_the_compressed_tensors_library(form):
         (NF4, GridSpec(4, 16, True, numbers="nf4"), "NF4 in blocks of 32, 64"),
         (FP8, SPECS[STATIC], "holds scales of rows or groups, and a has others; save with compr"),
         (STATIC, SPECS[FP8], "holds one scale for each tensor, and a has others; save with dense"),
-        (formats.get("gptq")(), SPECS[NF4], "not of nf4 .*save with bitsandbytes or dense"),
+        (formats.get("gptq")(), SPECS[NF4], "not of nf4 .*bitsandbytes-double or dense"),
     ],
 )
 def test_grids_that_do_not_fit_are_refused(form, spec, message):

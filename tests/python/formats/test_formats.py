@@ -49,6 +49,7 @@ def test_names():
     assert formats.names() == [
         "awq",
         "bitsandbytes",
+        "bitsandbytes-double",
         "compressed-tensors",
         "compressed-tensors-fp8",
         "compressed-tensors-fp8-static",

@@ -34,6 +34,10 @@ CASES = [
         GridSpec(8, -1, True, numbers="e4m3", per_tensor=True, **HALF),
     ),
     ("bitsandbytes", GridSpec(4, 64, True, numbers="nf4", **HALF)),
+    *(
+        ("bitsandbytes-double", GridSpec(4, size, True, scale_dtype=torch.uint8, numbers="nf4"))
+        for size in (32, 64, 512)  # 2 blocks of scales, one, and a part of one
+    ),
     ("awq", GridSpec(4, 128, False, scale_dtype=torch.float16)),
     ("gptq-v2", GridSpec(4, 128, False, scale_dtype=torch.float16)),
     *(

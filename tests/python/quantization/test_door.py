@@ -25,6 +25,7 @@ FORMATS = {
     "gptq-v2": {},
     "awq": {},
     "bitsandbytes": {"numbers": "nf4"},
+    "bitsandbytes-double": {"numbers": "nf4"},
     "compressed-tensors-fp8": {"numbers": "e4m3", "group_size": -1},
     "compressed-tensors-mxfp4": {"numbers": "e2m1"},
     "compressed-tensors-nvfp4": {"numbers": "e2m1", "group_size": 16},

@@ -129,7 +129,7 @@ def test_what_is_no_method():
         mlcalib.quantize("/nowhere", method=mlcalib.QuantizerOptions())
 
 
-@pytest.mark.parametrize("name", sorted(SCHEMES.keys() - {"NF4", *MIXES}))
+@pytest.mark.parametrize("name", sorted(SCHEMES.keys() - {"NF4", "NF4_DOUBLE", *MIXES}))
 def test_a_scheme_means_what_compressed_tensors_means_by_it(name):
     preset = preset_name_to_scheme(name, ["Linear"])
     method, options, saved = choose(None, name, None, {})

@@ -4,10 +4,12 @@
 # BITS=4 GROUP_SIZE=64 TOKENS=20480 SCORED=1024 ITERS=10 TOOLS="mlcalib-fast llm-compressor …"
 set -euo pipefail
 python=$1 own=$2 text=$3 out=$4
-here=$(dirname "$0")/../benchmarks/peers
+here=$(realpath "$(dirname "$0")/../benchmarks/peers")
 bits=${BITS:-4}
 tools=${TOOLS:-mlcalib-fast mlcalib-best llm-compressor gptqmodel gptqmodel-gptaq}
 [ -d "$text/en" ] || { echo "$text has no folder en; give a folder with LANGUAGE/{calib,eval}.txt (TEXT=)" >&2; exit 1; }
+mkdir -p "$out"
+out=$(realpath "$out") text=$(realpath "$text") own=$(realpath -s "$own")
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} HF_HUB_OFFLINE=1
 
 # Each with torch first and by exact version, so that a CPU wheel that is at hand stays.
@@ -43,8 +45,9 @@ mkdir -p "$results"
 for tool in $tools; do
   run=$(python_of "$tool")
   echo "== $tool (log: $results/$tool.log)" >&2
-  "$run" "$here/tools.py" "$tool" "$out" "$results/$tool" --bits "$bits" --group-size "${GROUP_SIZE:-64}" \
-    --iters "${ITERS:-10}" >"$results/$tool.log" 2>&1 || { tail -n 20 "$results/$tool.log" >&2; exit 1; }
+  # In the folder of results, because GPTQModel leaves logs in the folder where it is started.
+  (cd "$results" && "$run" "$here/tools.py" "$tool" "$out" "$results/$tool" --bits "$bits" \
+    --group-size "${GROUP_SIZE:-64}" --iters "${ITERS:-10}") >"$results/$tool.log" 2>&1 || { tail -n 20 "$results/$tool.log" >&2; exit 1; }
 done
 "$own" "$here/score.py" "$text" "$out" "$results" --scored "${SCORED:-1024}" 2>"$results/score.log" |
   tee "$results/table.md"

@@ -68,6 +68,7 @@ class Awq(Format):
 
     codes: ClassVar[str] = "qweight"
     half_scales: ClassVar[bool] = True
+    middle_zeros: ClassVar[bool] = True
     config_files: ClassVar[tuple[str, ...]] = ("quant_config.json", "quantize_config.json")
     stored: ClassVar[str] = "packed (AWQ layout, gemm)"
     loading: ClassVar[str] = by_transformers("gptqmodel")

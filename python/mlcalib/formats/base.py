@@ -48,6 +48,7 @@ class Format(ABC):
         kv_cache: whether it has a place for the scales of keys and values.
         half_scales: whether scales may be float16 whatever the model's dtype.
         float32_scales: whether scales take 32 bits whatever the model's dtype.
+        middle_zeros: whether zero points of symmetric grids are stored too.
         dequantizes: whether mlcalib runs models on dequantized weights, because it has no product
             of packed ones.
         stored: how weights are stored, in words for the model card; "" for the format's name.
@@ -65,6 +66,7 @@ class Format(ABC):
     kv_cache: ClassVar[bool] = False
     half_scales: ClassVar[bool] = False
     float32_scales: ClassVar[bool] = False
+    middle_zeros: ClassVar[bool] = False
     dequantizes: ClassVar[bool] = False
     stored: ClassVar[str] = ""
     loading: ClassVar[str] = BY_MLCALIB
@@ -163,7 +165,8 @@ class Format(ABC):
             total += max(number, 32 if spec.scale_dtype == torch.float8_e4m3fn else 0)
         if spec.scale_dtype == torch.uint8:
             total += 32 * -(-groups // 256)  # nested_absmax of bitsandbytes
-        return total + groups * (number + (0 if spec.symmetric else spec.bits))
+        zero = spec.bits if self.middle_zeros or not spec.symmetric else 0
+        return total + groups * (number + zero)
 
     def write_file(
         self,

@@ -83,6 +83,7 @@ class Gptq(Format):
 
     codes: ClassVar[str] = "qweight"
     half_scales: ClassVar[bool] = True
+    middle_zeros: ClassVar[bool] = True
     config_file: ClassVar[str] = "quantize_config.json"
     config_files: ClassVar[tuple[str, ...]] = (config_file,)
     stored: ClassVar[str] = "packed (GPTQ layout)"

@@ -38,8 +38,13 @@ CASES = [
         ("bitsandbytes-double", GridSpec(4, size, True, scale_dtype=torch.uint8, numbers="nf4"))
         for size in (32, 64, 512)  # 2 blocks of scales, one, and a part of one
     ),
-    ("awq", GridSpec(4, 128, False, scale_dtype=torch.float16)),
-    ("gptq-v2", GridSpec(4, 128, False, scale_dtype=torch.float16)),
+    *(("awq", GridSpec(4, 128, each, scale_dtype=torch.float16)) for each in (True, False)),
+    *(("gptq", GridSpec(bits, 128, True, scale_dtype=torch.float16)) for bits in (2, 3, 4, 8)),
+    *(
+        ("gptq-v2", GridSpec(bits, 64, each, scale_dtype=torch.float16))
+        for bits in (3, 4)
+        for each in (True, False)
+    ),
     *(
         ("gguf", GridSpec(**kind.options(), scale_dtype=torch.float16))
         for kind in BLOCK_TYPES.values()
@@ -61,6 +66,11 @@ def test_bits_are_those_of_the_packed_tensors(name, spec):
     }
     bits = 8 * sum(tensor.numel() * tensor.itemsize for tensor in stored.values())
     assert form.bits(spec, ROWS, COLUMNS) == bits
+
+
+def test_all_formats_that_hold_codes_are_looked_at():
+    holding = {name for name in formats.names() if formats.get(name).codes is not None}
+    assert holding == {name for name, _ in CASES}
 
 
 def test_scales_in_float32_count_as_those_of_a_model_of_16_bits():

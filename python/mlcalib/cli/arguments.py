@@ -1,8 +1,11 @@
 """Arguments that commands share."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from mlcalib.calibration_sets import CalibrationSet
 
 MODEL = "A folder with safetensors, a name on the Hugging Face hub, or a GGUF file."
 LANGUAGES = (
@@ -55,6 +58,13 @@ WindowBos = Annotated[
         "one.",
     ),
 ]
+AllowShort = Annotated[
+    bool,
+    typer.Option(
+        "--allow-short",
+        help="If a language has too little text, use what there is instead of stopping.",
+    ),
+]
 Dtype = Annotated[str, typer.Option(help=DTYPE)]
 Device = Annotated[str, typer.Option(help=DEVICE)]
 Memory = Annotated[
@@ -80,3 +90,26 @@ def say_device(asked: str) -> None:
 def unescape(separator: str | None) -> str | None:
     """Return a separator in which a written backslash n or t has become a newline or a tab."""
     return None if separator is None else separator.replace("\\n", "\n").replace("\\t", "\t")
+
+
+def read_calibration(
+    model: str, languages: str, corpus: str, *, separator: str | None, **given: Any
+) -> "CalibrationSet":
+    """Return the calibration set that options ask for, and print what is in it.
+
+    Args:
+        model: whose tokenizer.
+        languages: see ``mlcalib.calibration``.
+        corpus: see there.
+        separator: as it was written; see ``unescape``.
+        given: what else ``mlcalib.calibration`` takes.
+    """
+    import mlcalib
+
+    separator = unescape(separator)
+    calibration = mlcalib.calibration(model, languages, corpus, separator=separator, **given)
+    typer.echo(calibration.table())
+    typer.echo(f"separator: {calibration.separator}")
+    if calibration.windows:
+        typer.echo(f"every sequence begins with: {calibration.windows}")
+    return calibration

@@ -7,6 +7,7 @@ import typer
 
 from mlcalib.cli.arguments import (
     MODEL,
+    AllowShort,
     Corpus,
     Device,
     Dtype,
@@ -15,8 +16,8 @@ from mlcalib.cli.arguments import (
     Separator,
     SeqLen,
     WindowBos,
+    read_calibration,
     say_device,
-    unescape,
 )
 
 
@@ -42,13 +43,7 @@ def imatrix(
     seed: Annotated[int, typer.Option(help="The seed with which documents are shuffled.")] = 0,
     separator: Separator = None,
     window_bos: WindowBos = True,
-    allow_short: Annotated[
-        bool,
-        typer.Option(
-            "--allow-short",
-            help="If a language has too little text, use what there is instead of stopping.",
-        ),
-    ] = False,
+    allow_short: AllowShort = False,
     dtype: Dtype = "auto",
     device: Device = "auto",
     memory: Memory = None,
@@ -63,21 +58,17 @@ def imatrix(
 
     check_file(out)
     say_device(device)
-    calibration = mlcalib.calibration(
+    calibration = read_calibration(
         model,
         languages,
         corpus,
         tokens=tokens,
         seq_len=seq_len,
         seed=seed,
-        separator=unescape(separator),
+        separator=separator,
         window_bos=window_bos,
         allow_short=allow_short,
     )
-    typer.echo(calibration.table())
-    typer.echo(f"separator: {calibration.separator}")
-    if calibration.windows:
-        typer.echo(f"every sequence begins with: {calibration.windows}")
     found = mlcalib.imatrix(model, calibration, dtype=dtype, device=device, memory=memory)
     found.save(out)
     typer.echo(f"{len(found.statistics)} tensors written to {out}")

@@ -8,6 +8,7 @@ import typer
 from mlcalib.cli.arguments import (
     FORMAT,
     MODEL,
+    AllowShort,
     Corpus,
     Device,
     Dtype,
@@ -16,8 +17,8 @@ from mlcalib.cli.arguments import (
     Separator,
     SeqLen,
     WindowBos,
+    read_calibration,
     say_device,
-    unescape,
 )
 from mlcalib.cli.shared import over_ranks
 
@@ -101,13 +102,7 @@ def quantize(
         Path | None,
         typer.Option(help="Turn conversations into text with the Jinja template in this file."),
     ] = None,
-    allow_short: Annotated[
-        bool,
-        typer.Option(
-            "--allow-short",
-            help="If a language has too little text, use what there is instead of stopping.",
-        ),
-    ] = False,
+    allow_short: AllowShort = False,
     quality: Annotated[
         str | None,
         typer.Option(
@@ -215,7 +210,7 @@ def quantize(
     kind = quantizers.get(chosen)
 
     def read_text() -> mlcalib.CalibrationSet:
-        calibration = mlcalib.calibration(
+        return read_calibration(
             model,
             languages,
             corpus,
@@ -223,16 +218,11 @@ def quantize(
             tokens_per_language=tokens_per_language,
             seq_len=seq_len,
             seed=seed,
-            separator=unescape(separator),
+            separator=separator,
             window_bos=window_bos,
             chat_template=chat_template_file or chat_template,
             allow_short=allow_short,
         )
-        typer.echo(calibration.table())
-        typer.echo(f"separator: {calibration.separator}")
-        if calibration.windows:
-            typer.echo(f"every sequence begins with: {calibration.windows}")
-        return calibration
 
     text = read_text if kind.needs else None
     asked: dict[str, Any] = {

@@ -7,14 +7,15 @@ import typer
 
 from mlcalib.cli.arguments import (
     MODEL,
+    AllowShort,
     Corpus,
     Device,
     Languages,
     Separator,
     SeqLen,
     WindowBos,
+    read_calibration,
     say_device,
-    unescape,
 )
 
 
@@ -45,13 +46,7 @@ def tune(
     ] = 0,
     separator: Separator = None,
     window_bos: WindowBos = True,
-    allow_short: Annotated[
-        bool,
-        typer.Option(
-            "--allow-short",
-            help="If a language has too little text, use what there is instead of stopping.",
-        ),
-    ] = False,
+    allow_short: AllowShort = False,
     learning_rate: Annotated[
         float,
         typer.Option(
@@ -82,21 +77,17 @@ def tune(
 
     check_output(out)
     say_device(device)
-    calibration = mlcalib.calibration(
+    calibration = read_calibration(
         model,
         languages,
         corpus,
         tokens=tokens,
         seq_len=seq_len,
         seed=seed,
-        separator=unescape(separator),
+        separator=separator,
         window_bos=window_bos,
         allow_short=allow_short,
     )
-    typer.echo(calibration.table())
-    typer.echo(f"separator: {calibration.separator}")
-    if calibration.windows:
-        typer.echo(f"every sequence begins with: {calibration.windows}")
     record = mlcalib.tune_checkpoint(
         checkpoint,
         model,

@@ -13,14 +13,14 @@ from mlcalib.checkpoints import Checkpoint, open_checkpoint, save_tensors
 from mlcalib.checkpoints.card import CARD, converted_card, tuned_card
 from mlcalib.checkpoints.config_check import known_family
 from mlcalib.checkpoints.expected import check_model
-from mlcalib.checkpoints.held import held_dtype, with_scales
+from mlcalib.checkpoints.held import held_dtype
 from mlcalib.checkpoints.source_files import changed_config, copy_files, save_json
 from mlcalib.checkpoints.stored_weights import StoredWeights
 from mlcalib.common import compat
 from mlcalib.common.files import atomic_folder, check_output
 from mlcalib.common.safetensors_read import INDEX, read_json
 from mlcalib.common.safetensors_write import file_pieces, tensor_piece, write_checkpoint_files
-from mlcalib.formats import Format, find_file, formats
+from mlcalib.formats import Format, find_file, formats, with_dtype
 from mlcalib.models.loading import load_tokenizer
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -173,7 +173,7 @@ def _specs(checkpoint: Checkpoint, form: Format, dtype: torch.dtype) -> dict[str
         found[name] = (grid.spec, held_dtype(name, grid, form, dtype))
         centred &= not grid.spec.has_minima and bool((grid.zero == 1 << (grid.spec.bits - 1)).all())
     return {
-        name: with_scales(spec, scale, symmetric=spec.symmetric or centred)
+        name: with_dtype(spec, scale, symmetric=spec.symmetric or centred)
         for name, (spec, scale) in found.items()
     }
 

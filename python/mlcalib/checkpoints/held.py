@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from mlcalib._core import Grid, GridSpec
+from mlcalib._core import Grid
 from mlcalib.formats import Format, held_scale
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -35,28 +35,6 @@ def held_dtype(name: str, grid: Grid, form: Format, model_dtype: torch.dtype) ->
     raise ValueError(
         f"{name}: its {made} scales are not exact in {usual}, in which {type(form).__name__} "
         f"holds those of a model in {model_dtype}; {remedy}, or quantize for it (format=)"
-    )
-
-
-def with_scales(spec: GridSpec, dtype: torch.dtype, *, symmetric: bool | None = None) -> GridSpec:
-    """Return a spec whose scales are held in another dtype, which holds them exactly.
-
-    Args:
-        spec: of the grid.
-        dtype: of the scales.
-        symmetric: None for that of ``spec``.
-    """
-    return GridSpec(
-        spec.bits,
-        spec.group_size,
-        spec.symmetric if symmetric is None else symmetric,
-        spec.range,
-        dtype,
-        spec.numbers,
-        spec.global_scale if dtype in (torch.float8_e4m3fn, torch.uint8) else 0.0,
-        spec.super_block,
-        spec.scale_bits,
-        spec.per_tensor,
     )
 
 

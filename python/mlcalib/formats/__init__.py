@@ -3,7 +3,7 @@
 from mlcalib.formats._file import FileTensors
 from mlcalib.formats._gguf_mix import types_in_mix
 from mlcalib.formats._gguf_names import gguf_names
-from mlcalib.formats._layout import held_scale
+from mlcalib.formats._layout import held_scale, replaced, with_dtype
 from mlcalib.formats._readers import (
     READERS,
     Facts,
@@ -14,7 +14,7 @@ from mlcalib.formats._readers import (
     split_linears,
 )
 from mlcalib.formats._section import Kind, Problem, as_written
-from mlcalib.formats._static_inputs import KV_CACHE_SCHEME, cache_scales, with_bound
+from mlcalib.formats._static_inputs import KV_CACHE_SCHEME, cache_scales
 from mlcalib.formats.base import MODELOPT, Format, find_file, find_format, formats, stored_section
 
 __all__ = [
@@ -37,8 +37,9 @@ __all__ = [
     "gguf_names",
     "held_scale",
     "ordinary",
+    "replaced",
     "split_linears",
     "stored_section",
     "types_in_mix",
-    "with_bound",
+    "with_dtype",
 ]

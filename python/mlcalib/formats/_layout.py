@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 import torch
 from torch import Tensor
 
-from mlcalib._core import Grid, GridSpec
+from mlcalib._core import Grid, GridSpec, QuantizedLinear
 from mlcalib.common.layer_names import fused_groups, fused_name
 
 SCALE_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -184,20 +184,39 @@ def tensor(
     return found
 
 
-def with_dtype(spec: GridSpec, dtype: torch.dtype) -> GridSpec:
-    """Return a grid spec with another scale dtype."""
-    if spec.scale_dtype == dtype:
-        return spec
+def with_dtype(spec: GridSpec, dtype: torch.dtype, *, symmetric: bool | None = None) -> GridSpec:
+    """Return a spec whose scales are held in another dtype, which holds them exactly.
+
+    Args:
+        spec: of the grid.
+        dtype: of the scales.
+        symmetric: None for that of ``spec``.
+    """
     return GridSpec(
         spec.bits,
         spec.group_size,
-        spec.symmetric,
+        spec.symmetric if symmetric is None else symmetric,
         spec.range,
         dtype,
-        numbers=spec.numbers,
-        super_block=spec.super_block,
-        scale_bits=spec.scale_bits,
-        per_tensor=spec.per_tensor,
+        spec.numbers,
+        spec.global_scale if dtype in (torch.float8_e4m3fn, torch.uint8) else 0.0,
+        spec.super_block,
+        spec.scale_bits,
+        spec.per_tensor,
+    )
+
+
+def replaced(
+    quantized: QuantizedLinear, *, grid: Grid | None = None, input_bound: float | None = None
+) -> QuantizedLinear:
+    """Return a linear with another grid or range of its input, and what else is known of it."""
+    return QuantizedLinear(
+        quantized.codes,
+        quantized.grid if grid is None else grid,
+        loss=quantized.loss,
+        damp=quantized.damp,
+        dead_channels=quantized.dead_channels,
+        input_bound=quantized.input_bound if input_bound is None else input_bound,
     )
 
 

@@ -53,18 +53,6 @@ def positive_number(tensors: Mapping[str, Tensor], name: str) -> float:
     return value
 
 
-def with_bound(quantized: QuantizedLinear, bound: float) -> QuantizedLinear:
-    """Return a linear with the largest magnitude of its input that a checkpoint holds."""
-    return QuantizedLinear(
-        quantized.codes,
-        quantized.grid,
-        loss=quantized.loss,
-        damp=quantized.damp,
-        dead_channels=quantized.dead_channels,
-        input_bound=bound,
-    )
-
-
 def has_static_inputs(config: Mapping[str, Any]) -> bool:
     """Return whether all groups of a section of compressed-tensors store ranges of inputs."""
     groups = config.get("config_groups")

@@ -33,7 +33,6 @@ from mlcalib.formats._static_inputs import (
     bound_of,
     positive_number,
     scale_up_to,
-    with_bound,
 )
 from mlcalib.formats.base import formats
 from mlcalib.formats.compressed_tensors_fp8 import CompressedTensorsFp8
@@ -90,7 +89,7 @@ class CompressedTensorsFp8Static(CompressedTensorsFp8):
         scale = torch.full((len(weight), 1), value)
         zero = torch.zeros_like(scale, dtype=torch.uint8)
         own = with_dtype(spec, tensors[f"{name}.weight_scale"].dtype)  # other tools: float32
-        return with_bound(QuantizedLinear(weight.view(torch.uint8), Grid(scale, zero, own)), bound)
+        return QuantizedLinear(weight.view(torch.uint8), Grid(scale, zero, own), input_bound=bound)
 
     def read_specs(
         self, config: Mapping[str, Any], linears: Iterable[str], scale_dtype: torch.dtype

@@ -11,7 +11,7 @@ from mlcalib._core import QuantizedLinear
 from mlcalib.checkpoints.record import layer_record, resources
 from mlcalib.common.ranks import Ranks
 from mlcalib.common.stopwatch import Stopwatch
-from mlcalib.formats import with_bound
+from mlcalib.formats import replaced
 from mlcalib.models import Adapter
 from mlcalib.quantization.fisher import BlockFisher
 from mlcalib.quantization.input_bounds import Bound, input_bounds
@@ -188,7 +188,7 @@ class QuantizationJob:
             clip = variant.activation_clip
             bounds = input_bounds(adapter, name, own, own_text, solved.divided, clip)
             solved.linears |= {
-                layer: with_bound(solved.linears[layer], bound.largest)
+                layer: replaced(solved.linears[layer], input_bound=bound.largest)
                 for layer, bound in bounds.items()
                 if layer in solved.linears
             }

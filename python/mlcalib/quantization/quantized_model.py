@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from mlcalib._core import Grid, QuantizedLinear
 from mlcalib.calibration_sets import CalibrationSet
-from mlcalib.checkpoints.held import held_dtype, with_scales
+from mlcalib.checkpoints.held import held_dtype
 from mlcalib.checkpoints.record import checkpoint_record, layer_record, summary
-from mlcalib.formats import Format, formats
+from mlcalib.formats import Format, formats, with_dtype
 from mlcalib.models import Adapter
 from mlcalib.notebook.plots import loss_heatmap
 from mlcalib.quantization import show
@@ -174,7 +174,7 @@ class QuantizedModel:
             grid = linear.grid
             dtype = held_dtype(name, grid, form, self.model.dtype)
             if grid.spec.scale_dtype != dtype:
-                grid = Grid(grid.scale, grid.zero, with_scales(grid.spec, dtype))
+                grid = Grid(grid.scale, grid.zero, with_dtype(grid.spec, dtype))
             found[name] = QuantizedLinear(linear.codes, grid, input_bound=linear.input_bound)
         specs = {name: linear.grid.spec for name, linear in found.items()}
         codes = {name: linear.codes for name, linear in found.items()}

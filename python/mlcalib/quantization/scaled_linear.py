@@ -9,6 +9,7 @@ from torch.nn.functional import linear
 
 from mlcalib import _core
 from mlcalib._core import Grid, GridSpec, QuantizedLinear
+from mlcalib.formats import with_dtype
 from mlcalib.models import Adapter
 
 if TYPE_CHECKING:
@@ -52,9 +53,9 @@ class ScaledLinear(nn.Module):
     def weight(self) -> Tensor:
         """The weight [out, in], in the dtype of the linear's."""
         grid = self._quantized.grid
-        levels = _core.dequantize(
-            self._quantized.codes, Grid(torch.ones_like(grid.scale), grid.zero, _plain(grid.spec))
-        )
+        plain = with_dtype(grid.spec, torch.float32)
+        ones = Grid(torch.ones_like(grid.scale), grid.zero, plain)
+        levels = _core.dequantize(self._quantized.codes, ones)
         scale = self.scale() if self.rounded else self._changed()
         if self._size != -1:
             scale = scale.repeat_interleave(self._size, 1)[:, : levels.shape[1]]
@@ -70,13 +71,6 @@ class ScaledLinear(nn.Module):
 
     def _changed(self) -> Tensor:
         return self._quantized.grid.scale.to(self.change.dtype) * self.change.exp()
-
-
-def _plain(spec: GridSpec) -> GridSpec:
-    """Return a spec with scales of any number."""
-    return GridSpec(
-        spec.bits, spec.group_size, spec.symmetric, spec.range, torch.float32, spec.numbers
-    )
 
 
 def check_grids(specs: Mapping[str, GridSpec]) -> None:

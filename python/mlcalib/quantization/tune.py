@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from mlcalib._core import Grid, QuantizedLinear
+from mlcalib._core import Grid
 from mlcalib.calibration_sets import CalibrationSet
 from mlcalib.checkpoints import FileCheckpoint, open_checkpoint
 from mlcalib.checkpoints.convert import rewrite
 from mlcalib.common.files import check_output
 from mlcalib.common.hub import hub_name, located
 from mlcalib.common.stopwatch import Stopwatch
+from mlcalib.formats import replaced
 from mlcalib.models.device import choose_device
 from mlcalib.models.loading import load_model, shared_copy
 from mlcalib.quantization.open_source import open_source
@@ -94,7 +95,8 @@ def tune(
         )
         tuned = training.run("tuning scales" if progress else None)
     linears = {
-        name: _with_scale(each, tuned.scales[name]) for name, each in quantized.linears.items()
+        name: replaced(each, grid=Grid(tuned.scales[name], each.grid.zero, each.grid.spec))
+        for name, each in quantized.linears.items()
     }
     result = shared_copy(quantized.model)
     for name in tuned.scales:
@@ -235,16 +237,3 @@ def _name_of(model: "str | Path | PreTrainedModel") -> str:
     if isinstance(model, str | Path):
         return hub_name(str(model))
     return model.config.name_or_path or type(model).__name__
-
-
-def _with_scale(quantized: QuantizedLinear, scale: torch.Tensor) -> QuantizedLinear:
-    """Return a linear with other scales, and what else is known of it."""
-    grid = Grid(scale, quantized.grid.zero, quantized.grid.spec)
-    return QuantizedLinear(
-        quantized.codes,
-        grid,
-        loss=quantized.loss,
-        damp=quantized.damp,
-        dead_channels=quantized.dead_channels,
-        input_bound=quantized.input_bound,
-    )

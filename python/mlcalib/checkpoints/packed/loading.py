@@ -1,10 +1,10 @@
 """``mlcalib.load``: a quantized checkpoint as a model on packed weights; ``load_to_run``."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -93,7 +93,7 @@ def load(
     model: PreTrainedModel = model_loader(config).from_pretrained(
         folder, config=config, dtype=dtype, use_safetensors=True
     )
-    _round_cache(model, StoredWeights(Path(folder), torch.float32))
+    _round_cache(model, Path(folder), checkpoint.section)
     return _on(model, place)
 
 
@@ -140,7 +140,7 @@ def load_to_run(
     if dequantizes or stored.get("quant_method") not in compat.quantization_methods():
         return _load_dequantized(folder, config, dtype, device)
     model = load_model(source, dtype, device, config)
-    _round_cache(model, StoredWeights(folder, torch.float32))
+    _round_cache(model, folder, stored)
     return model
 
 
@@ -181,7 +181,7 @@ def _load_dequantized(
         dtype=kind,
     )
     _round_inputs(model, weights)
-    _round_cache(model, weights)
+    _round_cache(model, folder, weights.section or {})
     return model.to(device or "cpu").eval()
 
 
@@ -208,13 +208,14 @@ def _round_inputs(model: "PreTrainedModel", weights: StoredWeights) -> None:
             linear.register_forward_pre_hook(partial(_rounded, rounding))
 
 
-def _round_cache(model: "PreTrainedModel", weights: StoredWeights) -> None:
+def _round_cache(model: "PreTrainedModel", folder: Path, section: Mapping[str, Any]) -> None:
     """Let attention round keys and values where the checkpoint has scales of them.
 
     Not where compressed-tensors does: it knows the cache by another name than transformers 5.23.
     """
-    if not (weights.section or {}).get("kv_cache_scheme"):
+    if not section.get("kv_cache_scheme"):
         return
+    weights = StoredWeights(folder, torch.float32)
     ends = (".k_scale", ".v_scale")
     found = {
         name: float(scale)

@@ -23,10 +23,12 @@ from mlcalib.common.gguf_types import MIXES
 GROUPS = {"group_size": 64}
 ROWS = {"group_size": -1, "symmetric": True}
 BLOCKS = {"group_size": 32, "symmetric": True, "format": "gguf"}
+SCHEMES = ("FP8_DYNAMIC", "NF4", "NF4_DOUBLE", "MXFP4A16", "NVFP4A16")
+RANGES_OF_INPUTS = ("FP8", "NVFP4")  # rounding reads no text, so it cannot have them
 FORMATS: dict[str, dict[str, Any]] = {
     **{f"W{bits}-row": {"bits": bits, **ROWS} for bits in (8, 4)},
     **{f"W{bits}-g64": {"bits": bits, **GROUPS} for bits in (2, 3, 4, 5, 6)},
-    **{name: {"scheme": name} for name in ("FP8_DYNAMIC", "NF4", "MXFP4A16", "NVFP4A16", *MIXES)},
+    **{name: {"scheme": name} for name in (*SCHEMES, *RANGES_OF_INPUTS, *MIXES)},
     **{f"Q{bits}_0": {"bits": bits, **BLOCKS} for bits in (4, 5, 8)},
 }
 BY = {"rtn": {"method": "rtn", "range": "mse"}, "gptq": {"method": "gptq"}}
@@ -38,6 +40,7 @@ def study(text: Path, formats: list[str], by: list[str], scored: int) -> dict[st
         {**BY[method], **FORMATS[name], "name": f"{method}-{name}"}
         for name in formats
         for method in by
+        if method != "rtn" or name not in RANGES_OF_INPUTS
     ]
     return {
         "name": "formats",

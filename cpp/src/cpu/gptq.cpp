@@ -2,7 +2,6 @@
 #include <ATen/Parallel.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/linalg_solve_triangular.h>
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
@@ -273,6 +272,26 @@ class Solve {
             spec_.range == Range::kGramBlock ? problem_.gram : at::Tensor()};
   }
 
+  // panel [k][kRowTile] becomes U⁻¹ panel, of the transpose of a unit upper triangle U. LAPACK's
+  // solution would depend on how many tiles are solved together.
+  void substitute(const at::Tensor& transposed, float* panel) const {
+    const int64_t rows = kernels_.factor->rows, count = transposed.size(0);
+    const float* unit = transposed.const_data_ptr<float>();
+    for (int64_t end = count; end > 0; end = (end - 1) / rows * rows) {
+      const int64_t begin = (end - 1) / rows * rows;
+      kernels_.factor->add_product(unit + end * count + begin, count, panel + end * kRowTile,
+                                   count - end, -1, end - begin, panel + begin * kRowTile);
+      for (int64_t j = end - 1; j > begin; --j) {
+        for (int64_t k = begin; k < j; ++k) {
+          const float value = unit[j * count + k];
+          for (int64_t i = 0; i < kRowTile; ++i) {
+            panel[k * kRowTile + i] -= value * panel[j * kRowTile + i];
+          }
+        }
+      }
+    }
+  }
+
   // Fits groups to the weights that GPTQ holds when it gets there: with F, the feedback of all
   // earlier ones, W_G + R_GG'⁻¹ F, where R' has the unit diagonal.
   void fit_running(int64_t first, int64_t last) {
@@ -280,14 +299,14 @@ class Solve {
     const int64_t groups = groups_of_[first] - group + 1, width = group_width(spec_, columns_);
     at::Tensor held = at::zeros({weight_.size(0), count, kRowTile}, weight_.options());
     if (last < columns_) {
-      const at::Tensor packed = pack_factor(first, last);
+      const at::Tensor packed = pack_factor(first, last), own = unit(first, last).t().contiguous();
       at::parallel_for(0, weight_.size(0), 1, [&](int64_t begin, int64_t end) {
         for (int64_t tile = begin; tile < end; ++tile) {
-          feed_back(packed, tile, last, 0, count, held[tile].data_ptr<float>());
+          float* fed = held[tile].data_ptr<float>();
+          feed_back(packed, tile, last, 0, count, fed);
+          substitute(own, fed);
         }
       });
-      held = at::linalg_solve_triangular(unit(first, last), held, /*upper=*/true, /*left=*/true,
-                                         /*unitriangular=*/true);
     }
     const int64_t column = columns_ - last;  // the order is natural
     held = (held.flip(1) + weight_.narrow(1, column, count)).contiguous();

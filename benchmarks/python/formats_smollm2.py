@@ -24,7 +24,7 @@ GROUPS = {"group_size": 64}
 ROWS = {"group_size": -1, "symmetric": True}
 BLOCKS = {"group_size": 32, "symmetric": True, "format": "gguf"}
 SCHEMES = ("FP8_DYNAMIC", "NF4", "NF4_DOUBLE", "MXFP4A16", "NVFP4A16")
-RANGES_OF_INPUTS = ("FP8", "NVFP4")  # rounding reads no text, so it cannot have them
+RANGES_OF_INPUTS = ("FP8", "NVFP4")  # which come from text: no rounding without it
 FORMATS: dict[str, dict[str, Any]] = {
     **{f"W{bits}-row": {"bits": bits, **ROWS} for bits in (8, 4)},
     **{f"W{bits}-g64": {"bits": bits, **GROUPS} for bits in (2, 3, 4, 5, 6)},

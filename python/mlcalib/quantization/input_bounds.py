@@ -1,13 +1,13 @@
 """Static ranges of activations: what a checkpoint stores of the input of each linear."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from mlcalib.models import Adapter
-from mlcalib.quantization.propagation import BlockStatistics
+from mlcalib.quantization.propagation import BlockStatistics, Prefix
 from mlcalib.quantization.solve import longest
 from mlcalib.statistics import StatisticSet, histogram_edges
 
@@ -84,10 +84,13 @@ def input_bounds(
     block_name: str,
     block: nn.Module,
     statistics: BlockStatistics,
+    mixture: Collection[Prefix],
     divided: Mapping[str, Tensor],
     clip: float,
 ) -> dict[str, Bound]:
     """Return linear (name in the model) → the range of its input, of the longest texts.
+
+    Shares are of all languages that there is text of, those that decide no range too.
 
     Experts of a block have one for each of their places, as readers of such checkpoints take it.
 
@@ -96,15 +99,20 @@ def input_bounds(
         block_name: name of the block in the model.
         block: the block.
         statistics: of its inputs, before their channels are scaled.
+        mixture: the texts that decide the ranges.
         divided: input → what its channels are divided by, where they are scaled.
         clip: see ``bound_of``.
     """
     linears = adapter.linears_of(block)
-    texts = {name: longest(by_prefix) for name, by_prefix in statistics.items()}
+    languages = {each.language for each in mixture}
     largest: dict[str, float] = {}
-    for name, by_language in texts.items():
+    texts: dict[str, dict[str, StatisticSet]] = {}
+    for name, by_prefix in statistics.items():
         place = _place(adapter, linears[name][0])
-        own = bound_of(by_language, clip, divided.get(name))
+        deciding = longest({each: by_prefix[each] for each in by_prefix if each in mixture})
+        own = bound_of(deciding, clip, divided.get(name))
+        others = {each: by_prefix[each] for each in by_prefix if each.language not in languages}
+        texts[name] = deciding | longest(others)
         largest[place] = max(largest.get(place, 0.0), own)
     found: dict[str, Bound] = {}
     for name, by_language in texts.items():

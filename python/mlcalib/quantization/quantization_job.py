@@ -186,7 +186,8 @@ class QuantizationJob:
         bounds: dict[str, Bound] = {}
         if variant.static_inputs:
             clip = variant.activation_clip
-            bounds = input_bounds(adapter, name, own, own_text, solved.divided, clip)
+            texts, divided = block.statistics, solved.divided
+            bounds = input_bounds(adapter, name, own, texts, variant.mixture, divided, clip)
             solved.linears |= {
                 layer: replaced(solved.linears[layer], input_bound=bound.largest)
                 for layer, bound in bounds.items()

@@ -79,7 +79,7 @@ class Variant:
     @property
     def kinds(self) -> tuple[str, ...]:
         """Statistics to be kept: losses need the Gram, records ranges, the rest the quantizer."""
-        counted = ("histogram",) if self.static_inputs and self.activation_clip else ()
+        counted = ("histogram",) if self.static_inputs else ()
         return tuple(dict.fromkeys(("gram", "range", *counted, *self.quantizer.kinds)))
 
     @property

@@ -59,6 +59,7 @@ class VariantSpec(Config):
         options: the options of the quantizer.
         format: of the checkpoint; None for ``llm_int8``, which has none.
         propagate: ``float`` or ``quantized``.
+        activation_clip: see ``mlcalib.quantize``.
     """
 
     name: str
@@ -68,6 +69,7 @@ class VariantSpec(Config):
     options: dict[str, Any]
     format: str | None
     propagate: Literal["float", "quantized"]
+    activation_clip: float = 0.0
 
     @property
     def threshold(self) -> float | None:
@@ -161,22 +163,25 @@ def _int8(spec: StudySpec, given: QuantizerSpec) -> Iterator[VariantSpec]:
 def _quantized(spec: StudySpec, given: QuantizerSpec, settings: list[str]) -> Iterator[VariantSpec]:
     """Yield the checkpoints of a quantizer: of all its values, on every setting if it needs one."""
     several = dict(given.model_extra or {})
-    modes = _many(given.propagate or spec.propagate)
-    for scheme, form, *values, propagate in product(
-        _many(given.scheme), _many(given.format), *map(_many, several.values()), modes
+    modes, clips = _many(given.propagate or spec.propagate), _many(given.activation_clip)
+    for scheme, form, *values, propagate, clip in product(
+        _many(given.scheme), _many(given.format), *map(_many, several.values()), modes, clips
     ):
         asked = dict(zip(several, values, strict=True))
         own = SCHEMES[scheme].format if scheme in SCHEMES else None
         method, options, chosen = choose(given.method, scheme, form or own or spec.format, asked)
-        formats.get(chosen)
+        ranges = formats.get(chosen).static_inputs
         check_method(method, propagate, calibrated=True, options=options)
-        kind = quantizers.get(method)
+        reads = bool(quantizers.get(method).needs) or ranges
         label = given.name or _label(method, scheme, form, asked)
-        if kind.needs and not settings:
-            raise ValueError(f"The study has no settings, which {method} needs.")
-        if propagate == "quantized" and kind.needs:
+        if reads and not settings:
+            what = f"{chosen}, for its ranges of activations" if ranges else method
+            raise ValueError(f"The study has no settings, which {what} needs.")
+        if propagate == "quantized" and reads:
             label += "-quantized"
-        for setting in settings if kind.needs else [None]:
+        if clip:
+            label += f"-clip_{clip:g}"
+        for setting in settings if reads else [None]:
             yield VariantSpec(
                 name=label if setting is None else f"{label}-{setting}",
                 setting=setting,
@@ -184,7 +189,8 @@ def _quantized(spec: StudySpec, given: QuantizerSpec, settings: list[str]) -> It
                 method=method,
                 options=options,
                 format=chosen,
-                propagate=propagate if kind.needs else "float",
+                propagate=propagate if reads else "float",
+                activation_clip=clip,
             )
 
 

@@ -136,6 +136,7 @@ def open_model(spec: StudySpec, name: str, out: Path, ranks: Ranks) -> ModelStud
             dtype=source.dtype,
             method=variant.method,
             propagate=None if variant.setting is None else variant.propagate,
+            activation_clip=variant.activation_clip,
             format=variant.format or "",
             options=variant.options,
         )
@@ -331,9 +332,8 @@ def _finish(study: ModelStudy, name: str, job: QuantizationJob) -> None:
         source, sink, "calibration", "heldout", "scales", "layers"
     )
     known: dict[str, Any] = {"losses": losses, "heldout": heldout, "scales": scales}
-    known["divergence"] = {
-        layer: each["divergence"] for layer, each in layers.items() if "divergence" in each
-    }
+    for kept, recorded in (("divergence", "divergence"), ("clipped", "input_clipped")):
+        known[kept] = {layer: each[recorded] for layer, each in layers.items() if recorded in each}
     out = study.checkpoint(name)
     if (out / "mlcalib.json").is_file():  # killed when only the rest was missing
         record = read_json(out / "mlcalib.json")

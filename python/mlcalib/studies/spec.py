@@ -61,6 +61,7 @@ class QuantizerSpec(BaseModel):
         format: the format of the checkpoint; by default that of the scheme, or of the study.
         propagate: ``float`` or ``quantized``, which needs a pass of its own; by default that of the
             study.
+        activation_clip: of formats that store ranges of activations; see ``mlcalib.quantize``.
         name: what results call it; by default method, scheme and options in short.
     """
 
@@ -72,6 +73,7 @@ class QuantizerSpec(BaseModel):
     propagate: Literal["float", "quantized"] | tuple[Literal["float", "quantized"], ...] | None = (
         None
     )
+    activation_clip: float | tuple[float, ...] = 0.0
     name: str | None = Field(default=None, pattern=r"^[^/\\]+$")
 
     @model_validator(mode="after")

@@ -144,6 +144,10 @@ def test_it_says_where_it_stands(finished, model, text):
         ({"method": "rtn", "format": ["gptq", "dense"]}, ["rtn-w4-g128-gptq", "rtn-w4-g128-dense"]),
         ({"method": "llm_int8", "threshold": [6, 3.5]}, ["llm_int8", "llm_int8-threshold_3.5"]),
         ({"method": "rtn", "scheme": "NF4", "name": "mine"}, ["mine"]),
+        (
+            {"scheme": "FP8", "activation_clip": [0, 1e-4]},
+            ["gptq-FP8-en", "gptq-FP8-clip_0.0001-en"],
+        ),
         ({"method": mlcalib.GPTQ(bits=3), "format": "gptq"}, ["gptq-w3-g128-gptq-en"]),
     ],
 )
@@ -167,6 +171,7 @@ def test_labels_say_what_was_asked_for(quantizer, names):
         ({"method": "rtn", "name": "a/b"}, "pattern"),
         ({"method": "rtn", "name": "float"}, "Two variants are called 'float'"),
         ({"method": mlcalib.GPTQ(bits=3), "bits": 3}, "bits is given twice"),
+        ({"scheme": "NF4", "activation_clip": 0.1}, "stores no ranges of activations"),
     ],
 )
 def test_what_does_not_fit_is_told_before_anything_runs(quantizer, message, model, text, tmp_path):
@@ -178,3 +183,58 @@ def test_what_does_not_fit_is_told_before_anything_runs(quantizer, message, mode
 def test_llm_int8_needs_an_evaluation(model, text, tmp_path):
     with pytest.raises(ValueError, match="is only evaluated, but the study has no evaluation"):
         run(PRESET, tmp_path / "out", **options(model, text) | {"evaluation": None})
+
+
+@pytest.fixture(scope="module")
+def static(model, text, tmp_path_factory):
+    """Static FP8 of two settings, by two methods, with two shares that may be clipped."""
+    changes = options(model, text) | {
+        "name": "static",
+        "settings": ["en", "sw"],
+        "quantizers": [
+            {"method": "rtn", "scheme": "FP8"},
+            {"scheme": "FP8", "activation_clip": [0, 0.01]},
+        ],
+        "evaluation": None,
+        "layers": None,
+    }
+    return run(changes, tmp_path_factory.mktemp("static"))
+
+
+def test_ranges_of_inputs_are_those_of_each_setting(static):
+    made = {path.name for path in (static.folder / "tiny" / "checkpoints").iterdir()}
+    assert made == {
+        f"{way}-{setting}"
+        for way in ("rtn-FP8", "gptq-FP8", "gptq-FP8-clip_0.01")
+        for setting in ("en", "sw")
+    }
+
+
+def test_what_is_clipped_is_known_of_languages_that_a_setting_lacks(static):
+    table = static.table("clipped")
+    assert set(table["language"]) == {"en", "sw"}
+    own = table["language"] == table["setting"]
+    clipping = table["variant"].str.contains("clip_0.01")
+    assert (table[own & ~clipping]["share"] == 0).all()
+    assert table[~own & ~clipping]["share"].max() > 0
+    assert 0 < table[own & clipping]["share"].max() <= 0.01
+    assert table[~own & clipping]["share"].max() > 0.01
+    assert "Activations clipped by static ranges" in static.report().read_text()
+
+
+def test_shares_are_those_of_a_separate_run(static, model, text, tmp_path):
+    calibration = mlcalib.calibration(model, "sw", f"files:{text}", tokens=200, seq_len=32)
+    record = mlcalib.quantize_checkpoint(
+        model,
+        tmp_path / "alone",
+        calibration,
+        scheme="FP8",
+        activation_clip=0.01,
+        propagate="float",
+        progress=False,
+    )
+    table = static.table("clipped")
+    mine = table[(table["variant"] == "gptq-FP8-clip_0.01-sw") & (table["language"] == "sw")]
+    assert mine.set_index("linear")["share"].to_dict() == pytest.approx(
+        {name: layer["input_clipped"]["sw"] for name, layer in record["layers"].items()}
+    )

@@ -7,6 +7,7 @@ from mlcalib.report.page.canvas import Drawing, style
 from mlcalib.report.page.document import Section
 from mlcalib.report.study_report import sizes
 from mlcalib.report.study_report.answer import answer
+from mlcalib.report.study_report.clipping import clipping
 from mlcalib.report.study_report.costs import cost
 from mlcalib.report.study_report.figures import drawings
 from mlcalib.report.study_report.prediction import prediction
@@ -75,6 +76,7 @@ def sections(found: Results) -> list[Section]:
             prediction(report, prefix),
             layer_losses(report, prefix),
             ranges(report, prefix),
+            clipping(report, prefix),
             cost(report, prefix),
         ]
         present = [each for each in inner if each is not None]

@@ -140,6 +140,7 @@ class Record(_Part):
     losses: ByLanguage = {}
     heldout: ByLanguage = {}
     divergence: ByLanguage = {}
+    clipped: ByLanguage = {}
     warnings: list[str] = []
     seconds: dict[str, float] = {}
     bytes: int | None = None

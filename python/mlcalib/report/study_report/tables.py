@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from mlcalib.report.evaluation_report.tables import change_tables
+from mlcalib.report.study_report.clipping import clipping_records
 from mlcalib.report.study_report.comparison import Grid
 from mlcalib.report.study_report.costs import separate, spent
 from mlcalib.report.study_report.folder import FLOAT
@@ -30,6 +31,7 @@ def tables(results: Results) -> dict[str, Records]:
         "layer_losses": _layer_losses,
         "activation_ranges": _ranges,
         "outside": _outside,
+        "clipped": clipping_records,
         "costs": _costs,
         "tasks": lambda report: _tasks(results, report),
         **{f"tasks_{name}": partial(_compared, name) for name in ("changes", "groups", "flips")},

@@ -369,8 +369,15 @@ def corrected(
     weight: Tensor, x: Tensor, reference: Tensor, strength: float, ridge: float
 ) -> Tensor:
     """W + strength · W E (G + λI)⁻¹ from the activations themselves (arXiv 2504.02692)."""
-    weight, x, reference = weight.double(), x.double(), reference.double()
+    missing = (reference.double() - x.double()) @ weight.double().T
+    return corrected_by(weight, x, missing, strength, ridge)
+
+
+def corrected_by(
+    weight: Tensor, x: Tensor, missing: Tensor, strength: float, ridge: float
+) -> Tensor:
+    """W + strength · Σ d xᵀ (G + λI)⁻¹, where d [tokens, out] is missing from outputs."""
+    x = x.double()
     gram = x.T @ x
     damped = gram + ridge * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
-    deviation = (reference - x).T @ x
-    return weight + strength * torch.linalg.solve(damped, (weight @ deviation).T).T
+    return weight.double() + strength * torch.linalg.solve(damped, x.T @ missing.double()).T

@@ -161,6 +161,8 @@ def needs_of(  # noqa: PLR0913 - what decides it
     )
     there = next(block.parameters()).device
     models = 2 if compares(kinds) else 1
+    last = list(inputs.values())[-1]
+    writer = 2 * last[0].numel() * _FLOAT if models == 2 and len(last) == 1 else 0  # W and W⁺
     each = sizes_of.of_text(how)
     everywhere = sizes_of.others + (0 if how.apart else sizes_of.experts)
     sent = 0
@@ -170,7 +172,7 @@ def needs_of(  # noqa: PLR0913 - what decides it
     return Needs(
         model=source.resident if device.type == "cpu" and there.type == "meta" else 0,
         block=0 if there == device else weights * size,
-        forward=0 if text is None else int(2 * text.seq_len * (wide + 4 * width) * size),
+        forward=0 if text is None else int(2 * text.seq_len * (wide + 4 * width) * size) + writer,
         solve=solve,
         turns=max(solving - 1, 0) * max(mixed, solved + weights * size),
         hidden=0 if text is None else _tokens_of_rank(text, ranks) * token * models,

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from itertools import accumulate, zip_longest
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
@@ -20,6 +21,7 @@ from mlcalib.models.running import (
     call_block,
     embed,
     first_output,
+    run_block,
     run_to_last_input,
     watching,
 )
@@ -28,6 +30,7 @@ from mlcalib.quantization.dealing import dealt
 from mlcalib.quantization.expert_rows import ExpertRows, Step, Taken
 from mlcalib.quantization.hidden_states import HiddenStates
 from mlcalib.quantization.probe import Probe
+from mlcalib.quantization.stream_writer import Comparison, StreamWriter, find_stream_writer
 from mlcalib.statistics import StatisticSet, compares
 from mlcalib.statistics.pairwise import leaf_sequences
 
@@ -222,14 +225,15 @@ class Flow:
         at_once = {name: size for name, size in kept.items() if name not in apart}
         found = Gathering(at_once, kinds, place, device, observe, self._ranks, of_leaf)
         rows = ExpertRows(apart, kept, kinds, place, device, self._ranks, of_leaf, taken)
-        reference: dict[str, Tensor] = {}  # input → the float model's activations
+        compared = Comparison(self._writer(block_name, block) if comparing else None)
 
         def see(name: str, x: Tensor, positions: Tensor | None) -> None:
             if name in apart and positions is not None:
                 rows.see(name, x, positions)
-            else:
-                found.see(name, x, positions, reference.get(name))
+            elif not compared.holds(name, x):
+                found.see(name, x, positions, compared.reference(name))
 
+        whole = compared.writer is not None
         start = time.perf_counter()
         for language, prefixes in self._prefixes.items():
             if languages is not None and language not in languages:
@@ -243,14 +247,12 @@ class Flow:
                 found.begin_sequence(index, ending, length)
                 rows.begin_sequence(index, length)
                 if comparing:
-                    reference = self._run_float(block_name, block, language, index)
+                    compared.begin(*self._run_float(block_name, block, language, index))
                 with beside(language), watching(self._adapter, block, see):
-                    if advance:
-                        self._move(block_name, block, language, index)
-                    else:
-                        state = self._read(block_name, language, index)
-                        inputs = self._arguments.of(block_name, (language, index), keeps=True)
-                        run_to_last_input(self._adapter, block, state, inputs)
+                    take = self._move if advance else self._run if whole else self._read_inputs
+                    output = take(block_name, block, language, index)
+                if (last := compared.end(output)) is not None:
+                    found.see(*last)
                 found.end_sequence()
             found.end_text()
             if apart:
@@ -280,23 +282,47 @@ class Flow:
 
     def _run_float(
         self, block_name: str, block: nn.Module, language: str, index: int
-    ) -> dict[str, Tensor]:
-        """Take the float model's hidden states of a sequence on; return what each input reads."""
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Take the float model's hidden states of a sequence on.
+
+        Returns:
+            What each input reads, and what the block returns.
+        """
         seen: dict[str, Tensor] = {}
 
         def keep(name: str, x: Tensor, _: Tensor | None) -> None:
             seen[name] = x
 
         with watching(self._adapter, block, keep):
-            self._move(block_name, block, _float(language), index)
-        return seen
+            output = self._move(block_name, block, _float(language), index)
+        return seen, output
 
-    def _move(self, block_name: str, block: nn.Module, kept: str, index: int) -> None:
+    def _writer(self, block_name: str, block: nn.Module) -> StreamWriter | None:
+        """Return the linear of a block that makes up for errors of the hidden states too."""
+        for language, index in self._all():
+            run = partial(self._run, block_name, block, language, index)
+            return find_stream_writer(self._adapter, block, run)
+        return None
+
+    def _read_inputs(self, block_name: str, block: nn.Module, kept: str, index: int) -> None:
+        """Run a block on a sequence as far as its linears read."""
+        inputs = self._arguments.of(block_name, (kept, index), keeps=True)
+        state = self._read(block_name, kept, index)
+        run_to_last_input(self._adapter, block, state, inputs)
+
+    def _run(self, block_name: str, block: nn.Module, kept: str, index: int) -> Tensor:
+        """Return what a block makes of a sequence; its hidden states stay where they are."""
+        inputs = self._arguments.of(block_name, (kept, index), keeps=True)
+        return run_block(block, self._read(block_name, kept, index), inputs)
+
+    def _move(self, block_name: str, block: nn.Module, kept: str, index: int) -> Tensor:
         """Take the hidden states of a sequence, kept under a name, through a block."""
         inputs = self._arguments.of(block_name, (kept, index))
         output = call_block(block, self._read(block_name, kept, index), inputs)
-        self._hidden.write(kept, index, first_output(output))
+        hidden = first_output(output)
+        self._hidden.write(kept, index, hidden)
         self._arguments.hand_over((kept, index), output)
+        return hidden
 
     def _read(self, block_name: str, kept: str, index: int) -> Tensor:
         state = self._hidden.read(kept, index)

@@ -45,8 +45,9 @@ class GPTQ(QuantizerOptions):
         refit: how often scales are fitted again to the codes and the weights are solved again.
         correction: from 0 to 1: how far weights move, before they are rounded, towards weights
             that give the float model's outputs for the quantized model's inputs
-            (``_core.corrected``; the target of GPTAQ, arXiv 2504.02692). It needs
-            ``propagate="quantized"``.
+            (``_core.corrected``; the target of GPTAQ, arXiv 2504.02692). Where nothing but the sum
+            with the hidden states comes behind a block's last linear, that one makes up for the
+            error of all that the block returns. It needs ``propagate="quantized"``.
         fisher_tokens: 0, or on how many tokens of the calibration text the model is run backward
             to find out how much its loss feels each token and each output: inputs then weigh by the
             gradients that they meet (arXiv 2505.07004), and later outputs make up for errors of

@@ -81,7 +81,7 @@ def corrected_weights(model, calibration, strength, bits):
     found = {}
     for name, block in adapter.named_blocks(model):
         seen = {key: ([], []) for key in adapter.linears_of(block)}
-        following = []
+        following, missing = [], []
         for floating, quantized, counted in states:
             for side, state in enumerate((floating, quantized)):
 
@@ -92,10 +92,17 @@ def corrected_weights(model, calibration, strength, bits):
                     output = run_block(block, state, inputs[name])
                 if side == 0:
                     following.append(output)
+            missing.append((following[-1] - output)[0, :counted])
         for key, members in adapter.linears_of(block).items():
             reference, x = (torch.cat(each) for each in seen[key])
             weights = [adapter.linear(block, member).weight.detach() for member in members]
-            targets = [oracle.corrected(w, x, reference, strength, 0.05).float() for w in weights]
+            if members == ("mlp.down_proj",):  # it makes up for all that the block returns
+                by = torch.cat(missing)
+                targets = [oracle.corrected_by(weights[0], x, by, strength, 0.05).float()]
+            else:
+                targets = [
+                    oracle.corrected(w, x, reference, strength, 0.05).float() for w in weights
+                ]
             for member, solved in zip(
                 members, core.gptq(targets, gram_of(x), options), strict=True
             ):

@@ -1,14 +1,14 @@
 """llama.cpp's own quantizer on SmolLM2-135M in ten languages, with importance matrices of mlcalib.
 
-    python benchmarks/python/formats_llama_cpp.py TEXT OUT.jsonl [--study FOLDER] [--scored 2048]
+    python benchmarks/python/formats_llama_cpp.py TEXT OUT.jsonl [--study FOLDER …] [--scored 2048]
 
 Q4_K_M, Q3_K_M and Q2_K without a matrix, with one from English and with one from ten languages, the
 text of formats_smollm2.py. llama.cpp quantizes through llama-cpp-python (``llama_model_quantize``),
 from a float32 file that it makes of the model's own; embeddings stay float32, so that the same
 linears are quantized as by mlcalib. The files are dequantized and scored as mlcalib scores its own.
 Each line of OUT.jsonl is one file: bits per weight, KL from the float model and rise in token loss
-of each language. --study adds these rows to the table and the figure of the study of
-formats_smollm2.py, and writes FOLDER/size.svg. Files lie beside OUT.jsonl.
+of each language. --study draws them beside studies of formats_smollm2.py, in size.svg beside
+OUT.jsonl. Files lie there, too.
 """
 
 import argparse
@@ -116,7 +116,7 @@ def mean(values: Mapping[str, float]) -> float:
     return sum(values.values()) / len(values)
 
 
-def show(out: Path, study: Path | None) -> None:
+def show(out: Path, studies: list[Path]) -> None:
     from mlcalib.report.page.canvas import style
     from mlcalib.report.study_report.results import results
     from mlcalib.report.study_report.sizes import KL, Size, size_figure, sizes
@@ -137,13 +137,16 @@ def show(out: Path, study: Path | None) -> None:
         numbers = [f(values) for values in (row["kl"], row["rise"]) for f in (mean, _worst)]
         cells = " | ".join(f"{number:.4f}" for number in numbers)
         print(f"| {each.name} | {each.bits:.2f} | {cells} |")
-    if study is not None:
-        what, own = sizes(results(study, resamples=100, seed=0).models[0])
+    own: list[Size] = []
+    for study in studies:
+        what, found = sizes(results(study, resamples=100, seed=0).models[0])
         if what != KL:
             raise ValueError(f"{study} has no fidelity for all of its variants")
+        own += [each for each in found if each.name not in {known.name for known in own}]
+    if own:
         with style():
-            figure = size_figure([*own, *peers], what)()
-        (study / "size.svg").write_text(StudyFigure("size", figure).svg)
+            figure = size_figure([*own, *peers], KL)()
+        (out.parent / "size.svg").write_text(StudyFigure("size", figure).svg)
 
 
 def _worst(values: Mapping[str, float]) -> float:
@@ -154,7 +157,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("text", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--study", type=Path, help="of formats_smollm2.py")
+    parser.add_argument("--study", type=Path, nargs="+", default=[], help="of formats_smollm2.py")
     parser.add_argument("--scored", type=int, default=2048, help="tokens of each language")
     given = parser.parse_args()
     given.out.parent.mkdir(parents=True, exist_ok=True)

@@ -86,6 +86,7 @@ def main() -> None:
     parser.add_argument("--no-kl", action="store_true", help="only the loss")
     parser.add_argument("--tokens", type=int, default=TOKENS, help="of each calibration set")
     parser.add_argument("--scored", type=int, default=SCORED, help="tokens of each language")
+    parser.add_argument("--seed", type=int, default=0, help="of the calibration text's documents")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     corpus = f"files:{arguments.text}"
@@ -93,7 +94,14 @@ def main() -> None:
     source = str(find_smollm2())
     model, tokenizer = load_model(source), load_tokenizer(source)
     calibrations = {
-        name: mlcalib.calibration(tokenizer, name, corpus, tokens=arguments.tokens, seq_len=SEQ_LEN)
+        name: mlcalib.calibration(
+            tokenizer,
+            name,
+            corpus,
+            tokens=arguments.tokens,
+            seq_len=SEQ_LEN,
+            seed=arguments.seed,
+        )
         for name in {parse(variant)[1] for variant in arguments.variants} - {None}
     }
 

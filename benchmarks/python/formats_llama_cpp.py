@@ -7,8 +7,8 @@ text of formats_smollm2.py. llama.cpp quantizes through llama-cpp-python (``llam
 from a float32 file that it makes of the model's own; embeddings stay float32, so that the same
 linears are quantized as by mlcalib. The files are dequantized and scored as mlcalib scores its own.
 Each line of OUT.jsonl is one file: bits per weight, KL from the float model and rise in token loss
-of each language. --study draws them beside studies of formats_smollm2.py, in size.svg beside
-OUT.jsonl. Files lie there, too.
+of each language. --study draws studies of formats_smollm2.py in size.svg, and the same types of
+both in llama-cpp.svg. Files lie beside OUT.jsonl.
 """
 
 import argparse
@@ -143,10 +143,12 @@ def show(out: Path, studies: list[Path]) -> None:
         if what != KL:
             raise ValueError(f"{study} has no fidelity for all of its variants")
         own += [each for each in found if each.name not in {known.name for known in own}]
-    if own:
-        with style():
-            figure = size_figure([*own, *peers], KL)()
-        (out.parent / "size.svg").write_text(StudyFigure("size", figure).svg)
+    same = [each for each in own if each.label.partition("-")[2] in FTYPES]
+    for name, shown in (("size", own), ("llama-cpp", [*same, *peers])):
+        if own:
+            with style():
+                figure = size_figure(shown, KL)()
+            (out.parent / f"{name}.svg").write_text(StudyFigure(name, figure).svg)
 
 
 def _worst(values: Mapping[str, float]) -> float:

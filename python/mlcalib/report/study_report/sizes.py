@@ -24,6 +24,8 @@ MEANING = (
 )
 KL, RISE = "KL from the float model (nats)", "rise of the token loss (nats)"
 _MARKERS = "osD^vPX"
+_LABEL = (50.0, 8.0)
+"""Width and height that a label takes, in points; what would lie on another one is left out."""
 
 
 @dataclass(frozen=True)
@@ -201,14 +203,19 @@ def _panel(axes: "Axes", found: Sequence[Size], costs: Sequence[float], title: s
         colour, marker = CATEGORIES[at % len(CATEGORIES)], _MARKERS[at % len(_MARKERS)]
         axes.plot(*zip(*points, strict=True), marker, color=colour, ms=4, label=calibration)
         axes.plot(*zip(*line, strict=True), color=colour, lw=1)
-    for index in best:
-        axes.annotate(
-            found[index].label, (found[index].bits, costs[index]), fontsize=6, color=INK,
-            xytext=(3, -7), textcoords="offset points",
-        )  # fmt: skip
     if min(costs) > 0:
         axes.set_yscale("log")
     axes.set_xscale("log")
+    taken: list[tuple[float, float]] = []  # where labels begin, in points
+    for index in sorted(best, key=lambda index: costs[index]):
+        place = (found[index].bits, costs[index])
+        x, y = (float(each) * 72 / axes.figure.dpi for each in axes.transData.transform(place))
+        if all(abs(x - left) > _LABEL[0] or abs(y - low) > _LABEL[1] for left, low in taken):
+            taken.append((x, y))
+            axes.annotate(
+                found[index].label, place, fontsize=6, color=INK,
+                xytext=(3, -7), textcoords="offset points",
+            )  # fmt: skip
     axes.xaxis.set_major_locator(ticker.FixedLocator([2, 3, 4, 5, 6, 8, 16]))
     axes.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
     axes.xaxis.set_minor_locator(ticker.NullLocator())

@@ -88,8 +88,9 @@ def find_stream_writer(
         block: the block.
         run: runs it on some hidden states, and returns what comes out, [1, tokens, hidden size].
     """
-    name, members = list(adapter.linears_of(block).items())[-1]
-    if len(members) > 1 or adapter.expert_of(members[0]) is not None:
+    linears = list(adapter.linears_of(block).items())
+    name, members = linears[-1] if linears else ("", ())
+    if len(members) != 1 or adapter.expert_of(members[0]) is not None:
         return None
     linear = adapter.linear(block, members[0])
     plain = run().float()

@@ -96,7 +96,7 @@ def find_stream_writer(
     plain = run().float()
     size = float(plain.square().mean().sqrt())
     change = torch.randn(plain.shape, generator=torch.Generator().manual_seed(0)).to(plain) * size
-    if linear.out_features != plain.shape[-1] or not size > 0:
+    if linear.out_features != plain.shape[-1] or not size > 0 or not linear.weight.any():
         return None
     factors = []
     for step in _STEPS:

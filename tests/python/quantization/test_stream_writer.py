@@ -71,6 +71,15 @@ def test_what_is_switched_off_writes_nothing():
     assert found_in(model) is None
 
 
+@torch.no_grad()
+def test_weights_of_zeros_or_nan_have_no_inverse():
+    for value in (0, torch.nan):
+        model = tiny_model("llama")
+        _, block, _, _ = second_block(model)
+        block.mlp.down_proj.weight.fill_(value)
+        assert found_in(model) is None
+
+
 def test_a_model_that_is_discovered_has_one():
     sizes = {"vocab_size": 128, "hidden_size": 32, "intermediate_size": 64}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "num_hidden_layers": 2}

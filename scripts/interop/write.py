@@ -19,9 +19,8 @@ from safetensors.torch import save_file
 from mlcalib._core import GridSpec, rtn
 from mlcalib.checkpoints import save_checkpoint
 from mlcalib.common.gguf_types import MIXES
-from mlcalib.formats import formats, types_in_mix
+from mlcalib.formats import formats, replaced, types_in_mix
 from mlcalib.formats._gguf_blocks import GGUF_GRIDS
-from mlcalib.formats._layout import replaced
 from mlcalib.models import gguf_architectures
 from mlcalib.models.llm_int8 import Int8Linear
 from mlcalib.models.loading import find_smollm2, load_model, load_tokenizer

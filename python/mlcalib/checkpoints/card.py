@@ -213,7 +213,7 @@ def _calibration(record: Mapping[str, Any]) -> str:
     losses = language_losses(record)
     mean = fmean(losses.values()) if losses else 0.0
     table = [["language", "name", "script", "tokens asked", "got", "loss per token", "of the mean"]]
-    clipped = clipped_shares(record)
+    clipped = clipped_shares(each.get("input_clipped", {}) for each in record["layers"].values())
     table[0] += ["activations clipped"] if clipped else []
     for code, report in calibration["languages"].items():
         row = [code, language(code).name, script_name(language(code).script)]

@@ -1,6 +1,6 @@
 """What ``mlcalib.json`` records of a checkpoint, and what of it people should look at."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -217,14 +217,15 @@ def language_losses(record: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def clipped_shares(record: Mapping[str, Any]) -> dict[str, float]:
+def clipped_shares(linears: Iterable[Mapping[str, float]]) -> dict[str, float]:
     """Return language → the share of activations outside the static ranges, mean over linears.
 
-    Empty where a checkpoint stores no ranges; see ``layer_record``.
+    Args:
+        linears: of each the ``input_clipped`` of ``layer_record``; empty where it has none.
     """
     found: dict[str, list[float]] = {}
-    for layer in record["layers"].values():
-        for language, share in layer.get("input_clipped", {}).items():
+    for by_language in linears:
+        for language, share in by_language.items():
             found.setdefault(language, []).append(share)
     return {language: fmean(shares) for language, shares in found.items()}
 

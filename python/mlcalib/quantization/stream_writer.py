@@ -95,9 +95,10 @@ def find_stream_writer(
     linear = adapter.linear(block, members[0])
     plain = run().float()
     size = float(plain.square().mean().sqrt())
-    change = torch.randn(plain.shape, generator=torch.Generator().manual_seed(0)).to(plain) * size
     if linear.out_features != plain.shape[-1] or not size > 0 or not linear.weight.any():
         return None
+    change = torch.randn(plain.shape, generator=torch.Generator().manual_seed(0)).to(plain) * size
+    tolerance = 16 * max(torch.finfo(linear.weight.dtype).eps, 1e-5)
     factors = []
     for step in _STEPS:
         moved = _run_with(linear, change * step, run)
@@ -106,15 +107,14 @@ def find_stream_writer(
         follows = moved.float() - plain
         factor = float((follows * change).sum() / change.square().sum() / step)
         rest = follows - factor * step * change
-        rounding = torch.finfo(linear.weight.dtype).eps
-        if float(rest.norm()) > 16 * max(rounding, 1e-5) * float(follows.norm()):
+        if float(rest.norm()) > tolerance * float(follows.norm()):
             return None
         factors.append(factor)
     small, large = factors
-    if small == 0 or abs(large / small - 1) > 16 * max(rounding, 1e-5):
+    if small == 0 or abs(large / small - 1) > tolerance:
         return None
-    factor = float(f"{small:.3g}")  # what text it was tried on does not matter
-    return StreamWriter(name, _pseudo_inverse(linear.weight) / factor)
+    rounded = float(f"{small:.3g}")  # what text it was tried on does not matter
+    return StreamWriter(name, _pseudo_inverse(linear.weight) / rounded)
 
 
 def _run_with(linear: nn.Module, change: Tensor, run: Callable[[], Tensor]) -> Tensor | None:

@@ -1,21 +1,12 @@
 """What the static ranges of checkpoints leave outside, by calibration setting and language."""
 
-from statistics import fmean
 from typing import Any
 
-from mlcalib.report.page.colours import NOTHING, sequential
-from mlcalib.report.page.document import (
-    MISSING,
-    Block,
-    Cell,
-    Details,
-    Paragraph,
-    Row,
-    Section,
-    Table,
-)
+from mlcalib.checkpoints.record import clipped_shares
+from mlcalib.report.page.document import Block, Cell, Details, Paragraph, Row, Section, Table
 from mlcalib.report.page.words import full_name, head
 from mlcalib.report.study_report.folder import Record
+from mlcalib.report.study_report.ranges import share_cell
 from mlcalib.report.study_report.results import ModelReport
 
 TOP = 10
@@ -34,11 +25,12 @@ def clipping(report: ModelReport, prefix: str) -> Section | None:
     if not known:
         return None
     variants = report.study.plan.variants
-    shares = {name: _by_language(record) for name, record in known.items()}
+    shares = {name: clipped_shares(record.clipped.values()) for name, record in known.items()}
     codes = list(dict.fromkeys(code for each in shares.values() for code in each))
     end = max(share for each in shares.values() for share in each.values()) or 1.0
     rows: list[Row] = [
-        [head(code), *(_cell(shares[name].get(code), end) for name in known)] for code in codes
+        [head(code), *(share_cell(shares[name].get(code), end, 4) for name in known)]
+        for code in codes
     ]
     blocks: list[Block] = [
         Paragraph(MEANING),
@@ -65,20 +57,6 @@ def clipping_records(report: ModelReport) -> list[dict[str, Any]]:
         for linear, by_language in record.clipped.items()
         for code, share in by_language.items()
     ]
-
-
-def _by_language(record: Record) -> dict[str, float]:
-    found: dict[str, list[float]] = {}
-    for by_language in record.clipped.values():
-        for code, share in by_language.items():
-            found.setdefault(code, []).append(share)
-    return {code: fmean(shares) for code, shares in found.items()}
-
-
-def _cell(share: float | None, end: float) -> Cell:
-    if share is None:
-        return Cell(MISSING, colour=NOTHING, grey=True)
-    return Cell(f"{100 * share:.4f}", colour=sequential(share / end))
 
 
 def _worst(record: Record) -> Table | None:

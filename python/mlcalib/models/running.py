@@ -234,19 +234,20 @@ class _Routed:
         self.positions = args[1]
 
 
-def run_to_last_input(
-    adapter: Adapter, block: nn.Module, hidden: Tensor, inputs: BlockInputs
+def run_to_input(
+    adapter: Adapter, block: nn.Module, name: str, hidden: Tensor, inputs: BlockInputs
 ) -> None:
-    """Run a block as far as the input of its last linear: all that statistics need.
+    """Run a block as far as an input of its linears; of its last one: all that statistics need.
 
-    A block whose last linear is an expert's that no token is routed to runs to its end.
+    Where only linears of an expert read it, and no token is routed there, the block runs to its
+    end.
     """
-    last = adapter.linear(block, list(adapter.linears_of(block).values())[-1][0])
+    reader = adapter.linear(block, adapter.linears_of(block)[name][0])
 
     def stop(_: nn.Module, __: tuple[Tensor, ...]) -> None:
         raise Stop
 
-    handle = last.register_forward_pre_hook(stop)
+    handle = reader.register_forward_pre_hook(stop)
     try:
         run_block(block, hidden, inputs)
     except Stop:

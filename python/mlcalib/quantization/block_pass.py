@@ -17,7 +17,7 @@ from mlcalib.common.stopwatch import Stopwatch
 from mlcalib.models import Adapter
 from mlcalib.models.device import short_of_memory
 from mlcalib.quantization.fisher import Felt, Fisher
-from mlcalib.quantization.gathering import Gathered, Gatherer, kinds_of, of_kind
+from mlcalib.quantization.gathering import Gathered, Gatherer, Part, kinds_of, of_kind
 from mlcalib.quantization.hidden_states import (
     HiddenStates,
     HiddenStatesOnDisk,
@@ -330,6 +330,7 @@ class _Pass:
             in_turns=found.in_turns,
             owners=found.owners,
             diagonal=self.gatherer is not None and self.gatherer.diagonal,
+            later=found.later,
             cache=found.cache,
         )
         own = block
@@ -348,7 +349,7 @@ class _Pass:
             else:
                 outcome.keep()
         if outcomes and self.gatherer is not None:
-            for measured in self.gatherer.again(name, block):
+            for measured in self.gatherer.again(name, block, Part(found.inputs)):
                 for outcome in outcomes:
                     outcome.measure(measured)
             found.advanced = self.gatherer.advance

@@ -13,7 +13,8 @@ from mlcalib.quantization.expert_rows import Taken, expert_owners
 from mlcalib.quantization.job import Job, Text, Wants
 from mlcalib.quantization.propagation import BlockStatistics, Flow, Prefix
 from mlcalib.quantization.solve import References, references
-from mlcalib.statistics import StatisticSet, grows_with_square
+from mlcalib.quantization.stream_writer import Behind
+from mlcalib.statistics import StatisticSet, compares, grows_with_square
 
 
 @dataclass
@@ -28,6 +29,8 @@ class Gathered:
         in_turns: whether they did: ``Gatherer.again`` gives their Grams.
         owners: input of an expert → the rank that alone has its Grams; empty where all have them.
         advanced: whether the hidden states have moved on.
+        inputs: those that were gathered; None for all.
+        later: inputs that are gathered behind what is solved, one after the other.
         cache: keys and values, where a job asks for them.
     """
 
@@ -37,7 +40,67 @@ class Gathered:
     in_turns: bool = False
     advanced: bool = False
     owners: Mapping[str, int] = field(default_factory=dict)
+    inputs: Sequence[str] | None = None
+    later: Sequence["LaterInput"] = ()
     cache: CacheRanges | None = None
+
+
+@dataclass(frozen=True)
+class LaterInput:
+    """An input of a block that is read behind what is solved before it (true sequential).
+
+    Attributes:
+        name: the input.
+        gatherer: gathers it.
+        block_name: name of the block in the model.
+        block: with its own weights.
+        job: the only one that waits for it.
+        last: whether no other input comes after it.
+    """
+
+    name: str
+    gatherer: "Gatherer"
+    block_name: str
+    block: nn.Module
+    job: Job
+    last: bool
+
+    def gather(self, behind: Behind, *, trial: bool = False) -> Gathered:
+        """Return what the text shows of the input; collective.
+
+        Args:
+            behind: the block with what is solved of it.
+            trial: whether it will be gathered again, so that the float model's text stays here.
+        """
+        return self.gatherer.gather_part(
+            self.block_name,
+            self.block,
+            [self.job],
+            self._part(behind, moves=self.last and not trial),
+        )
+
+    def again(self, behind: Behind) -> Iterator[References[Text]]:
+        """Give the Grams of one group of languages after the other; see ``Gatherer.again``."""
+        part = self._part(behind, moves=False)
+        return self.gatherer.again(self.block_name, self.block, part)
+
+    def _part(self, behind: Behind, *, moves: bool) -> "Part":
+        return Part([self.name], behind, moves)
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is gathered of a block at a time.
+
+    Attributes:
+        inputs: those that are; None for all.
+        behind: the block with what is solved of it; None where nothing is.
+        moves: whether the float model's text that is compared with moves on.
+    """
+
+    inputs: Sequence[str] | None = None
+    behind: Behind | None = None
+    moves: bool = True
 
 
 @dataclass
@@ -68,15 +131,43 @@ class Gatherer:
     diagonal: bool = False
 
     def gather(self, name: str, block: nn.Module, waiting: Sequence[Job]) -> Gathered:
-        """Return what the text shows of a block; ``waiting`` are the jobs that want to know."""
+        """Return what the text shows of a block; ``waiting`` are the jobs that want to know.
+
+        A job that compares with the float model's activations gets the first input, and later ones
+        when it has solved what comes before them. Where it searches scales, or looks at keys and
+        values, it gets them all before.
+        """
+        order = self._order(block, waiting)
+        if len(order) < 2:
+            return self.gather_part(name, block, waiting, Part())
+        (job,) = waiting
+        first = order if job.looks_at_all or job.kv_cache else order[:1]
+        found = self.gather_part(name, block, waiting, Part(first, moves=False))
+        found.inputs = first
+        found.later = [
+            LaterInput(each, self, name, block, job, each == order[-1]) for each in order[1:]
+        ]
+        return found
+
+    def _order(self, block: nn.Module, waiting: Sequence[Job]) -> list[str]:
+        """Return the inputs that are solved one after the other; none where all are at once."""
+        adapter = self.flow.adapter
+        comparing = [job for job in waiting if compares(job.kinds)]
+        return list(adapter.linears_of(block)) if comparing and not adapter.places else []
+
+    def gather_part(
+        self, name: str, block: nn.Module, waiting: Sequence[Job], part: Part
+    ) -> Gathered:
+        """Return what the text shows of some inputs of a block."""
         owners = self._owners(block)
-        cache = CacheRanges(name, block) if any(job.kv_cache for job in waiting) else None
+        watched = part.behind is None and any(job.kv_cache for job in waiting)
+        cache = CacheRanges(name, block) if watched else None
         mixing = _Mixing(waiting, self._kinds, self.stopwatch)
         if len(self.groups) > 1:
-            return self._in_turns(name, block, mixing, owners, cache)
+            return self._in_turns(name, block, mixing, owners, cache, part)
         taken = mixing.take if self.diagonal and owners else None
         statistics = self._collect(
-            name, block, self._kinds, owners, taken, advance=self.advance, cache=cache
+            name, block, self._kinds, owners, taken, advance=self.advance, cache=cache, part=part
         )
         measured = of_kind("calibration", references(statistics))
         mixed = [None if taken is None else sums for sums in mixing.mixed]
@@ -91,6 +182,7 @@ class Gatherer:
         mixing: "_Mixing",
         owners: Mapping[str, int],
         cache: CacheRanges | None,
+        part: Part,
     ) -> Gathered:
         """Mix the statistics of a group of languages before those of the next are gathered."""
         statistics: BlockStatistics = {}
@@ -99,7 +191,7 @@ class Gatherer:
         taken = mixing.take if self.diagonal else None
         for group in self.groups:
             found = self._collect(
-                name, block, self._kinds, owners, taken, languages=group, cache=cache
+                name, block, self._kinds, owners, taken, languages=group, cache=cache, part=part
             )
             for key, by_prefix in found.items():
                 if taken is None or key not in owners:
@@ -113,7 +205,7 @@ class Gatherer:
             statistics, measured, list(mixing.mixed), in_turns=True, owners=owners, cache=cache
         )
 
-    def again(self, name: str, block: nn.Module) -> Iterator[References[Text]]:
+    def again(self, name: str, block: nn.Module, part: Part) -> Iterator[References[Text]]:
         """Give the Grams of one group of languages after the other; the text runs once more.
 
         Not those of experts of which diagonals are kept. With ``advance`` its hidden states move
@@ -122,7 +214,7 @@ class Gatherer:
         owners = self._owners(block)
         for group in self.groups:
             found = self._collect(
-                name, block, ("gram",), owners, languages=group, advance=self.advance
+                name, block, ("gram",), owners, languages=group, advance=self.advance, part=part
             )
             yield of_kind("calibration", references(found))
 
@@ -145,11 +237,15 @@ class Gatherer:
         languages: Sequence[str] | None = None,
         advance: bool = False,
         cache: CacheRanges | None = None,
+        part: Part,
     ) -> BlockStatistics:
+        linears = self.flow.adapter.linears_of(block)
         skipped = set.intersection(*(job.skipped for job in self.jobs)) if self.jobs else set()
         if self.diagonal and taken is None:
-            linears = self.flow.adapter.linears_of(block)
             skipped |= {f"{name}.{member}" for key in owners for member in linears[key]}
+        if part.inputs is not None:
+            others = linears.keys() - set(part.inputs)
+            skipped |= {f"{name}.{member}" for key in others for member in linears[key]}
         return self.flow.collect(
             name,
             block,
@@ -160,6 +256,8 @@ class Gatherer:
             experts=owners,
             taken=taken,
             beside=nullcontext if cache is None else cache.watching,
+            behind=part.behind,
+            moves=part.moves,
         )
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from torch import nn
 
@@ -15,6 +15,9 @@ from mlcalib.quantization.propagation import BlockStatistics, Flow, Mixture, Pre
 from mlcalib.quantization.solve import References
 from mlcalib.quantizers.base import Labels
 from mlcalib.statistics import StatisticSet
+
+if TYPE_CHECKING:
+    from mlcalib.quantization.gathering import LaterInput
 
 Text = tuple[str, str]
 """Whose text a loss is measured on: kind (``calibration``, ``heldout``) and language."""
@@ -40,6 +43,7 @@ class BlockView:
         diagonal: whether of experts each language has a diagonal, and the mixture alone a Gram.
         in_turns: whether the Grams of the calibration text are not in ``measured``, because all at
             once would not fit into memory, but given to ``Outcome.measure``.
+        later: inputs that are gathered when what comes before them is solved, in their order.
         cache: keys and values, where a job asks for them.
     """
 
@@ -56,6 +60,7 @@ class BlockView:
     in_turns: bool = False
     owners: Mapping[str, int] = field(default_factory=dict)
     diagonal: bool = False
+    later: "Sequence[LaterInput]" = ()
     cache: CacheRanges | None = None
 
 

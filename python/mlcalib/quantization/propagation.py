@@ -22,7 +22,7 @@ from mlcalib.models.running import (
     embed,
     first_output,
     run_block,
-    run_to_last_input,
+    run_to_input,
     watching,
 )
 from mlcalib.quantization.block_statistics import Gathering
@@ -30,7 +30,12 @@ from mlcalib.quantization.dealing import dealt
 from mlcalib.quantization.expert_rows import ExpertRows, Step, Taken
 from mlcalib.quantization.hidden_states import HiddenStates
 from mlcalib.quantization.probe import Probe
-from mlcalib.quantization.stream_writer import Comparison, StreamWriter, find_stream_writer
+from mlcalib.quantization.stream_writer import (
+    Behind,
+    Comparison,
+    StreamWriter,
+    find_stream_writer,
+)
 from mlcalib.statistics import StatisticSet, compares
 from mlcalib.statistics.pairwise import leaf_sequences
 
@@ -196,6 +201,8 @@ class Flow:
         experts: Mapping[str, int] = MappingProxyType({}),
         taken: Taken | None = None,
         beside: Beside = nullcontext,
+        behind: Behind | None = None,
+        moves: bool = True,
     ) -> BlockStatistics:
         """Return the block's statistics; with ``advance`` its outputs are the next hidden states.
 
@@ -204,16 +211,19 @@ class Flow:
         all. ``experts`` are inputs that are summed when a text has run, one after the other, each
         by a rank that alone has its Grams; ``taken`` gets their statistics of each text. ``beside``
         is called with the language of a sequence, and is entered while the sequence runs.
+        ``behind`` is the block with what is solved of it, which the text runs through instead.
+        ``moves`` says whether what the float model's block makes is its next hidden state.
         """
         kinds = tuple(kinds)
         comparing = self._compares and compares(kinds)
+        moves = moves and comparing
         linears = self._adapter.linears_of(block)
         kept = {
             name: self._adapter.linear(block, members[0]).in_features
             for name, members in linears.items()
             if any(f"{block_name}.{member}" not in skipped for member in members)
         }
-        if not (kept or advance or comparing):
+        if not (kept or advance or moves):
             return {}
 
         def place(name: str, language: str) -> str:
@@ -225,7 +235,8 @@ class Flow:
         at_once = {name: size for name, size in kept.items() if name not in apart}
         found = Gathering(at_once, kinds, place, device, observe, self._ranks, of_leaf)
         rows = ExpertRows(apart, kept, kinds, place, device, self._ranks, of_leaf, taken)
-        compared = Comparison(self._writer(block_name, block) if comparing else None)
+        behind = behind or Behind(block)
+        compared, end = self._comparison(block_name, behind, kept, comparing=comparing)
 
         def see(name: str, x: Tensor, positions: Tensor | None) -> None:
             if name in apart and positions is not None:
@@ -233,7 +244,6 @@ class Flow:
             elif not compared.holds(name, x):
                 found.see(name, x, positions, compared.reference(name))
 
-        whole = compared.writer is not None
         start = time.perf_counter()
         for language, prefixes in self._prefixes.items():
             if languages is not None and language not in languages:
@@ -247,12 +257,13 @@ class Flow:
                 found.begin_sequence(index, ending, length)
                 rows.begin_sequence(index, length)
                 if comparing:
-                    compared.begin(*self._run_float(block_name, block, language, index))
-                with beside(language), watching(self._adapter, block, see):
-                    take = self._move if advance else self._run if whole else self._read_inputs
-                    output = take(block_name, block, language, index)
-                if (last := compared.end(output)) is not None:
-                    found.see(*last)
+                    compared.begin(
+                        *self._run_float(block_name, block, language, index, end, moves=moves)
+                    )
+                with beside(language), watching(self._adapter, behind.block, see):
+                    made = self._run(block_name, behind.block, language, index, end, moves=advance)
+                if (written := compared.end(made)) is not None:
+                    found.see(*written)
                 found.end_sequence()
             found.end_text()
             if apart:
@@ -280,10 +291,33 @@ class Flow:
                 for language, index in self._all():
                     self._move(block_name, block, _float(language), index)
 
+    def _comparison(
+        self, block_name: str, behind: Behind, kept: Container[str], *, comparing: bool
+    ) -> tuple[Comparison, str | None]:
+        """Return what compares the inputs that are kept, and how far a block has to run for them.
+
+        That is an input, or None for the end of the block.
+        """
+        names = self._adapter.linears_of(behind.block)
+        last = next(reversed(names), None)
+        if not comparing:
+            return Comparison(), last
+        reached = next((name for name in reversed(names) if name in kept), last)
+        at_end = last is not None and last in kept
+        writer = self._writer(block_name, behind.block) if at_end else None
+        return Comparison(writer, behind.divided), reached if writer is None else None
+
     def _run_float(
-        self, block_name: str, block: nn.Module, language: str, index: int
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        """Take the float model's hidden states of a sequence on.
+        self,
+        block_name: str,
+        block: nn.Module,
+        language: str,
+        index: int,
+        end: str | None,
+        *,
+        moves: bool,
+    ) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Run the float model's block on a sequence; see ``_run``.
 
         Returns:
             What each input reads, and what the block returns.
@@ -294,23 +328,45 @@ class Flow:
             seen[name] = x
 
         with watching(self._adapter, block, keep):
-            output = self._move(block_name, block, _float(language), index)
+            output = self._run(block_name, block, _float(language), index, end, moves=moves)
         return seen, output
 
     def _writer(self, block_name: str, block: nn.Module) -> StreamWriter | None:
         """Return the linear of a block that makes up for errors of the hidden states too."""
         for language, index in self._all():
-            run = partial(self._run, block_name, block, language, index)
+            run = partial(self._whole, block_name, block, language, index)
             return find_stream_writer(self._adapter, block, run)
         return None
 
-    def _read_inputs(self, block_name: str, block: nn.Module, kept: str, index: int) -> None:
-        """Run a block on a sequence as far as its linears read."""
-        inputs = self._arguments.of(block_name, (kept, index), keeps=True)
-        state = self._read(block_name, kept, index)
-        run_to_last_input(self._adapter, block, state, inputs)
+    def _run(
+        self,
+        block_name: str,
+        block: nn.Module,
+        kept: str,
+        index: int,
+        end: str | None,
+        *,
+        moves: bool,
+    ) -> Tensor | None:
+        """Run a block on a sequence, kept under a name; return what it makes, if it gets so far.
 
-    def _run(self, block_name: str, block: nn.Module, kept: str, index: int) -> Tensor:
+        Args:
+            block_name: its name.
+            block: the block.
+            kept: the name of the hidden states.
+            index: of the sequence.
+            end: the input that is enough to reach; None for the end of the block.
+            moves: whether what the block makes is the next hidden state; it then runs to its end.
+        """
+        if moves:
+            return self._move(block_name, block, kept, index)
+        if end is None:
+            return self._whole(block_name, block, kept, index)
+        inputs = self._arguments.of(block_name, (kept, index), keeps=True)
+        run_to_input(self._adapter, block, end, self._read(block_name, kept, index), inputs)
+        return None
+
+    def _whole(self, block_name: str, block: nn.Module, kept: str, index: int) -> Tensor:
         """Return what a block makes of a sequence; its hidden states stay where they are."""
         inputs = self._arguments.of(block_name, (kept, index), keeps=True)
         return run_block(block, self._read(block_name, kept, index), inputs)

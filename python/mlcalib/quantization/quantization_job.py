@@ -14,13 +14,21 @@ from mlcalib.common.stopwatch import Stopwatch
 from mlcalib.formats import replaced
 from mlcalib.models import Adapter
 from mlcalib.quantization.fisher import BlockFisher
+from mlcalib.quantization.gathering import LaterInput
 from mlcalib.quantization.input_bounds import Bound, input_bounds
 from mlcalib.quantization.job import BlockView, Outcome, Text
 from mlcalib.quantization.probe import Probe
 from mlcalib.quantization.propagation import BlockStatistics, Flow, Mixture
 from mlcalib.quantization.sink import Sink
-from mlcalib.quantization.solve import References, expert_tokens, input_ranges, mix_block
+from mlcalib.quantization.solve import (
+    References,
+    SolvedBlock,
+    expert_tokens,
+    input_ranges,
+    mix_block,
+)
 from mlcalib.quantization.source import copied
+from mlcalib.quantization.stream_writer import Behind
 from mlcalib.quantization.variant import Variant, VariantBlock
 from mlcalib.quantization.worst_off import weighed
 from mlcalib.quantizers.base import Labels
@@ -105,8 +113,9 @@ class QuantizationJob:
     def run(self, block: BlockView, probe: Probe | None) -> Outcome:
         """See ``Job``."""
         lost = self._lost(block.earlier) if self.worst_off else {}
-        own, solved = self._solve(block, probe, lost)
-        if self.worst_off and not block.earlier:  # nothing has told the languages apart so far
+        first = self.worst_off and not block.earlier  # nothing has told the languages apart so far
+        own, solved = self._solve(block, probe, lost, trial=first)
+        if first:
             own, solved = self._solve(block, probe, _by_language(solved.divergence))
         self.loss = solved.loss
         firsts = set(block.adapter.places.values())
@@ -121,15 +130,25 @@ class QuantizationJob:
         return Outcome(own, partial(self._measure, solved), keep)
 
     def _solve(
-        self, block: BlockView, probe: Probe | None, lost: Mapping[str, float]
+        self,
+        block: BlockView,
+        probe: Probe | None,
+        lost: Mapping[str, float],
+        *,
+        trial: bool = False,
     ) -> tuple[nn.Module, VariantBlock[Text]]:
-        """Return the block quantized, and what became of it; ``lost`` decides the weights."""
+        """Return the block quantized, and what became of it; ``lost`` decides the weights.
+
+        After a ``trial`` it is solved again.
+        """
         own, mixture = copied(block.module), weighed(self.mixture, lost)
         later = self._lend(block.adapter, block.name, own)
         fisher = BlockFisher.mixed(block.texts, mixture) if lost else block.fisher
         if block.languages:
             fisher = replace(fisher or BlockFisher(), languages=block.languages)
-        solved = replace(self.variant, mixture=mixture).solve(
+        variant = replace(self.variant, mixture=mixture)
+        inputs = block.adapter.linears_of(own).keys() - {each.name for each in block.later}
+        solved = variant.solve(
             block.adapter,
             block.name,
             own,
@@ -141,10 +160,54 @@ class QuantizationJob:
             measured_later=block.in_turns,
             ranks=self.ranks,
             owners=block.owners,
+            inputs=inputs,
         )
+        for each in block.later:
+            self._solve_later(each, block, own, variant, fisher, solved, trial=trial)
         solved.linears |= later
         solved.losses |= {name: {} for name in later}
         return own, solved
+
+    def _solve_later(
+        self,
+        read: LaterInput,
+        block: BlockView,
+        own: nn.Module,
+        variant: Variant,
+        fisher: BlockFisher | None,
+        solved: VariantBlock[Text],
+        *,
+        trial: bool,
+    ) -> None:
+        """Solve the linears of an input on what they read behind those that are solved.
+
+        Where the input was gathered before, losses are still measured on what it read there.
+        """
+        name, behind = read.name, Behind(own, solved.scaled.scales)
+        found = read.gather(behind, trial=trial)
+        known = name in block.statistics
+        if not (known or trial):
+            block.statistics |= found.statistics
+            block.measured |= found.measured
+        (mixed,) = found.mixed
+        part = variant.solve_later(
+            block.adapter,
+            block.name,
+            own,
+            name,
+            (mixed or self._mixed_of(found.statistics, variant.mixture))[name],
+            block.measured if known else found.measured,
+            self.stopwatch,
+            solved.scaled,
+            fisher=fisher,
+            measured_later=found.in_turns,
+            ranks=self.ranks,
+        )
+        if found.in_turns and not known:
+            for measured in read.again(behind):
+                self._measure(part, measured)
+            part.changes.clear()
+        solved.add(part)
 
     def _lend(
         self, adapter: Adapter, block_name: str, block: nn.Module
@@ -170,7 +233,7 @@ class QuantizationJob:
                 self._costs[name] = _by_language(self.ranks.of_first(costs))
         return _by_language(self._costs)
 
-    def _measure(self, solved: VariantBlock[Text], measured: References[Text]) -> None:
+    def _measure(self, solved: SolvedBlock[Text], measured: References[Text]) -> None:
         with self.stopwatch.timed("losses"):
             solved.measure(measured)
 
@@ -186,7 +249,7 @@ class QuantizationJob:
         bounds: dict[str, Bound] = {}
         if variant.static_inputs:
             clip = variant.activation_clip
-            texts, divided = block.statistics, solved.divided
+            texts, divided = block.statistics, solved.scaled.scales
             bounds = input_bounds(adapter, name, own, texts, variant.mixture, divided, clip)
             solved.linears |= {
                 layer: replaced(solved.linears[layer], input_bound=bound.largest)
@@ -205,7 +268,7 @@ class QuantizationJob:
                     ),
                     bounds,
                 ),
-                "scales": solved.scales,
+                "scales": solved.scaled.found,
                 "expert_tokens": expert_tokens(adapter, name, own, own_text),
                 "made_with": resources(self.ranks),
             }
@@ -216,8 +279,11 @@ class QuantizationJob:
     def _mixed(self, block: BlockView, mixture: Mixture) -> dict[str, StatisticSet]:
         known = block.mixed or {}
         others = {name: each for name, each in block.statistics.items() if name not in known}
+        return self._mixed_of(others, mixture) | known
+
+    def _mixed_of(self, statistics: BlockStatistics, mixture: Mixture) -> dict[str, StatisticSet]:
         with self.stopwatch.timed("mix"):
-            return (mix_block(others, mixture) if mixture else {}) | known
+            return mix_block(statistics, mixture) if mixture else {}
 
     def restore(self, block_name: str, block: nn.Module) -> None:
         """See ``Job``."""

@@ -1,7 +1,7 @@
 """Solve the linears of a block."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Generic
@@ -48,6 +48,14 @@ class SolvedBlock(Generic[Key]):
     changes: dict[str, dict[str, list[Change]]] = field(default_factory=dict)
     divergence: dict[str, dict[str, float]] = field(default_factory=dict)
     ranks: Ranks = field(default_factory=Ranks)
+
+    def add(self, other: "SolvedBlock[Key]") -> None:
+        """Take in what became of other linears of the block."""
+        self.linears |= other.linears
+        self.losses |= other.losses
+        self.loss += other.loss
+        self.changes |= other.changes
+        self.divergence |= other.divergence
 
     def measure(self, measured: "References[Key]") -> None:
         """Add the losses on further text; collective."""
@@ -167,6 +175,7 @@ def solve_block(  # noqa: PLR0913 - what a solution is made of
     measured_later: bool = False,
     ranks: Ranks | None = None,
     owners: Mapping[str, int] = MappingProxyType({}),
+    inputs: Collection[str] | None = None,
 ) -> SolvedBlock[Key]:
     """Solve the linears of a block and replace their weights by the dequantized ones; collective.
 
@@ -184,6 +193,7 @@ def solve_block(  # noqa: PLR0913 - what a solution is made of
         measured_later: keep the changes, for losses on further text.
         ranks: the processes of the run, which share the work; each gets all that comes of it.
         owners: input → the rank that alone can solve it, because it has the statistics.
+        inputs: those whose linears are solved; None for all.
     """
     tasks = [
         _Task(
@@ -196,6 +206,7 @@ def solve_block(  # noqa: PLR0913 - what a solution is made of
             sensitivity(fisher, name, alike) if solver.fisher_tokens else None,
         )
         for name, members in adapter.linears_of(block).items()
+        if inputs is None or name in inputs
         for solver, alike in _by_quantizer(block_name, members, quantizer, exceptions)
     ]
     solved = SolvedBlock[Key](ranks=Ranks() if ranks is None else ranks)

@@ -39,20 +39,35 @@ class StreamWriter:
         return x.float() + missing @ self.inverse.t()
 
 
+@dataclass(frozen=True)
+class Behind:
+    """A block with what is solved of it, for what its other linears read behind that.
+
+    Attributes:
+        block: its first linears have their new weights.
+        divided: input → what its channels are divided by there, float32 [in].
+    """
+
+    block: nn.Module
+    divided: Mapping[str, Tensor] = field(default_factory=dict)
+
+
 @dataclass
 class Comparison:
     """A sequence in both models: what linears read in the quantized one beside the float one's.
 
     Attributes:
         writer: the linear that is compared when the block has run; None where there is none.
+        divided: input → what its channels are divided by in the quantized model alone.
     """
 
     writer: StreamWriter | None = None
+    divided: Mapping[str, Tensor] = field(default_factory=dict)
     _float: Mapping[str, Tensor] = field(default_factory=dict)
     _wanted: Tensor | None = None
     _read: Tensor | None = None
 
-    def begin(self, read: Mapping[str, Tensor], returned: Tensor) -> None:
+    def begin(self, read: Mapping[str, Tensor], returned: Tensor | None) -> None:
         """Go on to a sequence, with what the float model's linears read and its block returned."""
         self._float, self._wanted, self._read = read, returned, None
 
@@ -65,7 +80,8 @@ class Comparison:
 
     def reference(self, name: str) -> Tensor | None:
         """Return what an input is compared with."""
-        return self._float.get(name)
+        found, divided = self._float.get(name), self.divided.get(name)
+        return found if found is None or divided is None else found / divided
 
     def end(self, output: Tensor | None) -> tuple[str, Tensor, None, Tensor] | None:
         """Return the writer's input, what it read, and what that is compared with, if it read."""

@@ -1,11 +1,11 @@
 """One way to quantize a model: what solves, and the mixture that it is calibrated on."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Generic
 
-from torch import Tensor, nn
+from torch import nn
 
 from mlcalib.common.ranks import Ranks
 from mlcalib.common.stopwatch import Stopwatch
@@ -28,14 +28,12 @@ class VariantBlock(SolvedBlock[Key], Generic[Key]):
     """What became of a block.
 
     Attributes:
-        scales: source of a scale group → how its scales were found.
+        scaled: what scaling did to it.
         shrinkage: input of an expert → the share of its tokens that all experts lent.
-        divided: input → what its channels are divided by, float32 [in].
     """
 
-    scales: dict[str, dict[str, float]] = field(default_factory=dict)
+    scaled: ScaledBlock = field(default_factory=ScaledBlock)
     shrinkage: dict[str, float] = field(default_factory=dict)
-    divided: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -118,6 +116,7 @@ class Variant:
         measured_later: bool = False,
         ranks: Ranks | None = None,
         owners: Mapping[str, int] = MappingProxyType({}),
+        inputs: Collection[str] | None = None,
     ) -> VariantBlock[Key]:
         """Quantize a block; its linears get the dequantized weights.
 
@@ -135,6 +134,7 @@ class Variant:
             ranks: the processes of the run, which share the work; this is then collective.
             owners: input of an expert → the rank that alone has the Gram of its mixture; empty
                 where all have them.
+            inputs: those whose linears are solved; None for all.
         """
         ranks = Ranks() if ranks is None else ranks
         scaled, shrinkage = ScaledBlock(), {}
@@ -172,8 +172,53 @@ class Variant:
             measured_later=measured_later,
             ranks=ranks,
             owners=owners,
+            inputs=inputs,
         )
         known = {each.name: getattr(solved, each.name) for each in fields(solved)}
-        return VariantBlock(
-            **known, scales=scaled.found, shrinkage=shrinkage, divided=scaled.scales
+        return VariantBlock(**known, scaled=scaled, shrinkage=shrinkage)
+
+    def solve_later(  # noqa: PLR0913 - what a solution is made of
+        self,
+        adapter: Adapter,
+        block_name: str,
+        block: nn.Module,
+        name: str,
+        mixed: StatisticSet,
+        measured: References[Key],
+        stopwatch: Stopwatch,
+        scaled: ScaledBlock,
+        *,
+        fisher: BlockFisher | None,
+        measured_later: bool,
+        ranks: Ranks,
+    ) -> SolvedBlock[Key]:
+        """Quantize the linears of an input that is read behind what ``solve`` has solved.
+
+        Args:
+            adapter: see ``solve``, as are all others that are not here.
+            block_name: see there.
+            block: as it was left there, or here.
+            name: the input.
+            mixed: the mixture of its statistics, in the block as it is.
+            measured: see there.
+            stopwatch: see there.
+            scaled: what scaling did to the block.
+            fisher: see there; as it was left there.
+            measured_later: see there.
+            ranks: see there.
+        """
+        return solve_block(
+            adapter,
+            block_name,
+            block,
+            {name: mixed},
+            measured,
+            self.quantizer,
+            self.exceptions,
+            stopwatch,
+            scaled,
+            fisher=fisher,
+            measured_later=measured_later,
+            ranks=ranks,
+            inputs=[name],
         )

@@ -8,7 +8,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from mlcalib.models import GgufArchitecture, adapters, find_adapter
 from mlcalib.models.experts import unfuse
 from mlcalib.models.loading import architecture, check_source, load_model, load_tokenizer
-from mlcalib.models.running import embed, run_block, run_to_last_input, watching
+from mlcalib.models.running import embed, run_block, run_to_input, watching
 
 IDS = torch.arange(24)[None] % 100
 
@@ -119,12 +119,12 @@ def test_an_error_inside_the_model_leaves_the_blocks_as_they_were(model, adapter
 def test_each_input_is_seen_once_also_without_the_last_linear(model, adapter):
     hidden, inputs = embed(model, adapter, IDS)
     block_name, block = adapter.named_blocks(model)[0]
+    linears = adapter.linears_of(block)
     whole, short = [], []
     with watching(adapter, block, lambda name, x, _: whole.append((name, x))):
         run_block(block, hidden, inputs[block_name])
     with watching(adapter, block, lambda name, x, _: short.append((name, x))):
-        run_to_last_input(adapter, block, hidden, inputs[block_name])
-    linears = adapter.linears_of(block)
+        run_to_input(adapter, block, list(linears)[-1], hidden, inputs[block_name])
     assert [name for name, _ in whole] == list(linears)
     for (name, x), (short_name, short_x) in zip(whole, short, strict=True):
         assert name == short_name

@@ -68,8 +68,12 @@ def test_nothing_is_corrected_where_models_agree():
     assert torch.equal(target, weight)
 
 
-def corrected_weights(model, calibration, strength, bits):
-    """The definition, written plainly: linear (name in the model) → its dequantized weight."""
+def corrected_weights(model, calibration, strength, bits, before):
+    """The definition, written plainly: linear (name in the model) → its dequantized weight.
+
+    Each is solved behind those ``before`` it: a code that sums in another order have moved would
+    else be seen by all that come after it.
+    """
     adapter = find_adapter(type(model).__name__)
     model = copy.deepcopy(model)
     options = core.GptqOptions(core.GridSpec(bits, 32, range="gram"))
@@ -79,22 +83,22 @@ def corrected_weights(model, calibration, strength, bits):
             state, inputs = embed(model, adapter, ids)
             states.append((state, state, counted))
     found = {}
-    for name, block in adapter.named_blocks(model):
-        seen = {key: ([], []) for key in adapter.linears_of(block)}
-        following, missing = [], []
-        for floating, quantized, counted in states:
-            for side, state in enumerate((floating, quantized)):
-
-                def keep(key, x, _, side=side, counted=counted, seen=seen):
-                    seen[key][side].append(x[:counted])
-
-                with watching(adapter, block, keep):
-                    output = run_block(block, state, inputs[name])
-                if side == 0:
-                    following.append(output)
-            missing.append((following[-1] - output)[0, :counted])
+    for name, own in adapter.named_blocks(model):
+        block = copy.deepcopy(own)  # as the float model has it
         for key, members in adapter.linears_of(block).items():
-            reference, x = (torch.cat(each) for each in seen[key])
+            read, missing = ([], []), []
+            for floating, quantized, counted in states:
+                outputs = []
+                for side, (module, state) in enumerate(((block, floating), (own, quantized))):
+
+                    def keep(other, x, _, side=side, counted=counted, key=key, read=read):
+                        if other == key:
+                            read[side].append(x[:counted])
+
+                    with watching(adapter, module, keep):
+                        outputs.append(run_block(module, state, inputs[name]))
+                missing.append((outputs[0] - outputs[1])[0, :counted])
+            reference, x = map(torch.cat, read)
             weights = [adapter.linear(block, member).weight.detach() for member in members]
             if members == ("mlp.down_proj",):  # it makes up for all that the block returns
                 by = torch.cat(missing)
@@ -107,10 +111,10 @@ def corrected_weights(model, calibration, strength, bits):
                 members, core.gptq(targets, gram_of(x), options), strict=True
             ):
                 found[f"{name}.{member}"] = solved.dequantize()
-                adapter.linear(block, member).weight.data = solved.dequantize()
+                adapter.linear(own, member).weight.data = before[f"{name}.{member}"].dequantize()
         states = [
-            (floating, run_block(block, quantized, inputs[name]), counted)
-            for floating, (_, quantized, counted) in zip(following, states, strict=True)
+            (run_block(block, floating, inputs[name]), run_block(own, quantized, inputs[name]), n)
+            for floating, quantized, n in states
         ]
     return found
 
@@ -119,20 +123,19 @@ def corrected_weights(model, calibration, strength, bits):
 @torch.no_grad()
 def test_a_model_is_what_the_definition_says(strength, calibration, tokenizer):
     model = tiny_llama(vocabulary=384, layers=3)
-    wanted = corrected_weights(model, calibration, strength, 4)
     quantized = mlcalib.quantize(
         model, calibration, tokenizer=tokenizer, group_size=32, correction=strength, progress=False
     )
+    wanted = corrected_weights(model, calibration, strength, 4, quantized.linears)
     plain = mlcalib.quantize(model, calibration, tokenizer=tokenizer, group_size=32, progress=False)
     for name, weight in wanted.items():
         linear = quantized.linears[name]
         step = linear.grid.scale.mean()
         same = (linear.dequantize() - weight).abs() < step / 2
-        # Sums in another order move a code now and then, and later blocks see it.
-        assert same.float().mean() > 0.97, name
+        assert same.float().mean() > 0.99, name
         if name.startswith("model.layers.2"):
             other = plain.linears[name].dequantize()
-            assert ((other - weight).abs() < step / 2).float().mean() < 0.97
+            assert ((other - weight).abs() < step / 2).float().mean() < 0.99
 
 
 @pytest.mark.parametrize(

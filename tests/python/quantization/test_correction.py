@@ -139,6 +139,25 @@ def test_a_model_is_what_the_definition_says(strength, calibration, tokenizer):
 
 
 @pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"scales": "awq"},  # what the float model's linears read has none
+        {"fisher_tokens": 100, "objective": "worst"},  # the first block is solved twice
+        {"scales": "awq", "fisher_tokens": 100, "objective": "worst"},
+    ],
+)
+@torch.no_grad()
+def test_little_is_corrected_where_little_is_lost(options, calibration, tokenizer):
+    model = tiny_llama(vocabulary=384, layers=3)
+    ids = torch.arange(64)[None]
+    options = {"bits": 8, "group_size": 16, **options, "tokenizer": tokenizer}
+    quantized = mlcalib.quantize(model, calibration, correction=1.0, progress=False, **options)
+    wanted = model(ids).logits
+    assert (quantized.model(ids).logits - wanted).norm() < 0.02 * wanted.norm()
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"propagate": "float", "correction": 0.5}, "pass propagate='quantized'"),

@@ -155,6 +155,7 @@ def run_pass(  # noqa: PLR0913 - what a pass is made of
                 prefixes=prefixes,
                 hidden=hidden,
                 comparing=any(compares(job.kinds) for job in jobs),
+                halves=any(job.halves for job in jobs),
                 devices=places,
                 ranks=ranks,
             )

@@ -95,6 +95,10 @@ class Wants(Protocol):
         """Tokens of the mixture whose gradients are wanted; 0 for none."""
 
     @property
+    def halves(self) -> bool:
+        """Whether statistics of the first half of each text are kept beside those of all of it."""
+
+    @property
     def fisher_labels(self) -> Labels:
         """Whose loss these are the gradients of."""
 
@@ -149,6 +153,9 @@ class Observation:
 
     fisher_labels: Labels = "model"
     """See ``Job``: of none."""
+
+    halves = False
+    """See ``Job``."""
 
     worst_off = False
     """See ``Job``: there are no weights."""

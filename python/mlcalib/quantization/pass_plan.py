@@ -10,7 +10,7 @@ from mlcalib.quantization.gathering import kinds_of
 from mlcalib.quantization.job import Wants
 from mlcalib.quantization.memory import MemoryPlan, plan_memory
 from mlcalib.quantization.memory_needs import BackwardText, OtherText
-from mlcalib.quantization.propagation import Prefix, mixture_of
+from mlcalib.quantization.propagation import Prefix, half_of, mixture_of
 from mlcalib.quantization.source import Source
 
 
@@ -46,7 +46,10 @@ def plan_pass(
         raise ValueError(f"memory is {memory}, expected GB above 0, or nothing for what is free.")
     counts: dict[str, int] = {}
     if text is not None:
-        for prefix in set(prefixes) or mixture_of(text).keys():
+        wanted = set(prefixes) or set(mixture_of(text))
+        if any(job.halves for job in jobs):
+            wanted |= set(map(half_of, wanted))
+        for prefix in wanted:
             counts[prefix.language] = counts.get(prefix.language, 0) + 1
         counts = {language: counts[language] for language in text.ids if language in counts}
     felt = [job for job in jobs if job.fisher_tokens]

@@ -63,6 +63,11 @@ Beside = Callable[[str], AbstractContextManager[object]]
 """Called with a language; what it returns is entered while a sequence of its text runs."""
 
 
+def half_of(prefix: Prefix) -> Prefix:
+    """Return the first half of a text, at least a token."""
+    return Prefix(prefix.language, max(1, prefix.tokens // 2))
+
+
 def longest_texts(prefixes: Iterable[Prefix]) -> dict[str, Prefix]:
     """Return language → the longest of its prefixes."""
     ordered = sorted(prefixes, key=lambda prefix: prefix.tokens)
@@ -80,7 +85,7 @@ def mixture_of(calibration: CalibrationSet) -> Mixture:
 class Flow:
     """The hidden states of every sequence of some text, moving from block to block."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what a flow is made of
         self,
         model: "PreTrainedModel",
         adapter: Adapter,
@@ -90,6 +95,7 @@ class Flow:
         prefixes: Iterable[Prefix] = (),
         hidden: HiddenStates | None = None,
         comparing: bool = False,
+        halves: bool = False,
         devices: Mapping[str, torch.device] = MappingProxyType({}),
         ranks: Ranks | None = None,
     ) -> None:
@@ -105,6 +111,8 @@ class Flow:
                 are kept. By default in memory.
             comparing: whether the float model's hidden states move beside, for statistics that
                 compare with them.
+            halves: whether statistics are kept of the first half of each prefix too; see
+                ``StatisticSet.half``.
             devices: block → where it runs; by default the CPU. Hidden states are brought there.
             ranks: the processes of the run, each of which has the hidden states of its share of
                 the sequences; statistics are those of all. What takes or gives statistics or
@@ -125,7 +133,9 @@ class Flow:
         self._stopwatch = stopwatch
         self._prefixes: dict[str, list[Prefix]] = {language: [] for language in calibration.ids}
         wanted = set(prefixes or mixture_of(calibration))
-        for prefix in sorted(wanted, key=lambda each: each.tokens):
+        self._halves = {each: half_of(each) for each in wanted} if halves else {}
+        every = wanted.union(self._halves.values())
+        for prefix in sorted(every, key=lambda each: each.tokens):
             self._prefixes[prefix.language].append(prefix)
         self._lengths = {language: calibration.lengths_of(language) for language in calibration.ids}
         self._hidden = HiddenStates() if hidden is None else hidden
@@ -276,7 +286,7 @@ class Flow:
         summing = found.seconds + rows.seconds
         self._stopwatch.add("gram", summing)
         self._stopwatch.add("forward", run - start - summing - rows.waited)
-        return {name: statistics[name] for name in kept}
+        return {name: _with_halves(statistics[name], self._halves) for name in kept}
 
     def advance(self, block_name: str, block: nn.Module) -> None:
         """Make the next hidden states: the outputs of the block as it is now."""
@@ -423,6 +433,19 @@ class Flow:
             for prefix in self._prefixes[language]
             if index == self._sequences(prefix) - 1
         ]
+
+
+def _with_halves(
+    by_prefix: dict[Prefix, StatisticSet], halves: Mapping[Prefix, Prefix]
+) -> dict[Prefix, StatisticSet]:
+    """Put the statistics that corrections are made of beside those of the whole prefix."""
+    for prefix, half in halves.items():
+        if prefix in by_prefix:
+            found = by_prefix[half]
+            by_prefix[prefix].half = found.only(
+                kind for kind in ("gram", "deviation") if kind in found.kinds
+            )
+    return {prefix: each for prefix, each in by_prefix.items() if not halves or prefix in halves}
 
 
 def _float(language: str) -> str:

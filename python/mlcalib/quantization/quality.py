@@ -23,8 +23,8 @@ class Quality:
 
 QUALITIES = {
     "fast": Quality("float", {}),
-    "balanced": Quality("quantized", {"correction": 0.25}),
-    "best": Quality("quantized", {"correction": 0.25, "fisher_tokens": 10240}),
+    "balanced": Quality("quantized", {"correction": "auto"}),
+    "best": Quality("quantized", {"correction": "auto", "fisher_tokens": 10240}),
 }
 
 

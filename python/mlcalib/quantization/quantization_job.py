@@ -98,6 +98,11 @@ class QuantizationJob:
         return self.variant.fisher_tokens
 
     @property
+    def halves(self) -> bool:
+        """See ``Job``."""
+        return self.variant.halves
+
+    @property
     def fisher_labels(self) -> Labels:
         """See ``Job``."""
         return self.variant.fisher_labels

@@ -213,13 +213,14 @@ def solve_block(  # noqa: PLR0913 - what a solution is made of
     shapes = [(sum(task.rows), task.linears[0].in_features) for task in tasks]
     # Scales of FP8 are divided by a number that all rows decide together, as they do on one scale;
     # those in uint8 are quantized together; with an output Gram, rows make up for the errors of
-    # others.
+    # others, and a strength of the correction is chosen for all of them.
     whole = {
         index
         for index, task in enumerate(tasks)
         if task.solver.spec.scale_dtype in (torch.float8_e4m3fn, torch.uint8)
         or task.solver.spec.per_tensor
         or task.solver.fisher_tokens
+        or task.solver.halves
     }
     own: list[Piece[Key]] = []
     given = {index: owners[task.name] for index, task in enumerate(tasks) if task.name in owners}

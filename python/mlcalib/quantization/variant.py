@@ -91,6 +91,11 @@ class Variant:
         return self.quantizer.fisher_tokens if self.mixture else 0
 
     @property
+    def halves(self) -> bool:
+        """Whether a half of the text is wanted by itself."""
+        return self.quantizer.halves and bool(self.mixture)
+
+    @property
     def fisher_labels(self) -> Labels:
         """Whose loss these are the gradients of."""
         return self.quantizer.fisher_labels

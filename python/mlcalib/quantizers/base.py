@@ -254,6 +254,11 @@ class Quantizer:
         return False
 
     @property
+    def halves(self) -> bool:
+        """Whether ``solve`` is given the half of the text by itself (``StatisticSet.half``)."""
+        return False
+
+    @property
     def probe_tokens(self) -> int:
         """The number of tokens on which ``prepare`` runs parts of the block; 0 for none."""
         return 0

@@ -1,16 +1,17 @@
 """GPTQ (arXiv 2210.17323), with ranges weighted by the Gram, and with corrected targets."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from mlcalib import _core
-from mlcalib._core import CorrectionOptions, GptqOptions, GridSpec, QuantizedLinear
+from mlcalib._core import GptqOptions, GridSpec, QuantizedLinear
 from mlcalib.quantizers import Quantizer, quantizers
 from mlcalib.quantizers._composition import Scales, for_solver
+from mlcalib.quantizers._correction import corrected
 from mlcalib.quantizers.base import (
     ChannelScales,
     Labels,
@@ -45,9 +46,13 @@ class GPTQ(QuantizerOptions):
         refit: how often scales are fitted again to the codes and the weights are solved again.
         correction: from 0 to 1: how far weights move, before they are rounded, towards weights
             that give the float model's outputs for the quantized model's inputs
-            (``_core.corrected``; the target of GPTAQ, arXiv 2504.02692). Where nothing but the sum
+            (``_core.corrected``; the target of GPTAQ, arXiv 2504.02692). ``auto`` chooses that for
+            the linears of each input, by how well what is corrected for one half of the text holds
+            for the other. Where nothing but the sum
             with the hidden states comes behind a block's last linear, that one makes up for the
-            error of all that the block returns. It needs ``propagate="quantized"``.
+            error of all that the block returns. Inputs of a block are then solved one after the
+            other, each behind those before it (GPTQ's true sequential). It needs
+            ``propagate="quantized"``.
         fisher_tokens: 0, or on how many tokens of the calibration text the model is run backward
             to find out how much its loss feels each token and each output: inputs then weigh by the
             gradients that they meet (arXiv 2505.07004), and later outputs make up for errors of
@@ -75,7 +80,7 @@ class GPTQ(QuantizerOptions):
     order: Literal["activation", "natural"] = "activation"
     static_grid: bool = True
     refit: int = 0
-    correction: float = Field(default=0.0, ge=0, le=1)
+    correction: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = 0.0
     fisher_tokens: int = Field(default=0, ge=0)
     fisher_labels: Labels = "model"
     output_damp: float = Field(default=1.0, gt=0)
@@ -129,7 +134,7 @@ class GptqQuantizer(Quantizer):
         self._fisher_tokens = options.fisher_tokens
         self._fisher_labels = options.fisher_labels
         self._worst_off = options.objective == "worst"
-        self._correction = CorrectionOptions(options.correction) if options.correction else None
+        self._correction = options.correction
         self._scaler: Quantizer | None = None
         if options.scales is not None:
             kind = quantizers.get(options.scales.method)
@@ -139,7 +144,7 @@ class GptqQuantizer(Quantizer):
     @property
     def kinds(self) -> tuple[str, ...]:
         """See ``Quantizer.kinds``."""
-        deviation = () if self._correction is None else ("deviation",)
+        deviation = ("deviation",) if self._correction else ()
         further = () if self._scaler is None else self._scaler.kinds
         return tuple(dict.fromkeys((*self.needs, *deviation, *further)))
 
@@ -160,6 +165,11 @@ class GptqQuantizer(Quantizer):
     def fisher_tokens(self) -> int:
         """See ``Quantizer.fisher_tokens``."""
         return self._fisher_tokens
+
+    @property
+    def halves(self) -> bool:
+        """See ``Quantizer.halves``."""
+        return self._correction == "auto"
 
     @property
     def fisher_labels(self) -> Labels:
@@ -191,9 +201,8 @@ class GptqQuantizer(Quantizer):
         if statistics is None:
             raise ValueError("gptq needs calibration; give a calibration set, or use method='rtn'.")
         gram, targets = statistics.gram(), list(weights)
-        if self._correction is not None:
-            deviation = statistics.view("deviation")["deviation"]
-            targets = _core.corrected(targets, gram, deviation, self._correction)
+        if self._correction:
+            targets = corrected(targets, statistics, self._correction)
         if sensitivity is None:
             return _core.gptq(targets, gram, self._gptq)
         outputs = [

@@ -28,7 +28,14 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 class StatisticSet:
-    """Statistics of several kinds of one input of linears, all of the same activations."""
+    """Statistics of several kinds of one input of linears, all of the same activations.
+
+    Attributes:
+        half: some of the kinds, of the first half of the text by itself, where they are kept. What
+            is done to the set is done to it, too.
+    """
+
+    half: "StatisticSet | None" = None
 
     def __init__(self, names: Iterable[str], channels: int) -> None:
         """Make an empty set.
@@ -91,10 +98,14 @@ class StatisticSet:
         """Add ``weight`` times another set: all kinds, which it must have too, or only some."""
         for name in self._statistics if kinds is None else kinds:
             self._statistics[name].merge(other._statistics[name], weight)
+        if kinds is None and self.half is not None and other.half is not None:
+            self.half.merge(other.half, weight)
 
     def empty_like(self) -> "StatisticSet":
         """Return an empty set of the same kinds."""
-        return StatisticSet(self._statistics, self._channels)
+        made = StatisticSet(self._statistics, self._channels)
+        made.half = None if self.half is None else self.half.empty_like()
+        return made
 
     def copy(self) -> "StatisticSet":
         """Return a copy, which can be changed by itself."""
@@ -110,13 +121,18 @@ class StatisticSet:
 
     def drop(self, names: Iterable[str]) -> None:
         """Forget the statistics of some kinds, if it has them."""
+        names = list(names)
         for name in names:
             self._statistics.pop(name, None)
+        if self.half is not None:
+            self.half.drop(names)
 
     def rescale(self, factors: Tensor) -> None:
         """Turn the statistics into those of activations times ``factors`` [channels], positive."""
         for statistic in self._statistics.values():
             statistic.rescale(factors)
+        if self.half is not None:
+            self.half.rescale(factors)
 
     def state(self, name: str) -> dict[str, Tensor]:
         """Return copies of the tensors of one kind; see ``_core.Statistic``."""

@@ -208,3 +208,17 @@ def test_ranks_are_refused():
     with pytest.raises(NotImplementedError, match="not shared over ranks"):
         check_ranks(recipe, Two())
     check_ranks(replace(recipe, kv_cache=False), Two())
+
+
+@pytest.mark.parametrize("scheme", [None, "FP8", "NVFP4"])
+def test_ranges_are_known_where_inputs_are_gathered_one_after_the_other(scheme, folder, text):
+    options = {} if scheme is None else {"scheme": scheme, "group_size": -1, "symmetric": True}
+    if scheme == "NVFP4":
+        options["group_size"] = 16
+    quantized = quantized_from(folder, text, method="gptq", correction=0.25, **options)
+    assert list(quantized.kv_cache) == ATTENTION
+    assert all(told["k"]["range"].keys() == {"en", "sw"} for told in quantized.kv_cache.values())
+    ranges = quantized.metadata("dense")["layers"]
+    assert all(each["input_range"].keys() == {"en", "sw"} for each in ranges.values())
+    static = [each.input_bound > 0 for each in quantized.linears.values()]
+    assert all(static) if scheme else not any(static)

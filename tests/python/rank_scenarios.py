@@ -25,7 +25,7 @@ OPTIONS = {
     "gptq-float": {"method": "gptq", "propagate": "float", "hidden_states": "disk"},
     "corrected": {"method": "gptq", "correction": 0.5},
     # 4 and 2 sequences, of which 4 make a leaf.
-    "fisher": {"method": "gptq", "correction": 0.5, "fisher_tokens": 180},
+    "fisher": {"method": "gptq", "correction": "auto", "fisher_tokens": 180},
     "fisher-worst": {"method": "gptq", "fisher_tokens": 500, "objective": "worst"},
     "fisher-text": {"method": "gptq", "fisher_tokens": 10_000, "fisher_labels": "text"},
     "fisher-awq": {"method": "awq", "propagate": "float", "fisher_tokens": 10_000},

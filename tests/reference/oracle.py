@@ -1,6 +1,7 @@
 """Float64 references, written the textbook way and never imported by the package."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -381,3 +382,24 @@ def corrected_by(
     gram = x.T @ x
     damped = gram + ridge * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
     return weight.double() + strength * torch.linalg.solve(damped, x.T @ missing.double()).T
+
+
+def held_out_strength(
+    weights: Sequence[Tensor],
+    halves: Sequence[tuple[Tensor, Sequence[Tensor]]],
+    ridge: float,
+) -> float:
+    """The strength that is best for the half of the text that a correction was not made from.
+
+    ``halves`` are two pairs of x [tokens, in] and what is missing from the outputs of each weight,
+    d [tokens, out]. The squared errors of all outputs are looked at token by token.
+    """
+    gained = spent = 0.0
+    for (x, missing), (other, there) in (tuple(halves), tuple(reversed(halves))):
+        for weight, made, wanted in zip(weights, missing, there, strict=True):
+            change = corrected_by(weight, x, made, 1.0, ridge) - weight.double()
+            moved = other.double() @ change.T
+            gained += float((moved * wanted.double()).sum())
+            spent += float(moved.square().sum())
+    share = min(1.0, max(0.0, gained / spent)) if spent else 0.0
+    return 2 * share / (1 + share)

@@ -49,7 +49,7 @@ def test_streamed_is_what_memory_gives(family, saved, calibration, tmp_path):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize(
-    ("propagate", "correction"), [("float", 0), ("quantized", 0), ("quantized", 0.5)]
+    ("propagate", "correction"), [("float", 0), ("quantized", 0), ("quantized", "auto")]
 )
 @pytest.mark.parametrize("hidden", ["memory", "disk"])
 def test_dtypes_ties_and_propagation(

@@ -13,6 +13,8 @@ import mlcalib
 from mlcalib import _core as core
 from mlcalib.models import find_adapter
 from mlcalib.models.running import embed, run_block, watching
+from mlcalib.quantizers._correction import held_out_strength
+from mlcalib.statistics import StatisticSet, mix
 from reference import oracle
 
 
@@ -68,6 +70,76 @@ def test_nothing_is_corrected_where_models_agree():
     assert torch.equal(target, weight)
 
 
+def statistics_of(x, reference):
+    """What is kept of all tokens, and of the first half of them by themselves."""
+    found = StatisticSet(("gram", "deviation"), x.shape[1])
+    found.half = found.empty_like()
+    found.update(x, reference)
+    middle = len(x) // 2
+    if middle:
+        found.half.update(x[:middle], reference[:middle])
+    return found
+
+
+@given(
+    st.integers(1, 60), st.integers(2, 150), st.floats(0.05, 2), st.booleans(), st.integers(0, 99)
+)
+@settings(deadline=None)
+def test_the_held_out_strength_is_the_oracles(channels, tokens, noise, systematic, seed):
+    x, reference = pair(tokens, channels, seed, noise)
+    if systematic:
+        reference = x + noise * (x @ random_weight(channels, channels, seed) / channels**0.5)
+    weights = [random_weight(rows, channels, seed + rows) for rows in (1, 5)]
+    missing = [(reference - x).double() @ weight.double().T for weight in weights]
+    middle = tokens // 2
+    halves = [
+        (x[part], [each[part] for each in missing])
+        for part in (slice(None, middle), slice(middle, None))
+    ]
+    wanted = oracle.held_out_strength(weights, halves, 0.05)
+    found = held_out_strength(weights, statistics_of(x, reference))
+    assert found == pytest.approx(wanted, abs=0.02)
+
+
+def test_what_is_the_same_everywhere_is_corrected_and_noise_is_not():
+    x = activations(2_000, 30)
+    weight = [random_weight(8, 30)]
+    turned = x + 0.1 * x @ random_weight(30, 30, 1) / 30**0.5
+    assert held_out_strength(weight, statistics_of(x, turned)) > 0.9
+    noisy = x + 0.1 * activations(2_000, 30, 2)
+    assert held_out_strength(weight, statistics_of(x, noisy)) < 0.3
+    assert held_out_strength(weight, statistics_of(x, x)) == 0
+
+
+def test_a_single_token_has_no_other_half():
+    x, reference = pair(1, 10)
+    assert held_out_strength([random_weight(3, 10)], statistics_of(x, reference)) == 0
+
+
+def test_statistics_without_halves_are_refused():
+    x, reference = pair(50, 10)
+    statistics = statistics_of(x, reference)
+    statistics.half = None
+    with pytest.raises(ValueError, match="no half of the text to try it on; give a number"):
+        held_out_strength([random_weight(3, 10)], statistics)
+
+
+@given(st.floats(0.1, 10), st.integers(0, 99))
+@settings(deadline=None)
+def test_halves_are_mixed_and_scaled_with_the_whole(weight, seed):
+    sets = [statistics_of(*pair(40, 12, seed + place)) for place in range(2)]
+    factors = activations(1, 12, seed + 9)[0].abs() + 0.1
+    mixed = mix(dict(enumerate(sets)), {0: 1.0, 1: weight})
+    mixed.rescale(factors)
+    for kind in ("gram", "deviation"):
+        first, second = (each.half.state(kind)[kind] for each in sets)
+        wanted = (first + weight * second) * factors[:, None] * factors
+        assert (mixed.half.state(kind)[kind] - wanted).norm() <= 1e-5 * wanted.norm()
+    assert mixed.copy().half.tokens == pytest.approx(20 * (1 + weight))
+    mixed.drop(["gram"])
+    assert mixed.half.kinds == ("deviation",)
+
+
 def corrected_weights(model, calibration, strength, bits, before):
     """The definition, written plainly: linear (name in the model) → its dequantized weight.
 
@@ -77,11 +149,15 @@ def corrected_weights(model, calibration, strength, bits, before):
     adapter = find_adapter(type(model).__name__)
     model = copy.deepcopy(model)
     options = core.GptqOptions(core.GridSpec(bits, 32, range="gram"))
-    states = []
+    states, first = [], []
     for language in calibration.ids:
+        left = calibration.tokens[language] // 2  # of the first half
         for ids, counted in calibration.sequences(language):
             state, inputs = embed(model, adapter, ids)
             states.append((state, state, counted))
+            first += [place < left for place in range(counted)]
+            left -= counted
+    first = torch.tensor(first)
     found = {}
     for name, own in adapter.named_blocks(model):
         block = copy.deepcopy(own)  # as the float model has it
@@ -100,13 +176,17 @@ def corrected_weights(model, calibration, strength, bits, before):
                 missing.append((outputs[0] - outputs[1])[0, :counted])
             reference, x = map(torch.cat, read)
             weights = [adapter.linear(block, member).weight.detach() for member in members]
+            by = [(reference - x).double() @ weight.double().T for weight in weights]
             if members == ("mlp.down_proj",):  # it makes up for all that the block returns
-                by = torch.cat(missing)
-                targets = [oracle.corrected_by(weights[0], x, by, strength, 0.05).float()]
-            else:
-                targets = [
-                    oracle.corrected(w, x, reference, strength, 0.05).float() for w in weights
-                ]
+                by = [torch.cat(missing)]
+            taken = strength
+            if strength == "auto":
+                halves = [(x[part], [each[part] for each in by]) for part in (first, ~first)]
+                taken = oracle.held_out_strength(weights, halves, 0.05)
+            targets = [
+                oracle.corrected_by(weight, x, each, taken, 0.05).float()
+                for weight, each in zip(weights, by, strict=True)
+            ]
             for member, solved in zip(
                 members, core.gptq(targets, gram_of(x), options), strict=True
             ):
@@ -119,7 +199,7 @@ def corrected_weights(model, calibration, strength, bits, before):
     return found
 
 
-@pytest.mark.parametrize("strength", [0.25, 1.0])
+@pytest.mark.parametrize("strength", [0.25, 1.0, "auto"])
 @torch.no_grad()
 def test_a_model_is_what_the_definition_says(strength, calibration, tokenizer):
     model = tiny_llama(vocabulary=384, layers=3)
@@ -142,6 +222,8 @@ def test_a_model_is_what_the_definition_says(strength, calibration, tokenizer):
     "options",
     [
         {},
+        {"correction": "auto"},
+        {"correction": "auto", "scales": "awq"},
         {"scales": "awq"},  # what the float model's linears read has none
         {"fisher_tokens": 100, "objective": "worst"},  # the first block is solved twice
         {"scales": "awq", "fisher_tokens": 100, "objective": "worst"},
@@ -151,8 +233,8 @@ def test_a_model_is_what_the_definition_says(strength, calibration, tokenizer):
 def test_little_is_corrected_where_little_is_lost(options, calibration, tokenizer):
     model = tiny_llama(vocabulary=384, layers=3)
     ids = torch.arange(64)[None]
-    options = {"bits": 8, "group_size": 16, **options, "tokenizer": tokenizer}
-    quantized = mlcalib.quantize(model, calibration, correction=1.0, progress=False, **options)
+    options = {"bits": 8, "group_size": 16, "correction": 1.0, **options, "tokenizer": tokenizer}
+    quantized = mlcalib.quantize(model, calibration, progress=False, **options)
     wanted = model(ids).logits
     assert (quantized.model(ids).logits - wanted).norm() < 0.02 * wanted.norm()
 

@@ -65,7 +65,7 @@ def assert_same(one, other):
     [
         ("llama", {}),
         ("llama", {"propagate": "float"}),
-        ("llama", {"correction": 0.5}),
+        ("llama", {"correction": "auto"}),
         ("qwen2_moe", {"fisher_tokens": 10_000, "format": "dense"}),
         ("llama", {"method": "awq", "objective": "block"}),
         ("mixtral", {"method": "awq", "propagate": "float", "format": "dense"}),

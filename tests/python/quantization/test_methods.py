@@ -97,7 +97,7 @@ def test_the_signature_has_each_option(kind):
         (mlcalib.GPTQ, {"damp": "much"}, "damp is 'much', expected a valid number."),
         (mlcalib.GPTQ, {"damp": -1.0}, "damp is -1"),
         (mlcalib.GPTQ, {"order": "x"}, "order is 'x', expected 'activation' or 'natural'."),
-        (mlcalib.GPTQ, {"correction": 2}, "correction is 2, expected at most 1."),
+        (mlcalib.GPTQ, {"correction": 2}, "correction is 2, expected at most 1 or 'auto'."),
         (mlcalib.GPTQ, {"static_grid": False}, "static_grid=False fits grids as groups are reach"),
         (mlcalib.AWQ, {"points": 0}, "points is 0, expected at least 1."),
         (mlcalib.SmoothQuant, {"alpha": 2}, "alpha is 2.0, expected 0 to 1, or 'search'."),

@@ -29,8 +29,8 @@ def quantize(folder, text):
     ("quality", "propagate", "options"),
     [
         ("fast", "float", {}),
-        ("balanced", "quantized", {"correction": 0.25}),
-        ("best", "quantized", {"correction": 0.25, "fisher_tokens": 10240}),
+        ("balanced", "quantized", {"correction": "auto"}),
+        ("best", "quantized", {"correction": "auto", "fisher_tokens": 10240}),
     ],
 )
 def test_a_name_is_a_recipe(quantize, quality, propagate, options):
@@ -56,7 +56,7 @@ def test_without_a_name_nothing_changes(quantize):
             {"quality": "best", "propagate": "float"},
             "means propagate=quantized, but propagate=float",
         ),
-        ({"quality": "balanced", "correction": 0.5}, "means correction=0.25, but correction=0.5"),
+        ({"quality": "balanced", "correction": 0.5}, "means correction=auto, but correction=0.5"),
     ],
 )
 def test_what_contradicts_is_refused(quantize, asked, message):

@@ -108,7 +108,7 @@ def test_experts_summed_one_by_one_on_a_device(calibration, tokenizer, device, m
 
 
 @each_device
-@pytest.mark.parametrize("correction", [0, 0.5])
+@pytest.mark.parametrize("correction", [0, "auto"])
 def test_quantized_propagation_on_a_device(correction, calibration, tokenizer, options, device):
     model = tiny_llama(vocabulary=384)
     options |= {"tokenizer": tokenizer, "correction": correction}
@@ -150,7 +150,7 @@ def test_a_model_on_a_device_is_quantized_and_saved_where_it_is(
         ("memory", False, {}),
         ("disk", False, {"propagate": "float"}),
         ("disk", True, {}),
-        ("memory", True, {"correction": 0.5}),
+        ("memory", True, {"correction": "auto"}),
         ("disk", True, {"fisher_tokens": 64}),
         ("disk", True, {"format": "gguf", "symmetric": True}),
     ],

@@ -69,11 +69,11 @@ def table(lines: Sequence[Line]) -> str:
 
 
 def over_seeds(values: Sequence[float], *, sign: str) -> str:
-    shown = f"{fmean(values):{sign}.4f}"
+    shown = f"{fmean(values):{sign}.3g}"
     if len(values) == 1:
         return shown
     half = float(student.ppf(0.975, len(values) - 1)) * stdev(values) / len(values) ** 0.5
-    return f"{shown} ± {half:.4f}"
+    return f"{shown} ± {half:.2g}"
 
 
 def runs(arguments: argparse.Namespace, name: str) -> Iterator[Line]:
@@ -143,7 +143,7 @@ def evaluation(model: Any, tokenizer: Any, arguments: argparse.Namespace) -> Mea
 
 
 def rounded(values: Mapping[str, float]) -> dict[str, float]:
-    return {code: round(value, 5) for code, value in values.items()}
+    return {code: round(value, 7) for code, value in values.items()}
 
 
 def main() -> None:

@@ -30,7 +30,7 @@ from mlcalib.quantization import rare_experts, variant
 from mlcalib.quantization.block_pass import run_pass
 from mlcalib.quantization.job import BlockView, Observation, References, Text
 from mlcalib.quantization.open_source import live_source
-from mlcalib.quantization.propagation import Mixture
+from mlcalib.quantization.prefixes import Mixture
 from mlcalib.statistics import StatisticSet, losses
 
 EXPERTS, CHOSEN, HIDDEN, INNER = 128, 8, 64, 32

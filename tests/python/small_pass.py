@@ -4,7 +4,7 @@ from mlcalib.common.stopwatch import Stopwatch
 from mlcalib.formats import formats
 from mlcalib.quantization.block_pass import run_pass
 from mlcalib.quantization.open_source import live_source
-from mlcalib.quantization.propagation import mixture_of
+from mlcalib.quantization.prefixes import mixture_of
 from mlcalib.quantization.quantization_job import QuantizationJob
 from mlcalib.quantization.sink import MemorySink
 from mlcalib.quantization.variant import Variant

@@ -29,8 +29,9 @@ from mlcalib.quantization.memory import REMEDIES
 from mlcalib.quantization.memory_needs import OtherText, tokens_of
 from mlcalib.quantization.pass_plan import plan_pass
 from mlcalib.quantization.places import Places, gather_places
+from mlcalib.quantization.prefixes import Prefix
 from mlcalib.quantization.probe import Probe
-from mlcalib.quantization.propagation import Flow, Prefix
+from mlcalib.quantization.propagation import Flow
 from mlcalib.quantization.read_ahead import Blocks
 from mlcalib.quantization.solve import References
 from mlcalib.quantization.source import Source, copied

@@ -15,7 +15,8 @@ from mlcalib.statistics.pairwise import Node, PairwiseSum
 from mlcalib.statistics.summed import sum_over_ranks
 
 if TYPE_CHECKING:
-    from mlcalib.quantization.propagation import BlockStatistics, Observe, Prefix
+    from mlcalib.quantization.prefixes import BlockStatistics, Prefix
+    from mlcalib.quantization.propagation import Observe
 
 
 class Gathering:

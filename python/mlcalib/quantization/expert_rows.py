@@ -14,7 +14,7 @@ from mlcalib.statistics import StatisticSet, grows_with_square
 from mlcalib.statistics.summed import tell_all
 
 if TYPE_CHECKING:
-    from mlcalib.quantization.propagation import BlockStatistics, Prefix
+    from mlcalib.quantization.prefixes import BlockStatistics, Prefix
 
 Taken = Callable[[str, "dict[Prefix, StatisticSet]"], None]
 """Called with an input of an expert and its statistics of a text, as soon as they are summed; what

@@ -15,7 +15,7 @@ from mlcalib.models.device import CPU
 from mlcalib.quantization.backward import LossGradients
 from mlcalib.quantization.dealing import dealt
 from mlcalib.quantization.fisher_sums import OUTPUT, SALIENCY, Beginning, FisherSums, Part
-from mlcalib.quantization.propagation import Mixture, Prefix, longest_texts
+from mlcalib.quantization.prefixes import Mixture, Prefix, longest_texts
 from mlcalib.quantization.source import Source
 from mlcalib.quantizers.base import Labels
 from mlcalib.statistics import StatisticSet

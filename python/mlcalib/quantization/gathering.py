@@ -11,7 +11,8 @@ from mlcalib.common.stopwatch import Stopwatch
 from mlcalib.quantization.cache_ranges import CacheRanges
 from mlcalib.quantization.expert_rows import Taken, expert_owners
 from mlcalib.quantization.job import Job, Text, Wants
-from mlcalib.quantization.propagation import BlockStatistics, Flow, Prefix
+from mlcalib.quantization.prefixes import BlockStatistics, Prefix
+from mlcalib.quantization.propagation import Flow
 from mlcalib.quantization.solve import References, references
 from mlcalib.quantization.stream_writer import Behind
 from mlcalib.statistics import StatisticSet, compares, grows_with_square

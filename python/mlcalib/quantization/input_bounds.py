@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mlcalib.models import Adapter
-from mlcalib.quantization.propagation import BlockStatistics, Prefix
+from mlcalib.quantization.prefixes import BlockStatistics, Prefix
 from mlcalib.quantization.solve import longest
 from mlcalib.statistics import StatisticSet, histogram_edges
 

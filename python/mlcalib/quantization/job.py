@@ -10,8 +10,9 @@ from torch import nn
 from mlcalib.models import Adapter
 from mlcalib.quantization.cache_ranges import CacheRanges
 from mlcalib.quantization.fisher import BlockFisher
+from mlcalib.quantization.prefixes import BlockStatistics, Mixture, Prefix
 from mlcalib.quantization.probe import Probe
-from mlcalib.quantization.propagation import BlockStatistics, Flow, Mixture, Prefix
+from mlcalib.quantization.propagation import Flow
 from mlcalib.quantization.solve import References
 from mlcalib.quantizers.base import Labels
 from mlcalib.statistics import StatisticSet

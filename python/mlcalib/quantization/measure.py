@@ -6,7 +6,7 @@ from typing import Protocol
 from torch import nn
 
 from mlcalib.calibration_sets import CalibrationSet
-from mlcalib.quantization.propagation import BlockStatistics
+from mlcalib.quantization.prefixes import BlockStatistics
 from mlcalib.quantization.solve import References
 
 

@@ -10,7 +10,7 @@ from mlcalib.quantization.gathering import kinds_of
 from mlcalib.quantization.job import Wants
 from mlcalib.quantization.memory import MemoryPlan, plan_memory
 from mlcalib.quantization.memory_needs import BackwardText, OtherText
-from mlcalib.quantization.propagation import Prefix, half_of, mixture_of
+from mlcalib.quantization.prefixes import Prefix, half_of, mixture_of
 from mlcalib.quantization.source import Source
 
 

@@ -13,7 +13,8 @@ from mlcalib.models.device import move_block
 from mlcalib.quantization.gathering import Gathered, of_kind
 from mlcalib.quantization.hidden_states import HiddenStates
 from mlcalib.quantization.job import Job
-from mlcalib.quantization.propagation import BlockStatistics, Flow, Prefix
+from mlcalib.quantization.prefixes import BlockStatistics, Prefix
+from mlcalib.quantization.propagation import Flow
 from mlcalib.quantization.solve import mix_block, references
 from mlcalib.quantization.source import Source
 from mlcalib.statistics import StatisticSet, compares

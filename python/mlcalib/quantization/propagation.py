@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import accumulate, zip_longest
 from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,14 @@ from mlcalib.quantization.block_statistics import Gathering
 from mlcalib.quantization.dealing import dealt
 from mlcalib.quantization.expert_rows import ExpertRows, Step, Taken
 from mlcalib.quantization.hidden_states import HiddenStates
+from mlcalib.quantization.prefixes import (
+    BlockStatistics,
+    Mixture,
+    Prefix,
+    half_of,
+    mixture_of,
+    with_halves,
+)
 from mlcalib.quantization.probe import Probe
 from mlcalib.quantization.stream_writer import (
     Behind,
@@ -36,50 +44,18 @@ from mlcalib.quantization.stream_writer import (
     StreamWriter,
     find_stream_writer,
 )
-from mlcalib.statistics import StatisticSet, compares
+from mlcalib.statistics import compares
 from mlcalib.statistics.pairwise import leaf_sequences
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class Prefix(NamedTuple):
-    """The first so many tokens of a language's calibration text."""
-
-    language: str
-    tokens: int
-
-
-Mixture = Mapping[Prefix, float]
-"""What a calibration setting is made of: prefixes of text, and what their statistics weigh."""
-
-BlockStatistics = dict[str, dict[Prefix, StatisticSet]]
-"""Input of a block → prefix → its statistics."""
-
 Observe = Callable[[str, str, Tensor], None]
 """Called with the key of an input, a language and activations [tokens, channels]."""
 
 Beside = Callable[[str], AbstractContextManager[object]]
 """Called with a language; what it returns is entered while a sequence of its text runs."""
-
-
-def half_of(prefix: Prefix) -> Prefix:
-    """Return the first half of a text, at least a token."""
-    return Prefix(prefix.language, max(1, prefix.tokens // 2))
-
-
-def longest_texts(prefixes: Iterable[Prefix]) -> dict[str, Prefix]:
-    """Return language → the longest of its prefixes."""
-    ordered = sorted(prefixes, key=lambda prefix: prefix.tokens)
-    return {prefix.language: prefix for prefix in ordered}
-
-
-def mixture_of(calibration: CalibrationSet) -> Mixture:
-    """Return what a calibration set mixes: all its text."""
-    return {
-        Prefix(language, tokens): calibration.weights.get(language, 1.0)
-        for language, tokens in calibration.tokens.items()
-    }
 
 
 class Flow:
@@ -286,7 +262,7 @@ class Flow:
         summing = found.seconds + rows.seconds
         self._stopwatch.add("gram", summing)
         self._stopwatch.add("forward", run - start - summing - rows.waited)
-        return {name: _with_halves(statistics[name], self._halves) for name in kept}
+        return {name: with_halves(statistics[name], self._halves) for name in kept}
 
     def advance(self, block_name: str, block: nn.Module) -> None:
         """Make the next hidden states: the outputs of the block as it is now."""
@@ -433,19 +409,6 @@ class Flow:
             for prefix in self._prefixes[language]
             if index == self._sequences(prefix) - 1
         ]
-
-
-def _with_halves(
-    by_prefix: dict[Prefix, StatisticSet], halves: Mapping[Prefix, Prefix]
-) -> dict[Prefix, StatisticSet]:
-    """Put the statistics that corrections are made of beside those of the whole prefix."""
-    for prefix, half in halves.items():
-        if prefix in by_prefix:
-            found = by_prefix[half]
-            by_prefix[prefix].half = found.only(
-                kind for kind in ("gram", "deviation") if kind in found.kinds
-            )
-    return {prefix: each for prefix, each in by_prefix.items() if not halves or prefix in halves}
 
 
 def _float(language: str) -> str:

@@ -17,8 +17,9 @@ from mlcalib.quantization.fisher import BlockFisher
 from mlcalib.quantization.gathering import LaterInput
 from mlcalib.quantization.input_bounds import Bound, input_bounds
 from mlcalib.quantization.job import BlockView, Outcome, Text
+from mlcalib.quantization.prefixes import BlockStatistics, Mixture
 from mlcalib.quantization.probe import Probe
-from mlcalib.quantization.propagation import BlockStatistics, Flow, Mixture
+from mlcalib.quantization.propagation import Flow
 from mlcalib.quantization.sink import Sink
 from mlcalib.quantization.solve import (
     References,

@@ -12,7 +12,7 @@ from mlcalib.models.device import choose_device, device_name
 from mlcalib.quantization.block_pass import Propagate, run_pass
 from mlcalib.quantization.finish import cache_record, merged
 from mlcalib.quantization.open_source import open_with_tokenizer
-from mlcalib.quantization.propagation import mixture_of
+from mlcalib.quantization.prefixes import mixture_of
 from mlcalib.quantization.quality import with_quality
 from mlcalib.quantization.quantization_job import QuantizationJob
 from mlcalib.quantization.quantized_model import QuantizedModel

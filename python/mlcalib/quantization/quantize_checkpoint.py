@@ -24,7 +24,7 @@ from mlcalib.quantization.memory import MemoryPlan
 from mlcalib.quantization.model_files import ModelFiles, outline
 from mlcalib.quantization.open_source import open_source
 from mlcalib.quantization.pass_plan import plan_pass
-from mlcalib.quantization.propagation import mixture_of
+from mlcalib.quantization.prefixes import mixture_of
 from mlcalib.quantization.quality import with_quality
 from mlcalib.quantization.quantization_job import QuantizationJob
 from mlcalib.quantization.recipe import Recipe, check_method, check_ranks, make_recipe

@@ -9,7 +9,7 @@ from torch import nn
 from mlcalib.common.ranks import Ranks
 from mlcalib.models import Adapter
 from mlcalib.models.experts import Expert
-from mlcalib.quantization.propagation import Mixture
+from mlcalib.quantization.prefixes import Mixture
 from mlcalib.statistics import StatisticSet
 from mlcalib.statistics.summed import receive_set, send_set
 

@@ -17,7 +17,7 @@ from mlcalib.models import Adapter
 from mlcalib.models.own_rules import TransposedLinear
 from mlcalib.quantization.cache_ranges import caches
 from mlcalib.quantization.overrides import Override, resolve
-from mlcalib.quantization.propagation import Mixture
+from mlcalib.quantization.prefixes import Mixture
 from mlcalib.quantization.variant import Variant
 from mlcalib.quantizers import Quantizer, quantizers
 from mlcalib.statistics import compares

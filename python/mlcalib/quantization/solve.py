@@ -16,7 +16,7 @@ from mlcalib.common.stopwatch import Stopwatch
 from mlcalib.models import Adapter
 from mlcalib.quantization.fisher import BlockFisher
 from mlcalib.quantization.pieces import Change, Key, Piece, added, joined, shared
-from mlcalib.quantization.propagation import BlockStatistics, Mixture, Prefix, longest_texts
+from mlcalib.quantization.prefixes import BlockStatistics, Mixture, Prefix, longest_texts
 from mlcalib.quantization.scale import ScaledBlock
 from mlcalib.quantization.shares import Part, parts_of
 from mlcalib.quantizers import Quantizer

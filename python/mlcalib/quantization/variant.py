@@ -13,8 +13,9 @@ from mlcalib.models import Adapter
 from mlcalib.quantization.expert_rows import known_everywhere
 from mlcalib.quantization.fisher import BlockFisher
 from mlcalib.quantization.pieces import Key
+from mlcalib.quantization.prefixes import Mixture
 from mlcalib.quantization.probe import Probe
-from mlcalib.quantization.propagation import Flow, Mixture
+from mlcalib.quantization.propagation import Flow
 from mlcalib.quantization.rare_experts import shrink_experts
 from mlcalib.quantization.scale import ScaledBlock, scale_block
 from mlcalib.quantization.solve import References, SolvedBlock, solve_block

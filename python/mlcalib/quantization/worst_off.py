@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from mlcalib.quantization.propagation import Mixture
+from mlcalib.quantization.prefixes import Mixture
 
 POWER = 1.0
 """How much a language that loses more weighs more; docs/results/methods.md has what others do."""

@@ -16,7 +16,8 @@ from mlcalib.common.ranks import Ranks
 from mlcalib.common.safetensors_read import read_json
 from mlcalib.common.stopwatch import Stopwatch
 from mlcalib.quantization.hidden_states import HiddenStates
-from mlcalib.quantization.propagation import BlockStatistics, Flow, Mixture
+from mlcalib.quantization.prefixes import BlockStatistics, Mixture
+from mlcalib.quantization.propagation import Flow
 from mlcalib.quantization.solve import References, input_ranges, losses_per_token, references
 from mlcalib.quantization.source import Source
 

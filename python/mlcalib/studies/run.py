@@ -28,7 +28,7 @@ from mlcalib.quantization.hidden_states import HiddenStates, HiddenStatesOnDisk
 from mlcalib.quantization.manifest import claim, machine, recipe_inputs
 from mlcalib.quantization.model_files import ModelFiles, outline
 from mlcalib.quantization.open_source import open_source
-from mlcalib.quantization.propagation import Mixture, mixture_of
+from mlcalib.quantization.prefixes import Mixture, mixture_of
 from mlcalib.quantization.quantization_job import QuantizationJob
 from mlcalib.quantization.recipe import Recipe, make_recipe
 from mlcalib.quantization.shared_sink import shared_sink

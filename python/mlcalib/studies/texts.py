@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from mlcalib.calibration_sets import CalibrationSet
 from mlcalib.calibration_sets.calibrate import from_documents
 from mlcalib.corpora import Document, Documents, Tally, open_corpus
-from mlcalib.quantization.propagation import Prefix, mixture_of
+from mlcalib.quantization.prefixes import Prefix, mixture_of
 from mlcalib.studies.grid import Setting, settings_of
 from mlcalib.studies.spec import StudySpec
 

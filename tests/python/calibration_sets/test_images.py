@@ -22,7 +22,8 @@ from mlcalib.calibration_sets.sequences import pack
 from mlcalib.calibration_sets.tokens import Encoded
 from mlcalib.common.stopwatch import Stopwatch
 from mlcalib.models import adapter_for
-from mlcalib.quantization.propagation import Flow, Prefix
+from mlcalib.quantization.prefixes import Prefix
+from mlcalib.quantization.propagation import Flow
 
 TEMPLATE = (
     "{% for message in messages %}{{ message.role }}: "

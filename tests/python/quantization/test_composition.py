@@ -12,7 +12,7 @@ import mlcalib
 from mlcalib.cli import main
 from mlcalib.models.loading import load_model
 from mlcalib.quantization.open_source import live_source
-from mlcalib.quantization.propagation import mixture_of
+from mlcalib.quantization.prefixes import mixture_of
 from mlcalib.quantization.scale import scale_block
 from mlcalib.quantizers import quantizers
 from mlcalib.statistics import StatisticSet

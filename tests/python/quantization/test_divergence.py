@@ -16,7 +16,7 @@ from torch import nn
 
 import mlcalib
 from mlcalib.quantization.open_source import live_source
-from mlcalib.quantization.propagation import Prefix, mixture_of
+from mlcalib.quantization.prefixes import Prefix, mixture_of
 from mlcalib.quantization.worst_off import weighed
 from mlcalib.quantizers import Quantizer
 from mlcalib.quantizers.base import ChannelScales, QuantizerOptions, felt_grams

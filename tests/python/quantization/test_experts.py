@@ -12,7 +12,7 @@ import mlcalib
 from mlcalib import _core
 from mlcalib.models import find_adapter
 from mlcalib.models.experts import ExpertList, unfuse
-from mlcalib.quantization.propagation import Prefix
+from mlcalib.quantization.prefixes import Prefix
 from mlcalib.quantization.rare_experts import LEVELLED, PSEUDO_TOKENS, shrink_experts
 from mlcalib.statistics import StatisticSet
 

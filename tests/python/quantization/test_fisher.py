@@ -17,7 +17,7 @@ from mlcalib.models import adapter_for
 from mlcalib.quantization.backward import own_loss
 from mlcalib.quantization.fisher import BlockFisher, Fisher, sequences_of
 from mlcalib.quantization.open_source import live_source, open_source
-from mlcalib.quantization.propagation import Prefix, mixture_of
+from mlcalib.quantization.prefixes import Prefix, mixture_of
 from reference import oracle
 
 FAMILIES = ["llama", "llama-bias", "gemma2", "cohere", "qwen2_moe", "mixtral"]

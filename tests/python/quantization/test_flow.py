@@ -16,7 +16,8 @@ from mlcalib.models.experts import unfuse
 from mlcalib.quantization import block_statistics
 from mlcalib.quantization.block_files import BlockFiles
 from mlcalib.quantization.hidden_states import HiddenStates, HiddenStatesOnDisk
-from mlcalib.quantization.propagation import Flow, Prefix
+from mlcalib.quantization.prefixes import Prefix
+from mlcalib.quantization.propagation import Flow
 from mlcalib.statistics import StatisticSet
 
 IDS = {

@@ -21,7 +21,8 @@ from mlcalib.quantization.block_pass import run_pass
 from mlcalib.quantization.memory import plan_memory
 from mlcalib.quantization.open_source import live_source, open_source
 from mlcalib.quantization.pass_plan import plan_pass
-from mlcalib.quantization.propagation import Flow, mixture_of
+from mlcalib.quantization.prefixes import mixture_of
+from mlcalib.quantization.propagation import Flow
 from mlcalib.quantization.quantization_job import QuantizationJob
 from mlcalib.quantization.read_ahead import Blocks
 from mlcalib.quantization.sink import MemorySink

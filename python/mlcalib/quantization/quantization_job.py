@@ -148,7 +148,7 @@ class QuantizationJob:
         After a ``trial`` it is solved again.
         """
         own, mixture = copied(block.module), weighed(self.mixture, lost)
-        later = self._lend(block.adapter, block.name, own)
+        lent = self._lend(block.adapter, block.name, own)
         fisher = BlockFisher.mixed(block.texts, mixture) if lost else block.fisher
         if block.languages:
             fisher = replace(fisher or BlockFisher(), languages=block.languages)
@@ -170,8 +170,8 @@ class QuantizationJob:
         )
         for each in block.later:
             self._solve_later(each, block, own, variant, fisher, solved, trial=trial)
-        solved.linears |= later
-        solved.losses |= {name: {} for name in later}
+        solved.linears |= lent
+        solved.losses |= {name: {} for name in lent}
         return own, solved
 
     def _solve_later(
@@ -196,12 +196,15 @@ class QuantizationJob:
             block.statistics |= found.statistics
             block.measured |= found.measured
         (mixed,) = found.mixed
+        mixed = mixed or self._mixed_of(found.statistics, variant.mixture)
+        if name not in mixed:  # all its linears stay in floating point
+            return
         part = variant.solve_later(
             block.adapter,
             block.name,
             own,
             name,
-            (mixed or self._mixed_of(found.statistics, variant.mixture))[name],
+            mixed[name],
             block.measured if known else found.measured,
             self.stopwatch,
             solved.scaled,

@@ -239,6 +239,23 @@ def test_little_is_corrected_where_little_is_lost(options, calibration, tokenize
     assert (quantized.model(ids).logits - wanted).norm() < 0.02 * wanted.norm()
 
 
+@pytest.mark.parametrize("scales", [None, "awq"])
+@pytest.mark.parametrize(
+    "left", [["down_proj"], ["q_proj", "k_proj", "v_proj"], ["o_proj", "down_proj"]]
+)
+@torch.no_grad()
+def test_an_input_may_have_nothing_to_solve(left, scales, calibration, tokenizer):
+    model = tiny_llama(vocabulary=384, layers=3)
+    ids = torch.arange(64)[None]
+    options = {"bits": 8, "group_size": 16, "tokenizer": tokenizer, "scales": scales}
+    quantized = mlcalib.quantize(
+        model, calibration, ignore=left, correction=1.0, progress=False, **options
+    )
+    assert len(quantized.linears) == 3 * (7 - len(left))
+    wanted = model(ids).logits
+    assert (quantized.model(ids).logits - wanted).norm() < 0.02 * wanted.norm()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -33,7 +33,7 @@ from mlcalib.quantization.stream_writer import Behind
 from mlcalib.quantization.variant import Variant, VariantBlock
 from mlcalib.quantization.worst_off import weighed
 from mlcalib.quantizers.base import Labels
-from mlcalib.statistics import StatisticSet
+from mlcalib.statistics import StatisticSet, compares
 
 
 @dataclass
@@ -199,6 +199,9 @@ class QuantizationJob:
         mixed = mixed or self._mixed_of(found.statistics, variant.mixture)
         if name not in mixed:  # all its linears stay in floating point
             return
+        for each in found.statistics[name].values():  # only the mixture is solved with
+            each.half = None
+            each.drop([kind for kind in each.kinds if compares([kind])])
         part = variant.solve_later(
             block.adapter,
             block.name,

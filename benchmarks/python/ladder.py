@@ -50,9 +50,9 @@ def read(path: Path) -> list[Line]:
 def table(lines: Sequence[Line]) -> str:
     """Return a Markdown table: a row for each step, in the order of the lines."""
     rows = [
-        "| model | group | step | seeds | KL mean | KL worst | rise mean | rise worst | CPU s |"
+        "| model | group | step | seeds | KL mean | KL worst | rise mean | rise worst | CPU s |",
+        "| --- | --: | --- | --: | --: | --: | --: | --: | --: |",
     ]
-    rows.append("| --- | --: | --- | --: | --: | --: | --: | --: | --: |")
     by_key: dict[tuple[Any, ...], list[Line]] = {}
     for line in lines:
         by_key.setdefault(tuple(line[each] for each in KEY), []).append(line)

@@ -27,6 +27,7 @@ from mlcalib.quantization.solve import (
     expert_tokens,
     input_ranges,
     mix_block,
+    solve_block,
 )
 from mlcalib.quantization.source import copied
 from mlcalib.quantization.stream_writer import Behind
@@ -202,18 +203,20 @@ class QuantizationJob:
         for each in found.statistics[name].values():  # only the mixture is solved with
             each.half = None
             each.drop([kind for kind in each.kinds if compares([kind])])
-        part = variant.solve_later(
+        part = solve_block(
             block.adapter,
             block.name,
             own,
-            name,
-            mixed[name],
+            {name: mixed[name]},
             block.measured if known else found.measured,
+            variant.quantizer,
+            variant.exceptions,
             self.stopwatch,
             solved.scaled,
             fisher=fisher,
             measured_later=found.in_turns,
             ranks=self.ranks,
+            inputs=[name],
         )
         if found.in_turns and not known:
             for measured in read.again(behind):

@@ -13,19 +13,23 @@ _DIGITS = 3  # of a strength: its last bits depend on the order of sums
 
 
 def corrected(
-    weights: Sequence[Tensor], statistics: StatisticSet, strength: float | Literal["auto"]
+    weights: Sequence[Tensor],
+    statistics: StatisticSet,
+    gram: Tensor,
+    strength: float | Literal["auto"],
 ) -> list[Tensor]:
     """Return what weights of one input are rounded from; see ``_core.corrected``.
 
     Args:
         weights: [out, in] each.
         statistics: with ``gram`` and ``deviation``, and for ``auto`` with ``half``.
+        gram: theirs, which is unpacked already.
         strength: from 0 to 1, or ``auto`` for ``held_out_strength``.
     """
     if strength == "auto":
         strength = held_out_strength(weights, statistics)
-    gram, deviation = statistics.gram(), _deviation(statistics)
-    return _core.corrected(list(weights), gram, deviation, CorrectionOptions(strength))
+    options = CorrectionOptions(strength)
+    return _core.corrected(list(weights), gram, _deviation(statistics), options)
 
 
 def held_out_strength(weights: Sequence[Tensor], statistics: StatisticSet) -> float:

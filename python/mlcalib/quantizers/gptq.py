@@ -48,11 +48,10 @@ class GPTQ(QuantizerOptions):
             that give the float model's outputs for the quantized model's inputs
             (``_core.corrected``; the target of GPTAQ, arXiv 2504.02692). ``auto`` chooses that for
             the linears of each input, by how well what is corrected for one half of the text holds
-            for the other. Where nothing but the sum
-            with the hidden states comes behind a block's last linear, that one makes up for the
-            error of all that the block returns. Inputs of a block are then solved one after the
-            other, each behind those before it (GPTQ's true sequential). It needs
-            ``propagate="quantized"``.
+            for the other. Where nothing but the sum with the hidden states comes behind a block's
+            last linear, that one makes up for the error of all that the block returns. Inputs of a
+            block are then solved one after the other, each behind those before it (GPTQ's true
+            sequential). It needs ``propagate="quantized"``.
         fisher_tokens: 0, or on how many tokens of the calibration text the model is run backward
             to find out how much its loss feels each token and each output: inputs then weigh by the
             gradients that they meet (arXiv 2505.07004), and later outputs make up for errors of
@@ -202,7 +201,7 @@ class GptqQuantizer(Quantizer):
             raise ValueError("gptq needs calibration; give a calibration set, or use method='rtn'.")
         gram, targets = statistics.gram(), list(weights)
         if self._correction:
-            targets = corrected(targets, statistics, self._correction)
+            targets = corrected(targets, statistics, gram, self._correction)
         if sensitivity is None:
             return _core.gptq(targets, gram, self._gptq)
         outputs = [

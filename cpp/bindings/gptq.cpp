@@ -9,12 +9,13 @@ void register_gptq(py::module_& m) {
   const GptqOptions defaults;
   py::class_<GptqOptions>(m, "GptqOptions", "Options of gptq.")
       .def(py::init([](const GridSpec& grid, double damp, int64_t block, const std::string& order,
-                       bool static_grid, int64_t refit, double output_damp) {
+                       bool static_grid, int64_t refit, double output_damp, int64_t sweeps) {
              const GptqOptions options{.grid = grid,
                                        .damp = damp,
                                        .block = block,
                                        .order = parse_order(order),
                                        .refit = refit,
+                                       .sweeps = sweeps,
                                        .output_damp = output_damp,
                                        .static_grid = static_grid};
              options.check();
@@ -24,7 +25,7 @@ void register_gptq(py::module_& m) {
            py::arg("block") = defaults.block,
            py::arg("order") = std::string(to_string(defaults.order)),
            py::arg("static_grid") = defaults.static_grid, py::arg("refit") = defaults.refit,
-           py::arg("output_damp") = defaults.output_damp)
+           py::arg("output_damp") = defaults.output_damp, py::arg("sweeps") = defaults.sweeps)
       .def_readonly("grid", &GptqOptions::grid)
       .def_readonly("damp", &GptqOptions::damp)
       .def_readonly("block", &GptqOptions::block)
@@ -32,6 +33,7 @@ void register_gptq(py::module_& m) {
           "order", [](const GptqOptions& options) { return std::string(to_string(options.order)); })
       .def_readonly("static_grid", &GptqOptions::static_grid)
       .def_readonly("refit", &GptqOptions::refit)
+      .def_readonly("sweeps", &GptqOptions::sweeps)
       .def_readonly("output_damp", &GptqOptions::output_damp);
 
   m.def("gptq", py::overload_cast<const at::Tensor&, const at::Tensor&, const GptqOptions&>(&gptq),

@@ -14,6 +14,7 @@
 
 #include "check.hpp"
 #include "cholesky.hpp"
+#include "descent.hpp"
 #include "full_precision.hpp"
 #include "grids.hpp"
 #include "refit.hpp"
@@ -39,6 +40,7 @@ void GptqOptions::check() const {
                     ", expected a positive fraction of the mean of the Gram's diagonal.");
   TORCH_CHECK_VALUE(block > 0, "block is ", block, ", expected a positive number of columns.");
   TORCH_CHECK_VALUE(refit >= 0, "refit is ", refit, ", expected a number of rounds, 0 or more.");
+  TORCH_CHECK_VALUE(sweeps >= 0, "sweeps is ", sweeps, ", expected a number of sweeps, 0 or more.");
   TORCH_CHECK_VALUE(std::isfinite(output_damp) && output_damp > 0, "output_damp is ", output_damp,
                     ", expected a positive fraction of the mean of the output Gram's diagonal.");
   TORCH_CHECK_VALUE(static_grid || order == Order::kNatural,
@@ -153,13 +155,21 @@ void keep_better(GptqSolution& best, const GptqSolution& other) {
   best.square = at::where(better, other.square, best.square);
 }
 
+// What codes and a grid lose is in `energy` and `square`.
+void measure(GptqSolution& solution, const at::Tensor& weight, const at::Tensor& hessian) {
+  const at::Tensor dequantized =
+      dequantize_stub(weight.device().type(), solution.codes, solution.grid);
+  solution.energy = row_energy(weight, dequantized, hessian);
+  solution.square = (weight - dequantized).square_().sum(-1, /*keepdim=*/false, at::kDouble);
+}
+
 // Scales refitted to the codes, and all solved again on these, options.refit times; the best of it
-// all.
+// all, with its codes polished.
 GptqSolution refine(const at::Tensor& weight, const Solver& solver, const GptqOptions& options) {
   GptqSolution current = solver.run(weight, solver.grids_of(weight));
   GptqSolution best = current;
   const int64_t rounds = options.refit;
-  const at::Tensor hessian = rounds > 0 ? solver.hessian() : at::Tensor();
+  const at::Tensor hessian = rounds + options.sweeps > 0 ? solver.hessian() : at::Tensor();
   for (int64_t round = 0; round < rounds; ++round) {
     if (round > 0) {
       current = solver.run(weight, current.grid);
@@ -167,11 +177,12 @@ GptqSolution refine(const at::Tensor& weight, const Solver& solver, const GptqOp
     }
     const at::Tensor scale = refit_scale(weight, current.codes, current.grid, hessian);
     current.grid = round_grid(scale, current.grid.zero, current.grid.spec);
-    const at::Tensor dequantized =
-        dequantize_stub(weight.device().type(), current.codes, current.grid);
-    current.energy = row_energy(weight, dequantized, hessian);
-    current.square = (weight - dequantized).square_().sum(-1, /*keepdim=*/false, at::kDouble);
+    measure(current, weight, hessian);
     keep_better(best, current);
+  }
+  if (options.sweeps > 0) {
+    best.codes = descend(weight, hessian, {}, best.codes, best.grid, options.sweeps);
+    measure(best, weight, hessian);
   }
   return best;
 }
@@ -251,8 +262,15 @@ QuantizedLinear solve_two_sided(const Solver& solver, const at::Tensor& weight,
   const auto back = [&](const at::Tensor& rows) {
     return at::empty_like(rows).index_copy_(0, order, rows);
   };
-  return {.codes = back(solution.codes),
-          .grid = {back(solution.grid.scale), back(solution.grid.zero), solution.grid.spec},
+  const Grid grid{back(solution.grid.scale), back(solution.grid.zero), solution.grid.spec};
+  at::Tensor codes = back(solution.codes);
+  if (options.sweeps > 0) {
+    at::Tensor felt = output.clone();
+    felt.diagonal().add_(options.output_damp * mean_diagonal(output));
+    codes = descend(weight, solver.hessian(), felt, codes, grid, options.sweeps);
+  }
+  return {.codes = codes,
+          .grid = grid,
           .loss = {},
           .damp = solver.damp()};
 }

@@ -133,6 +133,18 @@ struct GptqSolution {
 };
 inline constinit DeviceStub<GptqSolution(const GptqProblem& problem)> gptq_stub{"gptq"};
 
+/// What coordinate descent on codes needs; see descend.
+struct DescentProblem {
+  at::Tensor hessian;  ///< H, float32 [cols, cols]
+  at::Tensor output;   ///< O, float32 [rows, rows]; undefined where it is the identity
+  at::Tensor error;    ///< Ŵ − W, float32 [rows, cols]; the solver may write over it
+  at::Tensor codes;    ///< uint8 [rows, cols]
+  Grid grid;
+  int64_t sweeps = 0;
+};
+/// uint8 [rows, cols]
+inline constinit DeviceStub<at::Tensor(const DescentProblem& problem)> descend_stub{"descend"};
+
 /// What AWQ's scale search needs of linears that read one input.
 struct AwqProblem {
   at::Tensor weight;      ///< float32 [rows, cols]

@@ -189,7 +189,8 @@ class GptqOptions(metaclass=_Extension):
     weights GPTQ then holds. ``block`` is the number of columns solved between two matrix products.
     ``refit`` rounds follow the solve: scales become those of least loss given the codes, then all
     is solved again on these (not after the last); each row keeps the best that it had.
-    ``output_damp`` is to output Grams what ``damp`` is to the Gram.
+    ``output_damp`` is to output Grams what ``damp`` is to the Gram. ``sweeps`` of coordinate
+    descent follow: in each, every code becomes the best that it can alone.
     """
 
     def __init__(
@@ -201,6 +202,7 @@ class GptqOptions(metaclass=_Extension):
         static_grid: bool = True,
         refit: int = 0,
         output_damp: float = 1.0,
+        sweeps: int = 0,
     ) -> None: ...
     @property
     def grid(self) -> GridSpec: ...
@@ -216,6 +218,8 @@ class GptqOptions(metaclass=_Extension):
     def refit(self) -> int: ...
     @property
     def output_damp(self) -> float: ...
+    @property
+    def sweeps(self) -> int: ...
 
 @overload
 def gptq(weight: Tensor, gram: Tensor, options: GptqOptions = ...) -> QuantizedLinear: ...

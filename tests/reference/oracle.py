@@ -320,6 +320,35 @@ def two_sided(
     return codes, scale, zero, two_sided_loss(output, error, gram)
 
 
+def descend(
+    weight: Tensor,
+    hessian: Tensor,
+    output: Tensor,
+    codes: Tensor,
+    grid: tuple[Tensor, Tensor],
+    *,
+    bits: int,
+    sweeps: int,
+    tile: int,
+) -> Tensor:
+    """Coordinate descent on tr(O D H Dᵀ) over integer codes (arXiv 2309.01885): ``tile`` rows at a
+    time, column by column, row by row. ``grid`` is scale and zero of each weight, [rows, columns].
+    """
+    w, h, o = weight.double(), hessian.double(), output.double()
+    scale, zero = (each.double() for each in grid)
+    codes = codes.double()
+    error = scale * (codes - zero) - w
+    for _ in range(sweeps):
+        for first in range(0, len(w), tile):
+            for j in range(w.shape[1]):
+                for i in range(first, min(first + tile, len(w))):
+                    step = -(o[i] @ error @ h[:, j]) / (o[i, i] * h[j, j])
+                    code = (codes[i, j] + step / scale[i, j]).round().clamp(0, 2**bits - 1)
+                    error[i, j] += scale[i, j] * (code - codes[i, j])
+                    codes[i, j] = code
+    return codes.byte()
+
+
 def two_sided_loss(output: Tensor, change: Tensor, gram: Tensor) -> float:
     """tr(O D G Dᵀ)."""
     d = change.double()

@@ -44,6 +44,8 @@ class GPTQ(QuantizerOptions):
         order: the order in which input channels are visited: ``activation`` (the largest first,
             with static groups) or ``natural``.
         refit: how often scales are fitted again to the codes and the weights are solved again.
+        sweeps: how often all codes are gone through after the solve, each to become the best that
+            it can alone (coordinate descent, arXiv 2309.01885 and 2406.17542).
         correction: from 0 to 1: how far weights move, before they are rounded, towards weights
             that give the float model's outputs for the quantized model's inputs
             (``_core.corrected``; the target of GPTAQ, arXiv 2504.02692). ``auto`` chooses that for
@@ -79,6 +81,7 @@ class GPTQ(QuantizerOptions):
     order: Literal["activation", "natural"] = "activation"
     static_grid: bool = True
     refit: int = 0
+    sweeps: int = 0
     correction: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = 0.0
     fisher_tokens: int = Field(default=0, ge=0)
     fisher_labels: Labels = "model"
@@ -98,6 +101,7 @@ class GPTQ(QuantizerOptions):
             order=self.order,
             static_grid=self.static_grid,
             refit=self.refit,
+            sweeps=self.sweeps,
             output_damp=self.output_damp,
         )
 

@@ -56,6 +56,24 @@ struct GptqBlock {
   GridShape shape;
 };
 
+/// Columns of a coordinate descent on tr(O D H Dᵀ), D = Ŵ − W, for one row tile and columns in their
+/// own order.
+struct DescentBlock {
+  const float* gram;      ///< [columns][gram_stride]: H from the block's first column on
+  const float* output;    ///< [kRowTile][kRowTile]: O between the rows of the tile
+  const float* diagonal;  ///< [kRowTile]: O's; positive
+  const int64_t* group;   ///< [columns]: of scale and zero
+  const float* scale;     ///< [groups][kRowTile]
+  const float* zero;      ///< [groups][kRowTile]
+  float* gradient;        ///< [columns][kRowTile]: O D H, half of the loss's; scratch
+  float* felt;            ///< [columns][kRowTile]: O D, kept up to date
+  float* change;          ///< [columns][kRowTile]: of D, written
+  uint8_t* codes;         ///< [columns][kRowTile], changed
+  int64_t gram_stride;
+  int64_t columns;
+  GridShape shape;
+};
+
 enum class Element { kFloat, kBFloat16, kHalf };
 
 /// Activations [tokens, channels]; `stride` elements from one token to the next.
@@ -140,6 +158,11 @@ struct ChannelKernels {
   /// counts[c][b] += how many |x_c| / unit[c] are in bin b.
   void (*histogram)(const Activations& x, int64_t first, int64_t last, const float* unit,
                     double* counts);
+};
+
+struct DescentKernels {
+  /// Every code of the block in turn becomes the best that it can be alone.
+  void (*block)(const DescentBlock& block);
 };
 
 struct AwqKernels {
@@ -237,6 +260,7 @@ struct KernelTable {
 
   const GramKernels* gram;
   const FactorKernels* factor;
+  const DescentKernels* descent;
   const ChannelKernels* channels;
   const AwqKernels* awq;
   const PackedRowKernels* packed_row;

@@ -91,6 +91,7 @@ double dot(const float* a, const float* b, int64_t n) {
 
 extern const GramKernels gram_kernels;
 extern const FactorKernels factor_kernels;
+extern const DescentKernels descent_kernels;
 extern const ChannelKernels channel_kernels;
 extern const AwqKernels awq_kernels;
 extern const PackedRowKernels packed_row_kernels;
@@ -104,6 +105,7 @@ const KernelTable table = {MLCALIB_TEXT(MLCALIB_ISA),
                            &dot,
                            &gram_kernels,
                            &factor_kernels,
+                           &descent_kernels,
                            &channel_kernels,
                            &awq_kernels,
                            &packed_row_kernels,

@@ -67,6 +67,33 @@ struct GptqBlock {
 };
 void gptq_block(const GptqBlock& block, cudaStream_t stream);
 
+/// One block of columns of a coordinate descent on tr(O D H Dᵀ), D = Ŵ − W, for one tile of rows:
+/// everything starts at the block's first column and row. Every code in turn becomes the best that
+/// it can be alone.
+struct DescentBlock {
+  static constexpr int64_t kRows = 48;      ///< at most
+  static constexpr int64_t kColumns = 128;  ///< at most
+
+  const float* gram;        ///< [columns][gram_stride]: H
+  const float* output;      ///< [rows][output_stride]: O
+  const float* gradient;    ///< [rows][columns]: O D H, half of the loss's
+  const float* scale;       ///< [rows][groups]
+  const float* zero;        ///< [rows][groups]
+  const int64_t* group_of;  ///< [columns]
+  float* felt;              ///< [rows][stride]: O D, kept up to date
+  float* error;             ///< [rows][stride]: D, kept up to date
+  uint8_t* codes;           ///< [rows][stride], changed
+  int32_t* changed;         ///< becomes 1 where any code does
+  int64_t rows;
+  int64_t columns;
+  int64_t stride;
+  int64_t gram_stride;
+  int64_t output_stride;
+  int64_t groups;
+  GridShape shape;
+};
+void descent_block(const DescentBlock& block, cudaStream_t stream);
+
 /// Groups whose input channels are scaled before they are rounded.
 struct RoundScaled {
   const float* weight;      ///< [rows][columns]

@@ -7,13 +7,14 @@
 
 namespace mlcalib {
 
-at::Tensor descend(const at::Tensor& weight, const at::Tensor& hessian, const at::Tensor& output,
-                   const at::Tensor& codes, const Grid& grid, int64_t sweeps) {
-  if (sweeps == 0) return codes;
-  return descend_stub(weight.device().type(),
+at::Tensor descend(const at::Tensor& weight, const at::Tensor& hessian, const at::Tensor& codes,
+                   const Grid& grid, int64_t sweeps, const OutputGram& output) {
+  const at::Device device = weight.device();
+  return descend_stub(device.type(),
                       {.hessian = hessian,
-                       .output = output,
-                       .error = dequantize_stub(weight.device().type(), codes, grid) - weight,
+                       .output = output.gram,
+                       .output_added = static_cast<float>(output.added),
+                       .error = dequantize_stub(device.type(), codes, grid).sub_(weight),
                        .codes = codes,
                        .grid = grid,
                        .sweeps = sweeps});

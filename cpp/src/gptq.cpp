@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cmath>
 #include <mlcalib/gptq.hpp>
+#include <tuple>
 #include <variant>
 
 #include "check.hpp"
@@ -155,12 +156,11 @@ void keep_better(GptqSolution& best, const GptqSolution& other) {
   best.square = at::where(better, other.square, best.square);
 }
 
-// What codes and a grid lose is in `energy` and `square`.
+// Puts what codes and a grid lose into `energy` and `square`.
 void measure(GptqSolution& solution, const at::Tensor& weight, const at::Tensor& hessian) {
-  const at::Tensor dequantized =
-      dequantize_stub(weight.device().type(), solution.codes, solution.grid);
-  solution.energy = row_energy(weight, dequantized, hessian);
-  solution.square = (weight - dequantized).square_().sum(-1, /*keepdim=*/false, at::kDouble);
+  const at::Tensor error =
+      dequantize_stub(weight.device().type(), solution.codes, solution.grid).sub_(weight);
+  std::tie(solution.energy, solution.square) = row_losses(error, hessian);
 }
 
 // Scales refitted to the codes, and all solved again on these, options.refit times; the best of it
@@ -181,7 +181,7 @@ GptqSolution refine(const at::Tensor& weight, const Solver& solver, const GptqOp
     keep_better(best, current);
   }
   if (options.sweeps > 0) {
-    best.codes = descend(weight, hessian, {}, best.codes, best.grid, options.sweeps);
+    best.codes = descend(weight, hessian, best.codes, best.grid, options.sweeps);
     measure(best, weight, hessian);
   }
   return best;
@@ -265,9 +265,8 @@ QuantizedLinear solve_two_sided(const Solver& solver, const at::Tensor& weight,
   const Grid grid{back(solution.grid.scale), back(solution.grid.zero), solution.grid.spec};
   at::Tensor codes = back(solution.codes);
   if (options.sweeps > 0) {
-    at::Tensor felt = output.clone();
-    felt.diagonal().add_(options.output_damp * mean_diagonal(output));
-    codes = descend(weight, solver.hessian(), felt, codes, grid, options.sweeps);
+    codes = descend(weight, solver.hessian(), codes, grid, options.sweeps,
+                    {output, options.output_damp * mean_diagonal(output)});
   }
   return {.codes = codes,
           .grid = grid,

@@ -22,7 +22,7 @@
 namespace mlcalib {
 namespace {
 
-constexpr int64_t kRows = 512;   // solved at a time: bounds the normal matrices
+constexpr int64_t kRows = 512;   // at a time: bounds the normal matrices, and scratch
 constexpr double kRidge = 1e-6;  // of the mean diagonal: a group of zeros has no scale
 
 // Sums over the columns of each group: [rows, cols] → [rows, groups].
@@ -92,10 +92,17 @@ at::Tensor refit_scale(const at::Tensor& weight, const at::Tensor& codes, const 
   return at::cat(parts);
 }
 
-at::Tensor row_energy(const at::Tensor& weight, const at::Tensor& dequantized,
-                      const at::Tensor& hessian) {
-  const at::Tensor error = weight - dequantized;
-  return at::mm(error, hessian).mul_(error).sum(-1, /*keepdim=*/false, at::kDouble);
+std::tuple<at::Tensor, at::Tensor> row_losses(const at::Tensor& error, const at::Tensor& hessian) {
+  std::vector<at::Tensor> energy, square;
+  for (int64_t first = 0; first < error.size(0); first += kRows) {
+    const at::Tensor rows = error.narrow(0, first, std::min(kRows, error.size(0) - first));
+    const auto sums = [](const at::Tensor& terms) {
+      return terms.sum(-1, /*keepdim=*/false, at::kDouble);
+    };
+    energy.push_back(sums(at::mm(rows, hessian).mul_(rows)));
+    square.push_back(sums(rows.square()));
+  }
+  return {at::cat(energy), at::cat(square)};
 }
 
 }  // namespace mlcalib

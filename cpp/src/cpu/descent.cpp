@@ -39,7 +39,7 @@ class Descent {
         error_(padded(problem.error)),
         output_(problem.output.defined() ? cpu::to_panel<float>(problem.output.contiguous())
                                          : at::Tensor()),
-        codes_(cpu::to_panel<uint8_t>(problem.codes.contiguous()).to(at::kByte)),
+        codes_(cpu::to_panel<uint8_t, uint8_t>(problem.codes.contiguous())),
         scale_(cpu::to_panel<float>(problem.grid.scale.contiguous())),
         zero_(cpu::to_panel<float>(problem.grid.zero.to(at::kFloat).contiguous())),
         felt_(at::empty({columns_, kRowTile}, at::kFloat)),
@@ -52,6 +52,11 @@ class Descent {
     scale_.select(0, -1).narrow(1, kRowTile - padding, padding).fill_(1);  // it must divide
     const int64_t width = group_width(problem.grid.spec, columns_);
     for (int64_t k = 0; k < columns_; ++k) group_[k] = k / width;
+    if (!output_.defined()) return;
+    float* output = output_.data_ptr<float>();
+    for (int64_t i = 0; i < rows_; ++i) {
+      output[(i / kRowTile * rows_ + i) * kRowTile + i % kRowTile] += problem.output_added;
+    }
   }
 
   at::Tensor run() {

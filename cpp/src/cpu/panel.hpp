@@ -42,14 +42,15 @@ void for_each_in_panel(int64_t rows, int64_t columns, const Move& move) {
   });
 }
 
-/// A contiguous matrix [rows, cols] of T as a panel [tiles, cols, kRowTile], float32.
-template <class T>
+/// A contiguous matrix [rows, cols] of From as a panel [tiles, cols, kRowTile] of To.
+template <class From, class To = float>
 at::Tensor to_panel(const at::Tensor& matrix) {
   const int64_t rows = matrix.size(0), stride = matrix.size(1);
-  const at::Tensor panel = at::empty({row_tiles(rows), stride, kRowTile}, at::kFloat);
+  const at::Tensor panel =
+      at::empty({row_tiles(rows), stride, kRowTile}, c10::CppTypeToScalarType<To>::value);
   if (rows % kRowTile != 0) panel.select(0, panel.size(0) - 1).zero_();
-  const T* from = matrix.const_data_ptr<T>();
-  float* to = panel.data_ptr<float>();
+  const From* from = matrix.const_data_ptr<From>();
+  To* to = panel.data_ptr<To>();
   for_each_in_panel(rows, stride, [&](int64_t r, int64_t n, int64_t c, int64_t m, int64_t at) {
     transpose(from + r * stride + c, stride, n, m, to + at, kRowTile);
   });

@@ -26,14 +26,17 @@ class Descent {
         columns_(problem.codes.size(1)),
         hessian_(problem.hessian.contiguous()),
         error_(problem.error.contiguous()),
-        output_(problem.output.defined() ? problem.output.contiguous() : at::Tensor()),
+        output_(problem.output.defined() ? problem.output.clone(at::MemoryFormat::Contiguous)
+                                         : at::Tensor()),
         alone_(at::eye(std::min(rows_, kRowBlock), error_.options())),
         codes_(problem.codes.clone(at::MemoryFormat::Contiguous)),
         scale_(problem.grid.scale.contiguous()),
         zero_(problem.grid.zero.to(at::kFloat).contiguous()),
         group_of_(at::arange(columns_, error_.options().dtype(at::kLong))
                       .floor_divide_(group_width(problem.grid.spec, columns_))),
-        changed_(at::zeros({1}, error_.options().dtype(at::kInt))) {}
+        changed_(at::zeros({1}, error_.options().dtype(at::kInt))) {
+    if (output_.defined()) output_.diagonal().add_(problem.output_added);
+  }
 
   at::Tensor run() {
     for (int64_t sweep = 0; sweep < problem_.sweeps; ++sweep) {

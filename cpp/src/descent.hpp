@@ -14,9 +14,8 @@ struct OutputGram {
 };
 
 /// Coordinate descent from a solution: codes uint8 [rows, cols] of `weight` on `grid` that make
-/// tr(O D H Dᵀ), D = W − Ŵ, no larger, and smaller where one code alone can do that. Each sweep goes
-/// through all codes once; the last is one that changes nothing.
-/// hessian float32 [cols, cols].
+/// tr(O D H Dᵀ), D = W − Ŵ, no larger, and smaller where one code alone can do that. Each sweep
+/// goes through all codes once; the last is one that changes nothing. hessian float32 [cols, cols].
 at::Tensor descend(const at::Tensor& weight, const at::Tensor& hessian, const at::Tensor& codes,
                    const Grid& grid, int64_t sweeps, const OutputGram& output = {});
 

@@ -268,10 +268,7 @@ QuantizedLinear solve_two_sided(const Solver& solver, const at::Tensor& weight,
     codes = descend(weight, solver.hessian(), codes, grid, options.sweeps,
                     {output, options.output_damp * mean_diagonal(output)});
   }
-  return {.codes = codes,
-          .grid = grid,
-          .loss = {},
-          .damp = solver.damp()};
+  return {.codes = codes, .grid = grid, .loss = {}, .damp = solver.damp()};
 }
 
 }  // namespace

@@ -135,11 +135,11 @@ inline constinit DeviceStub<GptqSolution(const GptqProblem& problem)> gptq_stub{
 
 /// What coordinate descent on codes needs; see descend.
 struct DescentProblem {
-  at::Tensor hessian;  ///< H, float32 [cols, cols]
-  at::Tensor output;   ///< O, float32 [rows, rows]; undefined where it is the identity
+  at::Tensor hessian;      ///< H, float32 [cols, cols]
+  at::Tensor output;       ///< O, float32 [rows, rows]; undefined where it is the identity
   float output_added = 0;  ///< to the diagonal of O
-  at::Tensor error;    ///< Ŵ − W, float32 [rows, cols]; the solver may write over it
-  at::Tensor codes;    ///< uint8 [rows, cols]
+  at::Tensor error;        ///< Ŵ − W, float32 [rows, cols]; the solver may write over it
+  at::Tensor codes;        ///< uint8 [rows, cols]
   Grid grid;
   int64_t sweeps = 0;
 };

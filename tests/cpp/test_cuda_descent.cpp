@@ -107,7 +107,8 @@ TEST_P(CudaDescent, DecidesAsTheCpu) {
   EXPECT_EQ(changed.item<int32_t>() != 0, !same_bits(found, codes));
 }
 
-INSTANTIATE_TEST_SUITE_P(Cases, CudaDescent, testing::ValuesIn(kDescents), reference::name_of<DescentCase>);
+INSTANTIATE_TEST_SUITE_P(Cases, CudaDescent, testing::ValuesIn(kDescents),
+                         reference::name_of<DescentCase>);
 
 }  // namespace
 }  // namespace mlcalib::cuda

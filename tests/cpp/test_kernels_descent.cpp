@@ -109,8 +109,7 @@ TEST(Descent, ChangesAreThoseOfCodesAndTheLossFalls) {
   for (int64_t k = 0; k < problem.columns; ++k) {
     for (int64_t r = 0; r < kRowTile; ++r) {
       const size_t at = k * kRowTile + r;
-      const float change =
-          problem.level(k, r, problem.codes[at]) - problem.level(k, r, before[at]);
+      const float change = problem.level(k, r, problem.codes[at]) - problem.level(k, r, before[at]);
       ASSERT_EQ(problem.change[at], change);
       problem.error[at] += change;
       changed += change != 0;

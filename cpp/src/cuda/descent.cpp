@@ -64,8 +64,8 @@ class Descent {
   void descend(int64_t row, int64_t count, int64_t first, const at::Tensor& gradient,
                const at::Tensor& felt) {
     const int64_t corner = row * columns_ + first, groups = scale_.size(1);
-    const float* own = output_.defined() ? cuda::data(output_) + row * rows_ + row
-                                         : cuda::data(alone_);
+    const float* own =
+        output_.defined() ? cuda::data(output_) + row * rows_ + row : cuda::data(alone_);
     cuda::on_device_of(error_, [&](cudaStream_t stream) {
       cuda::descent_block({.gram = cuda::data(hessian_) + first * columns_ + first,
                            .output = own,

@@ -56,8 +56,8 @@ struct GptqBlock {
   GridShape shape;
 };
 
-/// Columns of a coordinate descent on tr(O D H Dᵀ), D = Ŵ − W, for one row tile and columns in their
-/// own order.
+/// Columns of a coordinate descent on tr(O D H Dᵀ), D = Ŵ − W, for one row tile and columns in
+/// their own order.
 struct DescentBlock {
   const float* gram;      ///< [columns][gram_stride]: H from the block's first column on
   const float* output;    ///< [kRowTile][kRowTile]: O between the rows of the tile

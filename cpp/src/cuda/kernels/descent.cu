@@ -45,7 +45,7 @@ __device__ Shared load_shared(const DescentBlock& b) {
 /// A row of a lane, in one column.
 struct Row {
   Level level;
-  float value;     ///< ŵ
+  float value;  ///< ŵ
   float gradient;
   float diagonal;  ///< of O
   float unit;      ///< the best one, were it the only one to change
@@ -66,9 +66,10 @@ __device__ Row load_row(const DescentBlock& b, const Shared& shared, int column,
   if (row >= b.rows) return {{1, 0}, 0, 0, 1, 0, 0};
   const int64_t group = row * b.groups + b.group_of[column];
   const Level level{b.scale[group], b.zero[group]};
-  const float value = value_of(static_cast<float>(b.codes[row * b.stride + column]), level, numbers);
-  return {level, value, shared.gradient[column * kRows + row], shared.output[row * kRows + row], 0,
-          0};
+  const float value =
+      value_of(static_cast<float>(b.codes[row * b.stride + column]), level, numbers);
+  return {level, value, shared.gradient[column * kRows + row], shared.output[row * kRows + row],
+          0,     0};
 }
 
 /// By one warp.

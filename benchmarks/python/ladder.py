@@ -31,11 +31,17 @@ from mlcalib.models.loading import load_model, load_tokenizer
 SEQ_LEN = 512
 STEPS: dict[str, dict[str, Any]] = {
     "rtn": {"method": "rtn"},
+    "gptq": {"propagate": "float"},
     "fast": {"quality": "fast"},
     "gradients": {"quality": "fast", "fisher_tokens": 10_240},
-    "quantized": {"propagate": "quantized"},
+    "quantized": {"propagate": "quantized", "sweeps": 3},
     "balanced": {"quality": "balanced"},
     "best": {"quality": "best"},
+    "best, no sweeps": {
+        "propagate": "quantized",
+        "correction": "auto",
+        "fisher_tokens": 10_240,
+    },
     "best, AWQ's scales": {"quality": "best", "scales": "awq"},
 }
 KEY = ("model", "group_size", "bits", "step", "tokens", "scored")

@@ -22,9 +22,9 @@ class Quality:
 
 
 QUALITIES = {
-    "fast": Quality("float", {}),
-    "balanced": Quality("quantized", {"correction": "auto"}),
-    "best": Quality("quantized", {"correction": "auto", "fisher_tokens": 10240}),
+    "fast": Quality("float", {"sweeps": 3}),
+    "balanced": Quality("quantized", {"sweeps": 3, "correction": "auto"}),
+    "best": Quality("quantized", {"sweeps": 3, "correction": "auto", "fisher_tokens": 10240}),
 }
 
 

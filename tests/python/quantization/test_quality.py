@@ -28,9 +28,13 @@ def quantize(folder, text):
 @pytest.mark.parametrize(
     ("quality", "propagate", "options"),
     [
-        ("fast", "float", {}),
-        ("balanced", "quantized", {"correction": "auto"}),
-        ("best", "quantized", {"correction": "auto", "fisher_tokens": 10240}),
+        ("fast", "float", {"sweeps": 3}),
+        ("balanced", "quantized", {"sweeps": 3, "correction": "auto"}),
+        (
+            "best",
+            "quantized",
+            {"sweeps": 3, "correction": "auto", "fisher_tokens": 10240},
+        ),
     ],
 )
 def test_a_name_is_a_recipe(quantize, quality, propagate, options):

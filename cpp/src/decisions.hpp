@@ -128,6 +128,23 @@ MLCALIB_HD T fed_back(T target, T error, float factor) {
   return target + error * factor;
 }
 
+// ---- Coordinate descent ----
+
+/// What one weight becomes where all others stay.
+template <class T>
+struct Step {
+  T unit;
+  T change;
+};
+
+/// The best step from a value: the loss is a parabola, so that is to the level nearest to its
+/// lowest point. `gradient` is half the loss's slope, and `curvature` half its second derivative.
+template <class T, class NumberSet>
+MLCALIB_HD Step<T> best_step(T value, T gradient, T curvature, Level<T> level, NumberSet numbers) {
+  const T unit = nearest_unit(value - gradient / curvature, level, numbers);
+  return {unit, weight_of(unit, level, numbers) - value};
+}
+
 // ---- AWQ ----
 
 /// (w·f − Q(w·f)) / f for scaled = w·f.

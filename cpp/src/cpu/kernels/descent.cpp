@@ -32,18 +32,17 @@ Column load_column(const DescentBlock& b, int64_t k, NumberSet numbers) {
   return column;
 }
 
-/// The best codes of the rows in vectors from `first` on: the loss is a parabola in ŵ, so that is
-/// the level nearest to its lowest point.
+/// The best codes of the rows in vectors from `first` on.
 template <class NumberSet>
 void find_best(const DescentBlock& b, int64_t k, int64_t first, Column& column, NumberSet numbers) {
   const float curvature = b.gram[k * b.gram_stride + k];
   for (int64_t v = first; v < kVectors; ++v) {
     const int64_t lane = v * kLanes;
     const Level<Vec> level = level_of(b, k, v);
-    const Vec lowest = column.value[v] - column.gradient[v] / (load(b.diagonal + lane) * curvature);
-    const Vec unit = nearest_unit(lowest, level, numbers);
-    store(column.code + lane, code_of(unit, level, numbers));
-    store(column.change + lane, weight_of(unit, level, numbers) - column.value[v]);
+    const Step<Vec> step = best_step(column.value[v], column.gradient[v],
+                                     load(b.diagonal + lane) * curvature, level, numbers);
+    store(column.code + lane, code_of(step.unit, level, numbers));
+    store(column.change + lane, step.change);
   }
 }
 

@@ -19,6 +19,7 @@ namespace mlcalib::cuda {
 using Level = mlcalib::Level<float>;
 using Extremes = mlcalib::Extremes<float>;
 using Decision = mlcalib::Decision<float>;
+using Step = mlcalib::Step<float>;
 
 template <class NumberSet>
 MLCALIB_HD uint8_t nearest_code(float weight, Level level, NumberSet numbers) {

@@ -48,28 +48,25 @@ struct Row {
   float value;  ///< ŵ
   float gradient;
   float diagonal;  ///< of O
-  float unit;      ///< the best one, were it the only one to change
-  float change;    ///< of ŵ, if the row took that
+  Step best;       ///< were it the only one to change
 };
 
 template <class NumberSet>
 __device__ void find_best(Row& row, float curvature, NumberSet numbers) {
-  const float lowest = row.value - row.gradient / (row.diagonal * curvature);
-  row.unit = nearest_unit(lowest, row.level, numbers);
-  row.change = weight_of(row.unit, row.level, numbers) - row.value;
+  row.best = best_step(row.value, row.gradient, row.diagonal * curvature, row.level, numbers);
 }
 
 /// Rows that do not exist have the value 0 and no gradient: they never change.
 template <class NumberSet>
 __device__ Row load_row(const DescentBlock& b, const Shared& shared, int column, int row,
                         NumberSet numbers) {
-  if (row >= b.rows) return {{1, 0}, 0, 0, 1, 0, 0};
+  if (row >= b.rows) return {{1, 0}, 0, 0, 1, {}};
   const int64_t group = row * b.groups + b.group_of[column];
   const Level level{b.scale[group], b.zero[group]};
   const float value =
       value_of(static_cast<float>(b.codes[row * b.stride + column]), level, numbers);
-  return {level, value, shared.gradient[column * kRows + row], shared.output[row * kRows + row],
-          0,     0};
+  return {
+      level, value, shared.gradient[column * kRows + row], shared.output[row * kRows + row], {}};
 }
 
 /// By one warp.
@@ -93,7 +90,7 @@ __device__ void decide_column(const DescentBlock& b, const Shared& shared, int c
 #pragma unroll 1
     for (int owner = 0; owner < count; ++owner) {
       if (stale && slot * kWarp + lane < b.rows) find_best(rows[slot], curvature, numbers);
-      const float change = __shfl_sync(kAll, rows[slot].change, owner, kWarp);
+      const float change = __shfl_sync(kAll, rows[slot].best.change, owner, kWarp);
       stale = change != 0;
       if (!stale) continue;
       changed = true;
@@ -107,7 +104,7 @@ __device__ void decide_column(const DescentBlock& b, const Shared& shared, int c
       }
       if (lane != owner) continue;
       taken[slot] = change;
-      const float code = code_of(rows[slot].unit, rows[slot].level, numbers);
+      const float code = code_of(rows[slot].best.unit, rows[slot].level, numbers);
       b.codes[(slot * kWarp + owner) * b.stride + column] = static_cast<uint8_t>(code);
     }
   }

@@ -3,7 +3,8 @@
     python benchmarks/python/ladder.py TEXT OUT.jsonl [--steps fast best] [--bits 4 3] [--seeds 0 1]
     python benchmarks/python/ladder.py --table OUT.jsonl
 
-Each run of a model, step, number of bits, group size and seed becomes a line of OUT.jsonl. Lines
+Each run of a model, step, number of bits, group size and seed becomes a line of OUT.jsonl, where
+gradients are taken with what they predict that each language, block and linear loses. Lines
 that are there already are not measured again, so a measurement can be stopped, and go on another
 day. A seed draws the documents of the calibration text; all seeds are scored on the same text. The
 table has the mean over seeds and half of its 95 % interval (Student's t).
@@ -16,6 +17,7 @@ is the dequantized file where it is a GGUF file.
 import argparse
 import itertools
 import json
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -127,10 +129,31 @@ def measure(arguments: argparse.Namespace) -> None:
         )
         seconds = round(time.process_time() - start, 1)
         kl, rise = evaluate(quantized)
-        line = {**run, "kl": kl, "rise": rise, "seconds": seconds}
+        predicted = profile(quantized.divergence) if quantized.divergence else {}
+        line = {**run, "kl": kl, "rise": rise, "seconds": seconds, **predicted}
         with arguments.out.open("a") as file:
             file.write(json.dumps(line) + "\n")
         print(table([line]).splitlines()[-1], f"seed {run['seed']}", flush=True)
+
+
+def profile(divergence: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """Return where the gradients say that a model loses: by language, by block and by linear.
+
+    Blocks and linears have the mean over languages. Linears are named as in
+    ``model.layers.7.mlp.down_proj``: block 7, ``mlp.down_proj``.
+    """
+    found: dict[str, dict[str, float]] = {"predicted": {}, "by_block": {}, "by_linear": {}}
+    for name, costs in divergence.items():
+        _, block, linear = re.split(r"\.(\d+)\.", name, maxsplit=1)
+        for language, cost in costs.items():
+            share = cost / len(costs)
+            for kind, key, each in (
+                ("predicted", language, cost),
+                ("by_block", block, share),
+                ("by_linear", linear, share),
+            ):
+                found[kind][key] = found[kind].get(key, 0.0) + each
+    return {kind: rounded(costs) for kind, costs in found.items()}
 
 
 def evaluation(model: Any, tokenizer: Any, arguments: argparse.Namespace) -> Measure:

@@ -123,7 +123,7 @@ __device__ void decide_column(const DescentBlock& b, const Shared& shared, int c
 }
 
 template <class NumberSet>
-__global__ void __launch_bounds__(kThreads) descent_kernel(DescentBlock b, NumberSet numbers) {
+__global__ void __launch_bounds__(kThreads, 1) descent_kernel(DescentBlock b, NumberSet numbers) {
   const Shared shared = load_shared(b);
   for (int column = 0; column < b.columns; ++column) {
     if (threadIdx.x < kWarp) decide_column(b, shared, column, numbers);

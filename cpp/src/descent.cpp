@@ -7,8 +7,8 @@
 
 namespace mlcalib {
 
-at::Tensor descend(const at::Tensor& weight, const at::Tensor& hessian, const at::Tensor& codes,
-                   const Grid& grid, int64_t sweeps, const OutputGram& output) {
+Descended descend(const at::Tensor& weight, const at::Tensor& hessian, const at::Tensor& codes,
+                  const Grid& grid, int64_t sweeps, const OutputGram& output) {
   const at::Device device = weight.device();
   return descend_stub(device.type(),
                       {.hessian = hessian,

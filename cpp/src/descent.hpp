@@ -5,6 +5,8 @@
 
 #include <mlcalib/grid.hpp>
 
+#include "stubs.hpp"
+
 namespace mlcalib {
 
 /// O, float32 [rows, rows], with `added` on its diagonal; undefined where rows are independent.
@@ -13,10 +15,11 @@ struct OutputGram {
   double added = 0;
 };
 
-/// Coordinate descent from a solution: codes uint8 [rows, cols] of `weight` on `grid` that make
-/// tr(O D H Dᵀ), D = W − Ŵ, no larger, and smaller where one code alone can do that. Each sweep
-/// goes through all codes once; the last is one that changes nothing. hessian float32 [cols, cols].
-at::Tensor descend(const at::Tensor& weight, const at::Tensor& hessian, const at::Tensor& codes,
-                   const Grid& grid, int64_t sweeps, const OutputGram& output = {});
+/// Coordinate descent from a solution, codes uint8 [rows, cols] of `weight` and their grid, on
+/// tr(O D H Dᵀ), D = W − Ŵ, which never rises: the first sweep gives each group its best scales and
+/// then each code its best value, later ones go through the codes alone. The last is one that
+/// changes nothing. hessian float32 [cols, cols].
+Descended descend(const at::Tensor& weight, const at::Tensor& hessian, const at::Tensor& codes,
+                  const Grid& grid, int64_t sweeps, const OutputGram& output = {});
 
 }  // namespace mlcalib

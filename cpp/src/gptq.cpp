@@ -181,7 +181,9 @@ GptqSolution refine(const at::Tensor& weight, const Solver& solver, const GptqOp
     keep_better(best, current);
   }
   if (options.sweeps > 0) {
-    best.codes = descend(weight, hessian, best.codes, best.grid, options.sweeps);
+    const Descended found = descend(weight, hessian, best.codes, best.grid, options.sweeps);
+    best.codes = found.codes;
+    best.grid = found.grid;
     measure(best, weight, hessian);
   }
   return best;
@@ -262,13 +264,13 @@ QuantizedLinear solve_two_sided(const Solver& solver, const at::Tensor& weight,
   const auto back = [&](const at::Tensor& rows) {
     return at::empty_like(rows).index_copy_(0, order, rows);
   };
-  const Grid grid{back(solution.grid.scale), back(solution.grid.zero), solution.grid.spec};
-  at::Tensor codes = back(solution.codes);
+  Descended found{back(solution.codes),
+                  {back(solution.grid.scale), back(solution.grid.zero), solution.grid.spec}};
   if (options.sweeps > 0) {
-    codes = descend(weight, solver.hessian(), codes, grid, options.sweeps,
+    found = descend(weight, solver.hessian(), found.codes, found.grid, options.sweeps,
                     {output, options.output_damp * mean_diagonal(output)});
   }
-  return {.codes = codes, .grid = grid, .loss = {}, .damp = solver.damp()};
+  return {.codes = found.codes, .grid = found.grid, .loss = {}, .damp = solver.damp()};
 }
 
 }  // namespace

@@ -133,7 +133,7 @@ struct GptqSolution {
 };
 inline constinit DeviceStub<GptqSolution(const GptqProblem& problem)> gptq_stub{"gptq"};
 
-/// What coordinate descent on codes needs; see descend.
+/// What coordinate descent needs; see descend.
 struct DescentProblem {
   at::Tensor hessian;      ///< H, float32 [cols, cols]
   at::Tensor output;       ///< O, float32 [rows, rows]; undefined where it is the identity
@@ -143,8 +143,12 @@ struct DescentProblem {
   Grid grid;
   int64_t sweeps = 0;
 };
-/// uint8 [rows, cols]
-inline constinit DeviceStub<at::Tensor(const DescentProblem& problem)> descend_stub{"descend"};
+/// What it comes to: codes uint8 [rows, cols], and their grid.
+struct Descended {
+  at::Tensor codes;
+  Grid grid;
+};
+inline constinit DeviceStub<Descended(const DescentProblem& problem)> descend_stub{"descend"};
 
 /// What AWQ's scale search needs of linears that read one input.
 struct AwqProblem {

@@ -190,7 +190,8 @@ class GptqOptions(metaclass=_Extension):
     ``refit`` rounds follow the solve: scales become those of least loss given the codes, then all
     is solved again on these (not after the last); each row keeps the best that it had.
     ``output_damp`` is to output Grams what ``damp`` is to the Gram. ``sweeps`` of coordinate
-    descent follow: in each, every code becomes the best that it can alone.
+    descent follow: scales become the best given the codes, and in each sweep every code becomes the
+    best that it can alone.
     """
 
     def __init__(

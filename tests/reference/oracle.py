@@ -328,25 +328,39 @@ def descend(
     grid: tuple[Tensor, Tensor],
     *,
     bits: int,
+    group_size: int,
     sweeps: int,
     tile: int,
-) -> Tensor:
-    """Coordinate descent on tr(O D H Dᵀ) over integer codes (arXiv 2309.01885): ``tile`` rows at a
-    time, column by column, row by row. ``grid`` is scale and zero of each weight, [rows, columns].
+) -> tuple[Tensor, Tensor]:
+    """Coordinate descent on tr(O D H Dᵀ) over integer codes (arXiv 2309.01885).
+
+    ``tile`` rows at a time, column by column, row by row; before its first sweep the scales of a
+    tile, group by group. ``grid`` is scale and zero, [rows, groups]. Returns codes and scale.
     """
     w, h, o = weight.double(), hessian.double(), output.double()
     scale, zero = (each.double() for each in grid)
-    codes = codes.double()
-    error = scale * (codes - zero) - w
-    for _ in range(sweeps):
+    scale, codes = scale.clone(), codes.double()
+    group = torch.arange(w.shape[1]) // group_size
+    error = scale[:, group] * (codes - zero[:, group]) - w
+    for sweep in range(sweeps):
         for first in range(0, len(w), tile):
+            rows = range(first, min(first + tile, len(w)))
+            for g in range(scale.shape[1] if sweep == 0 else 0):
+                columns = (group == g).nonzero().flatten()
+                units = codes[rows][:, columns] - zero[rows, g, None]
+                slope = ((o[rows] @ error @ h[:, columns]) * units).sum(1)
+                normal = o[rows][:, rows] * (units @ h[columns][:, columns] @ units.T)
+                step = -torch.linalg.pinv(normal, hermitian=True) @ slope  # groups of zeros
+                scale[rows, g] += step
+                error[first : first + tile, columns] += step[:, None] * units
             for j in range(w.shape[1]):
-                for i in range(first, min(first + tile, len(w))):
+                for i in rows:
+                    each = scale[i, group[j]]
                     step = -(o[i] @ error @ h[:, j]) / (o[i, i] * h[j, j])
-                    code = (codes[i, j] + step / scale[i, j]).round().clamp(0, 2**bits - 1)
-                    error[i, j] += scale[i, j] * (code - codes[i, j])
+                    code = (codes[i, j] + step / each).round().clamp(0, 2**bits - 1)
+                    error[i, j] += each * (code - codes[i, j])
                     codes[i, j] = code
-    return codes.byte()
+    return codes.byte(), scale
 
 
 def two_sided_loss(output: Tensor, change: Tensor, gram: Tensor) -> float:

@@ -24,7 +24,7 @@ struct GptqOptions {
   int64_t block = 128;  ///< columns solved between two matrix products
   Order order = Order::kActivation;
   int64_t refit = 0;        ///< rounds: scales refitted to the codes, and all solved again on these
-  int64_t sweeps = 0;       ///< of coordinate descent on the codes that the solve found
+  int64_t sweeps = 0;       ///< of coordinate descent on the scales and codes that are found
   double output_damp = 1;   ///< as damp, for the diagonal of output Grams
   bool static_grid = true;  ///< false (natural order only): fit a group's grid when it is reached
 

@@ -3,6 +3,8 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/equal.h>
+#include <ATen/ops/mm.h>
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
@@ -10,6 +12,7 @@
 
 #include "../grids.hpp"
 #include "../interrupt.hpp"
+#include "../scale_step.hpp"
 #include "../stubs.hpp"
 #include "kernels/kernels.hpp"
 #include "panel.hpp"
@@ -20,10 +23,12 @@ namespace {
 using cpu::kRowTile;
 constexpr int64_t kColumns = 2 * kRowTile;  // of a block: their gradients are computed together
 
-/// Columns are padded to whole tiles: products read a few rows at a time.
-at::Tensor padded(const at::Tensor& matrix) {
-  const int64_t columns = matrix.size(1);
-  const int64_t missing = divide_up(columns, kRowTile) * kRowTile - columns;
+/// Columns are padded to whole tiles: products read a few of them at a time, from the first of a
+/// block or a group on.
+at::Tensor padded(const at::Tensor& matrix, int64_t width) {
+  const int64_t columns = matrix.size(1), rows = cpu::kernels().factor->rows;
+  const int64_t read = columns + (width % rows == 0 ? 0 : rows);
+  const int64_t missing = divide_up(read, kRowTile) * kRowTile - columns;
   return missing == 0 ? matrix.contiguous() : at::constant_pad_nd(matrix, {0, missing});
 }
 
@@ -35,23 +40,23 @@ class Descent {
         kernels_(cpu::kernels()),
         rows_(problem.codes.size(0)),
         columns_(problem.codes.size(1)),
-        hessian_(padded(problem.hessian)),
-        error_(padded(problem.error)),
+        width_(group_width(problem.grid.spec, columns_)),
+        hessian_(padded(problem.hessian, width_)),
+        error_(padded(problem.error, width_)),
         output_(problem.output.defined() ? cpu::to_panel<float>(problem.output.contiguous())
                                          : at::Tensor()),
         codes_(cpu::to_panel<uint8_t, uint8_t>(problem.codes.contiguous())),
         scale_(cpu::to_panel<float>(problem.grid.scale.contiguous())),
         zero_(cpu::to_panel<float>(problem.grid.zero.to(at::kFloat).contiguous())),
         felt_(at::empty({columns_, kRowTile}, at::kFloat)),
-        gradient_(at::empty({kColumns, kRowTile}, at::kFloat)),
+        gradient_(at::empty({std::max(kColumns, width_), kRowTile}, at::kFloat)),
         change_(at::empty({kColumns, kRowTile}, at::kFloat)),
         own_(at::empty({kRowTile, kRowTile}, at::kFloat)),
         diagonal_(kRowTile),
         group_(columns_) {
     const int64_t padding = codes_.size(0) * kRowTile - rows_;
     scale_.select(0, -1).narrow(1, kRowTile - padding, padding).fill_(1);  // it must divide
-    const int64_t width = group_width(problem.grid.spec, columns_);
-    for (int64_t k = 0; k < columns_; ++k) group_[k] = k / width;
+    for (int64_t k = 0; k < columns_; ++k) group_[k] = k / width_;
     if (!output_.defined()) return;
     float* output = output_.data_ptr<float>();
     for (int64_t i = 0; i < rows_; ++i) {
@@ -59,23 +64,25 @@ class Descent {
     }
   }
 
-  at::Tensor run() {
+  Descended run() {
     for (int64_t sweep = 0; sweep < problem_.sweeps; ++sweep) {
       bool changed = false;
       for (int64_t tile = 0; tile < codes_.size(0); ++tile) {
         check_interrupt();
-        changed |= sweep_tile(tile);
+        changed |= sweep_tile(tile, sweep == 0);
       }
       if (!changed) break;
     }
-    return cpu::from_panel<uint8_t, uint8_t>(codes_, rows_);
+    const Grid& grid = problem_.grid;
+    return {cpu::from_panel<uint8_t, uint8_t>(codes_, rows_),
+            {cpu::from_panel<float, float>(scale_, rows_), grid.zero, grid.spec}};
   }
 
  private:
-  bool sweep_tile(int64_t tile) {
+  bool sweep_tile(int64_t tile, bool scales) {
     take_own(tile);
     take_felt(tile);
-    bool changed = false;
+    bool changed = scales && has_free_scales(problem_.grid.spec) && step_groups(tile);
     for (int64_t first = 0; first < columns_; first += kColumns) {
       const int64_t count = std::min(kColumns, columns_ - first);
       multiply(hessian_, first, count, felt_.const_data_ptr<float>(), columns_, gradient_);
@@ -126,6 +133,33 @@ class Descent {
     });
   }
 
+  // Groups come one after the other: the scales of each become the best that they can be.
+  bool step_groups(int64_t tile) {
+    const int64_t row = tile * kRowTile, rows = std::min(kRowTile, rows_ - row);
+    const at::Tensor own = own_.narrow(0, 0, rows).narrow(1, 0, rows);
+    const auto rows_of = [&](const at::Tensor& panel) { return panel.narrow(1, 0, rows).t(); };
+    bool changed = false;
+    for (int64_t group = 0; group < scale_.size(1); ++group) {
+      const int64_t first = group * width_, count = std::min(width_, columns_ - first);
+      multiply(hessian_, first, count, felt_.const_data_ptr<float>(), columns_, gradient_);
+      const at::Tensor scale = scale_[tile][group].narrow(0, 0, rows);
+      const ScaleStep step =
+          step_scales({.codes = rows_of(codes_[tile].narrow(0, first, count)),
+                       .scale = scale,
+                       .zero = problem_.grid.zero.narrow(0, row, rows).select(1, group),
+                       .gradient = rows_of(gradient_.narrow(0, 0, count)),
+                       .hessian = hessian_.narrow(0, first, count).narrow(1, first, count),
+                       .output = own},
+                      problem_.grid.spec);
+      if (at::equal(step.scale, scale)) continue;
+      changed = true;
+      scale.copy_(step.scale);
+      error_.narrow(0, row, rows).narrow(1, first, count).add_(step.change);
+      rows_of(felt_.narrow(0, first, count)).add_(at::mm(own, step.change));
+    }
+    return changed;
+  }
+
   bool descend(int64_t tile, int64_t first, int64_t count) {
     const int64_t groups = scale_.size(1), stride = hessian_.size(1);
     kernels_.descent->block(
@@ -161,13 +195,13 @@ class Descent {
 
   const DescentProblem& problem_;
   const cpu::KernelTable& kernels_;
-  int64_t rows_, columns_;
+  int64_t rows_, columns_, width_;
   at::Tensor hessian_, error_, output_, codes_, scale_, zero_, felt_, gradient_, change_, own_;
   std::vector<float> diagonal_;
   std::vector<int64_t> group_;
 };
 
-at::Tensor descend_cpu(const DescentProblem& problem) { return Descent(problem).run(); }
+Descended descend_cpu(const DescentProblem& problem) { return Descent(problem).run(); }
 
 const bool descent_installed = descend_stub.install(at::kCPU, &descend_cpu);
 

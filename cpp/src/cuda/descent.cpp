@@ -9,6 +9,7 @@
 
 #include "../grids.hpp"
 #include "../interrupt.hpp"
+#include "../scale_step.hpp"
 #include "../stubs.hpp"
 #include "device.hpp"
 
@@ -30,7 +31,7 @@ class Descent {
                                          : at::Tensor()),
         alone_(at::eye(std::min(rows_, kRowBlock), error_.options())),
         codes_(problem.codes.clone(at::MemoryFormat::Contiguous)),
-        scale_(problem.grid.scale.contiguous()),
+        scale_(problem.grid.scale.clone(at::MemoryFormat::Contiguous)),
         zero_(problem.grid.zero.to(at::kFloat).contiguous()),
         group_of_(at::arange(columns_, error_.options().dtype(at::kLong))
                       .floor_divide_(group_width(problem.grid.spec, columns_))),
@@ -38,26 +39,50 @@ class Descent {
     if (output_.defined()) output_.diagonal().add_(problem.output_added);
   }
 
-  at::Tensor run() {
+  Descended run() {
     for (int64_t sweep = 0; sweep < problem_.sweeps; ++sweep) {
       changed_.zero_();
       for (int64_t row = 0; row < rows_; row += kRowBlock) {
         check_interrupt();
-        sweep_tile(row, std::min(kRowBlock, rows_ - row));
+        sweep_tile(row, std::min(kRowBlock, rows_ - row), sweep == 0);
       }
       if (changed_.item<int32_t>() == 0) break;
     }
-    return codes_;
+    return {codes_, {scale_, problem_.grid.zero, problem_.grid.spec}};
   }
 
  private:
-  void sweep_tile(int64_t row, int64_t count) {
+  void sweep_tile(int64_t row, int64_t count, bool scales) {
     const at::Tensor felt = output_.defined() ? at::mm(output_.narrow(0, row, count), error_)
                                               : error_.narrow(0, row, count).clone();
+    if (scales && has_free_scales(problem_.grid.spec)) step_groups(row, count, felt);
     for (int64_t first = 0; first < columns_; first += cuda::DescentBlock::kColumns) {
       const int64_t columns = std::min(cuda::DescentBlock::kColumns, columns_ - first);
       const at::Tensor gradient = at::mm(felt, hessian_.narrow(1, first, columns));
       descend(row, count, first, gradient, felt);
+    }
+  }
+
+  // Groups come one after the other: the scales of each become the best that they can be.
+  void step_groups(int64_t row, int64_t count, const at::Tensor& felt) {
+    const at::Tensor own = output_.defined() ? output_.narrow(0, row, count).narrow(1, row, count)
+                                             : alone_.narrow(0, 0, count).narrow(1, 0, count);
+    const int64_t width = group_width(problem_.grid.spec, columns_);
+    for (int64_t group = 0; group < scale_.size(1); ++group) {
+      const int64_t first = group * width, wide = std::min(width, columns_ - first);
+      const at::Tensor scale = scale_.narrow(0, row, count).select(1, group);
+      const ScaleStep step =
+          step_scales({.codes = codes_.narrow(0, row, count).narrow(1, first, wide),
+                       .scale = scale,
+                       .zero = problem_.grid.zero.narrow(0, row, count).select(1, group),
+                       .gradient = at::mm(felt, hessian_.narrow(1, first, wide)),
+                       .hessian = hessian_.narrow(0, first, wide).narrow(1, first, wide),
+                       .output = own},
+                      problem_.grid.spec);
+      changed_.logical_or_(step.scale.ne(scale).any());
+      scale.copy_(step.scale);
+      error_.narrow(0, row, count).narrow(1, first, wide).add_(step.change);
+      felt.narrow(1, first, wide).add_(at::mm(own, step.change));
     }
   }
 
@@ -93,7 +118,7 @@ class Descent {
   at::Tensor hessian_, error_, output_, alone_, codes_, scale_, zero_, group_of_, changed_;
 };
 
-at::Tensor descend_cuda(const DescentProblem& problem) { return Descent(problem).run(); }
+Descended descend_cuda(const DescentProblem& problem) { return Descent(problem).run(); }
 
 const bool descent_installed = descend_stub.install(cuda::kDevice, &descend_cuda);
 

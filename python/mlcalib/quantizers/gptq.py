@@ -45,7 +45,8 @@ class GPTQ(QuantizerOptions):
             with static groups) or ``natural``.
         refit: how often scales are fitted again to the codes and the weights are solved again.
         sweeps: how often all codes are gone through after the solve, each to become the best that
-            it can alone (coordinate descent, arXiv 2309.01885 and 2406.17542).
+            it can alone; before the first time scales become the best for their codes (coordinate
+            descent, arXiv 2309.01885 and 2406.17542).
         correction: from 0 to 1: how far weights move, before they are rounded, towards weights
             that give the float model's outputs for the quantized model's inputs
             (``_core.corrected``; the target of GPTAQ, arXiv 2504.02692). ``auto`` chooses that for

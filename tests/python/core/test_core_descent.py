@@ -1,4 +1,4 @@
-"""Coordinate descent on codes against the float64 oracle, and what must hold of it."""
+"""Coordinate descent on codes and scales against the float64 oracle, and what must hold of it."""
 
 import pytest
 import torch
@@ -43,35 +43,40 @@ def test_matches_the_oracle(rows, columns, bits, sweeps):
     weight, gram, output = random_weight(rows, columns), random_gram(columns), random_gram(rows, 1)
     (before,) = core.gptq([weight], gram, [output], options(0, bits=bits))
     (solved,) = core.gptq([weight], gram, [output], options(sweeps, bits=bits))
-    codes = oracle.descend(
+    codes, scale = oracle.descend(
         weight,
         damped(gram, solved.damp),
         damped(output, 1.0),
         before.codes,
-        levels_of(before, columns),
+        (before.grid.scale, before.grid.zero),
         bits=bits,
+        group_size=64,
         sweeps=sweeps,
         tile=TILE,
     )
     assert share_equal(solved.codes, codes) >= NEARLY_ALL
     assert share_equal(solved.codes, before.codes) < NEARLY_ALL
-    assert torch.equal(solved.grid.scale, before.grid.scale)
+    torch.testing.assert_close(solved.grid.scale.double(), scale, rtol=1e-3, atol=0)
+    assert not torch.allclose(solved.grid.scale, before.grid.scale, rtol=1e-2)
+    assert torch.equal(solved.grid.zero, before.grid.zero)
 
 
 def test_rows_by_themselves_match_the_oracle():
     weight, gram = random_weight(60, 130), random_gram(130)
     before, solved = (core.gptq(weight, gram, options(sweeps)) for sweeps in (0, 1))
-    codes = oracle.descend(
+    codes, scale = oracle.descend(
         weight,
         damped(gram, solved.damp),
         torch.eye(60),
         before.codes,
-        levels_of(before, 130),
+        (before.grid.scale, before.grid.zero),
         bits=3,
+        group_size=64,
         sweeps=1,
         tile=TILE,
     )
     assert share_equal(solved.codes, codes) >= NEARLY_ALL
+    torch.testing.assert_close(solved.grid.scale.double(), scale, rtol=1e-3, atol=0)
 
 
 # K-quants with minima, whose zero is a float, numbers that are no integers, one scale for all, and
@@ -80,23 +85,31 @@ SPECS = [
     {},
     {"group_size": -1},
     {"symmetric": True},
-    {"bits": 4, "group_size": 32, "super_block": 256, "scale_bits": 6, "symmetric": False},
+    {"scale_dtype": torch.float16, "group_size": 30},
+    {"scale_dtype": torch.bfloat16},
     {"bits": 4, "numbers": "nf4", "symmetric": True},
     {"bits": 4, "numbers": "e2m1", "symmetric": True},
     {"bits": 8, "numbers": "e4m3", "symmetric": True},
+]
+HELD = [  # scales that depend on each other, or have few values, stay
+    {"bits": 4, "group_size": 32, "super_block": 256, "scale_bits": 6, "symmetric": False},
     {"bits": 4, "group_size": -1, "per_tensor": True, "symmetric": True},
     {"bits": 4, "numbers": "nf4", "symmetric": True, "scale_dtype": torch.uint8},
+    {"bits": 4, "numbers": "e2m1", "symmetric": True, "scale_dtype": torch.float8_e8m0fnu},
 ]
 
 
-@pytest.mark.parametrize("spec", SPECS, ids=str)
+@pytest.mark.parametrize("spec", [*SPECS, *HELD], ids=str)
 def test_every_sweep_makes_the_loss_less_until_none_can(spec):
     weight, gram, output = random_weight(100, 256), random_gram(256), random_gram(100, 1)
     found = [core.gptq([weight], gram, [output], options(n, **spec))[0] for n in (0, 1, 3, 99, 100)]
     losses = [loss_of(weight, each, output, gram) for each in found]
     assert losses[0] > losses[1] > losses[2] >= losses[3] * (1 - 1e-6)
     assert torch.equal(found[3].codes, found[4].codes)  # nothing is left to change
-    assert all(torch.equal(each.grid.scale, found[0].grid.scale) for each in found)
+    assert all(torch.equal(each.grid.scale, found[1].grid.scale) for each in found[2:])
+    assert torch.equal(found[0].grid.scale, found[1].grid.scale) == (spec in HELD)
+    if "scale_dtype" in spec and spec["scale_dtype"].is_floating_point:
+        assert torch.equal(found[1].grid.scale.to(spec["scale_dtype"]).float(), found[1].grid.scale)
 
 
 def test_no_code_alone_can_make_it_less_in_the_end():
@@ -165,8 +178,8 @@ def test_it_comes_after_refits():
     spec = core.GridSpec(3, 64)
     refit = core.gptq(weight, gram, core.GptqOptions(spec, refit=2))
     solved = core.gptq(weight, gram, core.GptqOptions(spec, refit=2, sweeps=3))
-    assert torch.equal(solved.grid.scale, refit.grid.scale)
     assert solved.loss < refit.loss
+    assert torch.equal(solved.grid.zero, refit.grid.zero)
 
 
 def test_sweeps_are_not_negative():

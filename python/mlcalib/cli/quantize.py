@@ -106,9 +106,9 @@ def quantize(
     quality: Annotated[
         str | None,
         typer.Option(
-            help="How much is done with gptq: fast (float propagation), balanced (quantized "
-            "propagation and a correction) or best (gradients of the loss, too). It stands for "
-            "--propagate and options."
+            help="How much is done with gptq: fast (float propagation and sweeps), balanced "
+            "(quantized propagation and a correction, too) or best (and gradients of the loss). It "
+            "stands for --propagate and options."
         ),
     ] = None,
     propagate: Annotated[

@@ -75,8 +75,8 @@ def quantize(  # noqa: PLR0913 - what a quantization is made of
             ``Q2_K``, ``Q3_K_S``, ``Q3_K_M``, ``Q3_K_L``, ``Q4_K_S``, ``Q4_K_M``, ``Q5_K_S``,
             ``Q5_K_M`` and ``Q6_K`` are the mixes of llama.cpp, in the format ``gguf``.
         quality: how much is done with ``gptq``, which it stands for with ``propagate`` and options:
-            ``fast`` (float propagation), ``balanced`` (quantized propagation and a ``correction``)
-            or ``best`` (gradients of the loss, too: ``fisher_tokens``).
+            ``fast`` (float propagation and ``sweeps``), ``balanced`` (quantized propagation and a
+            ``correction``, too) or ``best`` (and gradients of the loss: ``fisher_tokens``).
         propagate: ``quantized`` (the default, unless ``quality`` says otherwise) calibrates each
             block on the already quantized model, which runs the text through each block twice;
             ``float`` calibrates it on the float model.

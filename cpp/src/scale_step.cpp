@@ -25,24 +25,30 @@ bool has_free_scales(const GridSpec& spec) {
          (dtype == at::kFloat || dtype == at::kHalf || dtype == at::kBFloat16);
 }
 
-// In float64: nothing but the gradient depends on how a device orders its sums.
-ScaleStep step_scales(const ScaleProblem& problem, const GridSpec& spec) {
-  const at::Device device = problem.codes.device();
-  const at::Tensor scale = problem.scale.unsqueeze(1), zero = problem.zero.unsqueeze(1);
+at::Tensor units_of(const at::Tensor& codes, const at::Tensor& zero, const GridSpec& spec) {
   GridSpec row = spec;
   row.group_size = kWholeRow;
-  const at::Tensor units = dequantize_stub(device.type(), problem.codes.contiguous(),
-                                           {at::ones_like(scale), zero.contiguous(), row})
-                               .to(at::kDouble);
+  const at::Tensor column = zero.unsqueeze(1).contiguous();
+  const Grid ones{at::ones_like(column, column.options().dtype(at::kFloat)), column, row};
+  return dequantize_stub(codes.device().type(), codes.contiguous(), ones);
+}
+
+// In float64: nothing but the products that are given depends on how a device orders its sums.
+ScaleStep step_scales(const ScaleProblem& problem, const GridSpec& spec) {
+  const at::Tensor scale = problem.scale.unsqueeze(1);
+  const at::Tensor units = problem.units.to(at::kDouble);
   const at::Tensor slope = (problem.gradient.to(at::kDouble) * units).sum(1, /*keepdim=*/true);
-  const at::Tensor felt = at::mm(at::mm(units, problem.hessian.to(at::kDouble)), units.t());
-  const at::Tensor normal = problem.output.to(at::kDouble) * felt;
+  const at::Tensor normal =
+      at::mm(problem.felt.to(at::kDouble), units.t()) * problem.output.to(at::kDouble);
   const at::Tensor ridge =
       at::eye(normal.size(0), normal.options()) * (kRidge * normal.diagonal().mean());
   const auto [solved, info] = at::linalg_solve_ex(normal + ridge, slope);
   const at::Tensor wanted = (scale - solved).to(at::kFloat);
   const at::Tensor possible = at::isfinite(wanted).logical_and_(wanted * scale > 0);
-  const at::Tensor held = round_grid(at::where(possible, wanted, scale), zero, row).scale;
+  GridSpec row = spec;
+  row.group_size = kWholeRow;
+  const at::Tensor held =
+      round_grid(at::where(possible, wanted, scale), problem.zero.unsqueeze(1), row).scale;
   const at::Tensor taken = at::where(held * scale > 0, held - scale, 0).to(at::kDouble);
   // Half of what the loss changes by.
   const at::Tensor change =

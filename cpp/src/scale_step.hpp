@@ -10,13 +10,17 @@ namespace mlcalib {
 /// Whether the scales of a group may change by themselves.
 bool has_free_scales(const GridSpec& spec);
 
+/// What scale multiplies in each weight, float32 [rows, width], of codes and zero points of one
+/// group.
+at::Tensor units_of(const at::Tensor& codes, const at::Tensor& zero, const GridSpec& spec);
+
 /// One group of the rows of a tile in a coordinate descent on tr(O D H Dᵀ), D = Ŵ − W.
 struct ScaleProblem {
-  at::Tensor codes;     ///< uint8 [rows, width]
   at::Tensor scale;     ///< float32 [rows]
   at::Tensor zero;      ///< of the grid, [rows]
+  at::Tensor units;     ///< C, float32 [rows, width]
+  at::Tensor felt;      ///< C H of the group, float32 [rows, width]
   at::Tensor gradient;  ///< O D H, float32 [rows, width]
-  at::Tensor hessian;   ///< H of the group, float32 [width, width]
   at::Tensor output;    ///< O of the rows, float32 [rows, rows]
 };
 

@@ -50,6 +50,8 @@ class Descent {
         zero_(cpu::to_panel<float>(problem.grid.zero.to(at::kFloat).contiguous())),
         felt_(at::empty({columns_, kRowTile}, at::kFloat)),
         gradient_(at::empty({std::max(kColumns, width_), kRowTile}, at::kFloat)),
+        units_(at::zeros(gradient_.sizes(), at::kFloat)),
+        products_(at::empty(gradient_.sizes(), at::kFloat)),
         change_(at::empty({kColumns, kRowTile}, at::kFloat)),
         own_(at::empty({kRowTile, kRowTile}, at::kFloat)),
         diagonal_(kRowTile),
@@ -141,16 +143,21 @@ class Descent {
     bool changed = false;
     for (int64_t group = 0; group < scale_.size(1); ++group) {
       const int64_t first = group * width_, count = std::min(width_, columns_ - first);
-      multiply(hessian_, first, count, felt_.const_data_ptr<float>(), columns_, gradient_);
       const at::Tensor scale = scale_[tile][group].narrow(0, 0, rows);
-      const ScaleStep step =
-          step_scales({.codes = rows_of(codes_[tile].narrow(0, first, count)),
-                       .scale = scale,
-                       .zero = problem_.grid.zero.narrow(0, row, rows).select(1, group),
-                       .gradient = rows_of(gradient_.narrow(0, 0, count)),
-                       .hessian = hessian_.narrow(0, first, count).narrow(1, first, count),
-                       .output = own},
-                      problem_.grid.spec);
+      const at::Tensor zero = problem_.grid.zero.narrow(0, row, rows).select(1, group);
+      const at::Tensor codes = rows_of(codes_[tile].narrow(0, first, count));
+      const at::Tensor units = units_of(codes, zero, problem_.grid.spec);
+      rows_of(units_.narrow(0, 0, count)).copy_(units);
+      multiply(hessian_.narrow(0, first, count), first, count, units_.const_data_ptr<float>(),
+               count, products_);
+      multiply(hessian_, first, count, felt_.const_data_ptr<float>(), columns_, gradient_);
+      const ScaleStep step = step_scales({.scale = scale,
+                                          .zero = zero,
+                                          .units = units,
+                                          .felt = rows_of(products_.narrow(0, 0, count)),
+                                          .gradient = rows_of(gradient_.narrow(0, 0, count)),
+                                          .output = own},
+                                         problem_.grid.spec);
       if (at::equal(step.scale, scale)) continue;
       changed = true;
       scale.copy_(step.scale);
@@ -196,7 +203,8 @@ class Descent {
   const DescentProblem& problem_;
   const cpu::KernelTable& kernels_;
   int64_t rows_, columns_, width_;
-  at::Tensor hessian_, error_, output_, codes_, scale_, zero_, felt_, gradient_, change_, own_;
+  at::Tensor hessian_, error_, output_, codes_, scale_, zero_, felt_, gradient_, units_, products_,
+      change_, own_;
   std::vector<float> diagonal_;
   std::vector<int64_t> group_;
 };

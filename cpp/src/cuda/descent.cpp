@@ -71,14 +71,17 @@ class Descent {
     for (int64_t group = 0; group < scale_.size(1); ++group) {
       const int64_t first = group * width, wide = std::min(width, columns_ - first);
       const at::Tensor scale = scale_.narrow(0, row, count).select(1, group);
-      const ScaleStep step =
-          step_scales({.codes = codes_.narrow(0, row, count).narrow(1, first, wide),
-                       .scale = scale,
-                       .zero = problem_.grid.zero.narrow(0, row, count).select(1, group),
-                       .gradient = at::mm(felt, hessian_.narrow(1, first, wide)),
-                       .hessian = hessian_.narrow(0, first, wide).narrow(1, first, wide),
-                       .output = own},
-                      problem_.grid.spec);
+      const at::Tensor zero = problem_.grid.zero.narrow(0, row, count).select(1, group);
+      const at::Tensor codes = codes_.narrow(0, row, count).narrow(1, first, wide);
+      const at::Tensor units = units_of(codes, zero, problem_.grid.spec);
+      const at::Tensor columns = hessian_.narrow(1, first, wide);
+      const ScaleStep step = step_scales({.scale = scale,
+                                          .zero = zero,
+                                          .units = units,
+                                          .felt = at::mm(units, columns.narrow(0, first, wide)),
+                                          .gradient = at::mm(felt, columns),
+                                          .output = own},
+                                         problem_.grid.spec);
       changed_.logical_or_(step.scale.ne(scale).any());
       scale.copy_(step.scale);
       error_.narrow(0, row, count).narrow(1, first, wide).add_(step.change);

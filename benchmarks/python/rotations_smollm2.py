@@ -8,7 +8,7 @@ each key-value head (``heads``), or ``both``. It is folded into the weights, so 
 as before, and is quantized after that. ``--prove`` prints by how much the logits change in float64.
 
 A row is METHOD:BITS:ROTATION[:SEED], where METHOD is rtn (ranges of least squared error), gptq
-(float propagation, ``quality="fast"``) or best (``quality="best"``). Groups of 64 channels; the
+(``propagate="float"``) or best (``quality="best"``). Groups of 64 channels; the
 linears of the blocks are quantized, embedding and head are not. TEXT is a folder with
 LANG/{calib,eval}.txt. Rows are added to the file OUT as they are found, and those that it has
 already are not found again; the table is of all rows in it.

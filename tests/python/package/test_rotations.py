@@ -100,7 +100,7 @@ def test_solves_as_quantize_does(name, tokenizer):
     quantized = mlcalib.quantize(
         model,
         mlcalib.calibration(None, corpus={"en": ids.tolist()}, seq_len=32),
-        quality="fast",
+        propagate="float",
         tokenizer=tokenizer,
         bits=3,
         group_size=32,

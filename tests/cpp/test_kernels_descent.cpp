@@ -12,11 +12,11 @@ namespace {
 
 using namespace kernel_data;
 
-const KernelTable& baseline() { return **(available_kernels().end() - 1); }
+const KernelTable& simplest() { return **(available_kernels().end() - 1); }
 
 /// One block of codes and what they stand on; two groups.
-struct Problem {
-  explicit Problem(int64_t columns, Values values) : columns(columns), gram(draw_gram(columns)) {
+struct DescentTile {
+  DescentTile(int64_t count, Values values) : columns(count), gram(draw_gram(count)) {
     const std::vector<float> rows = draw_gram(kRowTile);
     output.assign(rows.begin(), rows.end());
     for (int64_t i = 0; i < kRowTile; ++i) diagonal.push_back(output[i * kRowTile + i]);
@@ -90,9 +90,9 @@ struct Problem {
 TEST(Descent, InstructionSetsAgree) {
   for (const KernelTable* table : available_kernels()) {
     for (const int64_t columns : {1, 7, 40}) {
-      Problem found(columns, Values::kNormal), wanted(columns, Values::kNormal);
+      DescentTile found(columns, Values::kNormal), wanted(columns, Values::kNormal);
       found.descend(*table);
-      wanted.descend(baseline());
+      wanted.descend(simplest());
       EXPECT_TRUE(same_bits(found.codes, wanted.codes)) << table->name << ", " << columns;
       EXPECT_TRUE(same_bits(found.change, wanted.change)) << table->name << ", " << columns;
       EXPECT_TRUE(same_bits(found.felt, wanted.felt)) << table->name << ", " << columns;
@@ -101,7 +101,7 @@ TEST(Descent, InstructionSetsAgree) {
 }
 
 TEST(Descent, ChangesAreThoseOfCodesAndTheLossFalls) {
-  Problem problem(40, Values::kNormal);
+  DescentTile problem(40, Values::kNormal);
   const std::vector<uint8_t> before = problem.codes;
   const double loss = problem.loss();
   problem.descend(kernels());

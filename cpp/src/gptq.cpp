@@ -10,7 +10,6 @@
 #include <algorithm>
 #include <cmath>
 #include <mlcalib/gptq.hpp>
-#include <tuple>
 #include <variant>
 
 #include "check.hpp"
@@ -160,7 +159,8 @@ void keep_better(GptqSolution& best, const GptqSolution& other) {
 void measure(GptqSolution& solution, const at::Tensor& weight, const at::Tensor& hessian) {
   const at::Tensor error =
       dequantize_stub(weight.device().type(), solution.codes, solution.grid).sub_(weight);
-  std::tie(solution.energy, solution.square) = row_losses(error, hessian);
+  solution.energy = row_energy(error, hessian);
+  solution.square = row_square(error);
 }
 
 // Scales refitted to the codes, and all solved again on these, options.refit times; the best of it

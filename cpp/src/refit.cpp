@@ -52,6 +52,17 @@ at::Tensor refit_rows(const at::Tensor& weight, const at::Tensor& unit, const at
   return at::where(same_sign.logical_and_(at::isfinite(fitted)), fitted, scale);
 }
 
+// Sums of terms(rows) over columns, some rows at a time; float64 [rows].
+template <class Terms>
+at::Tensor row_sums(const at::Tensor& error, const Terms& terms) {
+  std::vector<at::Tensor> sums;
+  for (int64_t first = 0; first < error.size(0); first += kRows) {
+    const at::Tensor rows = error.narrow(0, first, std::min(kRows, error.size(0) - first));
+    sums.push_back(terms(rows).sum(-1, /*keepdim=*/false, at::kDouble));
+  }
+  return at::cat(sums);
+}
+
 // The one scale of all rows.
 at::Tensor refit_tensor_scale(const at::Tensor& weight, const at::Tensor& unit,
                               const at::Tensor& scale, const at::Tensor& hessian) {
@@ -92,17 +103,12 @@ at::Tensor refit_scale(const at::Tensor& weight, const at::Tensor& codes, const 
   return at::cat(parts);
 }
 
-std::tuple<at::Tensor, at::Tensor> row_losses(const at::Tensor& error, const at::Tensor& hessian) {
-  std::vector<at::Tensor> energy, square;
-  for (int64_t first = 0; first < error.size(0); first += kRows) {
-    const at::Tensor rows = error.narrow(0, first, std::min(kRows, error.size(0) - first));
-    const auto sums = [](const at::Tensor& terms) {
-      return terms.sum(-1, /*keepdim=*/false, at::kDouble);
-    };
-    energy.push_back(sums(at::mm(rows, hessian).mul_(rows)));
-    square.push_back(sums(rows.square()));
-  }
-  return {at::cat(energy), at::cat(square)};
+at::Tensor row_energy(const at::Tensor& error, const at::Tensor& hessian) {
+  return row_sums(error, [&](const at::Tensor& rows) { return at::mm(rows, hessian).mul_(rows); });
+}
+
+at::Tensor row_square(const at::Tensor& error) {
+  return row_sums(error, [](const at::Tensor& rows) { return rows.square(); });
 }
 
 }  // namespace mlcalib

@@ -4,7 +4,6 @@
 #include <ATen/core/Tensor.h>
 
 #include <mlcalib/grid.hpp>
-#include <tuple>
 
 namespace mlcalib {
 
@@ -15,7 +14,10 @@ namespace mlcalib {
 at::Tensor refit_scale(const at::Tensor& weight, const at::Tensor& codes, const Grid& grid,
                        const at::Tensor& hessian);
 
-/// The diagonals of D H Dᵀ and D Dᵀ of an error D; float64 [rows] each.
-std::tuple<at::Tensor, at::Tensor> row_losses(const at::Tensor& error, const at::Tensor& hessian);
+/// The diagonal of D H Dᵀ of an error D; float64 [rows].
+at::Tensor row_energy(const at::Tensor& error, const at::Tensor& hessian);
+
+/// The diagonal of D Dᵀ; float64 [rows].
+at::Tensor row_square(const at::Tensor& error);
 
 }  // namespace mlcalib

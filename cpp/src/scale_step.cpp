@@ -17,6 +17,12 @@ namespace {
 
 constexpr double kRidge = 1e-9;  // of the mean diagonal: a group of zeros has no scale
 
+// That of a group by itself.
+GridSpec of_one_group(GridSpec spec) {
+  spec.group_size = kWholeRow;
+  return spec;
+}
+
 }  // namespace
 
 bool has_free_scales(const GridSpec& spec) {
@@ -26,10 +32,9 @@ bool has_free_scales(const GridSpec& spec) {
 }
 
 at::Tensor units_of(const at::Tensor& codes, const at::Tensor& zero, const GridSpec& spec) {
-  GridSpec row = spec;
-  row.group_size = kWholeRow;
   const at::Tensor column = zero.unsqueeze(1).contiguous();
-  const Grid ones{at::ones_like(column, column.options().dtype(at::kFloat)), column, row};
+  const Grid ones{at::ones_like(column, column.options().dtype(at::kFloat)), column,
+                  of_one_group(spec)};
   return dequantize_stub(codes.device().type(), codes.contiguous(), ones);
 }
 
@@ -45,10 +50,9 @@ ScaleStep step_scales(const ScaleProblem& problem, const GridSpec& spec) {
   const auto [solved, info] = at::linalg_solve_ex(normal + ridge, slope);
   const at::Tensor wanted = (scale - solved).to(at::kFloat);
   const at::Tensor possible = at::isfinite(wanted).logical_and_(wanted * scale > 0);
-  GridSpec row = spec;
-  row.group_size = kWholeRow;
   const at::Tensor held =
-      round_grid(at::where(possible, wanted, scale), problem.zero.unsqueeze(1), row).scale;
+      round_grid(at::where(possible, wanted, scale), problem.zero.unsqueeze(1), of_one_group(spec))
+          .scale;
   const at::Tensor taken = at::where(held * scale > 0, held - scale, 0).to(at::kDouble);
   // Half of what the loss changes by.
   const at::Tensor change =

@@ -14,9 +14,7 @@ namespace {
 // What the range search makes least, over all rows; float64.
 double loss_of(const at::Tensor& weight, const at::Tensor& dequantized,
                const at::Tensor& importance, const at::Tensor& gram) {
-  if (gram.defined()) {
-    return std::get<0>(row_losses(dequantized - weight, gram)).sum().item<double>();
-  }
+  if (gram.defined()) return row_energy(dequantized - weight, gram).sum().item<double>();
   const at::Tensor squares =
       (weight - dequantized).square_().sum(0, /*keepdim=*/false, at::kDouble);
   return (importance.defined() ? squares * importance : squares).sum().item<double>();

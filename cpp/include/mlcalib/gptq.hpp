@@ -38,7 +38,7 @@ struct GptqOptions {
 /// One Cholesky factorisation; no inverse. Where H is not positive definite the damping rises
 /// tenfold at a time and is reported; past a limit LinAlgError is thrown.
 /// Scratch, in float32, on the CPU: one matrix of the Gram's size (`gram_block`: two) and three of
-/// the weights' (four where there are several linears).
+/// the weights' (four where there are several linears). Sweeps take one more of the Gram's size.
 QuantizedLinear gptq(const at::Tensor& weight, const at::Tensor& gram,
                      const GptqOptions& options = {});
 

@@ -46,7 +46,7 @@ class Descent {
         output_(problem.output.defined() ? cpu::to_panel<float>(problem.output.contiguous())
                                          : at::Tensor()),
         codes_(cpu::to_panel<uint8_t, uint8_t>(problem.codes.contiguous())),
-        scale_(cpu::to_panel<float>(problem.grid.scale.contiguous())),
+        scale_(cpu::scale_panel(problem.grid.scale)),
         zero_(cpu::to_panel<float>(problem.grid.zero.to(at::kFloat).contiguous())),
         felt_(at::empty({columns_, kRowTile}, at::kFloat)),
         gradient_(at::empty({std::max(kColumns, width_), kRowTile}, at::kFloat)),
@@ -56,8 +56,6 @@ class Descent {
         own_(at::empty({kRowTile, kRowTile}, at::kFloat)),
         diagonal_(kRowTile),
         group_(columns_) {
-    const int64_t padding = codes_.size(0) * kRowTile - rows_;
-    scale_.select(0, -1).narrow(1, kRowTile - padding, padding).fill_(1);  // it must divide
     for (int64_t k = 0; k < columns_; ++k) group_[k] = k / width_;
     if (!output_.defined()) return;
     float* output = output_.data_ptr<float>();

@@ -51,10 +51,8 @@ class Solve {
     std::reverse_copy(diagonal, diagonal + columns_, diagonal_.begin());
     error_.narrow(1, columns_, padded_ - columns_).zero_();
     if (const Grid* given = std::get_if<Grid>(&problem.grids)) {
-      scale_ = cpu::to_panel<float>(given->scale.contiguous());
+      scale_ = cpu::scale_panel(given->scale);
       zero_ = cpu::to_panel<float>(given->zero.to(at::kFloat).contiguous());
-      const int64_t padding = weight_.size(0) * kRowTile - rows_;
-      scale_.select(0, -1).narrow(1, kRowTile - padding, padding).fill_(1);  // it must divide
       return;
     }
     scale_ = at::empty({weight_.size(0), spec_.groups(columns_), kRowTile}, weight_.options());

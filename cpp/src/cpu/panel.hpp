@@ -57,6 +57,15 @@ at::Tensor to_panel(const at::Tensor& matrix) {
   return panel;
 }
 
+/// Scales float32 [rows, groups] as a panel; those of the padding are 1, for weights are divided by
+/// them.
+inline at::Tensor scale_panel(const at::Tensor& scale) {
+  const at::Tensor panel = to_panel<float>(scale.contiguous());
+  const int64_t padding = panel.size(0) * kRowTile - scale.size(0);
+  panel.select(0, -1).narrow(1, kRowTile - padding, padding).fill_(1);
+  return panel;
+}
+
 /// The matrix [rows, cols] of To that a panel [tiles, cols, kRowTile] of From holds.
 template <class From, class To>
 at::Tensor from_panel(const at::Tensor& panel, int64_t rows) {

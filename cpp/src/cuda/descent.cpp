@@ -55,19 +55,19 @@ class Descent {
   void sweep_tile(int64_t row, int64_t count, bool scales) {
     const at::Tensor felt = output_.defined() ? at::mm(output_.narrow(0, row, count), error_)
                                               : error_.narrow(0, row, count).clone();
-    if (scales && has_free_scales(problem_.grid.spec)) step_groups(row, count, felt);
+    const at::Tensor own = output_.defined() ? output_.narrow(0, row, count).narrow(1, row, count)
+                                             : alone_.narrow(0, 0, count).narrow(1, 0, count);
+    if (scales && has_free_scales(problem_.grid.spec)) step_groups(row, own, felt);
     for (int64_t first = 0; first < columns_; first += cuda::DescentBlock::kColumns) {
       const int64_t columns = std::min(cuda::DescentBlock::kColumns, columns_ - first);
       const at::Tensor gradient = at::mm(felt, hessian_.narrow(1, first, columns));
-      descend(row, count, first, gradient, felt);
+      descend(row, own, first, gradient, felt);
     }
   }
 
   // Groups come one after the other: the scales of each become the best that they can be.
-  void step_groups(int64_t row, int64_t count, const at::Tensor& felt) {
-    const at::Tensor own = output_.defined() ? output_.narrow(0, row, count).narrow(1, row, count)
-                                             : alone_.narrow(0, 0, count).narrow(1, 0, count);
-    const int64_t width = group_width(problem_.grid.spec, columns_);
+  void step_groups(int64_t row, const at::Tensor& own, const at::Tensor& felt) {
+    const int64_t width = group_width(problem_.grid.spec, columns_), count = own.size(0);
     for (int64_t group = 0; group < scale_.size(1); ++group) {
       const int64_t first = group * width, wide = std::min(width, columns_ - first);
       const at::Tensor scale = scale_.narrow(0, row, count).select(1, group);
@@ -89,14 +89,12 @@ class Descent {
     }
   }
 
-  void descend(int64_t row, int64_t count, int64_t first, const at::Tensor& gradient,
+  void descend(int64_t row, const at::Tensor& own, int64_t first, const at::Tensor& gradient,
                const at::Tensor& felt) {
     const int64_t corner = row * columns_ + first, groups = scale_.size(1);
-    const float* own =
-        output_.defined() ? cuda::data(output_) + row * rows_ + row : cuda::data(alone_);
     cuda::on_device_of(error_, [&](cudaStream_t stream) {
       cuda::descent_block({.gram = cuda::data(hessian_) + first * columns_ + first,
-                           .output = own,
+                           .output = cuda::data(own),
                            .gradient = cuda::data(gradient),
                            .scale = cuda::data(scale_) + row * groups,
                            .zero = cuda::data(zero_) + row * groups,
@@ -105,11 +103,11 @@ class Descent {
                            .error = cuda::pointer<float>(error_) + corner,
                            .codes = cuda::pointer<uint8_t>(codes_) + corner,
                            .changed = cuda::pointer<int32_t>(changed_),
-                           .rows = count,
+                           .rows = own.size(0),
                            .columns = gradient.size(1),
                            .stride = columns_,
                            .gram_stride = columns_,
-                           .output_stride = output_.defined() ? rows_ : alone_.size(0),
+                           .output_stride = own.stride(0),
                            .groups = groups,
                            .shape = grid_shape(problem_.grid.spec)},
                           stream);

@@ -79,8 +79,6 @@ def test_rows_by_themselves_match_the_oracle():
     torch.testing.assert_close(solved.grid.scale.double(), scale, rtol=1e-3, atol=0)
 
 
-# K-quants with minima, whose zero is a float, numbers that are no integers, one scale for all, and
-# scales that are quantized themselves.
 SPECS = [
     {},
     {"group_size": -1},
@@ -91,7 +89,9 @@ SPECS = [
     {"bits": 4, "numbers": "e2m1", "symmetric": True},
     {"bits": 8, "numbers": "e4m3", "symmetric": True},
 ]
-HELD = [  # scales that depend on each other, or have few values, stay
+# Scales that depend on each other, or have few values, stay: those of K-quants, whose zero is a
+# float, one scale for all rows, scales that are quantized themselves, and powers of two.
+HELD = [
     {"bits": 4, "group_size": 32, "super_block": 256, "scale_bits": 6, "symmetric": False},
     {"bits": 4, "group_size": -1, "per_tensor": True, "symmetric": True},
     {"bits": 4, "numbers": "nf4", "symmetric": True, "scale_dtype": torch.uint8},

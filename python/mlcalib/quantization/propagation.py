@@ -1,10 +1,9 @@
 """The calibration text on its way through the model, one block at a time."""
 
 import time
-from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from itertools import accumulate, zip_longest
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -26,8 +25,7 @@ from mlcalib.models.running import (
     watching,
 )
 from mlcalib.quantization.block_statistics import Gathering
-from mlcalib.quantization.dealing import dealt
-from mlcalib.quantization.expert_rows import ExpertRows, Step, Taken
+from mlcalib.quantization.expert_rows import ExpertRows, Taken
 from mlcalib.quantization.hidden_states import HiddenStates
 from mlcalib.quantization.prefixes import (
     BlockStatistics,
@@ -38,6 +36,7 @@ from mlcalib.quantization.prefixes import (
     with_halves,
 )
 from mlcalib.quantization.probe import Probe
+from mlcalib.quantization.sequences import Sequences
 from mlcalib.quantization.stream_writer import (
     Behind,
     Comparison,
@@ -107,20 +106,15 @@ class Flow:
             )
         self._calibration = calibration
         self._stopwatch = stopwatch
-        self._prefixes: dict[str, list[Prefix]] = {language: [] for language in calibration.ids}
         wanted = set(prefixes or mixture_of(calibration))
         self._halves = {each: half_of(each) for each in wanted} if halves else {}
-        every = wanted.union(self._halves.values())
-        for prefix in sorted(every, key=lambda each: each.tokens):
-            self._prefixes[prefix.language].append(prefix)
-        self._lengths = {language: calibration.lengths_of(language) for language in calibration.ids}
         self._hidden = HiddenStates() if hidden is None else hidden
         if self._hidden.position > 0 and (adapter.handed_over or adapter.filled):
             self._hidden.restart()  # what blocks made for later ones is in no file
         self._devices = devices
         self._ranks = Ranks() if ranks is None else ranks
-        counts = {code: self._sequences(each[-1]) for code, each in self._prefixes.items()}
-        self._own = dealt(counts, calibration.seq_len, self._ranks.rank, self._ranks.size)
+        every = wanted.union(self._halves.values())
+        self._sequences = Sequences(calibration, every, self._ranks)
         self._arguments = Arguments(adapter, self._device)
         first = adapter.named_blocks(model)[0][0]
         fresh = self._hidden.position < 0
@@ -128,7 +122,7 @@ class Flow:
             for language in calibration.ids:
                 images = calibration.inputs.get(language, {})
                 for index, (ids, _) in enumerate(calibration.sequences(language)):
-                    if not self._has(language, index):
+                    if not self._sequences.has(language, index):
                         continue
                     state, inputs = embed(model, adapter, ids, images.get(index, {}))
                     self._arguments.catch((language, index), inputs)
@@ -161,15 +155,11 @@ class Flow:
 
         Sequences of the mixture's languages in turn. To be called before the hidden states move on.
         """
-        counts = {each.language: self._sequences(each) for each in mixture}
-        rounds = zip_longest(*([(code, i) for i in range(n)] for code, n in counts.items()))
-        in_turn = [at for row in rounds for at in row if at is not None]
-        count = max(-(-tokens // self._calibration.seq_len), len(counts))
         return Probe(
             {
                 place: (self._read(block_name, *at), self._arguments.of(block_name, at, keeps=True))
-                for place, at in enumerate(in_turn[:count])
-                if self._has(*at)
+                for place, at in enumerate(self._sequences.in_turn(mixture, tokens))
+                if self._sequences.has(*at)
             },
             self._ranks,
         )
@@ -231,13 +221,13 @@ class Flow:
                 found.see(name, x, positions, compared.reference(name))
 
         start = time.perf_counter()
-        for language, prefixes in self._prefixes.items():
+        for language, prefixes in self._sequences.prefixes.items():
             if languages is not None and language not in languages:
                 continue
             found.begin_text(language, prefixes[-1])
-            steps = self._steps(language)
+            steps = self._sequences.steps(language)
             for index, ending, length in steps:
-                if not self._has(language, index):
+                if not self._sequences.has(language, index):
                     found.pass_sequence(ending)
                     continue
                 found.begin_sequence(index, ending, length)
@@ -267,14 +257,14 @@ class Flow:
     def advance(self, block_name: str, block: nn.Module) -> None:
         """Make the next hidden states: the outputs of the block as it is now."""
         with self._stopwatch.timed("forward"):
-            for language, index in self._all():
+            for language, index in self._sequences:
                 self._move(block_name, block, language, index)
 
     def advance_float(self, block_name: str, block: nn.Module) -> None:
         """Make the next hidden states of the float model that moves beside, if there is one."""
         if self._compares:
             with self._stopwatch.timed("forward"):
-                for language, index in self._all():
+                for language, index in self._sequences:
                     self._move(block_name, block, _float(language), index)
 
     def _comparison(
@@ -319,7 +309,7 @@ class Flow:
 
     def _writer(self, block_name: str, block: nn.Module) -> StreamWriter | None:
         """Return the linear of a block that makes up for errors of the hidden states too."""
-        for language, index in self._all():
+        for language, index in self._sequences:
             run = partial(self._whole, block_name, block, language, index)
             return find_stream_writer(self._adapter, block, run)
         return None
@@ -372,43 +362,6 @@ class Flow:
 
     def _device(self, block_name: str) -> torch.device:
         return self._devices.get(block_name, CPU)
-
-    def _all(self) -> Iterator[tuple[str, int]]:
-        """Give every sequence of this rank: language and index."""
-        for language, prefixes in self._prefixes.items():
-            for index in range(self._sequences(prefixes[-1])):
-                if self._has(language, index):
-                    yield language, index
-
-    def _has(self, language: str, index: int) -> bool:
-        """Return whether a sequence is this rank's."""
-        return index in self._own[language]
-
-    def _sequences(self, prefix: Prefix) -> int:
-        """Return how many sequences of its language hold a prefix."""
-        ends = accumulate(self._lengths[prefix.language])
-        return next(count for count, end in enumerate(ends, 1) if end >= prefix.tokens)
-
-    def _steps(self, language: str) -> list[Step]:
-        """Return all sequences of a text, those of other ranks too."""
-        lengths, whole = self._lengths[language], self._calibration.seq_len
-        return [
-            (
-                index,
-                self._ending(language, index),
-                None if lengths[index] == whole else lengths[index],
-            )
-            for index in range(self._sequences(self._prefixes[language][-1]))
-        ]
-
-    def _ending(self, language: str, index: int) -> list[tuple[int, Prefix]]:
-        """Return the prefixes that end in a sequence, and how many of its tokens they hold."""
-        before = sum(self._lengths[language][:index])
-        return [
-            (prefix.tokens - before, prefix)
-            for prefix in self._prefixes[language]
-            if index == self._sequences(prefix) - 1
-        ]
 
 
 def _float(language: str) -> str:

@@ -1,18 +1,17 @@
 """Quantizes each block of a pass one way."""
 
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
 
 from torch import nn
 
 from mlcalib._core import QuantizedLinear
-from mlcalib.checkpoints.record import layer_record, resources
 from mlcalib.common.ranks import Ranks
 from mlcalib.common.stopwatch import Stopwatch
 from mlcalib.formats import replaced
 from mlcalib.models import Adapter
+from mlcalib.quantization.block_record import block_record
 from mlcalib.quantization.fisher import BlockFisher
 from mlcalib.quantization.gathering import LaterInput
 from mlcalib.quantization.input_bounds import Bound, input_bounds
@@ -21,14 +20,7 @@ from mlcalib.quantization.prefixes import BlockStatistics, Mixture
 from mlcalib.quantization.probe import Probe
 from mlcalib.quantization.propagation import Flow
 from mlcalib.quantization.sink import Sink
-from mlcalib.quantization.solve import (
-    References,
-    SolvedBlock,
-    expert_tokens,
-    input_ranges,
-    mix_block,
-    solve_block,
-)
+from mlcalib.quantization.solve import References, SolvedBlock, mix_block, solve_block
 from mlcalib.quantization.source import copied
 from mlcalib.quantization.stream_writer import Behind
 from mlcalib.quantization.variant import Variant, VariantBlock
@@ -272,23 +264,7 @@ class QuantizationJob:
                 if layer in solved.linears
             }
         with self.stopwatch.timed("write"):
-            record = {
-                **_losses(solved),
-                "layers": self._layers(
-                    solved,
-                    input_ranges(adapter, name, own, own_text),
-                    _shrinkage(adapter, name, own, solved.shrinkage),
-                    _of_experts(
-                        adapter, name, own, own_text, "diagonal" if block.diagonal else "gram"
-                    ),
-                    bounds,
-                ),
-                "scales": solved.scaled.found,
-                "expert_tokens": expert_tokens(adapter, name, own, own_text),
-                "made_with": resources(self.ranks),
-            }
-            if block.cache is not None:
-                record["kv_cache"] = block.cache.describe(variant.activation_clip)
+            record = block_record(block, own, own_text, solved, variant, bounds, self.ranks)
             self.sink.keep(name, own, solved.linears, record)
 
     def _mixed(self, block: BlockView, mixture: Mixture) -> dict[str, StatisticSet]:
@@ -307,66 +283,6 @@ class QuantizationJob:
     def note(self) -> str:
         """See ``Job``."""
         return f"loss/token {self.loss:.3g}"
-
-    def _layers(
-        self,
-        solved: VariantBlock[Text],
-        ranges: Mapping[str, Mapping[str, tuple[float, float]]],
-        shrinkage: Mapping[str, float],
-        statistics: Mapping[str, str],
-        bounds: Mapping[str, Bound],
-    ) -> dict[str, Any]:
-        languages = {prefix.language for prefix in self.variant.mixture}
-        return {
-            layer: layer_record(
-                linear,
-                {
-                    language: loss
-                    for (kind, language), loss in solved.losses[layer].items()
-                    if kind == "calibration" and language in languages
-                },
-                ranges.get(layer, {}),
-                shrinkage.get(layer),
-                solved.divergence.get(layer),
-                statistics.get(layer),
-                bounds[layer].clipped if layer in bounds else None,
-            )
-            for layer, linear in solved.linears.items()
-        }
-
-
-def _of_experts(
-    adapter: Adapter, block_name: str, block: nn.Module, inputs: Container[str], statistic: str
-) -> dict[str, str]:
-    """Return linear of an expert (name in the model) → what losses of languages are taken from."""
-    return {
-        f"{block_name}.{member}": statistic
-        for name, members in adapter.linears_of(block).items()
-        if name in inputs
-        for member in members
-        if adapter.expert_of(member) is not None
-    }
-
-
-def _shrinkage(
-    adapter: Adapter, block_name: str, block: nn.Module, shares: Mapping[str, float]
-) -> dict[str, float]:
-    """Return linear (name in the model) → the share of its input's tokens that was lent."""
-    linears = adapter.linears_of(block)
-    return {
-        f"{block_name}.{member}": share
-        for name, share in shares.items()
-        for member in linears[name]
-    }
-
-
-def _losses(solved: VariantBlock[Text]) -> dict[str, dict[str, dict[str, float]]]:
-    """Return kind of text → linear → language → loss per token."""
-    found: dict[str, dict[str, dict[str, float]]] = {"calibration": {}, "heldout": {}}
-    for layer, losses in solved.losses.items():
-        for (kind, language), loss in losses.items():
-            found[kind].setdefault(layer, {})[language] = loss
-    return found
 
 
 def _by_language(costs: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

@@ -73,25 +73,6 @@ References = dict[str, dict[Key, StatisticSet]]
 """Input → whose text → its statistics, whose Grams losses are measured with."""
 
 
-def input_ranges(
-    adapter: Adapter, block_name: str, block: nn.Module, statistics: BlockStatistics
-) -> dict[str, dict[str, tuple[float, float]]]:
-    """Return linear (name in the model) → language → the extremes of its input over all channels.
-
-    Of the longest text of each language. A language of which no token reached the input has none.
-    """
-    found: dict[str, dict[str, tuple[float, float]]] = {}
-    linears = adapter.linears_of(block)
-    for name, by_prefix in statistics.items():
-        extremes = {}
-        for language, each in longest(by_prefix).items():
-            if each.tokens:
-                state = each.view("range")
-                extremes[language] = (float(state["low"].min()), float(state["high"].max()))
-        found |= {f"{block_name}.{member}": extremes for member in linears[name]}
-    return found
-
-
 def longest(by_prefix: Mapping[Prefix, StatisticSet]) -> dict[str, StatisticSet]:
     """Return language → the statistics of the longest of its prefixes."""
     return {language: by_prefix[prefix] for language, prefix in longest_texts(by_prefix).items()}
@@ -321,20 +302,6 @@ def losses_per_token(change: Tensor, measured: Mapping[Key, StatisticSet]) -> di
     """
     sums = losses(change, measured.values()) if measured else []
     return {key: loss / measured[key].tokens for key, loss in zip(measured, sums, strict=True)}
-
-
-def expert_tokens(
-    adapter: Adapter, block_name: str, block: nn.Module, statistics: BlockStatistics
-) -> dict[str, dict[str, int]]:
-    """Return expert (name in the model) → language → tokens that were routed to it."""
-    linears = adapter.linears_of(block)
-    return {
-        f"{block_name}.{expert}": {
-            language: round(each.tokens) for language, each in longest(by_prefix).items()
-        }
-        for name, by_prefix in statistics.items()
-        if (expert := adapter.expert_of(linears[name][0])) is not None
-    }
 
 
 def _by_quantizer(

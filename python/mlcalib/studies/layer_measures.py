@@ -15,10 +15,11 @@ from mlcalib.common.files import atomic_file
 from mlcalib.common.ranks import Ranks
 from mlcalib.common.safetensors_read import read_json
 from mlcalib.common.stopwatch import Stopwatch
+from mlcalib.quantization.block_record import input_ranges
 from mlcalib.quantization.hidden_states import HiddenStates
 from mlcalib.quantization.prefixes import BlockStatistics, Mixture
 from mlcalib.quantization.propagation import Flow
-from mlcalib.quantization.solve import References, input_ranges, losses_per_token, references
+from mlcalib.quantization.solve import References, losses_per_token, references
 from mlcalib.quantization.source import Source
 
 _WORST = 8  # channels that are named

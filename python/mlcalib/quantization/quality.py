@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlcalib.common.registry import unknown
-from mlcalib.quantization.block_pass import Propagate
+from mlcalib.quantization.block_steps import Propagate
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from mlcalib.common.hub import located
 from mlcalib.common.stopwatch import Stopwatch
 from mlcalib.formats import formats
 from mlcalib.models.device import choose_device, device_name
-from mlcalib.quantization.block_pass import Propagate, run_pass
+from mlcalib.quantization.block_pass import run_pass
+from mlcalib.quantization.block_steps import Propagate
 from mlcalib.quantization.finish import cache_record, merged
 from mlcalib.quantization.open_source import open_with_tokenizer
 from mlcalib.quantization.prefixes import mixture_of

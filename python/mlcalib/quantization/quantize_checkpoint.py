@@ -16,7 +16,8 @@ from mlcalib.common.stopwatch import Stopwatch
 from mlcalib.models.device import choose_device, own_device
 from mlcalib.models.loading import load_tokenizer
 from mlcalib.quantization.block_files import BlockFiles
-from mlcalib.quantization.block_pass import Propagate, run_pass
+from mlcalib.quantization.block_pass import run_pass
+from mlcalib.quantization.block_steps import Propagate
 from mlcalib.quantization.finish import finish, finish_record
 from mlcalib.quantization.hidden_states import HiddenStatesOnDisk
 from mlcalib.quantization.manifest import claim, machine, recipe_inputs

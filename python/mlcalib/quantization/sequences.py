@@ -28,22 +28,17 @@ class Sequences:
         """
         self._whole = calibration.seq_len
         self._lengths = {language: calibration.lengths_of(language) for language in calibration.ids}
-        self.prefixes: dict[str, list[Prefix]] = {
-            language: sorted(
-                (each for each in prefixes if each.language == language),
-                key=lambda each: each.tokens,
-            )
-            for language in calibration.ids
-        }
+        self.prefixes: dict[str, list[Prefix]] = {language: [] for language in calibration.ids}
+        for prefix in sorted(prefixes, key=lambda each: each.tokens):
+            self.prefixes[prefix.language].append(prefix)
         counts = {code: self._count(each[-1]) for code, each in self.prefixes.items()}
         self._own = dealt(counts, self._whole, ranks.rank, ranks.size)
 
     def __iter__(self) -> Iterator[At]:
         """Give every sequence of this rank."""
-        for language, prefixes in self.prefixes.items():
-            for index in range(self._count(prefixes[-1])):
-                if self.has(language, index):
-                    yield language, index
+        for language, own in self._own.items():
+            for index in own:
+                yield language, index
 
     def has(self, language: str, index: int) -> bool:
         """Return whether a sequence is this rank's."""

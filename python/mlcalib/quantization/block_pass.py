@@ -1,7 +1,7 @@
 """One pass over a model, block by block, for any number of jobs; goes on where it stopped."""
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from functools import partial
 
@@ -14,7 +14,6 @@ from mlcalib.common.stopwatch import Stopwatch
 from mlcalib.models import Adapter
 from mlcalib.models.device import short_of_memory
 from mlcalib.quantization.block_steps import BlockSteps, Propagate
-from mlcalib.quantization.fisher import Fisher
 from mlcalib.quantization.gathering import Gatherer, kinds_of
 from mlcalib.quantization.hidden_states import (
     HiddenStates,
@@ -26,14 +25,12 @@ from mlcalib.quantization.measure import Measure
 from mlcalib.quantization.memory import REMEDIES
 from mlcalib.quantization.memory_needs import OtherText, tokens_of
 from mlcalib.quantization.pass_plan import plan_pass
-from mlcalib.quantization.places import Places, gather_places
+from mlcalib.quantization.places import Places
 from mlcalib.quantization.prefixes import Prefix
-from mlcalib.quantization.propagation import Flow
 from mlcalib.quantization.read_ahead import Blocks
+from mlcalib.quantization.reading import Reading
 from mlcalib.quantization.source import Source
-from mlcalib.quantization.text_check import check_text
 from mlcalib.quantization.weight_check import check_finite, check_shared
-from mlcalib.statistics import compares
 
 _log = logging.getLogger(__name__)
 
@@ -119,33 +116,14 @@ def run_pass(  # noqa: PLR0913 - what a pass is made of
         _log.warning("%s", step)
     flow, gatherer, fisher, shared = None, None, None, Places()
     if text is not None:
-        check_text(source.model, text)
-        _check_images(source, text)
-        fisher = _backward(
-            source,
-            waiting,
-            text,
-            places,
-            ranks,
-            stopwatch,
-            description,
-            by_text=plan.fisher_by_text,
-        )
+        reading = Reading(source, text, jobs, prefixes, places, ranks, stopwatch, description)
+        reading.check()
+        fisher = reading.fisher(waiting, by_text=plan.fisher_by_text)
         several = len(set(places.values())) > 1
         in_memory = partial(PinnedHiddenStates, wait=several) if plan.on_host else HiddenStates
         if adapter.places and any(waiting[name] for name in names):
-            shared = gather_places(
-                source,
-                text,
-                prefixes,
-                kinds,
-                places,
-                stopwatch,
-                hidden=in_memory(),
-                progress=description is not None,
-            )
-        hidden = _at_block(first, hidden or in_memory(), ranks)
-        flow = _begun(source, jobs, text, prefixes, stopwatch, hidden, places, ranks)
+            shared = reading.shared(kinds, in_memory())
+        flow = reading.flow(first, hidden or in_memory())
         gatherer = Gatherer(
             flow,
             jobs,
@@ -206,84 +184,3 @@ def _wait_from_first_place(
         if any(job in waiting[name] for name in names[start:]):
             for name in names[start:]:
                 waiting[name] = [each for each in jobs if each is job or each in waiting[name]]
-
-
-def _backward(
-    source: Source,
-    waiting: Mapping[str, Sequence[Job]],
-    text: CalibrationSet,
-    places: Mapping[str, torch.device],
-    ranks: Ranks,
-    stopwatch: Stopwatch,
-    description: str | None,
-    *,
-    by_text: bool,
-) -> Fisher | None:
-    """Run text backward for jobs that ask for it; return what gathers the Fisher information."""
-    jobs = {id(job): job for each in waiting.values() for job in each}
-    asked = {
-        key: (job.mixture or {}, job.fisher_tokens)
-        for key, job in jobs.items()
-        if job.fisher_tokens
-    }
-    labels = {job.fisher_labels for job in jobs.values() if job.fisher_tokens}
-    if len(labels) > 1:
-        raise ValueError(
-            "Some quantizers of this pass take gradients of the loss on the model's own labels, "
-            "others on the text's (fisher_labels); give all the same, or run them one by one."
-        )
-    if asked and text.inputs:
-        raise NotImplementedError(
-            "The calibration text has images, and gradients are taken of text alone; leave out "
-            "fisher_tokens, or conversations with images."
-        )
-    if not asked:
-        return None
-    (own,) = labels
-    by_text = by_text and own == "model"  # divergences are predicted from these alone
-    fisher = Fisher(source, text, asked, places, labels=own, by_text=by_text, ranks=ranks)
-    fisher.run(stopwatch, None if description is None else "gradients")
-    return fisher
-
-
-def _at_block(first: int, hidden: HiddenStates, ranks: Ranks) -> HiddenStates:
-    """Return hidden states that are at a block or before it, at the same one in all ranks."""
-    positions = ranks.gathered(hidden.position)
-    if max(positions) > first or len(set(positions)) > 1:
-        hidden.restart()
-    return hidden
-
-
-def _begun(
-    source: Source,
-    jobs: Sequence[Job],
-    text: CalibrationSet,
-    prefixes: Iterable[Prefix],
-    stopwatch: Stopwatch,
-    hidden: HiddenStates,
-    places: Mapping[str, torch.device],
-    ranks: Ranks,
-) -> Flow:
-    """Return the text in front of the first block, or where its hidden states are."""
-    with source.embedding():
-        return Flow(
-            source.model,
-            source.adapter,
-            text,
-            stopwatch,
-            prefixes=prefixes,
-            hidden=hidden,
-            comparing=any(compares(job.kinds) for job in jobs),
-            halves=any(job.halves for job in jobs),
-            devices=places,
-            ranks=ranks,
-        )
-
-
-def _check_images(source: Source, text: CalibrationSet) -> None:
-    if text.inputs and source.adapter.runs:
-        raise NotImplementedError(
-            f"{type(source.model).__name__} does not run on text alone, so that its language "
-            "model is calibrated by itself, which sees no images; leave out conversations with "
-            "images."
-        )

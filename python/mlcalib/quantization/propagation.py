@@ -25,6 +25,7 @@ from mlcalib.models.running import (
     watching,
 )
 from mlcalib.quantization.block_statistics import Gathering
+from mlcalib.quantization.dealt_sequences import DealtSequences
 from mlcalib.quantization.expert_rows import ExpertRows, Taken
 from mlcalib.quantization.hidden_states import HiddenStates
 from mlcalib.quantization.prefixes import (
@@ -36,7 +37,6 @@ from mlcalib.quantization.prefixes import (
     with_halves,
 )
 from mlcalib.quantization.probe import Probe
-from mlcalib.quantization.sequences import Sequences
 from mlcalib.quantization.stream_writer import (
     Behind,
     Comparison,
@@ -114,7 +114,7 @@ class Flow:
         self._devices = devices
         self._ranks = Ranks() if ranks is None else ranks
         every = wanted.union(self._halves.values())
-        self._sequences = Sequences(calibration, every, self._ranks)
+        self._sequences = DealtSequences(calibration, every, self._ranks)
         self._arguments = Arguments(adapter, self._device)
         first = adapter.named_blocks(model)[0][0]
         fresh = self._hidden.position < 0

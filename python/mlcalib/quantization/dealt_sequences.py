@@ -1,5 +1,6 @@
 """The sequences of a calibration text, of which each rank runs its share."""
 
+from bisect import bisect_left
 from collections.abc import Collection, Iterator
 from itertools import accumulate, zip_longest
 
@@ -13,7 +14,7 @@ At = tuple[str, int]
 """A sequence: its language, and its number in the language's text."""
 
 
-class Sequences:
+class DealtSequences:
     """Which sequences there are, whose they are, and which prefixes end in them."""
 
     def __init__(
@@ -28,6 +29,7 @@ class Sequences:
         """
         self._whole = calibration.seq_len
         self._lengths = {language: calibration.lengths_of(language) for language in calibration.ids}
+        self._ends = {language: [*accumulate(each)] for language, each in self._lengths.items()}
         self.prefixes: dict[str, list[Prefix]] = {language: [] for language in calibration.ids}
         for prefix in sorted(prefixes, key=lambda each: each.tokens):
             self.prefixes[prefix.language].append(prefix)
@@ -46,14 +48,15 @@ class Sequences:
 
     def steps(self, language: str) -> list[Step]:
         """Return all sequences of a text, those of other ranks too."""
-        lengths = self._lengths[language]
+        ends, lengths = self._ends[language], self._lengths[language]
+        ending: dict[int, list[tuple[int, Prefix]]] = {}
+        for prefix in self.prefixes[language]:
+            last = self._count(prefix) - 1
+            before = ends[last] - lengths[last]
+            ending.setdefault(last, []).append((prefix.tokens - before, prefix))
         return [
-            (
-                index,
-                self._ending(language, index),
-                None if lengths[index] == self._whole else lengths[index],
-            )
-            for index in range(self._count(self.prefixes[language][-1]))
+            (index, ending.get(index, []), None if length == self._whole else length)
+            for index, length in enumerate(lengths[: max(ending) + 1])
         ]
 
     def in_turn(self, mixture: Mixture, tokens: int) -> list[At]:
@@ -68,14 +71,4 @@ class Sequences:
 
     def _count(self, prefix: Prefix) -> int:
         """Return how many sequences of its language hold a prefix."""
-        ends = accumulate(self._lengths[prefix.language])
-        return next(count for count, end in enumerate(ends, 1) if end >= prefix.tokens)
-
-    def _ending(self, language: str, index: int) -> list[tuple[int, Prefix]]:
-        """Return the prefixes that end in a sequence, and how many of its tokens they hold."""
-        before = sum(self._lengths[language][:index])
-        return [
-            (prefix.tokens - before, prefix)
-            for prefix in self.prefixes[language]
-            if index == self._count(prefix) - 1
-        ]
+        return bisect_left(self._ends[prefix.language], prefix.tokens) + 1

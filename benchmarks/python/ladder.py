@@ -1,8 +1,9 @@
 """What each step of GPTQ brings, over seeds: KL from the float model, loss, and seconds.
 
-    python benchmarks/python/ladder.py TEXT OUT.jsonl [--steps fast best] [--bits 4 3] [--seeds 0 1]
+    python benchmarks/python/ladder.py TEXT OUT.jsonl [--steps fast best:sweeps=0] [--bits 4 3]
     python benchmarks/python/ladder.py --table OUT.jsonl [--against gptq]
 
+A step is a name, and options of ``mlcalib.quantize`` that differ from it: ``best:sweeps=0``.
 Each run of a model, step, number of bits, group size and seed becomes a line of OUT.jsonl. Of steps
 that take gradients, it also has what these predict that each language, block and linear loses.
 Lines that are there already are not measured again, so a measurement can be stopped, and go on
@@ -36,16 +37,8 @@ STEPS: dict[str, dict[str, Any]] = {
     "rtn": {"method": "rtn"},
     "gptq": {"propagate": "float"},
     "fast": {"quality": "fast"},
-    "gradients": {"quality": "fast", "fisher_tokens": 10_240},
-    "quantized": {"propagate": "quantized", "sweeps": 3},
     "balanced": {"quality": "balanced"},
     "best": {"quality": "best"},
-    "best, no sweeps": {
-        "propagate": "quantized",
-        "correction": "auto",
-        "fisher_tokens": 10_240,
-    },
-    "best, AWQ's scales": {"quality": "best", "scales": "awq"},
 }
 KEY = ("model", "group_size", "bits", "step", "tokens", "scored")
 Line = dict[str, Any]
@@ -56,6 +49,29 @@ METRICS: list[tuple[Callable[[Line], float], str]] = [
     (lambda line: max(line["rise"].values()), "+"),
 ]  # over languages, and the sign that is shown
 Measure = Callable[[mlcalib.QuantizedModel], tuple[dict[str, float], dict[str, float]]]
+
+
+def options_of(step: str) -> dict[str, Any]:
+    """Return options of ``mlcalib.quantize``: of ``best:sweeps=0``, those of ``best``, no sweeps.
+
+    Raises:
+        argparse.ArgumentTypeError: no such step, or an option without a value.
+    """
+    name, *more = step.split(":")
+    given = [each.partition("=")[::2] for each in more]
+    if name not in STEPS or not all(option and value for option, value in given):
+        raise argparse.ArgumentTypeError(
+            f"'{step}' is not one of {', '.join(STEPS)}, or one of these and options, such as "
+            "best:sweeps=0"
+        )
+    return STEPS[name] | {
+        option: json.loads(value) if value[0].isdigit() else value for option, value in given
+    }
+
+
+def known_step(step: str) -> str:
+    options_of(step)
+    return step
 
 
 def read(path: Path) -> list[Line]:
@@ -157,7 +173,7 @@ def measure(arguments: argparse.Namespace) -> None:
             group_size=run["group_size"],
             format="dense",
             progress=False,
-            **STEPS[run["step"]],
+            **options_of(run["step"]),
         )
         seconds = round(time.process_time() - start, 1)
         kl, rise = evaluate(quantized)
@@ -212,9 +228,9 @@ def main() -> None:
     parser.add_argument("text", type=Path, nargs="?")
     parser.add_argument("out", type=Path, nargs="?")
     parser.add_argument("--table", type=Path, help="only show what this file holds")
-    parser.add_argument("--against", choices=STEPS, help="the step that others are compared with")
+    parser.add_argument("--against", type=known_step, help="the step that others are compared with")
     parser.add_argument("--model", help="a folder or a GGUF file; by default SmolLM2")
-    parser.add_argument("--steps", nargs="+", choices=STEPS, default=["fast", "balanced", "best"])
+    parser.add_argument("--steps", nargs="+", type=known_step, default=["fast", "balanced", "best"])
     parser.add_argument("--bits", type=int, nargs="+", default=[4])
     parser.add_argument("--group-size", type=int, default=64)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])

@@ -31,15 +31,13 @@ from scipy.stats import t as student
 import mlcalib
 from mlcalib.evaluation import eval_text, fidelity_of, reference_of
 from mlcalib.models.loading import load_model, load_tokenizer
+from mlcalib.quantization.quality import QUALITIES
 
 SEQ_LEN = 512
 STEPS: dict[str, dict[str, Any]] = {
     "rtn": {"method": "rtn"},
     "gptq": {"propagate": "float"},
-    "fast": {"quality": "fast"},
-    "balanced": {"quality": "balanced"},
-    "best": {"quality": "best"},
-}
+} | {name: {"propagate": each.propagate, **each.options} for name, each in QUALITIES.items()}
 KEY = ("model", "group_size", "bits", "step", "tokens", "scored")
 Line = dict[str, Any]
 METRICS: list[tuple[Callable[[Line], float], str]] = [

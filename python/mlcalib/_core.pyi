@@ -121,7 +121,8 @@ class QuantizedLinear(metaclass=_Extension):
     is the damping used, a fraction of the mean of the Gram's diagonal; ``dead_channels`` counts the
     channels that no calibration token excited (they are rounded). ``input_bound`` is the largest
     magnitude of its input that a checkpoint with static activations holds, or 0 where it is not
-    known.
+    known. ``correction`` is the strength of the correction for errors of its input (``corrected``)
+    that it was solved with, or 0.
     """
 
     def __init__(
@@ -133,6 +134,7 @@ class QuantizedLinear(metaclass=_Extension):
         damp: float = 0.0,
         dead_channels: int = 0,
         input_bound: float = 0.0,
+        correction: float = 0.0,
     ) -> None: ...
     @property
     def codes(self) -> Tensor: ...
@@ -146,6 +148,17 @@ class QuantizedLinear(metaclass=_Extension):
     def dead_channels(self) -> int: ...
     @property
     def input_bound(self) -> float: ...
+    @property
+    def correction(self) -> float: ...
+    def replaced(
+        self,
+        *,
+        grid: Grid | None = None,
+        input_bound: float | None = None,
+        correction: float | None = None,
+    ) -> QuantizedLinear:
+        """Return the same with what is given in its place."""
+
     def dequantize(self) -> Tensor: ...
     def to(self, device: torch.device) -> QuantizedLinear: ...
 

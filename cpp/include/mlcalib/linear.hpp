@@ -22,6 +22,9 @@ struct QuantizedLinear {
   int64_t dead_channels = 0;   ///< channels that no calibration token excited (rounded)
   /// Largest magnitude of its input that a checkpoint with static activations holds; 0: not known.
   double input_bound = 0;
+  /// Strength of the correction for errors of its input that it was solved with; see
+  /// correction.hpp.
+  double correction = 0;
 
   at::Tensor dequantize() const { return mlcalib::dequantize(codes, grid); }
   /// The same on another device; the tensors themselves where they are there already.
@@ -31,7 +34,8 @@ struct QuantizedLinear {
             loss,
             damp,
             dead_channels,
-            input_bound};
+            input_bound,
+            correction};
   }
 };
 

@@ -140,7 +140,7 @@ def _rescaled(checkpoint: Checkpoint, name: str, scale: Tensor) -> dict[str, Ten
     """
     old = checkpoint.linear(name)
     grid = Grid(scale, old.grid.zero, old.grid.spec)
-    new = QuantizedLinear(old.codes, grid, input_bound=old.input_bound)
+    new = old.replaced(grid=grid)
     stored = {tensor: checkpoint.tensor(tensor) for tensor in checkpoint.linears[name]}
     changed = {
         tensor: value
@@ -185,8 +185,7 @@ def _shape(checkpoint: Checkpoint, name: str) -> tuple[int, int]:
 
 def _linear(checkpoint: Checkpoint, name: str, spec: GridSpec) -> QuantizedLinear:
     linear = checkpoint.linear(name)
-    grid = Grid(linear.grid.scale, linear.grid.zero, spec)
-    return QuantizedLinear(linear.codes, grid, input_bound=linear.input_bound)
+    return linear.replaced(grid=Grid(linear.grid.scale, linear.grid.zero, spec))
 
 
 def _packed(

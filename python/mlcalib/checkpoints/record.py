@@ -64,6 +64,8 @@ def layer_record(
         known["statistics"] = statistics
     if divergence is not None:
         known["divergence"] = dict(divergence)
+    if linear.correction:
+        known["correction"] = linear.correction
     if clipped is not None:
         known["input_bound"] = linear.input_bound
         known["input_clipped"] = dict(clipped)

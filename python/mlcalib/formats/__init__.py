@@ -3,7 +3,7 @@
 from mlcalib.formats._file import FileTensors
 from mlcalib.formats._gguf_mix import types_in_mix
 from mlcalib.formats._gguf_names import gguf_names
-from mlcalib.formats._layout import held_scale, replaced, with_dtype
+from mlcalib.formats._layout import held_scale, with_dtype
 from mlcalib.formats._readers import (
     READERS,
     Facts,
@@ -37,7 +37,6 @@ __all__ = [
     "gguf_names",
     "held_scale",
     "ordinary",
-    "replaced",
     "split_linears",
     "stored_section",
     "types_in_mix",

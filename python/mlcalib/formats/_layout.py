@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 import torch
 from torch import Tensor
 
-from mlcalib._core import Grid, GridSpec, QuantizedLinear
+from mlcalib._core import Grid, GridSpec
 from mlcalib.common.layer_names import fused_groups, fused_name
 
 SCALE_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -203,20 +203,6 @@ def with_dtype(spec: GridSpec, dtype: torch.dtype, *, symmetric: bool | None = N
         spec.super_block,
         spec.scale_bits,
         spec.per_tensor,
-    )
-
-
-def replaced(
-    quantized: QuantizedLinear, *, grid: Grid | None = None, input_bound: float | None = None
-) -> QuantizedLinear:
-    """Return a linear with another grid or range of its input, and what else is known of it."""
-    return QuantizedLinear(
-        quantized.codes,
-        quantized.grid if grid is None else grid,
-        loss=quantized.loss,
-        damp=quantized.damp,
-        dead_channels=quantized.dead_channels,
-        input_bound=quantized.input_bound if input_bound is None else input_bound,
     )
 
 

@@ -22,7 +22,6 @@ from torch import Tensor
 
 from mlcalib._core import Grid, GridSpec, QuantizedLinear, dequantize, fit_grid
 from mlcalib._core import quantize as to_codes
-from mlcalib.formats._layout import replaced
 from mlcalib.formats._static_inputs import LARGEST, bound_of, positive_number
 from mlcalib.formats.base import formats
 from mlcalib.formats.compressed_tensors_nvfp4 import CompressedTensorsNvfp4
@@ -65,7 +64,7 @@ class CompressedTensorsNvfp4W4A4(CompressedTensorsNvfp4):
         """Return codes and grid, exactly as packed."""
         factor = positive_number(tensors, f"{name}.input_global_scale")
         bound = LARGEST * _LARGEST_FP4 / factor
-        return replaced(super().unpack(name, tensors, spec), input_bound=bound)
+        return super().unpack(name, tensors, spec).replaced(input_bound=bound)
 
     def input_rounding(
         self, name: str, tensors: Mapping[str, Tensor]

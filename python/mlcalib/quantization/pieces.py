@@ -68,6 +68,7 @@ class _Told(Generic[Key]):
     known: float | None  # the result's own loss
     damp: float
     dead_channels: int
+    correction: float
     loss: float | None
     losses: dict[Key, float]
     divergence: dict[str, float]
@@ -113,6 +114,7 @@ def joined(pieces: Sequence[Piece[Key]]) -> QuantizedLinear:
         loss=sum(known) if len(known) == len(results) else None,
         damp=first.damp,
         dead_channels=first.dead_channels,
+        correction=first.correction,
     )
 
 
@@ -138,6 +140,7 @@ def _told(piece: Piece[Key]) -> _Told[Key]:
         result.loss,
         result.damp,
         result.dead_channels,
+        result.correction,
         piece.loss,
         piece.losses,
         piece.divergence,
@@ -157,5 +160,6 @@ def _empty(told: _Told[Key], device: torch.device) -> Piece[Key]:
         loss=told.known,
         damp=told.damp,
         dead_channels=told.dead_channels,
+        correction=told.correction,
     )
     return Piece(told.layer, told.first, result, told.loss, told.losses, told.divergence)

@@ -9,7 +9,6 @@ from torch import nn
 from mlcalib._core import QuantizedLinear
 from mlcalib.common.ranks import Ranks
 from mlcalib.common.stopwatch import Stopwatch
-from mlcalib.formats import replaced
 from mlcalib.models import Adapter
 from mlcalib.quantization.block_record import block_record
 from mlcalib.quantization.fisher import BlockFisher
@@ -259,7 +258,7 @@ class QuantizationJob:
             texts, divided = block.statistics, solved.scaled.scales
             bounds = input_bounds(adapter, name, own, texts, variant.mixture, divided, clip)
             solved.linears |= {
-                layer: replaced(solved.linears[layer], input_bound=bound.largest)
+                layer: solved.linears[layer].replaced(input_bound=bound.largest)
                 for layer, bound in bounds.items()
                 if layer in solved.linears
             }

@@ -175,7 +175,7 @@ class QuantizedModel:
             dtype = held_dtype(name, grid, form, self.model.dtype)
             if grid.spec.scale_dtype != dtype:
                 grid = Grid(grid.scale, grid.zero, with_dtype(grid.spec, dtype))
-            found[name] = QuantizedLinear(linear.codes, grid, input_bound=linear.input_bound)
+            found[name] = linear.replaced(grid=grid)
         specs = {name: linear.grid.spec for name, linear in found.items()}
         codes = {name: linear.codes for name, linear in found.items()}
         form.check(specs, {name: (each.shape[0], each.shape[1]) for name, each in codes.items()})

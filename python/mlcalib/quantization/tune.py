@@ -14,7 +14,6 @@ from mlcalib.checkpoints.convert import rewrite
 from mlcalib.common.files import check_output
 from mlcalib.common.hub import hub_name, located
 from mlcalib.common.stopwatch import Stopwatch
-from mlcalib.formats import replaced
 from mlcalib.models.device import choose_device
 from mlcalib.models.loading import load_model, shared_copy
 from mlcalib.quantization.open_source import open_source
@@ -95,7 +94,7 @@ def tune(
         )
         tuned = training.run("tuning scales" if progress else None)
     linears = {
-        name: replaced(each, grid=Grid(tuned.scales[name], each.grid.zero, each.grid.spec))
+        name: each.replaced(grid=Grid(tuned.scales[name], each.grid.zero, each.grid.spec))
         for name, each in quantized.linears.items()
     }
     result = shared_copy(quantized.model)

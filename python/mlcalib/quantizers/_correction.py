@@ -17,8 +17,8 @@ def corrected(
     statistics: StatisticSet,
     gram: Tensor,
     strength: float | Literal["auto"],
-) -> list[Tensor]:
-    """Return what weights of one input are rounded from; see ``_core.corrected``.
+) -> tuple[list[Tensor], float]:
+    """Return what weights of one input are rounded from (``_core.corrected``), and the strength.
 
     Args:
         weights: [out, in] each.
@@ -29,7 +29,7 @@ def corrected(
     if strength == "auto":
         strength = held_out_strength(weights, statistics)
     options = CorrectionOptions(strength)
-    return _core.corrected(list(weights), gram, _deviation(statistics), options)
+    return _core.corrected(list(weights), gram, _deviation(statistics), options), strength
 
 
 def held_out_strength(weights: Sequence[Tensor], statistics: StatisticSet) -> float:

@@ -205,8 +205,15 @@ class GptqQuantizer(Quantizer):
         if statistics is None:
             raise ValueError("gptq needs calibration; give a calibration set, or use method='rtn'.")
         gram, targets = statistics.gram(), list(weights)
-        if self._correction:
-            targets = corrected(targets, statistics, gram, self._correction)
+        if not self._correction:
+            return self._rounded(targets, gram, sensitivity)
+        targets, strength = corrected(targets, statistics, gram, self._correction)
+        found = self._rounded(targets, gram, sensitivity)
+        return [linear.replaced(correction=strength) for linear in found]
+
+    def _rounded(
+        self, targets: Sequence[Tensor], gram: Tensor, sensitivity: Sensitivity | None
+    ) -> list[QuantizedLinear]:
         if sensitivity is None:
             return _core.gptq(targets, gram, self._gptq)
         outputs = [

@@ -176,6 +176,23 @@ def test_a_linear_can_be_put_together_again():
     assert again.loss is None
 
 
+def test_a_linear_is_replaced_in_part():
+    known = {"loss": 2.0, "damp": 0.5, "dead_channels": 3, "input_bound": 7.0, "correction": 0.25}
+    rounded = core.rtn(random_weight(4, 32), core.GridSpec(4, 32))
+    linear = core.QuantizedLinear(rounded.codes, rounded.grid, **known)
+    grid = core.Grid(2 * rounded.grid.scale, rounded.grid.zero, rounded.grid.spec)
+    other = linear.replaced(grid=grid, input_bound=1.0, correction=0.0)
+    assert torch.equal(other.dequantize(), 2 * linear.dequantize())
+    changed = {**known, "input_bound": 1.0, "correction": 0.0}
+    for found, wanted in (
+        (other, changed),
+        (linear, known),  # is left as it was
+        (linear.replaced(), known),
+        (linear.to(torch.device("cpu")), known),
+    ):
+        assert {name: getattr(found, name) for name in known} == wanted
+
+
 def test_specs_say_what_they_are():
     spec = core.GridSpec(3, 64, True, "mse", torch.bfloat16)
     assert (spec.bits, spec.group_size, spec.symmetric) == (3, 64, True)

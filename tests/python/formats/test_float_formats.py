@@ -19,7 +19,7 @@ from core_data import random_gram, random_weight
 
 from mlcalib import _core
 from mlcalib._core import GptqOptions, GridSpec
-from mlcalib.formats import formats, replaced
+from mlcalib.formats import formats
 
 NAMES = ("mxfp4", "nvfp4", "nvfp4-w4a4", "fp8", "fp8-static")
 MXFP4, NVFP4, W4A4, FP8, STATIC = (formats.get(f"compressed-tensors-{name}")() for name in NAMES)
@@ -50,7 +50,7 @@ ALL = pytest.mark.parametrize(
 def solved(form, rows=24, columns=128, seed=0):
     weight = (random_weight(rows, columns, seed) * 0.05).bfloat16()
     linear = _core.gptq(weight, random_gram(columns), GptqOptions(SPECS[form]))
-    return weight, replaced(linear, input_bound=7.3) if form.static_inputs else linear
+    return weight, linear.replaced(input_bound=7.3) if form.static_inputs else linear
 
 
 @ALL
@@ -116,7 +116,7 @@ def test_inputs_are_rounded_as_the_compressed_tensors_library_rounds_them():
 def test_a_linear_without_a_range_of_its_input_is_refused(form):
     _, linear = solved(form)
     with pytest.raises(ValueError, match="a: the range of its input is not known"):
-        form.pack("a", replaced(linear, input_bound=0.0))
+        form.pack("a", linear.replaced(input_bound=0.0))
 
 
 @INPUTS

@@ -6,7 +6,7 @@ import torch
 from mlcalib import _core
 from mlcalib._core import GridSpec
 from mlcalib.common.gguf_types import BLOCK_TYPES
-from mlcalib.formats import formats, replaced
+from mlcalib.formats import formats
 from mlcalib.quantization.recipe import bits_per_weight
 
 ROWS, COLUMNS = 32, 512
@@ -58,7 +58,7 @@ BESIDE = ("weight_shape", "quant_map", "bitsandbytes__nf4", "g_idx")
 def test_bits_are_those_of_the_packed_tensors(name, spec):
     form = formats.get(name)()
     weight = torch.randn(ROWS, COLUMNS, generator=torch.Generator().manual_seed(0))
-    linear = replaced(_core.rtn(weight, _core.with_global_scale(spec, [weight])), input_bound=2.0)
+    linear = _core.rtn(weight, _core.with_global_scale(spec, [weight])).replaced(input_bound=2.0)
     stored = {
         key: tensor
         for key, tensor in form.pack("linear", linear).items()

@@ -141,7 +141,7 @@ def test_halves_are_mixed_and_scaled_with_the_whole(weight, seed):
 
 
 def corrected_weights(model, calibration, strength, bits, before):
-    """The definition, written plainly: linear (name in the model) → its dequantized weight.
+    """The definition, written plainly: linear (name in the model) → weight, strength.
 
     Each is solved behind those ``before`` it: a code that sums in another order have moved would
     else be seen by all that come after it.
@@ -190,7 +190,7 @@ def corrected_weights(model, calibration, strength, bits, before):
             for member, solved in zip(
                 members, core.gptq(targets, gram_of(x), options), strict=True
             ):
-                found[f"{name}.{member}"] = solved.dequantize()
+                found[f"{name}.{member}"] = solved.dequantize(), taken
                 adapter.linear(own, member).weight.data = before[f"{name}.{member}"].dequantize()
         states = [
             (run_block(block, floating, inputs[name]), run_block(own, quantized, inputs[name]), n)
@@ -208,12 +208,16 @@ def test_a_model_is_what_the_definition_says(strength, calibration, tokenizer):
     )
     wanted = corrected_weights(model, calibration, strength, 4, quantized.linears)
     plain = mlcalib.quantize(model, calibration, tokenizer=tokenizer, group_size=32, progress=False)
-    for name, weight in wanted.items():
+    recorded = quantized.metadata("compressed-tensors")["layers"]
+    for name, (weight, taken) in wanted.items():
         linear = quantized.linears[name]
+        assert linear.correction == pytest.approx(taken, abs=0.02)
+        assert recorded[name].get("correction", 0) == linear.correction
         step = linear.grid.scale.mean()
         same = (linear.dequantize() - weight).abs() < step / 2
         assert same.float().mean() > 0.99, name
         if name.startswith("model.layers.2"):
+            assert plain.linears[name].correction == 0
             other = plain.linears[name].dequantize()
             assert ((other - weight).abs() < step / 2).float().mean() < 0.99
 

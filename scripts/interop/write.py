@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from mlcalib._core import GridSpec, rtn
 from mlcalib.checkpoints import save_checkpoint
 from mlcalib.common.gguf_types import MIXES
-from mlcalib.formats import formats, replaced, types_in_mix
+from mlcalib.formats import formats, types_in_mix
 from mlcalib.formats._gguf_blocks import GGUF_GRIDS
 from mlcalib.models import gguf_architectures
 from mlcalib.models.llm_int8 import Int8Linear
@@ -104,7 +104,7 @@ def write(folder: Path, model: Any, tokenizer: Any, form: str, spec: GridSpec) -
     Where it has static ranges of inputs they are such that the largest values are clipped.
     """
     quantized = {
-        name: replaced(rtn(module.weight.detach(), spec), input_bound=3.0)
+        name: rtn(module.weight.detach(), spec).replaced(input_bound=3.0)
         for name, module in linears_of(model).items()
     }
     checkpoint_format = formats.get(form)()

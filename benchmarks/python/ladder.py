@@ -62,9 +62,7 @@ def options_of(step: str) -> dict[str, Any]:
             f"'{step}' is not one of {', '.join(STEPS)}, or one of these and options, such as "
             "best:sweeps=0"
         )
-    return STEPS[name] | {
-        option: json.loads(value) if value[0].isdigit() else value for option, value in given
-    }
+    return STEPS[name] | dict(given)  # quantizers take values as text, as from the command line
 
 
 def known_step(step: str) -> str:

@@ -95,7 +95,7 @@ class BitsAndBytesDouble(BitsAndBytes):
         if not alike or state.get("nested_blocksize") != _BLOCK or offset <= 0:
             return linear
         own = GridSpec(4, size, True, scale_dtype=torch.uint8, numbers="nf4", global_scale=offset)
-        return QuantizedLinear(linear.codes, Grid(linear.grid.scale, linear.grid.zero, own))
+        return linear.replaced(grid=Grid(linear.grid.scale, linear.grid.zero, own))
 
 
 def _nested(name: str, scale: Tensor, offset: float) -> tuple[Tensor, Tensor]:
